@@ -1,0 +1,1 @@
+"""spatialvlm: spatial sense for small vision-language models, and honest proof of it."""

@@ -1,0 +1,138 @@
+"""What crosses the borders between the rooms of the project.
+
+Legend of dimension suffixes, used everywhere: B batch, T text positions, S keys, N tiles (distinct image
+tiles of a batch, flat), I tiles of one sample, P image tokens (or patches) of one tile, K supervised
+positions or options, H height or head size, W width, C channels, D model width, F feed-forward width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+IMAGE_MARK = "<image>"
+
+
+class UserError(Exception):
+  """A mistake that the user can mend: one line that says what is wrong, where, and what to do.
+
+  `launch/` prints it without a traceback and ends with exit code 2.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """One exchange. `prompt` may hold `<image>` marks; the loss is taken on `answer` only."""
+
+  prompt: str
+  answer: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+  """One training conversation on the host.
+
+  Attributes:
+    images: uint8 arrays (H, W, 3), RGB.
+    turns: the conversation. Where no prompt holds an `<image>` mark, all images stand before the first
+      prompt, as SmolVLM was trained.
+    dense: targets per pixel of `images[0]`, e.g. `depth` (H, W) float32 in metres, for auxiliary losses.
+  """
+
+  images: tuple[np.ndarray, ...]
+  turns: tuple[Turn, ...]
+  id: str = ""
+  task: str = ""
+  source: str = ""
+  dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+  """One multiple-choice question in CV-Bench's schema, its image decoded.
+
+  `answer` indexes `choices`; `prompt` is the question with its lettered options as the data set writes it.
+  """
+
+  idx: int
+  type: str
+  task: str
+  image: np.ndarray
+  question: str
+  choices: tuple[str, ...]
+  answer: int
+  prompt: str
+  source: str
+  source_dataset: str = ""
+  filename: str = ""
+  source_filename: str = ""
+  target_class: str | None = None
+  target_size: int | None = None
+  bbox: tuple[tuple[float, ...], ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLayout:
+  """All that `data` must know of a model: how an image becomes tiles and tokens.
+
+  Attributes:
+    tile_size: side of the square tiles in pixels.
+    tokens_per_tile: image tokens that the connector makes of one tile.
+    max_tiles: most tiles an image may become (the global view counted), the tile budget.
+    image_token_id: the placeholder's id in the vocabulary.
+    max_length: longest sequence that the decoder takes.
+  """
+
+  tile_size: int
+  tokens_per_tile: int
+  max_tiles: int
+  image_token_id: int
+  max_length: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """Output of a vision encoder: `patches_NPD` and its grid (rows, columns), row-major."""
+
+  patches_NPD: jax.Array
+  grid: tuple[int, int] = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """What a model reads: one fixed shape per bucket. Every field may be sharded along its first axis.
+
+  Attributes:
+    tokens_BT: int32 ids.
+    valid_BT: bool, false at padding (left or right).
+    pixels_NHWC: float32, normalised tiles; tiles that pad a bucket are zero. None without images.
+    pixel_mask_NHW: bool, true at real pixels; None means that all are.
+    features_NPD: image tokens after the connector, instead of `pixels_NHWC`, where they are cached.
+    tile_index_BI: int32, the tiles of each sample as indices into N, -1 for none. None means that the
+      tiles are aligned with their samples: N = B * I in order (training, so that a sample's tiles lie on
+      its own shard).
+    image_slot_BT: int32, for an image token its place among its sample's I * P image tokens, else -1.
+    mask_ar_BT: bool, false where a position belongs to a bidirectional prefix; None means causal.
+    target_index_BK: int32, positions t of the supervised tokens (predicted from t - 1), -1 for none.
+    example_mask_B: bool, false for samples that only fill a batch.
+    dense: per-tile targets of auxiliary losses, leading axis N.
+  """
+
+  tokens_BT: Any
+  valid_BT: Any
+  pixels_NHWC: Any = None
+  pixel_mask_NHW: Any = None
+  features_NPD: Any = None
+  tile_index_BI: Any = None
+  image_slot_BT: Any = None
+  mask_ar_BT: Any = None
+  target_index_BK: Any = None
+  example_mask_B: Any = None
+  dense: Any = None
