@@ -197,25 +197,42 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
-  """A multiple-choice evaluation.
+class ScoreConfig:
+  """How multiple-choice questions are scored.
+
+  Attributes:
+    batch_size: questions of one prefill.
+    limit: only the first so many questions, 0 for all.
+    protocol: a key of `evaluation.protocols.PROTOCOLS`.
+    lengths: sequence buckets, ascending; a longer prompt is refused.
+    tiles: buckets of tiles per question, ascending.
+    pool_tiles: encoded tiles kept on the device for further questions on the same images; the least
+      recently used go first.
+    bootstrap: resamples of the intervals.
+    seed: of the resamples and folds.
+  """
+
+  batch_size: int = 32
+  limit: int = 0
+  protocol: str = "native"
+  lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+  tiles: tuple[int, ...] = (1, 5, 13, 17)
+  pool_tiles: int = 1024
+  bootstrap: int = 2000
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(ScoreConfig):
+  """The evaluation that belongs to a training run.
 
   Attributes:
     source: where the questions come from: kind "cvbench" (parquet of its schema, or the hub) or "scenes".
-    batch_size: questions of one prefill.
-    limit: only the first so many questions, 0 for all.
     before: whether training scores the untrained model as well.
   """
 
   source: SourceConfig = SourceConfig(kind="scenes", split="test", seed=1_000_000, size=1000)
-  batch_size: int = 32
-  limit: int = 0
-  protocol: str = "native"
   before: bool = True
-  lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-  tiles: tuple[int, ...] = (1, 5, 13, 17)
-  bootstrap: int = 2000
-  seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,15 +259,35 @@ class RunConfig:
   log: LogConfig = LogConfig()
 
 
-def from_config_dict(config: Mapping[str, Any]) -> RunConfig:
-  """Reads a ConfigDict (or any nested mapping) into a RunConfig.
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """An evaluation on its own (`launch/evaluate.py`).
+
+  Attributes:
+    adapter: PEFT folder that is laid over the model, None for the model alone.
+    data: where the questions come from, kind "cvbench" or "scenes".
+  """
+
+  name: str = "evaluate"
+  model: ModelConfig = ModelConfig()
+  adapter: str | None = None
+  data: SourceConfig = SourceConfig(kind="cvbench", split="test")
+  score: ScoreConfig = ScoreConfig()
+  mesh: MeshConfig = MeshConfig()
+
+
+T = typing.TypeVar("T")
+
+
+def from_config_dict(config: Mapping[str, Any], cls: type[T] = RunConfig) -> T:
+  """Reads a ConfigDict (or any nested mapping) into a RunConfig, or into another config class.
 
   Raises:
     UserError: an unknown key (with the nearest known one) or a value of the wrong type, by its full name.
   """
   if hasattr(config, "to_dict"):
     config = config.to_dict()
-  return _build(RunConfig, config, "config")
+  return _build(cls, config, "config")
 
 
 def to_dict(config: Any) -> Any:

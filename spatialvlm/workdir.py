@@ -1,0 +1,174 @@
+"""The rules of a workdir, for every command alike: never overwritten in silence, continued only if it matches."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from spatialvlm import config as config_lib
+from spatialvlm.types import UserError
+
+CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
+IDENTITY_FILE = "identity.json"
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "transformers",
+  "numpy",
+  "spatialvlm",
+)
+
+
+def choose(flag: str | None, config: Any) -> pathlib.Path:
+  """The folder of a run: what the user names, else `runs/<name>-<fingerprint>`."""
+  if flag:
+    return pathlib.Path(flag)
+  return pathlib.Path("runs") / f"{config.name}-{config_lib.fingerprint(config)}"
+
+
+def check(path: pathlib.Path, config: Any) -> bool:
+  """Whether `path` holds a run of exactly this config (True) or nothing yet (False); touches nothing.
+
+  Raises:
+    UserError: `path` holds other files, or a run with other settings (the first few that differ are named).
+  """
+  if not path.exists():
+    return False
+  if not path.is_dir():
+    raise UserError(f"{path}: is a file; name a folder with --workdir")
+  stored = path / CONFIG_FILE
+  if not stored.exists():
+    if any(path.iterdir()):
+      raise UserError(f"{path}: not empty, and it holds no run ({CONFIG_FILE}); name another --workdir")
+    return False
+  other = _different(_read(stored), config_lib.to_dict(config))
+  if other:
+    more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+    raise UserError(
+      f"{path}: holds a run with other settings ({'; '.join(other[:3])}{more}); name another --workdir"
+    )
+  return True
+
+
+def claim(path: pathlib.Path, config: Any, identity: Mapping[str, Any] | None = None) -> bool:
+  """Makes the folder of a run and writes what the run is; returns whether it continues an earlier one.
+
+  Beside the config stand the package versions, git revision and devices (of the first start), and
+  `identity`: what the names in the config stood for, e.g. hashes of weights. A run is continued only if
+  these are the same, so that a file never mixes two models.
+
+  Raises:
+    UserError: as `check`; another identity; or the folder cannot be written.
+  """
+  continues = check(path, config)
+  identity = json.loads(json.dumps(identity or {}))
+  if continues and (path / IDENTITY_FILE).exists():
+    other = _different(_read(path / IDENTITY_FILE), identity)
+    if other:
+      raise UserError(f"{path}: began with other inputs ({'; '.join(other[:3])}); name another --workdir")
+  if jax.process_index() == 0 and not continues:
+    with writing(path):
+      path.mkdir(parents=True, exist_ok=True)
+    write_json(path / ENVIRONMENT_FILE, environment())
+    write_json(path / IDENTITY_FILE, identity)
+    # The last of the three: a folder with a config is a run that began in order.
+    write_json(path / CONFIG_FILE, config_lib.to_dict(config))
+  return continues
+
+
+def environment() -> dict[str, Any]:
+  """What a result depends on beside its config: versions, git revision, devices."""
+  versions = {}
+  for name in PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[name] = importlib.metadata.version(name)
+  devices = jax.devices()
+  return {
+    "packages": versions,
+    "python": platform.python_version(),
+    "platform": platform.platform(),
+    "git": _git_revision(),
+    "devices": {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()},
+  }
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file whole or not at all.
+
+  Raises:
+    UserError: the disk is full, or the folder cannot be written.
+  """
+  write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text file whole or not at all; errors as `write_json`."""
+  temporary = path.with_name(path.name + ".tmp")
+  with writing(path):
+    try:
+      with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+      os.replace(temporary, path)
+    except BaseException:
+      temporary.unlink(missing_ok=True)
+      raise
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Turns a full disk and a folder that cannot be written into a `UserError` that names `path`."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise UserError(f"{path}: no space left on the disk; free some and run the same command again") from e
+    if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+      raise UserError(f"{path}: cannot be written ({e.strerror}); name another --workdir") from e
+    raise
+
+
+def _read(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as e:
+    raise UserError(f"{path}: not valid JSON ({e}); name another --workdir") from e
+
+
+def _different(old: Any, new: Any, where: str = "") -> list[str]:
+  """`key: old, now new` for every leaf in which two nested JSON values differ."""
+  if isinstance(old, Mapping) and isinstance(new, Mapping):
+    found = []
+    for key in sorted({*old, *new}):
+      found += _different(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+    return found
+  return [] if old == new else [f"{where}: {json.dumps(old)}, now {json.dumps(new)}"]
+
+
+def _git_revision() -> str | None:
+  """The checkout's commit, `-dirty` where files differ from it; None outside of a checkout."""
+  here = pathlib.Path(__file__).resolve().parent.parent
+  if not (here / ".git").exists():
+    return None
+  command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+  try:
+    found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return found.stdout.strip() or None
