@@ -1,0 +1,220 @@
+"""Encoded examples to batches of fixed shapes (numpy, on the host).
+
+A shape is a bucket (length, tiles, targets): the whole batch goes to the bucket of its largest example, so
+that a batch depends on its own examples only and a stream needs no buffers that a checkpoint would have to
+keep. Padding stands on the right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from spatialvlm.types import Batch, UserError
+
+if TYPE_CHECKING:
+  from spatialvlm.data.processor import Encoded
+
+
+class Bucket(NamedTuple):
+  """The shape of a batch: `length` T, `tiles` per sample I (0: no pixels), supervised `targets` K."""
+
+  length: int
+  tiles: int
+  targets: int
+
+
+def bucket_of(
+  encoded: Sequence[Encoded], *, lengths: Sequence[int], tiles: Sequence[int], targets: int
+) -> Bucket:
+  """The smallest bucket that holds all of `encoded`.
+
+  Args:
+    lengths: ascending sequence lengths.
+    tiles: ascending numbers of tiles per sample; samples without any image need none of them.
+    targets: the least K; it doubles until the supervised positions fit. 0 where nothing is supervised.
+
+  Raises:
+    UserError: an example is larger than the largest bucket.
+  """
+  length = _smallest(lengths, max(len(e.tokens) for e in encoded), "tokens", "lengths")
+  most_tiles = max(len(e.tiles) for e in encoded)
+  supervised = max(int(np.count_nonzero(e.loss_mask)) for e in encoded) if targets else 0
+  while 0 < targets < supervised:
+    targets *= 2
+  return Bucket(length, _smallest(tiles, most_tiles, "image tiles", "tiles") if most_tiles else 0, targets)
+
+
+def largest(buckets: Sequence[Bucket]) -> Bucket:
+  """The bucket that holds all of `buckets`: what several processes agree on before a step."""
+  return Bucket(*(max(sizes) for sizes in zip(*buckets, strict=True)))
+
+
+def collate(
+  encoded: Sequence[Encoded], *, length: int, tiles: int, targets: int, pad_id: int, batch_size: int
+) -> Batch:
+  """A batch whose tiles stand in order beside their samples: N = B * I, `tile_index_BI` None.
+
+  Args:
+    encoded: at most `batch_size` examples, each of which fits the bucket; rows beyond them are padding with
+      `example_mask_B` false.
+    targets: K of `target_index_BK`; 0 leaves it None.
+    pad_id: token id at padding.
+  """
+  rows = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
+  if not tiles:
+    return Batch(**rows)
+  starts = [i * tiles for i in range(len(encoded))]
+  parts = [e.tiles for e in encoded]
+  return Batch(
+    **rows,
+    pixels_NHWC=_scatter(parts, starts, batch_size * tiles, 0.0),
+    pixel_mask_NHW=_pixel_masks(encoded, starts, batch_size * tiles),
+    dense=_dense(encoded, starts, batch_size * tiles),
+  )
+
+
+def collate_shared(
+  encoded: Sequence[Encoded],
+  *,
+  length: int,
+  tiles: int,
+  pad_id: int,
+  batch_size: int,
+  targets: int = 0,
+  multiple: int = 1,
+) -> Batch:
+  """A batch for evaluation whose equal tiles are kept, and encoded, once.
+
+  `tile_index_BI` points into the N distinct tiles. So that shapes stay few, N is `batch_size * tiles` halved
+  as often as the distinct tiles fit and N stays a multiple of `multiple` (the devices it is sharded over).
+  """
+  rows = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
+  if not tiles:
+    return Batch(**rows)
+  places: dict[bytes, int] = {}
+  distinct, index_BI = [], np.full((batch_size, tiles), -1, np.int32)
+  for row, e in enumerate(encoded):
+    for column, tile in enumerate(e.tiles):
+      key = hashlib.blake2b(np.ascontiguousarray(tile), digest_size=16).digest()
+      if e.pixel_mask is not None:
+        key += hashlib.blake2b(np.ascontiguousarray(e.pixel_mask[column]), digest_size=16).digest()
+      if key not in places:
+        places[key] = len(distinct)
+        distinct.append((tile, None if e.pixel_mask is None else e.pixel_mask[column]))
+      index_BI[row, column] = places[key]
+  count = batch_size * tiles
+  while count % (2 * multiple) == 0 and count // 2 >= len(distinct):
+    count //= 2
+  pixels = np.zeros((count, *distinct[0][0].shape), np.float32)
+  for place, (tile, _) in enumerate(distinct):
+    pixels[place] = tile
+  mask = None
+  if any(m is not None for _, m in distinct):
+    mask = np.ones(pixels.shape[:3], bool)
+    for place, (_, m) in enumerate(distinct):
+      mask[place] = True if m is None else m
+  return Batch(**rows, pixels_NHWC=pixels, pixel_mask_NHW=mask, tile_index_BI=index_BI)
+
+
+def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
+  """Pads an aligned batch to a larger bucket, where another process's share of the step needs one."""
+  rows, length = batch.tokens_BT.shape
+  more = bucket.length - length
+
+  def wider(array, value, by):
+    return np.pad(array, ((0, 0), (0, by)), constant_values=value) if by else array
+
+  targets = batch.target_index_BK
+  if bucket.targets:
+    targets = np.full((rows, 0), -1, np.int32) if targets is None else targets
+    targets = wider(targets, -1, bucket.targets - targets.shape[1])
+  pixels = batch.pixels_NHWC
+  if pixels is None and bucket.tiles:
+    pixels = np.zeros((0, tile_size, tile_size, 3), np.float32)
+
+  def more_tiles(array, value):
+    if array is None:
+      return None
+    aligned = array.reshape(rows, -1, *array.shape[1:])
+    out = np.full((rows, bucket.tiles, *array.shape[1:]), value, array.dtype)
+    out[:, : aligned.shape[1]] = aligned
+    return out.reshape(-1, *array.shape[1:])
+
+  return Batch(
+    tokens_BT=wider(batch.tokens_BT, pad_id, more),
+    valid_BT=wider(batch.valid_BT, False, more),
+    image_slot_BT=wider(batch.image_slot_BT, -1, more),
+    target_index_BK=targets,
+    example_mask_B=batch.example_mask_B,
+    pixels_NHWC=more_tiles(pixels, 0.0),
+    pixel_mask_NHW=more_tiles(batch.pixel_mask_NHW, True),
+    dense=None if batch.dense is None else {k: more_tiles(v, _missing(v)) for k, v in batch.dense.items()},
+  )
+
+
+def _smallest(sizes: Sequence[int], needed: int, what: str, setting: str) -> int:
+  for size in sizes:
+    if size >= needed:
+      return size
+  raise UserError(
+    f"an example of {needed} {what} does not fit the largest bucket, {max(sizes, default=0)}; "
+    f"raise `{setting}` in the config, or lower model.max_tiles or model.longest_edge"
+  )
+
+
+def _text_rows(encoded, *, length, targets, pad_id, batch_size) -> dict[str, np.ndarray]:
+  tokens = np.full((batch_size, length), pad_id, np.int32)
+  valid = np.zeros((batch_size, length), bool)
+  slots = np.full((batch_size, length), -1, np.int32)
+  index = np.full((batch_size, targets), -1, np.int32)
+  for row, e in enumerate(encoded):
+    size = len(e.tokens)
+    tokens[row, :size] = e.tokens
+    valid[row, :size] = True
+    slots[row, :size] = e.image_slot
+    if targets:
+      supervised = np.flatnonzero(e.loss_mask)
+      index[row, : len(supervised)] = supervised
+  return dict(
+    tokens_BT=tokens,
+    valid_BT=valid,
+    image_slot_BT=slots,
+    target_index_BK=index if targets else None,
+    example_mask_B=np.arange(batch_size) < len(encoded),
+  )
+
+
+def _scatter(parts: Sequence[np.ndarray], starts: Sequence[int], count: int, value: float) -> np.ndarray:
+  """Writes the parts at their starts along the first axis of an array of `count` rows."""
+  shape = next(p.shape[1:] for p in parts if len(p))
+  out = np.full((count, *shape), value, next(p.dtype for p in parts if len(p)))
+  for part, start in zip(parts, starts, strict=True):
+    if len(part):
+      out[start : start + len(part)] = part
+  return out
+
+
+def _pixel_masks(encoded, starts, count) -> np.ndarray | None:
+  """`pixel_mask_NHW`, or None where every pixel is real: the common case, and one attention mask less."""
+  if all(e.pixel_mask is None for e in encoded):
+    return None
+  parts = [np.ones(e.tiles.shape[:3], bool) if e.pixel_mask is None else e.pixel_mask for e in encoded]
+  return _scatter(parts, starts, count, True)
+
+
+def _dense(encoded, starts, count) -> dict[str, np.ndarray] | None:
+  """Per-tile targets of all examples; those that an example does not have are NaN (-1 for integers)."""
+  names = sorted({name for e in encoded for name in e.dense})
+  out = {}
+  for name in names:
+    parts = [e.dense.get(name, np.zeros((0,))) for e in encoded]
+    out[name] = _scatter(parts, starts, count, _missing(next(p for p in parts if len(p))))
+  return out or None
+
+
+def _missing(array: np.ndarray) -> float:
+  return np.nan if np.issubdtype(array.dtype, np.floating) else -1

@@ -1,0 +1,46 @@
+"""What is checked of every encoded example: the commonest mistakes in fine-tuning vision-language models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spatialvlm.types import ImageLayout, UserError
+
+if TYPE_CHECKING:
+  from spatialvlm.data.processor import Encoded
+
+
+def check_encoded(encoded: Encoded, layout: ImageLayout, *, longest: int) -> None:
+  """Refuses an example that would train a model wrongly.
+
+  Args:
+    longest: the largest sequence bucket.
+
+  Raises:
+    UserError: the number of image tokens is not the number that the tiles give (cut or doubled ones), an
+      image token or the first position is supervised, nothing is supervised, or the example is too long.
+  """
+  tokens, loss = np.asarray(encoded.tokens), np.asarray(encoded.loss_mask)
+  image = tokens == layout.image_token_id
+  wanted = len(encoded.tiles) * layout.tokens_per_tile
+  found = int(np.count_nonzero(image))
+  if found != wanted:
+    raise UserError(
+      f"{found} image tokens for {len(encoded.tiles)} tiles of {layout.tokens_per_tile} ({wanted} wanted); "
+      "image tokens were cut, or the text holds the image token itself"
+    )
+  if not np.array_equal(np.flatnonzero(encoded.image_slot >= 0), np.flatnonzero(image)):
+    raise UserError("image features would land on tokens that are no image tokens")
+  if len(tokens) > min(longest, layout.max_length):
+    raise UserError(
+      f"{len(tokens)} tokens are more than the longest sequence of {min(longest, layout.max_length)}; "
+      "shorten the text, lower model.max_tiles or model.longest_edge, or raise data.lengths"
+    )
+  if np.any(loss & image):
+    raise UserError(f"the loss would be taken on {np.count_nonzero(loss & image)} image tokens")
+  if not np.any(loss):
+    raise UserError("no token is supervised; the answer is empty")
+  if loss[0]:
+    raise UserError("the first token is supervised, but nothing stands before it to predict it from")

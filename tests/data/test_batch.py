@@ -1,0 +1,105 @@
+"""Collation against what a reader would write by hand."""
+
+import numpy as np
+import pytest
+
+from spatialvlm.data.batch import Bucket, bucket_of, collate, collate_shared, grow, largest
+from spatialvlm.types import UserError
+from tests.data.fakes import FakeEncoded
+
+
+def encoded(length, tiles, supervised, value=1.0, **kwargs):
+  loss = np.zeros(length, bool)
+  loss[length - supervised :] = True
+  slot = np.full(length, -1, np.int32)
+  slot[: 2 * tiles] = np.arange(2 * tiles)
+  pixels = np.full((tiles, 2, 2, 3), value, np.float32)
+  return FakeEncoded(np.arange(10, 10 + length, dtype=np.int32), loss, slot, pixels, **kwargs)
+
+
+SIZES = dict(lengths=(4, 8), tiles=(1, 3), targets=2)
+
+
+def test_the_bucket_is_the_smallest_that_holds_all():
+  assert bucket_of([encoded(4, 1, 1)], **SIZES) == Bucket(4, 1, 2)
+  assert bucket_of([encoded(4, 1, 1), encoded(5, 0, 3)], **SIZES) == Bucket(8, 1, 4)
+  assert bucket_of([encoded(5, 2, 5)], **SIZES) == Bucket(8, 3, 8)
+  assert bucket_of([encoded(5, 0, 1)], **SIZES) == Bucket(8, 0, 2)
+  assert bucket_of([encoded(5, 0, 1)], lengths=(8,), tiles=(1,), targets=0) == Bucket(8, 0, 0)
+  assert largest([Bucket(8, 0, 2), Bucket(4, 3, 2)]) == Bucket(8, 3, 2)
+
+
+@pytest.mark.parametrize("size, message", [((9, 1, 1), "9 tokens"), ((8, 4, 1), "4 image tiles")])
+def test_what_fits_no_bucket_is_refused(size, message):
+  with pytest.raises(UserError, match=message):
+    bucket_of([encoded(*size)], **SIZES)
+
+
+def test_rows_are_padded_on_the_right_and_tiles_stand_beside_their_sample():
+  batch = collate(
+    [encoded(3, 1, 1, 0.5), encoded(5, 0, 2), encoded(4, 2, 1, 0.25)],
+    length=6, tiles=2, targets=2, pad_id=7, batch_size=4,
+  )  # fmt: skip
+  np.testing.assert_array_equal(batch.tokens_BT[0], [10, 11, 12, 7, 7, 7])
+  np.testing.assert_array_equal(batch.valid_BT.sum(1), [3, 5, 4, 0])
+  np.testing.assert_array_equal(batch.tokens_BT[3], [7] * 6)
+  np.testing.assert_array_equal(batch.target_index_BK, [[2, -1], [3, 4], [3, -1], [-1, -1]])
+  np.testing.assert_array_equal(batch.image_slot_BT[2], [0, 1, 2, 3, -1, -1])
+  np.testing.assert_array_equal(batch.example_mask_B, [True, True, True, False])
+  assert batch.tile_index_BI is None and batch.pixel_mask_NHW is None and batch.dense is None
+  np.testing.assert_array_equal(batch.pixels_NHWC[:, 0, 0, 0], [0.5, 0, 0, 0, 0.25, 0.25, 0, 0])
+  assert batch.pixels_NHWC.dtype == np.float32 and batch.tokens_BT.dtype == np.int32
+
+
+def test_masks_and_dense_targets_follow_their_tiles():
+  mask = np.zeros((1, 2, 2), bool)
+  depth = np.full((1, 4, 4), 3.0, np.float32)
+  ids = np.full((1, 4), 6, np.int32)
+  batch = collate(
+    [encoded(3, 1, 1), encoded(3, 1, 1, pixel_mask=mask, dense={"depth": depth, "ids": ids})],
+    length=4, tiles=1, targets=1, pad_id=0, batch_size=2,
+  )  # fmt: skip
+  np.testing.assert_array_equal(batch.pixel_mask_NHW.all((1, 2)), [True, False])
+  assert np.isnan(batch.dense["depth"][0]).all() and (batch.dense["depth"][1] == 3).all()
+  assert (batch.dense["ids"][0] == -1).all() and (batch.dense["ids"][1] == 6).all()
+
+
+def test_a_batch_without_images_has_no_pixels():
+  batch = collate([encoded(3, 0, 1)], length=4, tiles=0, targets=1, pad_id=0, batch_size=2)
+  assert batch.pixels_NHWC is None and batch.target_index_BK.shape == (2, 1)
+
+
+def test_equal_tiles_are_kept_once():
+  rows = [encoded(5, 2, 1, 0.5), encoded(5, 1, 1, 0.5), encoded(3, 0, 1), encoded(4, 1, 1, 0.25)]
+  rows[0].tiles[1] = 0.75
+  batch = collate_shared(rows, length=8, tiles=2, pad_id=0, batch_size=4)
+  np.testing.assert_array_equal(batch.tile_index_BI, [[0, 1], [0, -1], [-1, -1], [2, -1]])
+  np.testing.assert_array_equal(batch.pixels_NHWC[:, 0, 0, 0], [0.5, 0.75, 0.25, 0])
+  assert batch.target_index_BK is None
+  assert len(collate_shared(rows, length=8, tiles=2, pad_id=0, batch_size=4, multiple=8).pixels_NHWC) == 8
+
+
+def test_equal_tiles_of_unequal_masks_are_two():
+  mask = np.ones((1, 2, 2), bool)
+  mask[0, 0] = False
+  batch = collate_shared(
+    [encoded(3, 1, 1), encoded(3, 1, 1, pixel_mask=mask)], length=4, tiles=1, pad_id=0, batch_size=2
+  )
+  np.testing.assert_array_equal(batch.tile_index_BI, [[0], [1]])
+  np.testing.assert_array_equal(batch.pixel_mask_NHW.all((1, 2)), [True, False])
+
+
+def test_growing_equals_collating_into_the_larger_bucket():
+  rows = [encoded(3, 1, 1, 0.5, dense={"depth": np.ones((1, 2), np.float32)}), encoded(4, 1, 2)]
+  small = collate(rows, length=4, tiles=1, targets=2, pad_id=9, batch_size=3)
+  large = collate(rows, length=8, tiles=3, targets=4, pad_id=9, batch_size=3)
+  grown = grow(small, Bucket(8, 3, 4), pad_id=9, tile_size=2)
+  for name in ("tokens_BT", "valid_BT", "image_slot_BT", "target_index_BK", "pixels_NHWC", "example_mask_B"):
+    np.testing.assert_array_equal(getattr(grown, name), getattr(large, name), err_msg=name)
+  np.testing.assert_array_equal(grown.dense["depth"], large.dense["depth"])
+
+
+def test_growing_gives_pixels_to_a_batch_without_any():
+  small = collate([encoded(3, 0, 1)], length=4, tiles=0, targets=1, pad_id=0, batch_size=2)
+  grown = grow(small, Bucket(4, 3, 1), pad_id=0, tile_size=2)
+  assert grown.pixels_NHWC.shape == (6, 2, 2, 3) and not grown.pixels_NHWC.any()
