@@ -123,7 +123,6 @@ class Batch:
     target_index_BK: int32, positions t of the supervised tokens (predicted from t - 1), -1 for none.
     example_mask_B: bool, false for samples that only fill a batch.
     dense: per-tile targets of auxiliary losses, leading axis N.
-    ids: numpy array of str, ids of the examples; on the host only, dropped before a batch goes to devices.
   """
 
   tokens_BT: Any
@@ -137,4 +136,3 @@ class Batch:
   target_index_BK: Any = None
   example_mask_B: Any = None
   dense: Any = None
-  ids: Any = None
