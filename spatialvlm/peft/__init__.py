@@ -1,0 +1,14 @@
+"""Parameter-efficient fine-tuning: LoRA surgery, Hugging Face PEFT folders in and out, merging."""
+
+from spatialvlm.peft.lora import FullParam, LoraLinear, LoraSpec, seed_dropout
+from spatialvlm.peft.surgery import apply, count_parameters, trainable_filter
+
+__all__ = [
+  "FullParam",
+  "LoraLinear",
+  "LoraSpec",
+  "apply",
+  "count_parameters",
+  "seed_dropout",
+  "trainable_filter",
+]

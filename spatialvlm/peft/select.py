@@ -1,0 +1,97 @@
+"""Which layers: regexes over Hugging Face module names, as transformers and PEFT see them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from spatialvlm.hub import rules
+from spatialvlm.types import UserError
+
+Path = tuple[Any, ...]
+
+
+def parameter_paths(vlm: nnx.Module) -> dict[str, Path]:
+  """Hugging Face name -> path of every base parameter, adapters left out."""
+  paths = {}
+  for path, variable in nnx.iter_graph(vlm):
+    if isinstance(variable, nnx.Param) and not isinstance(variable, nnx.LoRAParam):
+      paths[rules.to_hf(".".join(map(str, path)), vlm.config.family)] = path
+  return paths
+
+
+def linear_paths(vlm: nnx.Module) -> dict[str, Path]:
+  """Hugging Face module name -> path of every linear layer, adapted ones included."""
+  linears = {path for path, module in nnx.iter_modules(vlm) if isinstance(module, nnx.Linear)}
+  named = ((name, path[:-1]) for name, path in parameter_paths(vlm).items() if path[-1] == "kernel")
+  return {name.removesuffix(".weight"): path for name, path in named if path in linears}
+
+
+def get(root: Any, path: Path) -> Any:
+  """The object at `path` below `root`, through attributes and list places."""
+  for part in path:
+    root = root[part] if isinstance(part, int) else getattr(root, part)
+  return root
+
+
+def put(root: Any, path: Path, value: Any) -> None:
+  """Replaces the object at `path` below `root`."""
+  parent = get(root, path[:-1])
+  if isinstance(path[-1], int):
+    parent[path[-1]] = value
+  else:
+    setattr(parent, path[-1], value)
+
+
+def match(pattern: str, names: Iterable[str], where: str) -> list[str]:
+  """The names that `pattern` matches in full.
+
+  Raises:
+    UserError: the pattern is no regex, or matches none; the nearest names are shown.
+  """
+  names = list(names)
+  try:
+    compiled = re.compile(pattern)
+  except re.error as error:
+    raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}") from None
+  found = [name for name in names if compiled.fullmatch(name)]
+  if not found:
+    raise UserError(f"{where}: {pattern!r} matches no layer in full; {near_misses(compiled, names)}")
+  return found
+
+
+def match_parameters(pattern: str, names: Iterable[str], where: str) -> list[str]:
+  """The parameter names that `pattern` matches in full, or of which it matches a module (at any height)."""
+  enclosing = {name: ["", name] for name in names}
+  for name, above in enclosing.items():
+    parts = name.split(".")
+    above[:] = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+  found = set(match(pattern, dict.fromkeys(a for above in enclosing.values() for a in above), where))
+  return [name for name, above in enclosing.items() if found.intersection(above)]
+
+
+def lookup(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+  """The value of the first pattern that matches `name` in full, else `default`."""
+  return next((value for pattern, value in patterns.items() if re.fullmatch(pattern, name)), default)
+
+
+def near_misses(pattern: re.Pattern, names: list[str]) -> str:
+  """What the writer of a pattern without a match may have meant."""
+  inside = [name for name in names if pattern.search(name)]
+  if inside:
+    return (
+      f"names are matched as a whole: '.*{pattern.pattern}.*' would find {len(inside)}, such as {inside[0]!r}"
+    )
+  # one name stands for all layers of a stack
+  kinds = {re.sub(r"\.\d+\.", ".0.", name): name for name in reversed(names)}
+  plain = re.sub(r"\.\d+\.|\\d\+", ".0.", pattern.pattern).replace("\\", "").replace(".*", "")
+  words = [word for word in re.split(r"[^A-Za-z0-9_]+", plain) if len(word) > 2]
+  tails = {kind.rsplit(".", 1)[-1]: kind for kind in reversed(kinds)}
+  near = [tails[t] for word in words for t in difflib.get_close_matches(word, tails, n=2, cutoff=0.6)]
+  near += difflib.get_close_matches(plain, kinds, n=3, cutoff=0.3)
+  near = list(dict.fromkeys(near))[:4] or list(kinds)[:4]
+  return "did you mean " + " or ".join(repr(kinds.get(n, n)) for n in near) + "?"

@@ -1,0 +1,174 @@
+"""Surgery on a loaded model: adapters on linear layers, and parameters that are trained in full."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from spatialvlm.config import PeftConfig
+from spatialvlm.core import axes
+from spatialvlm.peft import select
+from spatialvlm.peft.lora import FullParam, LoraLinear, LoraSpec
+from spatialvlm.types import UserError
+
+
+def apply(vlm: nnx.Module, config: PeftConfig) -> nnx.Module:
+  """Makes `vlm` ready for training as `config` says, in place, and returns it.
+
+  Linear layers that `config.target` names become `LoraLinear`; parameters that `config.full` names become
+  float32 `FullParam`. A layer named by both is trained in full and gets no adapter, as in PEFT. With
+  `config.resume_from` the adapter, its layers, ranks and scales come from that PEFT folder, and of `config`
+  only `full`, `dropout` and `seed` are used.
+
+  Raises:
+    UserError: a pattern that matches nothing (near misses are shown), a bad rank or dropout, an unknown
+      method, or a folder that does not fit.
+  """
+  check(config)
+  if config.resume_from:
+    from spatialvlm.peft import io  # io builds on this module
+
+    io.load_adapter(vlm, config.resume_from, dropout=config.dropout)
+  if config.full:
+    names = select.parameter_paths(vlm)
+    train_in_full(vlm, select.match_parameters(config.full, names, "peft.full"))
+  if config.method == "lora" and not config.resume_from:
+    attach(vlm, plan(vlm, config), config.seed)
+  return vlm
+
+
+def trainable_filter(vlm: nnx.Module, config: PeftConfig) -> nnx.filterlib.Filter:
+  """The filter for `nnx.split(vlm, filter, ...)`: adapters and what is trained in full.
+
+  Raises:
+    UserError: nothing in `vlm` is trainable.
+  """
+  trainable = nnx.Any(nnx.LoRAParam, FullParam)
+  if not jax.tree.leaves(nnx.state(vlm, trainable)):
+    raise UserError(f"peft: nothing is trained with method {config.method!r}; name parameters in peft.full")
+  return trainable
+
+
+def count_parameters(vlm: nnx.Module, trainable: nnx.filterlib.Filter) -> tuple[int, int]:
+  """Numbers (trainable, total) of the model's parameters, adapters counted in both."""
+  count = lambda wanted: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(vlm, wanted)))
+  return count(nnx.All(nnx.Param, trainable)), count(nnx.Param)
+
+
+def plan(vlm: nnx.Module, config: PeftConfig) -> dict[str, LoraSpec]:
+  """Hugging Face module name -> spec of every layer that `config` adapts."""
+  full = {path[:-1] for path, v in nnx.iter_graph(vlm) if isinstance(v, FullParam)}
+  linears = {name: path for name, path in select.linear_paths(vlm).items() if path not in full}
+  targets = select.match(config.target, linears, "peft.target")
+  for field in ("rank_pattern", "alpha_pattern"):
+    for pattern in getattr(config, field):
+      select.match(pattern, targets, f"peft.{field}")
+  return {
+    name: LoraSpec(
+      rank=select.lookup(config.rank_pattern, name, config.rank),
+      alpha=float(select.lookup(config.alpha_pattern, name, config.alpha)),
+      rslora=config.rslora,
+      dora=config.dora,
+      dropout=config.dropout,
+    )
+    for name in targets
+  }
+
+
+def attach(vlm: nnx.Module, specs: Mapping[str, LoraSpec], seed: int) -> None:
+  """Puts a fresh adapter on each named linear layer: A uniform in +-1/sqrt(d_in), B zero, as PEFT draws them.
+
+  What a layer draws depends on `seed` and its name alone, not on the mesh or on the other layers.
+  """
+  paths = select.linear_paths(vlm)
+  for name, spec in specs.items():
+    base = select.get(vlm, paths[name])
+    if isinstance(base, LoraLinear):
+      raise UserError(f"peft: {name} already carries an adapter; merge it before another is added")
+    layer_id = zlib.crc32(name.encode()) & 0x7FFFFFFF
+    bound = 1.0 / math.sqrt(base.in_features)
+    a = np.random.default_rng((seed, layer_id)).uniform(-bound, bound, (base.in_features, spec.rank))
+    b = np.zeros((spec.rank, base.out_features))
+    select.put(vlm, paths[name], adapted(base, spec, a, b, None, layer_id))
+
+
+def adapted(
+  base: nnx.Linear, spec: LoraSpec, a: np.ndarray, b: np.ndarray, magnitude, layer_id: int
+) -> LoraLinear:
+  """A LoraLinear around `base`, its factors float32 on the base's mesh, each axis split as the base's is.
+
+  With DoRA and `magnitude` None, the magnitude is the base's own, so that a zero B changes nothing.
+  """
+  in_name, out_name = base.kernel.get_metadata().get("out_sharding") or (None, None)
+  sharding = getattr(base.kernel.get_raw_value(), "sharding", None)
+  in_mesh, out_mesh = None, None
+  if isinstance(sharding, NamedSharding):
+    in_mesh, out_mesh = (*sharding.spec, None, None)[:2]
+
+  def factor(value, names, places):
+    metadata = axes.logical(*names) if in_name or out_name else {}
+    return nnx.LoRAParam(_placed(value, sharding, PartitionSpec(*places)), **metadata)
+
+  layer = LoraLinear(
+    base,
+    spec,
+    factor(a, (in_name, None), (in_mesh, None)),
+    factor(b, (None, out_name), (None, out_mesh)),
+    None,
+    layer_id,
+  )
+  if spec.dora:
+    if magnitude is None:
+      magnitude = jnp.linalg.norm(base.kernel[...].astype(jnp.float32), axis=0)
+    layer.magnitude = factor(magnitude, (out_name,), (out_mesh,))
+  return layer
+
+
+def train_in_full(vlm: nnx.Module, names: Iterable[str]) -> None:
+  """Turns the named base parameters into float32 `FullParam`; shared variables stay shared."""
+  paths = select.parameter_paths(vlm)
+  for name in names:
+    old = select.get(vlm, paths[name])
+    if isinstance(old, FullParam):
+      continue
+    value = old.get_raw_value()
+    metadata = {k: v for k, v in old.get_metadata().items() if k in ("out_sharding", "eager_sharding")}
+    new = FullParam(value.astype(jnp.float32), compute_dtype=str(value.dtype), **metadata)
+    replace_variable(vlm, old, new)
+
+
+def replace_variable(vlm: nnx.Module, old: nnx.Variable, new: nnx.Variable) -> None:
+  """Puts `new` wherever `old` stands in the model."""
+  for _, module in list(nnx.iter_modules(vlm)):
+    for attribute, value in list(vars(module).items()):
+      if value is old:
+        setattr(module, attribute, new)
+
+
+def check(config: PeftConfig) -> None:
+  """Raises a UserError that names the setting where a value of `config` makes no sense."""
+  if config.method not in ("lora", "none"):
+    raise UserError(f"peft.method: {config.method!r} is not known; it is 'lora' or 'none'")
+  for where, rank in {"rank": config.rank, **config.rank_pattern}.items():
+    if rank < 1:
+      raise UserError(f"peft: the rank of {where!r} is {rank}; it must be at least 1")
+  if not 0.0 <= config.dropout < 1.0:
+    raise UserError(f"peft.dropout: {config.dropout} is not in [0, 1)")
+
+
+def _placed(value, sharding, spec: PartitionSpec) -> jax.Array:
+  """`value` in float32 on the mesh of `sharding`, every device filled with its own part only."""
+  if not isinstance(sharding, NamedSharding):
+    return jnp.asarray(value, jnp.float32)
+  target = NamedSharding(sharding.mesh, spec)
+  if isinstance(value, jax.Array):
+    return jax.device_put(value.astype(jnp.float32), target)
+  value = np.asarray(value, np.float32)
+  return jax.make_array_from_callback(value.shape, target, lambda index: value[index])
