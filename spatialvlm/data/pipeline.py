@@ -45,6 +45,7 @@ class BatchInfo:
     sources: examples by source.
     tasks: examples by task.
     epoch: by source with an end, how often it was seen before this batch.
+    ids: which examples: `source[index]`, and the source's own id in parentheses where it has one.
   """
 
   bucket: batches.Bucket
@@ -55,6 +56,7 @@ class BatchInfo:
   sources: Mapping[str, int]
   tasks: Mapping[str, int]
   epoch: Mapping[str, float]
+  ids: tuple[str, ...]
 
 
 def question_to_example(question: Question) -> Example:
@@ -235,6 +237,7 @@ class BatchSequence:
       sources=Counter(names),
       tasks=Counter(e.task for e in examples),
       epoch=self._mixture.epoch(number * self._batch_size),
+      ids=tuple(_id(e, name, p.index) for e, name, p in zip(examples, names, places, strict=True)),
     )
     return batch, info
 
@@ -257,6 +260,10 @@ class BatchSequence:
     except UserError as error:
       raise UserError(f"{where}: {error}") from error
     return encoded
+
+
+def _id(example: Example, source: str, index: int) -> str:
+  return f"{source}[{index}]" + (f" ({example.id})" if example.id else "")
 
 
 def _prefetched(stream: BatchSequence, config: DataConfig) -> grain.IterDataset:
