@@ -1,4 +1,4 @@
-"""The rules of a workdir, for every command alike: never overwritten in silence, continued only if it matches."""
+"""The rules of a workdir, for every command: never overwritten in silence, continued only if it matches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spatialvlm.types import UserError
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 IDENTITY_FILE = "identity.json"
-PACKAGES = (
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
   "jax",
   "jaxlib",
   "flax",
