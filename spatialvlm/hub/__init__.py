@@ -1,0 +1,7 @@
+"""Checkpoints in Hugging Face's format: finding, reading and writing them."""
+
+from spatialvlm.hub.load import load_model, read_config
+from spatialvlm.hub.resolve import identity, resolve
+from spatialvlm.hub.save import save_model
+
+__all__ = ["identity", "load_model", "read_config", "resolve", "save_model"]

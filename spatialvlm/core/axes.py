@@ -1,0 +1,111 @@
+"""Logical axis names of parameters and activations, and what they mean on a device mesh.
+
+A layer only names the axes of its parameters (`logical("embed", "mlp")`). `RULES` says on which mesh axes
+each name lies: fully sharded data parallelism (ZeRO-3) along `embed`, Megatron's tensor parallelism along
+heads, mlp and vocab. Names without a rule are replicated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from spatialvlm.config import MeshConfig
+from spatialvlm.types import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+RULES: Mapping[str, tuple[str, ...]] = {
+  "batch": ("data", "fsdp"),
+  "embed": ("fsdp",),
+  "heads": ("tensor",),
+  "mlp": ("tensor",),
+  "vocab": ("tensor",),
+}
+
+Model = TypeVar("Model")
+
+
+def make_mesh(sizes: MeshConfig | Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh with axes data, fsdp and tensor over `devices` (default: all).
+
+  Args:
+    sizes: devices along each axis; -1 in one of them takes those that remain. Absent keys of a mapping
+      are 1.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  if isinstance(sizes, MeshConfig):
+    sizes = {axis: getattr(sizes, axis) for axis in MESH_AXES}
+  shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+  said = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+  if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape) or set(sizes) - set(MESH_AXES):
+    raise UserError(f"mesh {said}: axes are {', '.join(MESH_AXES)}, sizes at least 1, and one may be -1")
+  if -1 in shape:
+    shape[shape.index(-1)] = max(1, len(devices) // math.prod(size for size in shape if size != -1))
+  if math.prod(shape) != len(devices):
+    raise UserError(
+      f"mesh {said} does not fit {len(devices)} device(s): the sizes must multiply to that number"
+    )
+  # jax.make_mesh would default to Explicit axes, where plain layers fail.
+  return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def logical(*names: str | None) -> dict[str, Any]:
+  """Metadata that names the axes of a variable. A model so named also builds without a mesh."""
+  return {"out_sharding": names, "eager_sharding": False}
+
+
+def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Any) -> PartitionSpec:
+  """Where an array of `shape` with these logical axes lies on `mesh`.
+
+  A mesh axis is left out where it does not divide the dimension (e.g. an odd vocabulary over tensor=2):
+  that dimension stays whole, which costs memory and no correctness.
+  """
+  parts: list[Any] = []
+  for name, size in zip(names, shape, strict=True):
+    axes: list[str] = []
+    for axis in RULES.get(name, ()) if name else ():
+      if mesh.shape[axis] > 1 and size % (math.prod(mesh.shape[a] for a in axes) * mesh.shape[axis]) == 0:
+        axes.append(axis)
+    parts.append(None if not axes else axes[0] if len(axes) == 1 else tuple(axes))
+  return PartitionSpec(*parts)
+
+
+def sharding_of(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
+  """The sharding of one (abstract or real) variable, from the names in its metadata."""
+  names = variable.get_metadata().get("out_sharding") or (None,) * len(variable.shape)
+  return NamedSharding(mesh, spec(names, variable.shape, mesh))
+
+
+def shardings(state: Any, mesh: Mesh) -> Any:
+  """The shardings of an `nnx.State`, in its own structure, for `jax.jit(out_shardings=...)`."""
+  is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
+  return jax.tree.map(lambda v: v.replace(sharding_of(v, mesh)), state, is_leaf=is_variable)
+
+
+def create_sharded(init_fn: Callable[[], Model], mesh: Mesh | None) -> Model:
+  """Builds `init_fn()` with every array born on its shard; no device ever holds the whole model."""
+  graphdef, abstract = nnx.split(nnx.eval_shape(init_fn))
+  out = shardings(abstract, mesh) if mesh is not None else None
+  return nnx.merge(graphdef, jax.jit(lambda: nnx.split(init_fn())[1], out_shardings=out)())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Along the first axis of every field of a `Batch`."""
+  return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Pins the activation `x` to its logical axes, under `jax.set_mesh`; without a mesh it is `x`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))

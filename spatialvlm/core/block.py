@@ -1,0 +1,117 @@
+"""The one transformer block that encoders and decoders share, and a stack of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from spatialvlm.core.attention import Attention, KVCache
+from spatialvlm.core.axes import constrain
+from spatialvlm.core.mlp import Mlp
+from spatialvlm.core.norm import NORMS
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """A pre-norm transformer block.
+
+  Attributes:
+    width: of the residual stream.
+    heads, kv_heads, head_dim: query heads, key-value heads, and the size of each.
+    mlp_width: hidden units of the feed-forward network.
+    norm: "layer" or "rms", with `eps` inside the root.
+    activation: a key of `core.mlp.ACTIVATIONS`; `gated` multiplies it with a second projection.
+    attention_bias, mlp_bias: whether the linear layers have biases.
+    attention: how the product is computed: "xla" or "cudnn".
+  """
+
+  width: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp_width: int
+  norm: str
+  eps: float
+  activation: str
+  gated: bool
+  attention_bias: bool
+  mlp_bias: bool
+  attention: str = "xla"
+
+
+class Block(nnx.Module):
+  """x + attn(norm(x)), then x + mlp(norm(x))."""
+
+  def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, out_scale: float = 1.0):
+    norm = NORMS[config.norm]
+    self.attn_norm = norm(config.width, config.eps, dtype=dtype, rngs=rngs)
+    self.attn = Attention(
+      config.width,
+      config.heads,
+      config.kv_heads,
+      config.head_dim,
+      bias=config.attention_bias,
+      implementation=config.attention,
+      dtype=dtype,
+      rngs=rngs,
+      out_scale=out_scale,
+    )
+    self.mlp_norm = norm(config.width, config.eps, dtype=dtype, rngs=rngs)
+    self.mlp = Mlp(
+      config.width,
+      config.mlp_width,
+      activation=config.activation,
+      gated=config.gated,
+      bias=config.mlp_bias,
+      dtype=dtype,
+      rngs=rngs,
+      out_scale=out_scale,
+    )
+
+  def __call__(self, x_BTD, mask_BTS=None, angles=None, past=None) -> tuple[jax.Array, Any]:
+    """Arguments as of `Attention`; returns the residual stream and the keys and values that were read."""
+    out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past)
+    x_BTD = x_BTD + out_BTD
+    return x_BTD + self.mlp(self.mlp_norm(x_BTD)), read
+
+
+class Stack(nnx.Module):
+  """`depth` blocks. `remat` (may be set later) recomputes their activations in the backward pass.
+
+  The layers that write into the residual stream start smaller by sqrt(2 depth) (GPT-2), so that the
+  stream's variance at the top does not grow with depth.
+  """
+
+  def __init__(self, config: BlockConfig, depth: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    out_scale = (2 * depth) ** -0.5
+    self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs, out_scale=out_scale) for _ in range(depth)])
+    self.remat = False
+
+  def __call__(self, x_BTD: jax.Array, mask_BTS=None, angles=None) -> jax.Array:
+    """The residual stream after the last block, without a cache."""
+    for layer in self.layers:
+      x_BTD = constrain(x_BTD, "batch", None, None)
+      x_BTD = _remat(layer, x_BTD, mask_BTS, angles) if self.remat else layer(x_BTD, mask_BTS, angles)[0]
+    return x_BTD
+
+  def extend(self, x_BTD: jax.Array, mask_BTS, angles, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    """Runs T new tokens whose slots `cache.extend` has marked, and writes their keys and values."""
+    start = cache.length - x_BTD.shape[1]
+    keys, values = [], []
+    for layer, k, v in zip(self.layers, cache.keys, cache.values, strict=True):
+      x_BTD, (k, v) = layer(constrain(x_BTD, "batch", None, None), mask_BTS, angles, (k, v, start))
+      keys.append(k)
+      values.append(v)
+    return x_BTD, dataclasses.replace(cache, keys=tuple(keys), values=tuple(values))
+
+
+def _remat(layer: Block, x_BTD, mask_BTS, angles) -> jax.Array:
+  # jax.checkpoint over split state, since nnx.remat tracks graph updates, which fail inside a gradient
+  # that is taken over a part of the parameters only.
+  graphdef, state = nnx.split(layer)
+  run = lambda state, x, mask, angles: nnx.merge(graphdef, state)(x, mask, angles)[0]
+  return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles)

@@ -1,0 +1,141 @@
+"""From a Hugging Face folder to a `Vlm`, each tensor read, cast and put on its shards in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from spatialvlm.core.axes import create_sharded, sharding_of
+from spatialvlm.hub import rules
+from spatialvlm.hub.resolve import read_entries, read_json, resolve, weight_files
+from spatialvlm.hub.tensors import DTYPES, Entry
+from spatialvlm.models.registry import FAMILIES, family_of
+from spatialvlm.models.vlm import Vlm, VlmConfig
+from spatialvlm.types import UserError
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def load_model(
+  path_or_id: str | Path,
+  *,
+  revision: str | None = None,
+  dtype: str = "float32",
+  mesh: Mesh | None = None,
+  attention: str = "xla",
+  from_scratch: bool = False,
+  seed: int = 0,
+) -> Vlm:
+  """Loads a model from a local folder or a hub id.
+
+  Args:
+    dtype: "float32" or "bfloat16", of weights and activations; files of either are cast.
+    mesh: where the parameters lie, by their logical axes; None for the default device.
+    attention: "xla" or "cudnn".
+    from_scratch: draw the weights from `seed`; the folder needs only its config.json.
+
+  Raises:
+    UserError: the model cannot be found or read, or its tensors do not fit; all misfits are listed.
+  """
+  _check_numbers(dtype, attention)
+  folder = resolve(path_or_id, revision)
+  config = read_config(folder, dtype=dtype, attention=attention)
+  if from_scratch:
+    return create_sharded(lambda: Vlm(config, rngs=nnx.Rngs(seed)), mesh)
+  entries, doubled = read_entries(weight_files(folder))
+  heads = [name for name in entries if rules.to_ours(name, config.family) == FAMILIES[config.family].head]
+  config = dataclasses.replace(config, tied=not heads)
+  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0))))
+  variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(abstract)}
+  shapes = {name: tuple(v.shape) for name, (_, v) in variables.items()}
+  plan = match(entries, doubled, shapes, config.family, folder)
+  state = []
+  for name, (path, variable) in variables.items():
+    state.append((path, variable.replace(_place(plan[name], name, variable, config, mesh))))
+  return nnx.merge(graphdef, nnx.from_flat_state(state))
+
+
+def read_config(folder: Path, *, dtype: str = "float32", attention: str = "xla") -> VlmConfig:
+  """The config of the model in a folder; its weights are not looked at."""
+  file = folder / "config.json"
+  source = read_json(file)
+  family = FAMILIES[family_of(source, str(file))]
+  config = family.parse_config(source, dtype=dtype, attention=attention, where=str(file))
+  preprocessor = folder / "preprocessor_config.json"
+  if preprocessor.is_file():
+    return dataclasses.replace(config, max_tiles=family.max_tiles(read_json(preprocessor)))
+  nested = folder / "processor_config.json"
+  if nested.is_file() and "image_processor" in (processor := read_json(nested)):
+    return dataclasses.replace(config, max_tiles=family.max_tiles(processor["image_processor"]))
+  return config
+
+
+def match(
+  entries: dict[str, Entry],
+  doubled: list[str],
+  shapes: dict[str, tuple[int, ...]],
+  family: str,
+  folder: Path,
+) -> dict[str, Entry]:
+  """Finds the tensor of every parameter.
+
+  Args:
+    shapes: of the parameters, by our dotted path.
+
+  Raises:
+    UserError: lists every tensor that is unmapped, doubled or mis-shaped, and every parameter without one.
+  """
+  plan: dict[str, Entry] = {}
+  problems = [f"{name}: stands in two files" for name in doubled]
+  for name, entry in entries.items():
+    if rules.ignored(name, family):
+      continue
+    path = rules.to_ours(name, family)
+    if path not in shapes:
+      problems.append(f"{name}: no place for it in this model")
+    elif path in plan:
+      problems.append(f"{name}: a second tensor for {path}")
+    else:
+      plan[path] = entry
+      wanted = rules.file_shape(shapes[path], path, family)
+      if entry.shape != wanted:
+        problems.append(f"{name}: shape {list(entry.shape)}, wanted {list(wanted)}")
+      elif entry.dtype not in _FLOATS:
+        problems.append(f"{name}: dtype {entry.dtype}, wanted a floating-point one")
+  problems += [f"{rules.to_hf(path, family)}: missing" for path in shapes if path not in plan]
+  if problems:
+    raise UserError(f"{folder}: {len(problems)} tensor(s) do not fit config.json: " + "; ".join(problems))
+  return plan
+
+
+def _place(
+  entry: Entry, path: str, variable: nnx.Variable, config: VlmConfig, mesh: Mesh | None
+) -> jax.Array:
+  host = entry.read()
+  if DTYPES[entry.dtype] != variable.dtype:
+    host = host.astype(variable.dtype)
+  host = rules.from_file(host, path, config.family)
+  if mesh is None:
+    # A copy, since an array that aliases NumPy's memory can never be donated.
+    return jnp.array(host, copy=True)
+  sharding = sharding_of(variable, mesh)
+  return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
+
+
+def _check_numbers(dtype: str, attention: str) -> None:
+  if dtype == "float16":
+    raise UserError(
+      "dtype float16: its largest number, 65504, is too small for these activations; use bfloat16"
+    )
+  if dtype not in ("float32", "bfloat16"):
+    raise UserError(f"dtype {dtype!r}: expected float32 or bfloat16")
+  if attention not in ("xla", "cudnn"):
+    raise UserError(f"attention {attention!r}: expected xla or cudnn")
+  if attention == "cudnn" and (dtype != "bfloat16" or jax.default_backend() != "gpu"):
+    raise UserError("attention cudnn: needs an NVIDIA GPU and dtype bfloat16; use xla")

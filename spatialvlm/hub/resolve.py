@@ -1,0 +1,130 @@
+"""From what a user names, a folder or a hub id, to a local folder, and what that folder's weights are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spatialvlm.hub.tensors import Entry, read_header
+from spatialvlm.types import UserError
+
+PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
+  """A local folder: the named one, or a hub repository's snapshot, downloaded where it is not cached.
+
+  Only safetensors, JSON, text and chat templates are fetched: no pickle, no code.
+
+  Raises:
+    UserError: neither a folder nor a hub id that can be reached (or is cached).
+  """
+  name = str(path_or_id)
+  folder = Path(name).expanduser()
+  if folder.is_dir():
+    return folder
+  if folder.exists():
+    raise UserError(f"{name}: a file, where a folder with config.json and safetensors is wanted")
+  if not _HUB_ID.fullmatch(name):
+    raise UserError(f"{name}: no such folder")
+  import huggingface_hub
+  from huggingface_hub import errors
+
+  try:
+    return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+  except errors.RevisionNotFoundError:
+    raise UserError(f"{name}: the hub has no revision {revision!r} of it") from None
+  except errors.GatedRepoError:
+    raise UserError(
+      f"{name}: access is restricted; ask for it on its hub page, then `hf auth login`"
+    ) from None
+  except errors.RepositoryNotFoundError:
+    raise UserError(
+      f"{name}: no such folder, and the hub has no such repository (or it is private)"
+    ) from None
+  except Exception as error:  # whatever the network and its libraries can raise
+    why = " ".join(str(error).split())[:120]
+    raise UserError(
+      f"{name}: no such folder, and the hub gave no such model ({type(error).__name__}: {why}); "
+      "download it where there is a network, then pass its folder"
+    ) from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+  """A JSON object.
+
+  Raises:
+    UserError: the file is missing or holds no JSON object.
+  """
+  try:
+    value = json.loads(file.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(f"{file}: missing; a model folder needs it") from None
+  except (ValueError, OSError) as error:
+    raise UserError(f"{file}: cannot be read as JSON ({error})") from None
+  if not isinstance(value, dict):
+    raise UserError(f"{file}: a JSON object is wanted")
+  return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+  """The safetensors files that hold the model: one, or the shards of its index.
+
+  Raises:
+    UserError: there are none, only pickles, or shards are missing.
+  """
+  single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+  if index.is_file():
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+      raise UserError(f"{index}: names shards that are not there: {', '.join(missing) or 'none at all'}")
+    return [folder / name for name in names]
+  if single.is_file():
+    return [single]
+  pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+  if pickles:
+    raise UserError(
+      f"{folder}: holds only pickle files ({', '.join(pickles)}), which can run code when they are read; "
+      "convert them to safetensors with transformers' save_pretrained"
+    )
+  raise UserError(f"{folder}: no weights (neither model.safetensors nor model.safetensors.index.json)")
+
+
+def read_entries(files: list[Path]) -> tuple[dict[str, Entry], list[str]]:
+  """All tensors of some files by name, and the names that stand in more than one."""
+  entries: dict[str, Entry] = {}
+  doubled = []
+  for file in files:
+    for name, entry in read_header(file).items():
+      if name in entries:
+        doubled.append(name)
+      entries[name] = entry
+  return entries, doubled
+
+
+def identity(path_or_id: str | Path, revision: str | None = None) -> Mapping[str, str | None]:
+  """What a run must remember of its base model: id, revision, and sha256 over its weight files.
+
+  The hash covers the files' bytes in the order of their names. It is that of config.json, marked so, where
+  the folder has no weights (a model that is drawn from a seed).
+  """
+  folder = resolve(path_or_id, revision)
+  try:
+    files, mark = weight_files(folder), ""
+  except UserError:
+    files, mark = [folder / "config.json"], "config:"
+  digest = hashlib.sha256()
+  for file in files:
+    with open(file, "rb") as stream:
+      while block := stream.read(1 << 22):
+        digest.update(block)
+  if revision is None and folder.parent.name == "snapshots":
+    revision = folder.name
+  return {"id": str(path_or_id), "revision": revision, "sha256": mark + digest.hexdigest()}

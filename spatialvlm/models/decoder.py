@@ -1,0 +1,97 @@
+"""One decoder-only language model. Llama (SmolLM2) is the first; a family's checkpoint chooses the sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from spatialvlm.core.attention import KVCache
+from spatialvlm.core.axes import logical
+from spatialvlm.core.block import BlockConfig, Stack
+from spatialvlm.core.masks import attention_mask, cached_mask, positions
+from spatialvlm.core.mlp import linear
+from spatialvlm.core.norm import NORMS
+from spatialvlm.core.rope import rope_angles
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """Sizes of a `Decoder`.
+
+  Attributes:
+    rope_theta: base of the rotary frequencies.
+    max_length: longest sequence the weights were trained for.
+    init_std: deviation of freshly drawn embeddings.
+  """
+
+  block: BlockConfig
+  depth: int
+  vocab_size: int
+  rope_theta: float
+  max_length: int
+  init_std: float = 0.02
+
+
+class Decoder(nnx.Module):
+  """Embedding, rotary blocks, final norm and head. `tied`: the head is the embedding's transpose."""
+
+  def __init__(self, config: DecoderConfig, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+    width = config.block.width
+    self.config = config
+    self.embed = nnx.Embed(
+      config.vocab_size,
+      width,
+      param_dtype=dtype,
+      embedding_init=nnx.initializers.normal(config.init_std),
+      embedding_metadata=logical("vocab", "embed"),
+      rngs=rngs,
+    )
+    self.stack = Stack(config.block, config.depth, dtype=dtype, rngs=rngs)
+    self.norm = NORMS[config.block.norm](width, config.block.eps, dtype=dtype, rngs=rngs)
+    if not tied:
+      self.lm_head = linear(
+        width,
+        config.vocab_size,
+        ("embed", "vocab"),
+        bias=False,
+        dtype=dtype,
+        rngs=rngs,
+        scale=config.init_std * width**0.5,
+        out_dtype=jnp.float32,
+      )
+    self.tied = tied
+
+  def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None) -> jax.Array:
+    """Hidden states after the final norm, of embedded tokens."""
+    mask_BTT = attention_mask(valid_BT, mask_ar_BT)
+    return self.norm(self.stack(x_BTD, mask_BTT, self._angles(positions(valid_BT))))
+
+  def init_cache(self, batch: int, length: int) -> KVCache:
+    """An empty cache for `length` tokens a sample, prompt padding included."""
+    block, dtype = self.config.block, self.embed.embedding.dtype
+    shape = (batch, length, block.kv_heads, block.head_dim)
+    buffers = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(self.config.depth))
+    return KVCache(buffers(), buffers(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
+
+  def extend(
+    self, x_BTD: jax.Array, valid_BT: jax.Array, cache: KVCache, mask_ar_BT: jax.Array | None = None
+  ) -> tuple[jax.Array, KVCache]:
+    """Reads T more tokens into the cache: hidden states after the final norm, and the longer cache."""
+    before_B = cache.valid_BS.sum(axis=-1, dtype=jnp.int32)
+    places_BT = positions(valid_BT) + before_B[:, None]
+    grown = cache.extend(valid_BT)
+    mask_BTS = cached_mask(grown.valid_BS, cache.length, x_BTD.shape[1], mask_ar_BT)
+    x_BTD, grown = self.stack.extend(x_BTD, mask_BTS, self._angles(places_BT), grown)
+    return self.norm(x_BTD), grown
+
+  def unembed(self, x: jax.Array) -> jax.Array:
+    """Logits (..., V) in float32 of hidden states (..., D)."""
+    if self.tied:
+      return jnp.einsum("...D,VD->...V", x, self.embed.embedding[...], preferred_element_type=jnp.float32)
+    return self.lm_head(x).astype(jnp.float32)
+
+  def _angles(self, places_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return rope_angles(places_BT, self.config.block.head_dim, self.config.rope_theta)

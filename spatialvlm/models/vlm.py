@@ -1,0 +1,132 @@
+"""The vision-language model: encoder, connector and decoder, joined where the prompt holds image tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from spatialvlm.core.attention import KVCache
+from spatialvlm.models.connector import PixelShuffleLinear
+from spatialvlm.models.decoder import Decoder, DecoderConfig
+from spatialvlm.models.encoders import VisionConfig, VisionEncoder
+from spatialvlm.types import Batch, ImageLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class VlmConfig:
+  """Everything that a `Vlm` is built from.
+
+  Attributes:
+    family: key of `models.registry.FAMILIES`, the `model_type` of the checkpoint.
+    scale_factor: side of the squares of patches that the connector joins.
+    tied: whether the head is the embedding's transpose.
+    dtype: "float32" or "bfloat16", of weights and activations.
+    max_tiles: most tiles that the checkpoint's image processor makes of one image.
+    source: the checkpoint's own config.json, kept for saving; not part of the model's identity.
+  """
+
+  family: str
+  vision: VisionConfig
+  text: DecoderConfig
+  scale_factor: int
+  image_token_id: int
+  tied: bool
+  dtype: str = "float32"
+  max_tiles: int = 17
+  source: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+  def image_layout(self) -> ImageLayout:
+    """What the data side must know of this model."""
+    return ImageLayout(
+      tile_size=self.vision.image_size,
+      tokens_per_tile=(self.vision.grid // self.scale_factor) ** 2,
+      max_tiles=self.max_tiles,
+      image_token_id=self.image_token_id,
+      max_length=self.text.max_length,
+    )
+
+
+class Vlm(nnx.Module):
+  """Reads a `Batch`. Freshly drawn from `rngs`; `hub.load_model` fills it from a checkpoint."""
+
+  def __init__(self, config: VlmConfig, *, rngs: nnx.Rngs):
+    dtype = jnp.dtype(config.dtype)
+    self.config = config
+    self.vision = VisionEncoder(config.vision, dtype=dtype, rngs=rngs)
+    self.connector = PixelShuffleLinear(
+      config.vision.block.width, config.text.block.width, config.scale_factor, dtype=dtype, rngs=rngs
+    )
+    self.decoder = Decoder(config.text, tied=config.tied, dtype=dtype, rngs=rngs)
+
+  def encode_images(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None) -> jax.Array:
+    """Image tokens (N, P, D) of tiles, after the connector."""
+    return self.connector(self.vision(pixels_NHWC, pixel_mask_NHW))
+
+  def embed(self, batch: Batch) -> jax.Array:
+    """(B, T, D): text embeddings, with image tokens in their places."""
+    x_BTD = self.decoder.embed(batch.tokens_BT)
+    features_NPD = batch.features_NPD
+    if batch.pixels_NHWC is not None:
+      features_NPD = self.encode_images(batch.pixels_NHWC, batch.pixel_mask_NHW)
+    if features_NPD is None or batch.image_slot_BT is None:
+      return x_BTD
+    image_BTD = gather_image_tokens(features_NPD, batch.image_slot_BT, batch.tile_index_BI)
+    return jnp.where(batch.image_slot_BT[..., None] >= 0, image_BTD.astype(x_BTD.dtype), x_BTD)
+
+  def hidden(self, batch: Batch) -> jax.Array:
+    """(B, T, D) after the decoder's final norm."""
+    return self.decoder(self.embed(batch), batch.valid_BT, batch.mask_ar_BT)
+
+  def unembed(self, x: jax.Array) -> jax.Array:
+    """Float32 logits (..., V) of hidden states (..., D)."""
+    return self.decoder.unembed(x)
+
+  def __call__(self, batch: Batch) -> jax.Array:
+    """Float32 logits (B, T, V) at every position."""
+    return self.unembed(self.hidden(batch))
+
+  def init_cache(self, batch: int, length: int) -> KVCache:
+    """An empty key-value cache of fixed size: `length` counts prompt, its padding, and new tokens."""
+    return self.decoder.init_cache(batch, length)
+
+  def extend(self, batch: Batch, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    """Reads the batch after what the cache holds: hidden states (B, T, D), and the longer cache.
+
+    A cache that is too short is not noticed here, since its length is traced: callers size it.
+    """
+    return self.decoder.extend(self.embed(batch), batch.valid_BT, cache, batch.mask_ar_BT)
+
+  def prefill(self, batch: Batch, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    """Reads prompts, padded on either side: the hidden state (B, D) of each one's last valid token."""
+    hidden_BTD, cache = self.extend(batch, cache)
+    T = batch.tokens_BT.shape[1]
+    last_B = T - 1 - jnp.argmax(batch.valid_BT[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0], cache
+
+  def decode_step(self, tokens_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    """Reads one more token a sample: its hidden state (B, D), and the longer cache."""
+    batch = Batch(tokens_BT=tokens_B[:, None], valid_BT=jnp.ones((tokens_B.shape[0], 1), bool))
+    hidden_BTD, cache = self.extend(batch, cache)
+    return hidden_BTD[:, 0], cache
+
+
+def gather_image_tokens(
+  features_NPD: jax.Array, image_slot_BT: jax.Array, tile_index_BI: jax.Array | None
+) -> jax.Array:
+  """(B, T, D): for every position the image token of its slot; arbitrary where the slot is -1.
+
+  See `types.Batch`: slots count a sample's own image tokens; without a tile index the tiles are aligned
+  with their samples, and the gather stays on the sample's shard.
+  """
+  N, P, D = features_NPD.shape
+  B = image_slot_BT.shape[0]
+  slot_BT = jnp.maximum(image_slot_BT, 0)
+  if tile_index_BI is None:
+    return jnp.take_along_axis(features_NPD.reshape(B, N // B * P, D), slot_BT[..., None], axis=1)
+  tile_BT = jnp.take_along_axis(jnp.maximum(tile_index_BI, 0), slot_BT // P, axis=1)
+  return features_NPD.reshape(N * P, D)[tile_BT * P + slot_BT % P]
