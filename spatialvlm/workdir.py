@@ -22,16 +22,6 @@ CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 IDENTITY_FILE = "identity.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "grain",
-  "transformers",
-  "numpy",
-  "spatialvlm",
-)
 
 
 def choose(flag: str | None, config: Any) -> pathlib.Path:

@@ -16,6 +16,7 @@ import numpy as np
 from spatialvlm import workdir
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data import batch as batch_lib
+from spatialvlm.data import pipeline
 from spatialvlm.evaluation import baselines, cvbench, records, statistics
 from spatialvlm.evaluation.protocols import Encoder, Prompt
 from spatialvlm.evaluation.records import Prediction
@@ -23,13 +24,13 @@ from spatialvlm.evaluation.score import FeaturePool, Scorer
 from spatialvlm.types import Question, UserError
 
 SUMMARY_FILE = "summary.json"
-# Threads that decode and tokenise ahead of the device, and questions that they may be ahead.
+# Threads that decode and tokenise ahead of the device, questions that they take at once (a renderer is faster
+# in blocks), and blocks that they may be ahead.
 WORKERS = 2
-AHEAD = 16
+BLOCK = 16
+AHEAD = 3
 # Options of a batch; a question with more of them makes it double.
 OPTIONS = 8
-
-Baselines = Callable[[Sequence[Question]], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +198,7 @@ class _Engine:
     for item in items:
       self._pool.release(item.image)
     options = _options([item.prompt.option_ids for item in items], self._batch_size)
-    self._flying.append((items, self._scorer(dataclasses.replace(batch, ids=None), *options)))
+    self._flying.append((items, self._scorer(batch, *options)))
 
   def _land(self) -> list[Prediction]:
     items, logprob_BK = self._flying.popleft()
@@ -229,31 +230,36 @@ def _prepared(
 ) -> Iterator[_Item]:
   """Decodes and encodes in threads, in order; fills `order` with each place's `idx`; skips what is done."""
 
-  def prepare(i: int) -> _Item | int:
-    question = questions[i]
-    if int(question.idx) in done:
-      return int(question.idx)
-    return _Item(question, records.image_hash(question.image), encoder(question))
+  def prepare(block: Sequence[int]) -> list[_Item | int]:
+    found = pipeline.read(questions, block)
+    return [int(q.idx) if int(q.idx) in done else _item(q, encoder) for q in found]
 
-  seen = {idx for i, idx in order.items() if idx is not None and i not in set(todo)}
-  for i, item in zip(todo, _ahead(prepare, todo), strict=True):
-    order[i] = item if isinstance(item, int) else int(item.question.idx)
-    if order[i] in seen:
-      raise UserError(f"question {order[i]} stands twice in the data; each idx must be there once")
-    seen.add(order[i])
-    if not isinstance(item, int):
-      yield item
+  rest = set(todo)
+  seen = {idx for i, idx in order.items() if i not in rest}
+  blocks = [todo[i : i + BLOCK] for i in range(0, len(todo), BLOCK)]
+  for block, items in zip(blocks, _ahead(prepare, blocks), strict=True):
+    for i, item in zip(block, items, strict=True):
+      order[i] = item if isinstance(item, int) else int(item.question.idx)
+      if order[i] in seen:
+        raise UserError(f"question {order[i]} stands twice in the data; each idx must be there once")
+      seen.add(order[i])
+      if not isinstance(item, int):
+        yield item
 
 
-def _ahead(fn: Callable[[int], Any], inputs: Sequence[int]) -> Iterator[Any]:
+def _item(question: Question, encoder: Encoder) -> _Item:
+  return _Item(question, records.image_hash(question.image), encoder(question))
+
+
+def _ahead(fn: Callable[[Any], Any], inputs: Sequence[Any]) -> Iterator[Any]:
   """`map(fn, inputs)` by a few threads, never more than `AHEAD` results in advance."""
   with concurrent.futures.ThreadPoolExecutor(WORKERS) as executor:
     rest = iter(inputs)
-    waiting = collections.deque(executor.submit(fn, i) for i in itertools.islice(rest, AHEAD))
+    waiting = collections.deque(executor.submit(fn, x) for x in itertools.islice(rest, AHEAD))
     try:
       while waiting:
         result = waiting.popleft().result()
-        waiting.extend(executor.submit(fn, i) for i in itertools.islice(rest, 1))
+        waiting.extend(executor.submit(fn, x) for x in itertools.islice(rest, 1))
         yield result
     finally:
       executor.shutdown(cancel_futures=True)

@@ -1,0 +1,200 @@
+"""Results on the screen: tables of one run and of two, and progress while a run goes on."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from rich import box
+from rich.console import Console
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  ProgressColumn,
+  TextColumn,
+  TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+# Seconds between lines of progress where the output is no terminal.
+QUIET = 30.0
+LABELS = {
+  "official": "official",
+  "official/2D": "2D, official",
+  "official/3D": "3D, official",
+  "plain": "all, plain mean",
+}
+
+
+def label(name: str) -> str:
+  """`task/Depth` -> `Depth`; the aggregates in words."""
+  return LABELS.get(name, name.split("/", 1)[-1])
+
+
+def table(summary: Mapping[str, Any], title: str = "") -> Table:
+  """The scores of one run, in percent: with 95 % interval, guessing, the best prior, and counts."""
+  out = _table(title, "score", "95 % interval", "guessing", "best prior", "n")
+  for name, section, score in _rows(summary["scores"]):
+    best, prior = _best_prior(summary, name)
+    value = Text(f"{_percent(score['score'])}", style="bold")
+    inside = score["low"] <= score["guessing"] <= score["high"]
+    interval = Text(f"{_percent(score['low'])} – {_percent(score['high'])}", style="yellow" if inside else "")
+    out.add_row(
+      label(name), value, interval, _percent(score["guessing"]), f"{_percent(prior)} {best}", str(score["n"]),
+      end_section=section,
+    )  # fmt: skip
+  out.caption = _caption(summary, "Yellow: not to be told from guessing.")
+  return out
+
+
+def comparison(
+  changes: Mapping[str, Mapping[str, float]], summary: Mapping[str, Any], title: str = ""
+) -> Table:
+  """What changed between two runs (`statistics.paired`), beside guessing and the best prior, in percent.
+
+  Args:
+    summary: of either run: the baselines are those of the questions.
+  """
+  out = _table(title, "before", "after", "change", "95 % interval", "guessing", "best prior", "n")
+  for name, section, change in _rows(changes):
+    best, prior = _best_prior(summary, name)
+    sure = change["low"] > 0 or change["high"] < 0
+    style = ("bold green" if change["low"] > 0 else "bold red") if sure else ""
+    out.add_row(
+      label(name),
+      _percent(change["before"]),
+      Text(_percent(change["after"]), style="bold"),
+      Text(_signed(change["difference"]), style=style),
+      Text(f"{_signed(change['low'])} – {_signed(change['high'])}", style=style),
+      _percent(summary["scores"][name]["guessing"]),
+      f"{_percent(prior)} {best}",
+      str(int(change["n"])),
+      end_section=section,
+    )
+  out.caption = _caption(summary, "Coloured: the interval of the change excludes zero.")
+  return out
+
+
+def plain_text(renderable: Any, width: int = 110) -> str:
+  """A table as text without colours, as for a file."""
+  console = Console(width=width, color_system=None, force_terminal=False)
+  with console.capture() as capture:
+    console.print(renderable)
+  return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def plot_comparison(
+  changes: Mapping[str, Mapping[str, float]], summary: Mapping[str, Any], path: pathlib.Path, title: str = ""
+) -> None:
+  """Before and after as bars per task and for all, guessing drawn in, as PNG.
+
+  The whisker on `after` is the 95 % interval of the change.
+  """
+  from matplotlib.figure import Figure
+
+  names = [n for n in changes if n.startswith("task/")] + [n for n in ("plain", "official") if n in changes]
+  figure = Figure(figsize=(1.6 + 1.3 * len(names), 3.6), layout="constrained")
+  axes = figure.subplots()
+  for place, name in enumerate(names):
+    change = changes[name]
+    before, after = 100 * change["before"], 100 * change["after"]
+    low, high = 100 * (change["difference"] - change["low"]), 100 * (change["high"] - change["difference"])
+    axes.bar(place - 0.2, before, 0.38, color="#9aa5b1", label="" if place else "before")
+    axes.bar(place + 0.2, after, 0.38, color="#2a6f97", label="" if place else "after")
+    axes.errorbar(place + 0.2, after, [[max(low, 0)], [max(high, 0)]], color="#222222", capsize=3, lw=1.2)
+    guess = 100 * summary["scores"][name]["guessing"]
+    axes.hlines(
+      guess, place - 0.42, place + 0.42, color="#c1121f", ls="--", lw=1.2, label="" if place else "guessing"
+    )
+    axes.text(
+      place + 0.2, after + max(high, 0) + 1, f"{_signed(change['difference'])}", ha="center", fontsize=8
+    )
+  axes.set_xticks(range(len(names)), ["all" if n == "plain" else label(n) for n in names])
+  axes.set_ylim(0, 100)
+  axes.set_ylabel("accuracy, %")
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.legend(frameon=False, fontsize=8)
+  axes.set_title(title, fontsize=10)
+  figure.savefig(path, dpi=140)
+
+
+@contextlib.contextmanager
+def progress(what: str = "scoring", console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+  """A live bar with rate and remaining time, for `evaluate`'s `on_progress`; lines without a terminal."""
+  console = console or Console()
+  if jax.process_index() > 0:
+    yield lambda done, total: None
+  elif not console.is_terminal:
+    yield _lines(what, console)
+  else:
+    columns = (
+      TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+      task = bar.add_task(what, total=None)
+      yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Rate(ProgressColumn):
+  def render(self, task) -> Text:
+    return Text(f"{task.speed:.1f} questions/s" if task.speed else "")
+
+
+def _lines(what: str, console: Console) -> Callable[[int, int], None]:
+  start, last, first = time.monotonic(), -QUIET, None
+
+  def show(done: int, total: int) -> None:
+    nonlocal last, first
+    now = time.monotonic()
+    first = done if first is None else first
+    if now - start - last < QUIET and done < total:
+      return
+    last = now - start
+    rate = (done - first) / last if last > 0 and done > first else 0.0
+    rest = f", {rate:.1f} questions/s, {(total - done) / rate:.0f} s to go" if rate else ""
+    console.print(f"{what}: {done}/{total}{rest}", highlight=False)
+
+  return show
+
+
+def _table(title: str, *columns: str) -> Table:
+  out = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+  out.add_column("", no_wrap=True)
+  for column in columns:
+    out.add_column(column, justify="right", no_wrap=True)
+  return out
+
+
+def _rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
+  # A lone source is all questions once more.
+  kinds = collections.Counter(name.split("/")[0] for name in scores)
+  names = [n for n in scores if kinds[n.split("/")[0]] > 1 or "/" not in n or n.startswith("task/")]
+  for i, name in enumerate(names):
+    last = i + 1 < len(names) and names[i + 1].split("/")[0] != name.split("/")[0]
+    yield name, last, scores[name]
+
+
+def _best_prior(summary: Mapping[str, Any], name: str) -> tuple[str, float]:
+  priors = {k: v[name] for k, v in summary["baselines"].items() if k != "guessing"}
+  best = max(priors, key=priors.get)
+  return best.removeprefix("majority "), priors[best]
+
+
+def _caption(summary: Mapping[str, Any], text: str) -> str:
+  note = summary["official_note"]
+  return (f"Official aggregation: {note}.\n" if note else "") + f"Protocol {summary['protocol']}. {text}"
+
+
+def _percent(value: float) -> str:
+  return f"{100 * value:.1f}"
+
+
+def _signed(value: float) -> str:
+  return f"{100 * value:+.1f}"
