@@ -207,12 +207,19 @@ def _pixel_masks(encoded, starts, count) -> np.ndarray | None:
 
 
 def _dense(encoded, starts, count) -> dict[str, np.ndarray] | None:
-  """Per-tile targets of all examples; those that an example does not have are NaN (-1 for integers)."""
-  names = sorted({name for e in encoded for name in e.dense})
+  """Targets per pixel of each example's first image, at its global view, the last tile of that image.
+
+  All other tiles, and examples without such a target, hold NaN (-1 for integers).
+  """
   out = {}
-  for name in names:
-    parts = [e.dense.get(name, np.zeros((0,))) for e in encoded]
-    out[name] = _scatter(parts, starts, count, _missing(next(p for p in parts if len(p))))
+  for name in sorted({name for e in encoded for name in e.dense}):
+    having = [(e, start) for e, start in zip(encoded, starts, strict=True) if name in e.dense]
+    shapes = {e.dense[name].shape for e, _ in having}
+    if len(shapes) > 1:
+      raise UserError(f"dense targets {name!r} of one batch differ in shape: {sorted(shapes)}")
+    parts = [e.dense[name][None] for e, _ in having]
+    places = [start + e.images[0] - 1 for e, start in having]
+    out[name] = _scatter(parts, places, count, _missing(parts[0]))
   return out or None
 
 

@@ -226,8 +226,6 @@ class BatchSequence:
     if encoded:
       bucket = batches.bucket_of(encoded, lengths=config.lengths, tiles=config.tiles, targets=config.targets)
     batch = batches.collate(encoded, **bucket._asdict(), pad_id=self._processor.pad_id, batch_size=self._rows)
-    ids = [f"{name}:{e.id or p.index}" for name, e, p in zip(names, examples, places, strict=True)]
-    batch = dataclasses.replace(batch, ids=np.array(ids + [""] * (self._rows - len(ids))))
     info = BatchInfo(
       bucket=bucket,
       samples=len(encoded),
@@ -294,13 +292,44 @@ def _scene_questions(config: SourceConfig) -> Sequence[Question]:
   return SceneQuestions(config.seed, config.tasks, config.image_size)
 
 
-def _as_examples(questions: Callable[[SourceConfig], Sequence[Question]]) -> Callable[[SourceConfig], Source]:
-  return lambda config: QuestionExamples(questions(config))
+def _cvbench(config: SourceConfig) -> Sequence[Question]:
+  from spatialvlm.data.cvbench import open_cvbench
+
+  return open_cvbench(config.path, revision=config.revision, split=config.split, size=config.size)
 
 
-QUESTIONS: dict[str, Callable[[SourceConfig], Sequence[Question]]] = {"scenes": _scene_questions}
+def _llava(config: SourceConfig) -> Source:
+  from spatialvlm.data.llava import Llava
+
+  if not config.path:
+    raise UserError("a source of kind 'llava' needs a `path`: a .json or .jsonl file")
+  return Llava(config.path, config.image_root, config.size)
+
+
+def _hub_examples(config: SourceConfig) -> Source:
+  from spatialvlm.data.hub import HubExamples, open_dataset
+
+  rows = open_dataset(config.path, split=config.split, revision=config.revision)
+  return HubExamples(rows, config.columns, config.path, config.size)
+
+
+def _hub_questions(config: SourceConfig) -> Sequence[Question]:
+  from spatialvlm.data.hub import HubQuestions, open_dataset
+
+  rows = open_dataset(config.path, split=config.split, revision=config.revision)
+  return HubQuestions(rows, config.columns, config.path, config.size)
+
+
+QUESTIONS: dict[str, Callable[[SourceConfig], Sequence[Question]]] = {
+  "scenes": _scene_questions,
+  "cvbench": _cvbench,
+  "hf": _hub_questions,
+}
 
 SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
+  "scenes": lambda config: QuestionExamples(_scene_questions(config)),
   "skills": _skills,
-  **{kind: _as_examples(opener) for kind, opener in QUESTIONS.items()},
+  "cvbench": lambda config: QuestionExamples(_cvbench(config)),
+  "llava": _llava,
+  "hf": _hub_examples,
 }

@@ -18,6 +18,7 @@ class FakeEncoded:
   image_slot: np.ndarray
   tiles: np.ndarray
   pixel_mask: np.ndarray | None = None
+  images: tuple[int, ...] = (1,)
   dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -37,7 +38,8 @@ class FakeProcessor:
     tiles = np.zeros((len(example.images), 2, 2, 3), np.float32)
     for i, picture in enumerate(example.images):
       tiles[i] = picture[:2, :2] / 255.0
-    return FakeEncoded(tokens, loss, slot, tiles, dense=dict(example.dense))
+    images = (1,) * len(example.images)
+    return FakeEncoded(tokens, loss, slot, tiles, images=images, dense=dict(example.dense))
 
 
 class FakeSource:

@@ -51,17 +51,30 @@ def test_rows_are_padded_on_the_right_and_tiles_stand_beside_their_sample():
   assert batch.pixels_NHWC.dtype == np.float32 and batch.tokens_BT.dtype == np.int32
 
 
-def test_masks_and_dense_targets_follow_their_tiles():
+def test_masks_follow_their_tiles():
   mask = np.zeros((1, 2, 2), bool)
-  depth = np.full((1, 4, 4), 3.0, np.float32)
-  ids = np.full((1, 4), 6, np.int32)
   batch = collate(
-    [encoded(3, 1, 1), encoded(3, 1, 1, pixel_mask=mask, dense={"depth": depth, "ids": ids})],
-    length=4, tiles=1, targets=1, pad_id=0, batch_size=2,
-  )  # fmt: skip
+    [encoded(3, 1, 1), encoded(3, 1, 1, pixel_mask=mask)],
+    length=4,
+    tiles=1,
+    targets=1,
+    pad_id=0,
+    batch_size=2,
+  )
   np.testing.assert_array_equal(batch.pixel_mask_NHW.all((1, 2)), [True, False])
-  assert np.isnan(batch.dense["depth"][0]).all() and (batch.dense["depth"][1] == 3).all()
-  assert (batch.dense["ids"][0] == -1).all() and (batch.dense["ids"][1] == 6).all()
+
+
+def test_dense_targets_stand_at_the_global_view_of_the_first_image():
+  depth = np.full((4, 4), 3.0, np.float32)
+  ids = np.full((4,), 6, np.int32)
+  rows = [encoded(3, 1, 1), encoded(8, 3, 1, images=(2, 1), dense={"depth": depth, "ids": ids})]
+  batch = collate(rows, length=8, tiles=3, targets=1, pad_id=0, batch_size=2)
+  assert batch.dense["depth"].shape == (6, 4, 4) and batch.dense["ids"].dtype == np.int32
+  np.testing.assert_array_equal(np.isnan(batch.dense["depth"]).all((1, 2)), [True] * 4 + [False, True])
+  np.testing.assert_array_equal(batch.dense["ids"][:, 0], [-1, -1, -1, -1, 6, -1])
+  rows[0] = encoded(3, 1, 1, dense={"depth": depth[:2]})
+  with pytest.raises(UserError, match="'depth' of one batch differ in shape"):
+    collate(rows, length=8, tiles=3, targets=1, pad_id=0, batch_size=2)
 
 
 def test_a_batch_without_images_has_no_pixels():
@@ -90,7 +103,7 @@ def test_equal_tiles_of_unequal_masks_are_two():
 
 
 def test_growing_equals_collating_into_the_larger_bucket():
-  rows = [encoded(3, 1, 1, 0.5, dense={"depth": np.ones((1, 2), np.float32)}), encoded(4, 1, 2)]
+  rows = [encoded(3, 1, 1, 0.5, dense={"depth": np.ones((2,), np.float32)}), encoded(4, 1, 2)]
   small = collate(rows, length=4, tiles=1, targets=2, pad_id=9, batch_size=3)
   large = collate(rows, length=8, tiles=3, targets=4, pad_id=9, batch_size=3)
   grown = grow(small, Bucket(8, 3, 4), pad_id=9, tile_size=2)
