@@ -23,7 +23,7 @@ SHAPES = ("sphere", "block", "cylinder", "cone")
 QUADRICS = ((1.0, 1.0, 0.0, -1.0), (0.0, 0.0, 0.0, -1.0), (1.0, 0.0, 0.0, -1.0), (1.0, -0.25, 0.5, -0.25))
 
 MAX_OBJECTS = 8
-MAX_FURNITURE = 12
+MAX_FURNITURE = MAX_OBJECTS + 3  # what carries each object; a shelf's board and two panels
 MAX_PRIMITIVES = MAX_OBJECTS + MAX_FURNITURE
 # Values of the surface map beyond the objects 0 .. MAX_OBJECTS - 1.
 FURNITURE, FLOOR, SKY = MAX_OBJECTS, MAX_OBJECTS + 1, MAX_OBJECTS + 2
@@ -39,7 +39,7 @@ _LOW = 127  # seven low bits of a depth carry the primitive (5) and the slab tha
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Camera:
-  """Attributes: rotation (3, 3) camera to world, position (3,) in metres, focal length as share of the width."""
+  """Attributes: rotation (3, 3) camera to world, position (3,) metres, focal length as share of the width."""
 
   rotation: jax.Array
   position: jax.Array
@@ -155,7 +155,7 @@ def _local(row: jax.Array, x, y, z):
 
 
 def _interval(row: jax.Array, ox, oy, oz, dx, dy, dz):
-  """Where the line o + t d (in the primitive's frame) is inside: entry by x, y, z slab and quadric, and exit."""
+  """Where the line o + t d (in the primitive's frame) is inside: entries by the four slabs, and the exit."""
 
   def slab(o, d):
     d = jnp.where(jnp.abs(d) < 1e-9, 1e-9, d)
@@ -173,7 +173,7 @@ def _interval(row: jax.Array, ox, oy, oz, dx, dy, dz):
   root = jnp.sqrt(jnp.maximum(disc, 0.0))
   inverse = 1.0 / a
   r0, r1 = (-b - root) * inverse, (-b + root) * inverse
-  # A steep line is inside a double cone before its first and after its second root: keep the half below the apex.
+  # A steep ray is in a double cone before its first and after its second root: keep what is below the apex.
   steep, rising = a < 0, dz > 0
   low, high = jnp.minimum(r0, r1), jnp.maximum(r0, r1)
   q0 = jnp.where(steep, jnp.where(rising, -1e9, high), low)

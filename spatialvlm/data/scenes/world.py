@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spatialvlm.data.scenes import layout, render
@@ -118,11 +117,8 @@ def pool(seed: int, indices: Sequence[int], size: int = 96) -> Pool:
     parts.append((layouts, render.render_batch(layouts.scene, layouts.camera, size)))
   keep = len(numbers)
   lay, out = jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[:keep], *parts)
-  local = np.einsum(
-    "bnk,bkj->bnj",
-    lay.scene.center[:, : render.MAX_OBJECTS] - lay.camera.position[:, None],
-    lay.camera.rotation,
-  )
+  offset = lay.scene.center[:, : render.MAX_OBJECTS] - lay.camera.position[:, None]
+  local = np.einsum("bnk,bkj->bnj", offset, lay.camera.rotation)
   clear = (out.visible >= MIN_PIXELS * (size / 96) ** 2) & (out.visible >= MIN_FRACTION * out.covered)
   return Pool(lay, out, clear & lay.present, local, size)
 
@@ -186,7 +182,7 @@ def draw_box(image: np.ndarray, box: Sequence[float], color: str) -> None:
   """
   height, width = image.shape[:2]
   thick = max(1, round(min(height, width) / 128))
-  x0, y0, x1, y1 = (int(round(v)) for v in box)
+  x0, y0, x1, y1 = (round(float(v)) for v in box)
   x0, y0 = max(x0 - thick, 0), max(y0 - thick, 0)
   x1, y1 = min(x1 + thick, width), min(y1 + thick, height)
   rgb = BOX_COLORS[color]
