@@ -7,7 +7,6 @@ keep. Padding stands on the right.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,8 +59,9 @@ def collate(
 
   Args:
     encoded: at most `batch_size` examples, each of which fits the bucket; rows beyond them are padding with
-      `example_mask_B` false.
+      `example_mask_B` false and a single valid token.
     targets: K of `target_index_BK`; 0 leaves it None.
+    tiles: I; 0 leaves the pixels out, for a caller that brings features and `tile_index_BI` itself.
     pad_id: token id at padding.
   """
   rows = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
@@ -75,49 +75,6 @@ def collate(
     pixel_mask_NHW=_pixel_masks(encoded, starts, batch_size * tiles),
     dense=_dense(encoded, starts, batch_size * tiles),
   )
-
-
-def collate_shared(
-  encoded: Sequence[Encoded],
-  *,
-  length: int,
-  tiles: int,
-  pad_id: int,
-  batch_size: int,
-  targets: int = 0,
-  multiple: int = 1,
-) -> Batch:
-  """A batch for evaluation whose equal tiles are kept, and encoded, once.
-
-  `tile_index_BI` points into the N distinct tiles. So that shapes stay few, N is `batch_size * tiles` halved
-  as often as the distinct tiles fit and N stays a multiple of `multiple` (the devices it is sharded over).
-  """
-  rows = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
-  if not tiles:
-    return Batch(**rows)
-  places: dict[bytes, int] = {}
-  distinct, index_BI = [], np.full((batch_size, tiles), -1, np.int32)
-  for row, e in enumerate(encoded):
-    for column, tile in enumerate(e.tiles):
-      key = hashlib.blake2b(np.ascontiguousarray(tile), digest_size=16).digest()
-      if e.pixel_mask is not None:
-        key += hashlib.blake2b(np.ascontiguousarray(e.pixel_mask[column]), digest_size=16).digest()
-      if key not in places:
-        places[key] = len(distinct)
-        distinct.append((tile, None if e.pixel_mask is None else e.pixel_mask[column]))
-      index_BI[row, column] = places[key]
-  count = batch_size * tiles
-  while count % (2 * multiple) == 0 and count // 2 >= len(distinct):
-    count //= 2
-  pixels = np.zeros((count, *distinct[0][0].shape), np.float32)
-  for place, (tile, _) in enumerate(distinct):
-    pixels[place] = tile
-  mask = None
-  if any(m is not None for _, m in distinct):
-    mask = np.ones(pixels.shape[:3], bool)
-    for place, (_, m) in enumerate(distinct):
-      mask[place] = True if m is None else m
-  return Batch(**rows, pixels_NHWC=pixels, pixel_mask_NHW=mask, tile_index_BI=index_BI)
 
 
 def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
@@ -179,6 +136,8 @@ def _text_rows(encoded, *, length, targets, pad_id, batch_size) -> dict[str, np.
     if targets:
       supervised = np.flatnonzero(e.loss_mask)
       index[row, : len(supervised)] = supervised
+  # A softmax over nothing is NaN, which a loss of weight 0 would still spread: padding rows see one token.
+  valid[len(encoded) :, 0] = True
   return dict(
     tokens_BT=tokens,
     valid_BT=valid,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spatialvlm.types import ImageLayout, UserError
+from spatialvlm.types import Example, ImageLayout, UserError
 
 if TYPE_CHECKING:
-  from spatialvlm.data.processor import Encoded
+  from spatialvlm.data.processor import Encoded, Processor
 
 
-def check_encoded(encoded: Encoded, layout: ImageLayout, *, longest: int) -> None:
+def check_encoded(encoded: Encoded, example: Example, layout: ImageLayout, *, longest: int) -> None:
   """Refuses an example that would train a model wrongly.
 
   Args:
@@ -20,7 +20,8 @@ def check_encoded(encoded: Encoded, layout: ImageLayout, *, longest: int) -> Non
 
   Raises:
     UserError: the number of image tokens is not the number that the tiles give (cut or doubled ones), an
-      image token or the first position is supervised, nothing is supervised, or the example is too long.
+      image token or the first position is supervised, nothing is supervised, the supervised stretches are
+      not as many as the answers, or the example is too long.
   """
   tokens, loss = np.asarray(encoded.tokens), np.asarray(encoded.loss_mask)
   image = tokens == layout.image_token_id
@@ -44,3 +45,30 @@ def check_encoded(encoded: Encoded, layout: ImageLayout, *, longest: int) -> Non
     raise UserError("no token is supervised; the answer is empty")
   if loss[0]:
     raise UserError("the first token is supervised, but nothing stands before it to predict it from")
+  stretches = len(supervised_stretches(loss))
+  if stretches != len(example.turns):
+    raise UserError(
+      f"the loss lies on {stretches} stretches of the text, but there are {len(example.turns)} answers"
+    )
+
+
+def supervised_stretches(loss_mask: np.ndarray) -> list[tuple[int, int]]:
+  """Start and end of each stretch of neighbouring supervised tokens."""
+  edges = np.flatnonzero(np.diff(np.concatenate([[False], loss_mask, [False]]).astype(np.int8)))
+  return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+
+def check_answers(encoded: Encoded, example: Example, processor: Processor) -> None:
+  """Refuses an example whose supervised tokens do not read as its answers, e.g. for a part of the prompt.
+
+  Raises:
+    UserError: the first answer that reads otherwise; white space aside.
+  """
+  stretches = supervised_stretches(encoded.loss_mask)
+  for number, ((start, end), turn) in enumerate(zip(stretches, example.turns, strict=True), start=1):
+    ids = [i for i in encoded.tokens[start:end] if i not in processor.stop_ids]
+    read = processor.decode(ids, skip_special_tokens=False)
+    if "".join(read.split()) != "".join(turn.answer.split()):
+      raise UserError(
+        f"the supervised tokens of turn {number} read {read!r}, but its answer is {turn.answer!r}"
+      )

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import grain
 import numpy as np
 
-from spatialvlm.config import DataConfig, SourceConfig, nearest
+from spatialvlm.config import DataConfig, SourceConfig
 from spatialvlm.data import batch as batches
 from spatialvlm.data.checks import check_encoded
 from spatialvlm.data.mixture import ENDLESS, Mixture
-from spatialvlm.types import Batch, Example, Question, Turn, UserError
+from spatialvlm.data.sources import Source, open_questions, open_source, question_to_example, read
+from spatialvlm.types import Batch, Example, UserError
 
 if TYPE_CHECKING:
-  from spatialvlm.data.processor import Processor
+  from spatialvlm.data.processor import Encoded, Processor
 
-
-class Source(Protocol):
-  """A random-access sequence of examples; `len` is `ENDLESS` where any index is good.
-
-  A source that reads or renders better in blocks offers `__getitems__(indices) -> list[Example]`, the name
-  that PyTorch and Hugging Face `datasets` have for it. Calls come from several threads.
-  """
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Example: ...
+__all__ = [
+  "BatchInfo",
+  "BatchSequence",
+  "Mixed",
+  "Sample",
+  "encode",
+  "open_mixed",
+  "open_questions",
+  "open_source",
+  "question_to_example",
+  "read",
+  "training_mixture",
+  "training_stream",
+  "validation_batches",
+  "validation_mixture",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,60 +65,88 @@ class BatchInfo:
   ids: tuple[str, ...]
 
 
-def question_to_example(question: Question) -> Example:
-  """The training form of a question: its prompt as CV-Bench writes it, answered by the bare letter ("B").
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+  """An example and where it stands: `index` within the source `source`."""
 
-  The letter is what the "native" protocol of `evaluation` scores, at the same place.
+  source: str
+  index: int
+  example: Example
+
+  @property
+  def id(self) -> str:
+    return f"{self.source}[{self.index}]" + (f" ({self.example.id})" if self.example.id else "")
+
+
+class Mixed:
+  """The opened sources of a mixture, read by position.
+
+  Attributes:
+    mixture: the order.
+    count: positions there are; `ENDLESS` for a stream without an end.
   """
-  turn = Turn(prompt=question.prompt, answer=chr(ord("A") + question.answer))
-  return Example(
-    images=(question.image,),
-    turns=(turn,),
-    id=str(question.idx),
-    task=question.task,
-    source=question.source,
-  )
+
+  def __init__(self, sources: Mapping[str, Source], mixture: Mixture, count: int = ENDLESS):
+    self._sources = [sources[name] for name in mixture.names]
+    self.mixture, self.count = mixture, count
+
+  def read(self, positions: Sequence[int]) -> list[Sample]:
+    """The samples at `positions`, in order; each source reads its part in one go."""
+    places = [self.mixture[p] for p in positions]
+    samples: list = [None] * len(places)
+    for source in sorted({p.source for p in places}):
+      rows = [row for row, p in enumerate(places) if p.source == source]
+      indices = [places[row].index for row in rows]
+      for row, example in zip(rows, read(self._sources[source], indices), strict=True):
+        samples[row] = Sample(self.mixture.names[source], places[row].index, example)
+    return samples
 
 
-class QuestionExamples:
-  """A sequence of questions seen as a sequence of examples."""
-
-  def __init__(self, questions: Sequence[Question]):
-    self.questions = questions
-
-  def __len__(self) -> int:
-    return len(self.questions)
-
-  def __getitem__(self, index: int) -> Example:
-    return question_to_example(self.questions[index])
-
-  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-    return [question_to_example(q) for q in read(self.questions, indices)]
-
-
-def read(source: Sequence, indices: Sequence[int]) -> list:
-  """The items at `indices`, in their order; in one go where the source can."""
-  if hasattr(source, "__getitems__"):
-    return list(source.__getitems__(list(indices)))
-  return [source[i] for i in indices]
-
-
-def open_source(config: SourceConfig) -> Source:
-  """Opens a source of examples.
+def encode(sample: Sample, processor: Processor, longest: int) -> Encoded:
+  """What the model will read of a sample, checked (`checks.check_encoded`).
 
   Raises:
-    UserError: an unknown kind, or a source that cannot be read.
+    UserError: the example is broken, would train wrongly, or is too long; named.
   """
-  return _known(SOURCES, config.kind, "examples")(config)
+  try:
+    encoded = processor.encode(sample.example)
+    check_encoded(encoded, sample.example, processor.layout, longest=longest)
+  except UserError as error:
+    where = f" (id {sample.example.id!r})" if sample.example.id else ""
+    raise UserError(f"data source {sample.source!r}, example {sample.index}{where}: {error}") from error
+  return encoded
 
 
-def open_questions(config: SourceConfig) -> Sequence[Question]:
-  """Opens a source of multiple-choice questions.
+def training_mixture(config: DataConfig, seed: int = 0) -> Mixed:
+  """The endless stream of examples. `seed` is the run's; with `config.seed` it fixes the order."""
+  return open_mixed(config.sources, shuffle=config.shuffle, seed=config.seed + seed)
+
+
+def validation_mixture(config: DataConfig) -> Mixed | None:
+  """The held-out examples: `config.validation_size` of them, or as many as come before one is repeated."""
+  if not config.validation:
+    return None
+  mixed = open_mixed(config.validation, shuffle=False, seed=config.seed)
+  mixed.count = min(config.validation_size, mixed.mixture.once())
+  return mixed
+
+
+def open_mixed(configs: Mapping[str, SourceConfig], *, shuffle: bool, seed: int) -> Mixed:
+  """Opens the sources that have a weight.
 
   Raises:
-    UserError: a kind that holds no questions, or a source that cannot be read.
+    UserError: a source cannot be opened (named), or they make no mixture.
   """
-  return _known(QUESTIONS, config.kind, "questions")(config)
+  opened = {}
+  for name, config in configs.items():
+    if config.weight:
+      try:
+        opened[name] = open_source(config)
+      except UserError as error:
+        raise UserError(f"data source {name!r}: {error}") from error
+  lengths = {name: len(opened[name]) if name in opened else 0 for name in configs}
+  weights = {name: config.weight for name, config in configs.items()}
+  return Mixed(opened, Mixture(lengths, weights, shuffle=shuffle, seed=seed))
 
 
 def training_stream(
@@ -138,17 +172,9 @@ def training_stream(
     UserError: a source that cannot be opened, or a batch that the processes do not divide. While iterating:
       an example that is broken or too large, named.
   """
-  opened = {name: open_source(source) for name, source in config.sources.items() if source.weight}
-  stream = BatchSequence(
-    opened,
-    _mixture(config.sources, opened, shuffle=config.shuffle, seed=config.seed + seed),
-    config,
-    processor,
-    batch_size,
-    process_index=process_index,
-    process_count=process_count,
-  )
-  return iter(_prefetched(stream, config))
+  mixed = training_mixture(config, seed)
+  shares = {"process_index": process_index, "process_count": process_count}
+  return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
 def validation_batches(
@@ -161,70 +187,45 @@ def validation_batches(
 ) -> grain.IterDataset[tuple[Batch, BatchInfo]] | None:
   """The held-out stream: the same batches at every pass, in order; None where none is configured.
 
-  It ends after `config.validation_size` examples, or where a source would repeat itself; the last batch is
-  filled with rows of `example_mask_B` false.
+  It ends as `validation_mixture` says; the last batch is filled with rows of `example_mask_B` false.
   """
-  if not config.validation:
+  mixed = validation_mixture(config)
+  if mixed is None:
     return None
-  opened = {name: open_source(source) for name, source in config.validation.items() if source.weight}
-  mixture = _mixture(config.validation, opened, shuffle=False, seed=config.seed)
-  stream = BatchSequence(
-    opened,
-    mixture,
-    config,
-    processor,
-    batch_size,
-    process_index=process_index,
-    process_count=process_count,
-    count=min(config.validation_size, mixture.once()),
-  )
-  return _prefetched(stream, config)
+  shares = {"process_index": process_index, "process_count": process_count}
+  return _prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config)
 
 
 class BatchSequence:
-  """Random access to the batches of one process.
-
-  Args:
-    sources: by name.
-    mixture: the order of their examples.
-    count: examples over all processes; `ENDLESS` for a stream without an end.
-  """
+  """Random access to the batches of one process."""
 
   def __init__(
     self,
-    sources: Mapping[str, Source],
-    mixture: Mixture,
+    mixed: Mixed,
     config: DataConfig,
     processor: Processor,
     batch_size: int,
     *,
     process_index: int = 0,
     process_count: int = 1,
-    count: int = ENDLESS,
   ):
     if batch_size < 1 or batch_size % process_count:
       raise UserError(
         f"a batch of {batch_size} is not divided by {process_count} processes; change batch_size"
       )
-    self._sources = [sources[name] for name in mixture.names]
-    self._mixture, self._config, self._processor = mixture, config, processor
+    self._mixed, self._config, self._processor = mixed, config, processor
     self._batch_size, self._rows = batch_size, batch_size // process_count
-    self._process_index, self._count = process_index, count
+    self._process_index = process_index
 
   def __len__(self) -> int:
-    return self._count if self._count == ENDLESS else -(-self._count // self._batch_size)
+    count = self._mixed.count
+    return count if count == ENDLESS else -(-count // self._batch_size)
 
   def __getitem__(self, number: int) -> tuple[Batch, BatchInfo]:
     first = number * self._batch_size + self._process_index * self._rows
-    positions = range(first, max(first, min(first + self._rows, self._count)))
-    places = [self._mixture[p] for p in positions]
-    names = [self._mixture.names[p.source] for p in places]
-    examples = self._read(places)
-    encoded = [self._encode(e, name, p.index) for e, name, p in zip(examples, names, places, strict=True)]
-    config = self._config
-    bucket = batches.Bucket(config.lengths[0], 0, config.targets)
-    if encoded:
-      bucket = batches.bucket_of(encoded, lengths=config.lengths, tiles=config.tiles, targets=config.targets)
+    samples = self._mixed.read(range(first, max(first, min(first + self._rows, self._mixed.count))))
+    encoded = [encode(sample, self._processor, self._config.lengths[-1]) for sample in samples]
+    bucket = self._bucket(encoded)
     batch = batches.collate(encoded, **bucket._asdict(), pad_id=self._processor.pad_id, batch_size=self._rows)
     info = BatchInfo(
       bucket=bucket,
@@ -232,104 +233,20 @@ class BatchSequence:
       tokens=sum(len(e.tokens) for e in encoded),
       targets=sum(int(np.count_nonzero(e.loss_mask)) for e in encoded),
       tiles=sum(len(e.tiles) for e in encoded),
-      sources=Counter(names),
-      tasks=Counter(e.task for e in examples),
-      epoch=self._mixture.epoch(number * self._batch_size),
-      ids=tuple(_id(e, name, p.index) for e, name, p in zip(examples, names, places, strict=True)),
+      sources=Counter(s.source for s in samples),
+      tasks=Counter(s.example.task for s in samples),
+      epoch=self._mixed.mixture.epoch(number * self._batch_size),
+      ids=tuple(s.id for s in samples),
     )
     return batch, info
 
-  def _read(self, places) -> list[Example]:
-    """Reads each source's part in one go, and puts all in order again."""
-    examples: list = [None] * len(places)
-    for source in sorted({p.source for p in places}):
-      rows = [row for row, p in enumerate(places) if p.source == source]
-      for row, example in zip(
-        rows, read(self._sources[source], [places[r].index for r in rows]), strict=True
-      ):
-        examples[row] = example
-    return examples
-
-  def _encode(self, example: Example, name: str, index: int):
-    where = f"data source {name!r}, example {index}" + (f" (id {example.id!r})" if example.id else "")
-    try:
-      encoded = self._processor.encode(example)
-      check_encoded(encoded, self._processor.layout, longest=self._config.lengths[-1])
-    except UserError as error:
-      raise UserError(f"{where}: {error}") from error
-    return encoded
-
-
-def _id(example: Example, source: str, index: int) -> str:
-  return f"{source}[{index}]" + (f" ({example.id})" if example.id else "")
+  def _bucket(self, encoded: Sequence[Encoded]) -> batches.Bucket:
+    config = self._config
+    if not encoded:
+      return batches.Bucket(config.lengths[0], 0, config.targets)
+    return batches.bucket_of(encoded, lengths=config.lengths, tiles=config.tiles, targets=config.targets)
 
 
 def _prefetched(stream: BatchSequence, config: DataConfig) -> grain.IterDataset:
   options = grain.ReadOptions(num_threads=config.workers, prefetch_buffer_size=config.prefetch)
   return grain.MapDataset.source(stream).to_iter_dataset(options)
-
-
-def _mixture(configs: Mapping[str, SourceConfig], opened: Mapping[str, Source], **kwargs) -> Mixture:
-  lengths = {name: len(opened[name]) if name in opened else 0 for name in configs}
-  return Mixture(lengths, {name: config.weight for name, config in configs.items()}, **kwargs)
-
-
-def _known(kinds: Mapping[str, Callable], kind: str, what: str) -> Callable:
-  if kind not in kinds:
-    raise UserError(f"data source kind {kind!r} holds no {what}; {nearest(kind, kinds)}")
-  return kinds[kind]
-
-
-def _skills(config: SourceConfig) -> Source:
-  from spatialvlm.data.scenes.skills import SceneSkills
-
-  return SceneSkills(config.seed, config.tasks, config.image_size)
-
-
-def _scene_questions(config: SourceConfig) -> Sequence[Question]:
-  from spatialvlm.data.scenes.questions import SceneQuestions
-
-  return SceneQuestions(config.seed, config.tasks, config.image_size)
-
-
-def _cvbench(config: SourceConfig) -> Sequence[Question]:
-  from spatialvlm.data.cvbench import open_cvbench
-
-  return open_cvbench(config.path, revision=config.revision, split=config.split, size=config.size)
-
-
-def _llava(config: SourceConfig) -> Source:
-  from spatialvlm.data.llava import Llava
-
-  if not config.path:
-    raise UserError("a source of kind 'llava' needs a `path`: a .json or .jsonl file")
-  return Llava(config.path, config.image_root, config.size)
-
-
-def _hub_examples(config: SourceConfig) -> Source:
-  from spatialvlm.data.hub import HubExamples, open_dataset
-
-  rows = open_dataset(config.path, split=config.split, revision=config.revision)
-  return HubExamples(rows, config.columns, config.path, config.size)
-
-
-def _hub_questions(config: SourceConfig) -> Sequence[Question]:
-  from spatialvlm.data.hub import HubQuestions, open_dataset
-
-  rows = open_dataset(config.path, split=config.split, revision=config.revision)
-  return HubQuestions(rows, config.columns, config.path, config.size)
-
-
-QUESTIONS: dict[str, Callable[[SourceConfig], Sequence[Question]]] = {
-  "scenes": _scene_questions,
-  "cvbench": _cvbench,
-  "hf": _hub_questions,
-}
-
-SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
-  "scenes": lambda config: QuestionExamples(_scene_questions(config)),
-  "skills": _skills,
-  "cvbench": lambda config: QuestionExamples(_cvbench(config)),
-  "llava": _llava,
-  "hf": _hub_examples,
-}

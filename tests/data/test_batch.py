@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spatialvlm.data.batch import Bucket, bucket_of, collate, collate_shared, grow, largest
+from spatialvlm.data.batch import Bucket, bucket_of, collate, grow, largest
 from spatialvlm.types import UserError
 from tests.data.fakes import FakeEncoded
 
@@ -41,7 +41,7 @@ def test_rows_are_padded_on_the_right_and_tiles_stand_beside_their_sample():
     length=6, tiles=2, targets=2, pad_id=7, batch_size=4,
   )  # fmt: skip
   np.testing.assert_array_equal(batch.tokens_BT[0], [10, 11, 12, 7, 7, 7])
-  np.testing.assert_array_equal(batch.valid_BT.sum(1), [3, 5, 4, 0])
+  np.testing.assert_array_equal(batch.valid_BT.sum(1), [3, 5, 4, 1])
   np.testing.assert_array_equal(batch.tokens_BT[3], [7] * 6)
   np.testing.assert_array_equal(batch.target_index_BK, [[2, -1], [3, 4], [3, -1], [-1, -1]])
   np.testing.assert_array_equal(batch.image_slot_BT[2], [0, 1, 2, 3, -1, -1])
@@ -80,26 +80,6 @@ def test_dense_targets_stand_at_the_global_view_of_the_first_image():
 def test_a_batch_without_images_has_no_pixels():
   batch = collate([encoded(3, 0, 1)], length=4, tiles=0, targets=1, pad_id=0, batch_size=2)
   assert batch.pixels_NHWC is None and batch.target_index_BK.shape == (2, 1)
-
-
-def test_equal_tiles_are_kept_once():
-  rows = [encoded(5, 2, 1, 0.5), encoded(5, 1, 1, 0.5), encoded(3, 0, 1), encoded(4, 1, 1, 0.25)]
-  rows[0].tiles[1] = 0.75
-  batch = collate_shared(rows, length=8, tiles=2, pad_id=0, batch_size=4)
-  np.testing.assert_array_equal(batch.tile_index_BI, [[0, 1], [0, -1], [-1, -1], [2, -1]])
-  np.testing.assert_array_equal(batch.pixels_NHWC[:, 0, 0, 0], [0.5, 0.75, 0.25, 0])
-  assert batch.target_index_BK is None
-  assert len(collate_shared(rows, length=8, tiles=2, pad_id=0, batch_size=4, multiple=8).pixels_NHWC) == 8
-
-
-def test_equal_tiles_of_unequal_masks_are_two():
-  mask = np.ones((1, 2, 2), bool)
-  mask[0, 0] = False
-  batch = collate_shared(
-    [encoded(3, 1, 1), encoded(3, 1, 1, pixel_mask=mask)], length=4, tiles=1, pad_id=0, batch_size=2
-  )
-  np.testing.assert_array_equal(batch.tile_index_BI, [[0], [1]])
-  np.testing.assert_array_equal(batch.pixel_mask_NHW.all((1, 2)), [True, False])
 
 
 def test_growing_equals_collating_into_the_larger_bucket():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from spatialvlm.config import SourceConfig
-from spatialvlm.data import pipeline
-from spatialvlm.data.mixture import ENDLESS
+from spatialvlm.data import pipeline, sources
+from spatialvlm.data.mixture import ENDLESS, Mixture
 from spatialvlm.types import Example, Question, Turn, UserError
 from tests.data.fakes import IMAGE, FakeProcessor, FakeSource, answer_of, config
 
@@ -15,7 +15,7 @@ from tests.data.fakes import IMAGE, FakeProcessor, FakeSource, answer_of, config
 @pytest.fixture(autouse=True)
 def _sources(monkeypatch):
   opener = lambda c: FakeSource(c.size or ENDLESS, c.path)
-  monkeypatch.setitem(pipeline.SOURCES, "fake", opener)
+  monkeypatch.setitem(sources.SOURCES, "fake", opener)
 
 
 def fake(size, path="s", **kwargs):
@@ -123,6 +123,11 @@ def test_validation_ends_is_in_order_and_fills_the_last_batch():
   assert pipeline.validation_batches(config(), FakeProcessor(), 4) is None
 
 
+def only(source):
+  mixture = Mixture({"a": 1}, {"a": 1.0}, shuffle=False, seed=0)
+  return pipeline.BatchSequence(pipeline.Mixed({"a": source(1)}, mixture), config(), FakeProcessor(), 1)
+
+
 class Broken(FakeProcessor):
   def __init__(self, spoil):
     self.spoil = spoil
@@ -145,6 +150,11 @@ def _on_image(e):
   e.loss_mask[:] = True
 
 
+def _two_stretches(e):
+  e.tokens, e.image_slot = np.append(e.tokens, [65, 66]), np.append(e.image_slot, [-1, -1])
+  e.loss_mask = np.append(e.loss_mask, [False, True])
+
+
 def _slots_elsewhere(e):
   e.image_slot[:] = np.roll(e.image_slot, 1)
 
@@ -156,6 +166,7 @@ def _slots_elsewhere(e):
     (_unsupervised, "no token is supervised"),
     (_on_image, "loss would be taken on 2 image tokens"),
     (_slots_elsewhere, "no image tokens"),
+    (_two_stretches, "loss lies on 2 stretches of the text, but there are 1 answers"),
   ],
 )
 def test_examples_that_would_train_wrongly_are_refused_by_name(spoil, message):
@@ -169,13 +180,7 @@ def test_an_example_longer_than_the_buckets_is_refused():
     def __getitem__(self, index):
       return Example(images=(), turns=(Turn("q" * 20, "1"),))
 
-  sequence = pipeline.BatchSequence(
-    {"a": Long(1)},
-    pipeline.Mixture({"a": 1}, {"a": 1.0}, shuffle=False, seed=0),
-    config(),
-    FakeProcessor(),
-    1,
-  )
+  sequence = only(Long)
   with pytest.raises(UserError, match="21 tokens are more than the longest sequence of 16"):
     sequence[0]
 
@@ -185,9 +190,7 @@ def test_the_text_may_not_hold_image_tokens_of_its_own():
     def __getitem__(self, index):
       return Example(images=(), turns=(Turn("q" + chr(IMAGE), "1"),))
 
-  sequence = pipeline.BatchSequence(
-    {"a": Sly(1)}, pipeline.Mixture({"a": 1}, {"a": 1.0}, shuffle=False, seed=0), config(), FakeProcessor(), 1
-  )
+  sequence = only(Sly)
   with pytest.raises(UserError, match="1 image tokens for 0 tiles"):
     sequence[0]
 
