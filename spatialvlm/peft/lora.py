@@ -39,7 +39,12 @@ class FullParam(nnx.Param):
   """
 
   def get_value(self, **kwargs) -> Any:
-    return super().get_value(**kwargs).astype(self.get_metadata()["compute_dtype"])
+    return super().get_value(**kwargs).astype(self.dtype)
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """What readers see, so that a layer which asks its weights for a dtype casts to the base's."""
+    return jnp.dtype(self.get_metadata()["compute_dtype"])
 
 
 class DropoutKey(nnx.Variable):

@@ -16,11 +16,15 @@ Path = tuple[Any, ...]
 
 
 def parameter_paths(vlm: nnx.Module) -> dict[str, Path]:
-  """Hugging Face name -> path of every base parameter, adapters left out."""
+  """Hugging Face name -> path of every base parameter, adapters left out.
+
+  A parameter that checkpoints of the family do not hold goes by its own dotted path.
+  """
   paths = {}
   for path, variable in nnx.iter_graph(vlm):
     if isinstance(variable, nnx.Param) and not isinstance(variable, nnx.LoRAParam):
-      paths[rules.to_hf(".".join(map(str, path)), vlm.config.family)] = path
+      dotted = ".".join(map(str, path))
+      paths[rules.to_hf(dotted, vlm.config.family) or dotted] = path
   return paths
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,9 +140,14 @@ def train_in_full(vlm: nnx.Module, names: Iterable[str]) -> None:
     if isinstance(old, FullParam):
       continue
     value = old.get_raw_value()
-    metadata = {k: v for k, v in old.get_metadata().items() if k in ("out_sharding", "eager_sharding")}
-    new = FullParam(value.astype(jnp.float32), compute_dtype=str(value.dtype), **metadata)
+    new = FullParam(value.astype(jnp.float32), compute_dtype=str(value.dtype), **axis_names(old))
     replace_variable(vlm, old, new)
+
+
+def axis_names(variable: nnx.Variable) -> dict[str, Any]:
+  """The metadata that names the axes of `variable`, for another variable of its shape."""
+  names = variable.get_metadata().get("out_sharding")
+  return axes.logical(*names) if names else {}
 
 
 def replace_variable(vlm: nnx.Module, old: nnx.Variable, new: nnx.Variable) -> None:
