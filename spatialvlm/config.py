@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -244,7 +245,10 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-  """Everything that defines a run. Two runs of equal configs on equal machines give equal results."""
+  """Everything that defines a run. Two runs of equal configs on equal machines give equal results.
+
+  `eval` None means that no questions are scored.
+  """
 
   name: str = "run"
   seed: int = 0
@@ -255,7 +259,7 @@ class RunConfig:
   losses: Mapping[str, LossConfig] = dataclasses.field(default_factory=lambda: {"answer": LossConfig()})
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()
-  eval: EvalConfig = EvalConfig()
+  eval: EvalConfig | None = None
   log: LogConfig = LogConfig()
 
 
@@ -288,6 +292,55 @@ def from_config_dict(config: Mapping[str, Any], cls: type[T] = RunConfig) -> T:
   if hasattr(config, "to_dict"):
     config = config.to_dict()
   return _build(cls, config, "config")
+
+
+def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig) -> None:
+  """Sets one dotted key of a nested dict of settings from the text of a command line, in place.
+
+  A string stands as it is; other values are written as in Python (`true` and `false` are taken too). A group
+  that a recipe leaves out begins with its defaults.
+
+  Raises:
+    UserError: an unknown key (with the nearest known one), or text of the wrong type.
+  """
+  hint, where, parts = cls, "config", key.split(".")
+  for i, part in enumerate(parts):
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+      hints = typing.get_type_hints(hint)
+      if part not in hints:
+        raise UserError(f"{where}.{part}: unknown key; {nearest(part, hints)}")
+      hint = _without_none(hints[part])
+    elif origin is not None and issubclass(origin, Mapping):
+      hint = _without_none(typing.get_args(hint)[1])
+    else:
+      raise UserError(f"{where}.{part}: unknown key; {where} is a single value")
+    where = f"{where}.{part}"
+    if i + 1 < len(parts):
+      if values.get(part) is None:
+        values[part] = {}
+      values = values[part]
+  values[parts[-1]] = _literal(hint, text)
+
+
+def _without_none(hint: Any) -> Any:
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
+  return hint
+
+
+def _literal(hint: Any, text: str) -> Any:
+  """Text as a value; what is no literal stays text, and is refused later if it should be something else."""
+  if text in ("None", "none"):
+    return None
+  if hint is str:
+    return text
+  if text in ("true", "false"):
+    return text == "true"
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
 
 
 def to_dict(config: Any) -> Any:

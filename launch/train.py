@@ -1,0 +1,26 @@
+"""`python launch/train.py --config=configs/lora.py[:tiny] [--config.any.key=value] [--workdir=DIR]`: trains."""
+
+from __future__ import annotations
+
+from spatialvlm.launch import _main
+
+
+def main(config, workdir: str | None, arguments: list[str]) -> int:
+  from spatialvlm import workdir as workdir_lib
+  from spatialvlm.training import loop
+  from spatialvlm.types import UserError
+
+  if arguments:
+    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
+  summary = loop.train(config, workdir_lib.choose(workdir, config))
+  return 0 if summary["finished"] else 128 + summary["signal"]
+
+
+def run() -> None:
+  from spatialvlm.config import RunConfig
+
+  _main.run(main, RunConfig, "lora:tiny")
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,169 @@
+"""Checkpoints of a run, with Orbax v1; the only file that knows Orbax.
+
+A checkpoint holds the trainables, optimizer state, step, moving average, the data iterator, and what the loop
+must remember as JSON. Of the base model it holds nothing: the workdir keeps its id, revision and hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from spatialvlm.training.state import TrainState
+from spatialvlm.types import UserError
+
+LOSS = "validation_loss"
+
+
+class Checkpoints:
+  """The checkpoints below one folder: the last `keep`, and the best by validation loss.
+
+  A save that was interrupted leaves a temporary folder that counts for nothing and is removed here.
+  """
+
+  def __init__(self, folder: pathlib.Path, keep: int):
+    policies = ocp.training.preservation_policies
+    self.folder = folder.absolute()
+    with _saving(self.folder):
+      self._orbax = ocp.training.Checkpointer(
+        self.folder,
+        save_decision_policy=_Always(),
+        preservation_policy=policies.AnyPreservationPolicy(
+          [
+            policies.LatestN(max(keep, 1)),
+            policies.BestN(
+              get_metric_fn=lambda metrics: metrics[LOSS],
+              reverse=True,
+              n=1,
+              keep_checkpoints_without_metrics=False,
+            ),
+          ]
+        ),
+        cleanup_tmp_directories=True,
+      )
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps that can be restored, ascending."""
+    return sorted(found.step for found in self._orbax.checkpoints)
+
+  @property
+  def latest(self) -> int | None:
+    return max(self.steps, default=None)
+
+  @property
+  def best(self) -> int | None:
+    """The step with the lowest validation loss; None where none was measured."""
+    measured = [(c.metrics[LOSS], c.step) for c in self._orbax.checkpoints if c.metrics]
+    return min(measured)[1] if measured else None
+
+  def save(self, state: TrainState, data: Any, memory: Mapping[str, Any], loss: float | None = None) -> None:
+    """Begins to save `state`; the disk is written in the background, from copies.
+
+    Args:
+      data: the iterator of batches, as it stands after the batch of this step.
+      memory: JSON that `memory` gives back.
+      loss: validation loss of this very step, None where it was not measured.
+
+    Raises:
+      UserError: the disk is full, now or while the save before this one was written.
+    """
+    step = int(state.step)
+    if step in self.steps:
+      return
+    with _saving(self.folder):
+      self._orbax.save_checkpointables_async(
+        step,
+        {"state": _named(state), "data": data},
+        metrics=None if loss is None else {LOSS: loss},
+        custom_metadata=dict(memory),
+      )
+
+  def memory(self, step: int) -> dict[str, Any]:
+    """What `save` was told to remember."""
+    return dict(self._orbax.checkpointables_metadata(step).custom_metadata)
+
+  def restore(self, step: int, like: TrainState, data: Any = None) -> TrainState:
+    """The state of a step, laid out as `like` on its mesh, whatever mesh it was saved from.
+
+    `data` is set to where it was, if it is given.
+    """
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _named(like)
+    )
+    wanted = {"state": abstract} | ({"data": data} if data is not None else {})
+    try:
+      found = self._orbax.load_checkpointables(step, wanted)["state"]
+    except (ValueError, KeyError, FileNotFoundError) as e:
+      reason = str(e).splitlines()[0][:200]
+      raise UserError(f"{self.folder / str(step)}: checkpoint cannot be restored: {reason}") from e
+    # Restored arrays are not donatable, so that the first step would hold the state twice, without a word;
+    # what a program of our own returns is. https://github.com/jax-ml/jax/issues/18617
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    found = jax.jit(lambda tree: jax.tree.map(lambda x: x.copy(), tree), out_shardings=shardings)(found)
+    return _unnamed(found, like)
+
+  def wait(self) -> None:
+    """Until everything is on the disk. Raises as `save`."""
+    with _saving(self.folder):
+      self._orbax.wait()
+
+  def close(self) -> None:
+    with _saving(self.folder):
+      self._orbax.close()
+
+
+class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
+  """The loop decides when; Orbax's own policies would skip steps."""
+
+  def should_save(self, step, previous_steps, *, context) -> bool:
+    del step, previous_steps, context
+    return True
+
+
+def _named(state: TrainState) -> dict[str, Any]:
+  """Flat dicts only: optimizers hold tuples, empty and masked nodes that a file need not know."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(state.opt_state)
+  return {
+    "step": state.step,
+    "params": state.params,
+    "ema": state.ema,
+    "opt_state": {jax.tree_util.keystr(path): leaf for path, leaf in flat},
+  }
+
+
+def _unnamed(found: Mapping[str, Any], like: TrainState) -> TrainState:
+  flat, structure = jax.tree_util.tree_flatten_with_path(like.opt_state)
+  leaves = [found["opt_state"][jax.tree_util.keystr(path)] for path, _ in flat]
+  opt_state = jax.tree_util.tree_unflatten(structure, leaves)
+  return TrainState(found["step"], found["params"], opt_state, found.get("ema") or {})
+
+
+@contextlib.contextmanager
+def _saving(folder: pathlib.Path) -> Iterator[None]:
+  """A full disk, however deep it was wrapped, becomes one line; the checkpoints before it stay whole."""
+  try:
+    yield
+  except Exception as e:
+    if _is_full(e):
+      raise UserError(
+        f"{folder}: no space left on the disk for a checkpoint; earlier ones are whole: free some space and "
+        "run the same command again"
+      ) from e
+    raise
+
+
+def _is_full(error: BaseException | None) -> bool:
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    if "no space left" in str(error).lower() or "disk quota exceeded" in str(error).lower():
+      return True
+    error = error.__cause__ or error.__context__
+  return False

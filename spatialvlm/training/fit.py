@@ -1,0 +1,362 @@
+"""The inner loop: batches in, parameters out; interrupted and continued without a trace in the numbers."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from spatialvlm.config import RunConfig
+from spatialvlm.data import batch as batch_lib
+from spatialvlm.training import step as step_lib
+from spatialvlm.training.checkpoint import Checkpoints
+from spatialvlm.training.metrics import Metrics, Screen, scaled
+from spatialvlm.training.state import Params, TrainState
+from spatialvlm.types import Batch, UserError
+
+# Steps that the host may run ahead of the devices: enough to hide its own work, few batches in memory.
+AHEAD = 2
+# The loss of every step is looked at, at the latest after so many steps.
+CHECK_EVERY = 100
+
+Evaluate = Callable[[TrainState, int], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What the loop turns.
+
+  Attributes:
+    train_step, loss_step: functions of `step.make_train_step` and `step.make_loss_step`.
+    frozen: the arrays that are not trained.
+    stream: endless iterator of (Batch, BatchInfo) that a checkpoint can hold.
+    validation: an iterable of the same, equal at every pass; None for no validation.
+    evaluate: scores questions with the state of a step and returns figures for the metrics.
+    pad_id, tile_size: of batches that grow to the bucket of another process.
+  """
+
+  mesh: Mesh
+  train_step: step_lib.StepFn
+  loss_step: Callable
+  frozen: Params
+  stream: Iterator
+  validation: Iterable | None = None
+  evaluate: Evaluate | None = None
+  pad_id: int = 0
+  tile_size: int = 0
+
+
+@dataclasses.dataclass
+class Memory:
+  """What the loop remembers over an interruption, beside the state; it travels in the checkpoint as JSON.
+
+  Attributes:
+    window: figures of the steps since the last row of metrics.
+    best: lowest validation loss, and `best_step` where it was seen.
+    waited: validations since then.
+    stopped: early stopping has ended the run.
+  """
+
+  window: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  best: float | None = None
+  best_step: int | None = None
+  waited: int = 0
+  stopped: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How the loop ended: `signal` is the number of the signal that stopped it, else 0."""
+
+  state: TrainState
+  memory: Memory
+  signal: int
+  seconds: float
+
+
+def fit(
+  config: RunConfig, parts: Parts, state: TrainState, folder: pathlib.Path, settings: Mapping
+) -> Outcome:
+  """Trains until `config.train.steps`, an early stop or a signal; continues what `folder` holds.
+
+  Raises:
+    UserError: the loss is not finite (step and examples are named), memory or disk is exhausted, or an
+      example is broken.
+  """
+  with contextlib.closing(Checkpoints(folder / "checkpoints", config.train.keep)) as checkpoints:
+    memory = Memory()
+    if (latest := checkpoints.latest) is not None:
+      state = checkpoints.restore(latest, state, parts.stream)
+      memory = Memory(**checkpoints.memory(latest))
+    start = int(state.step)
+    metrics = Metrics(folder, config.log, step=start, name=config.name, settings=settings)
+    with contextlib.closing(metrics), contextlib.closing(Screen(config.train.steps, start)) as screen:
+      if start:
+        screen.say(f"continues at step {start}")
+      loop = _Loop(config, parts, state, memory, checkpoints, metrics, screen)
+      with _signals() as received, _memory_errors(config):
+        try:
+          loop.run(received)
+        finally:
+          # Whatever happened, a save that has begun is brought to its end.
+          checkpoints.wait()
+      return Outcome(loop.state, memory, received.number, loop.clock.total())
+
+
+class _Loop:
+  def __init__(self, config, parts, state, memory, checkpoints, metrics, screen):
+    self.config, self.parts, self.state, self.memory = config, parts, state, memory
+    self.checkpoints, self.metrics, self.screen = checkpoints, metrics, screen
+    shardings = step_lib.state_shardings(state)
+    self.programs = step_lib.Programs(
+      parts.train_step,
+      parts.mesh,
+      donate=True,
+      out_shardings=(shardings, None),
+      scale=config.train.accumulation,
+    )
+    self.loss_programs = step_lib.Programs(parts.loss_step, parts.mesh, donate=False, out_shardings=None)
+    # (step, figures on the devices, ids) of steps whose figures were not fetched yet
+    self.pending: collections.deque = collections.deque()
+    self.clock = _Clock()
+    self.loss: float | None = None
+
+  def run(self, received: _Received) -> None:
+    train, step = self.config.train, int(self.state.step)
+    while step < train.steps and not self.memory.stopped:
+      batch, info = next(self.parts.stream)
+      self.advance(step, *self.agreed(batch, info))
+      step += 1
+      self.loss = None
+      self.screen.advance(step)
+      last = step == train.steps
+      if last or _due(step, train.log_every) or _due(step, CHECK_EVERY):
+        self.fetch()
+      if train.log_every and (last or _due(step, train.log_every)):
+        self.log(step)
+      if last or _due(step, train.validate_every):
+        self.validate(step)
+      if _due(step, train.evaluate_every) and not last:
+        self.evaluate(step)
+      stop = received.now(step, train.log_every)
+      if last or stop or self.memory.stopped or _due(step, train.checkpoint_every) or self.is_best(step):
+        self.save()
+      if stop:
+        return
+
+  def advance(self, step: int, batch: Batch, info) -> None:
+    """Sends one step to the devices, and waits for an earlier one so that the host stays near."""
+    on_device = step_lib.to_devices(batch, self.parts.mesh, self.config.train.accumulation)
+    program, fresh = self.programs.get(self.state, self.parts.frozen, on_device)
+    if fresh:
+      self.announce(program, info)
+    self.state, figures = program.run(self.state, self.parts.frozen, on_device)
+    self.pending.append((step + 1, figures, info.ids))
+    self.clock.count(info.samples, info.tokens, program.flops)
+    if len(self.pending) > AHEAD:
+      jax.block_until_ready(self.pending[-1 - AHEAD][1])
+
+  def agreed(self, batch: Batch, info) -> tuple[Batch, Any]:
+    """All processes take the largest of their buckets, since they run one program."""
+    if jax.process_count() == 1:
+      return batch, info
+    buckets = multihost_utils.process_allgather(np.array(info.bucket, np.int32))
+    largest = batch_lib.largest([batch_lib.Bucket(*map(int, b)) for b in buckets])
+    if largest == info.bucket:
+      return batch, info
+    return batch_lib.grow(batch, largest, pad_id=self.parts.pad_id, tile_size=self.parts.tile_size), info
+
+  def announce(self, program: step_lib.Program, info) -> None:
+    self.clock.pause(program.seconds)
+    bucket = "x".join(map(str, info.bucket))
+    self.screen.say(
+      f"compiled the step for bucket {bucket} (tokens x tiles x targets) in {program.seconds:.1f} s: "
+      f"{scaled(program.flops)}FLOP, {scaled(program.bytes, 1024)}iB per device"
+    )
+
+  def fetch(self) -> None:
+    """Brings the figures of all steps so far to the host.
+
+    Raises:
+      UserError: one of them has a loss or gradient that is not finite.
+    """
+    for step, figures, ids in self.pending:
+      row = {name: float(value) for name, value in jax.device_get(figures).items()}
+      if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+        self.pending.clear()
+        kept = self.checkpoints.latest
+        where = (
+          f"step {kept} is kept in {self.checkpoints.folder}" if kept else "no checkpoint was written yet"
+        )
+        raise UserError(
+          f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}: not finite; examples "
+          f"{', '.join(ids)}; {where}; lower optim.learning_rate, or look at these examples"
+        )
+      self.memory.window.append(row)
+    self.pending.clear()
+
+  def log(self, step: int) -> None:
+    window, self.memory.window = self.memory.window, []
+    row = {name: sum(w[name] for w in window) / len(window) for name in window[0]}
+    row["learning_rate"] = window[-1].get("learning_rate", 0.0)
+    row = {"step": step, **row, "samples": step * self.config.train.batch_size}
+    row |= self.clock.rates() | {"compilations": len(self.programs) + len(self.loss_programs)}
+    self.metrics.write(row)
+    self.screen.report(row)
+
+  def validate(self, step: int) -> None:
+    if self.parts.validation is None:
+      return
+    started, parts, sums = time.perf_counter(), [], {}
+    for batch, info in self.parts.validation:
+      batch, _ = self.agreed(batch, info)
+      on_device = step_lib.to_devices(batch, self.parts.mesh)
+      program, _ = self.loss_programs.get(self.state, self.parts.frozen, on_device)
+      parts.append(program.run(self.state, self.parts.frozen, on_device))
+    for found in jax.device_get(parts):
+      for name, (total, weight) in found.items():
+        before = sums.get(name, (0.0, 0.0))
+        sums[name] = (before[0] + float(total), before[1] + float(weight))
+    means = {f"validation/{name}": value for name, value in step_lib.averages(sums, np).items()}
+    self.loss = float(sum(w * means[f"validation/{n}/loss"] for n, w in self.term_weights().items()))
+    self.metrics.write(
+      {"step": step, "validation/loss": self.loss, **{k: float(v) for k, v in means.items()}}
+    )
+    self.screen.say(f"step {step}: validation loss {self.loss:.4f}")
+    self.clock.pause(time.perf_counter() - started)
+    self.remember(step)
+
+  def term_weights(self) -> dict[str, float]:
+    return {name: loss.weight for name, loss in self.config.losses.items() if loss.weight}
+
+  def remember(self, step: int) -> None:
+    """Early stopping: counts validations without a better loss."""
+    memory, patience = self.memory, self.config.train.patience
+    if memory.best is None or self.loss < memory.best:
+      memory.best, memory.best_step, memory.waited = self.loss, step, 0
+      return
+    memory.waited += 1
+    if patience and memory.waited >= patience and step < self.config.train.steps:
+      memory.stopped = True
+      self.screen.say(f"step {step}: no better validation loss since step {memory.best_step}; stops early")
+
+  def is_best(self, step: int) -> bool:
+    """Early stopping ends with the best parameters, so that they must be on the disk."""
+    return bool(self.config.train.patience) and self.memory.best_step == step
+
+  def evaluate(self, step: int) -> None:
+    if self.parts.evaluate is None:
+      return
+    started = time.perf_counter()
+    figures = self.parts.evaluate(self.state, step)
+    seconds = time.perf_counter() - started
+    self.clock.pause(seconds)
+    self.metrics.write({"step": step, **figures, "evaluation_seconds": seconds})
+
+  def save(self) -> None:
+    """Never saves a step whose loss was not seen to be finite."""
+    started = time.perf_counter()
+    self.fetch()
+    self.checkpoints.save(self.state, self.parts.stream, dataclasses.asdict(self.memory), self.loss)
+    self.clock.pause(time.perf_counter() - started)
+
+
+class _Clock:
+  """Rates since the last row: of training alone, without compilation, validation and saving."""
+
+  def __init__(self):
+    self._begin = time.perf_counter()
+    self._reset()
+
+  def _reset(self) -> None:
+    self._since, self._paused = time.perf_counter(), 0.0
+    self._samples = self._tokens = self._flops = 0
+
+  def count(self, samples: int, tokens: int, flops: float) -> None:
+    self._samples += samples * jax.process_count()
+    self._tokens += tokens * jax.process_count()
+    self._flops += flops
+
+  def pause(self, seconds: float) -> None:
+    self._paused += seconds
+
+  def rates(self) -> dict[str, float]:
+    seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+    rates = {
+      "samples_per_second": self._samples / seconds,
+      "tokens_per_second": self._tokens / seconds,
+      "flops_per_second": self._flops / seconds,
+      "time": time.time(),
+    }
+    self._reset()
+    return rates
+
+  def total(self) -> float:
+    return time.perf_counter() - self._begin
+
+
+class _Received:
+  """A signal that asked the run to end in order."""
+
+  number = 0
+
+  def now(self, step: int, every: int) -> int:
+    """The signal to obey after this step; several processes agree on it, at steps that are logged."""
+    if jax.process_count() == 1:
+      return self.number
+    if not _due(step, every):
+      return 0
+    self.number = int(multihost_utils.process_allgather(np.int32(self.number)).max())
+    return self.number
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Received]:
+  """SIGTERM and the first Ctrl-C only take note; a second Ctrl-C ends at once."""
+  received = _Received()
+  if threading.current_thread() is not threading.main_thread():
+    yield received
+    return
+
+  def note(number, frame):
+    if number == signal.SIGINT and received.number:
+      raise KeyboardInterrupt
+    received.number = number
+
+  old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield received
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _memory_errors(config: RunConfig) -> Iterator[None]:
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e) and "out of memory" not in str(e).lower():
+      raise
+    remat = "" if config.train.remat else ", set train.remat=True"
+    raise UserError(
+      f"out of device memory: lower train.batch_size (now {config.train.batch_size}) or raise "
+      f"train.accumulation (now {config.train.accumulation}){remat}, lower model.max_tiles or "
+      f"data.lengths, use model.dtype=bfloat16, or more devices along mesh.fsdp"
+    ) from e
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0

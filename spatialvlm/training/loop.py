@@ -1,0 +1,159 @@
+"""From a RunConfig to a trained model in a workdir."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+
+from spatialvlm import config as config_lib
+from spatialvlm import hub, peft
+from spatialvlm import workdir as workdir_lib
+from spatialvlm.config import RunConfig
+from spatialvlm.core import axes
+from spatialvlm.data import pipeline
+from spatialvlm.data.processor import load_processor
+from spatialvlm.models.vlm import Vlm
+from spatialvlm.training import export, losses, optim
+from spatialvlm.training import state as state_lib
+from spatialvlm.training import step as step_lib
+from spatialvlm.training.fit import Parts, fit
+from spatialvlm.training.scores import Scores
+from spatialvlm.types import UserError
+
+
+def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
+  """Trains as `config` says in `workdir`, or continues what was begun there; returns the summary.
+
+  Afterwards the workdir holds config.json, environment.json, identity.json, metrics.jsonl, checkpoints,
+  TensorBoard logs, loss.png, and, where the config asks for them, evaluations with scores.png, the PEFT
+  folder `adapter`, the Hugging Face checkpoint `model`, and summary.json.
+
+  Raises:
+    UserError: anything in the config, data, weights or workdir that the user can mend.
+  """
+  check(config)
+  workdir_lib.check(workdir, config)
+  mesh = axes.make_mesh(config.mesh)
+  check_batch(config, mesh)
+  folder = hub.resolve(config.model.path, config.model.revision)
+  processor = load_processor(
+    folder,
+    max_tiles=config.model.max_tiles,
+    longest_edge=config.model.longest_edge,
+    split_images=config.model.split_images,
+  )
+  parallel = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  size = config.train.batch_size
+  stream = pipeline.training_stream(config.data, processor, size, seed=config.seed, **parallel)
+  validation = pipeline.validation_batches(config.data, processor, size, **parallel)
+  identity = {"model": {"from_scratch": True} if config.model.from_scratch else hub.identity(folder)}
+  continues = workdir_lib.claim(workdir, config, identity)
+
+  model = build_model(config, mesh)
+  trainable = peft.trainable_filter(model, config.peft)
+  trained, total = peft.count_parameters(model, trainable)
+  split = state_lib.Split(model, trainable, mesh)
+  del model
+  if jax.process_index() == 0:
+    print(
+      f"{'continues' if continues else 'begins'} in {workdir}: {trained:,} of {total:,} parameters are "
+      f"trained ({trained / total:.2%}), mesh {dict(mesh.shape)}",
+      flush=True,
+    )
+
+  rate = optim.schedule(config.optim, config.train.steps)
+  tx = optim.make_optimizer(config.optim, rate, split.params)
+  terms = losses.make_losses(config.losses)
+  fresh = state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
+  scores = Scores(config, split, processor, workdir)
+  scores.before()
+  parts = Parts(
+    mesh=mesh,
+    train_step=step_lib.make_train_step(
+      split,
+      tx,
+      terms,
+      seed=config.seed,
+      accumulation=config.train.accumulation,
+      clip_norm=config.optim.clip_norm,
+      ema=config.optim.ema,
+      rate=rate,
+    ),
+    loss_step=step_lib.make_loss_step(split, terms),
+    frozen=split.frozen,
+    stream=stream,
+    validation=validation,
+    evaluate=scores.during if config.train.evaluate_every else None,
+    pad_id=processor.pad_id,
+    tile_size=processor.layout.tile_size,
+  )
+  settings = config_lib.to_dict(config)
+  outcome = fit(config, parts, fresh, workdir, settings)
+  if outcome.signal:
+    return {"finished": False, "step": int(outcome.state.step), "signal": outcome.signal}
+  return finish(config, split, outcome, scores, folder, workdir)
+
+
+def check(config: RunConfig) -> None:
+  """Raises a UserError for settings that cannot work, before anything is loaded or written."""
+  if config.model.dtype not in ("float32", "bfloat16"):
+    why = " (its largest number, 65504, is too small for activations and gradients)"
+    reason = why if config.model.dtype == "float16" else ""
+    raise UserError(
+      f"config.model.dtype: {config.model.dtype!r} is not offered{reason}; use float32 or bfloat16"
+    )
+  train = config.train
+  if train.steps < 1 or train.batch_size < 1 or train.accumulation < 1:
+    raise UserError("config.train: steps, batch_size and accumulation must be at least 1")
+  if train.patience and not (train.validate_every and config.data.validation):
+    raise UserError("config.train.patience: needs train.validate_every and data.validation")
+  if not config.data.sources:
+    raise UserError("config.data.sources: empty; name at least one source")
+
+
+def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
+  """Every microbatch must fill every shard of the batch."""
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  size, parts = config.train.batch_size, config.train.accumulation
+  if size % (shards * parts):
+    raise UserError(
+      f"config.train.batch_size: {size} is not divided by {shards} shards (mesh data x fsdp) times "
+      f"{parts} microbatches; use a multiple of {shards * parts}"
+    )
+
+
+def build_model(config: RunConfig, mesh: jax.sharding.Mesh) -> Vlm:
+  """The model on its mesh, adapters attached."""
+  model = hub.load_model(
+    config.model.path,
+    revision=config.model.revision,
+    dtype=config.model.dtype,
+    mesh=mesh,
+    attention=config.model.attention,
+    from_scratch=config.model.from_scratch,
+    seed=config.model.seed,
+  )
+  model = peft.apply(model, config.peft)
+  if config.train.remat:
+    model.vision.stack.remat = model.decoder.stack.remat = True
+  return model
+
+
+def finish(config, split, outcome, scores, source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
+  """After the last step: the parameters that count are scored and exported, and all is summed up."""
+  state, memory = outcome.state, outcome.memory
+  exported = export.export(config, split.model(state_lib.weights(state), split.frozen), source, workdir)
+  summary = {
+    "finished": True,
+    "step": int(state.step),
+    "early_stop": memory.stopped,
+    "best_validation_loss": memory.best,
+    "best_step": memory.best_step,
+    "seconds": outcome.seconds,
+    "exported": exported,
+    "scores": scores.after(state),
+  }
+  workdir_lib.write_json(workdir / "summary.json", summary)
+  return summary

@@ -1,0 +1,194 @@
+"""Optimizers by name, learning rate schedules, and which parameters decay."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from spatialvlm.config import OptimConfig, nearest
+from spatialvlm.types import UserError
+
+Schedule = Callable[[Any], jax.Array]
+
+
+def schedule(config: OptimConfig, steps: int) -> Schedule:
+  """Learning rate of step 0, 1, ...: a linear warm-up to the peak, then what `config.schedule` names.
+
+  The first step has a rate of `learning_rate / warmup_steps`, not zero; the last ends the decay.
+
+  Raises:
+    UserError: an unknown schedule.
+  """
+  if config.schedule not in SCHEDULES:
+    raise UserError(
+      f"config.optim.schedule: unknown {config.schedule!r}; {nearest(config.schedule, SCHEDULES)}"
+    )
+  shape = SCHEDULES[config.schedule]
+
+  def rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    warm = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+    return jnp.float32(config.learning_rate) * warm * shape(step, config, steps)
+
+  return rate
+
+
+def _cosine(step, config: OptimConfig, steps: int):
+  done = jnp.clip((step - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0, 1)
+  return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+
+
+def _wsd(step, config: OptimConfig, steps: int):
+  """Warm-up, stable, decay (Hu et al., MiniCPM, arXiv 2404.06395), with a linear decay."""
+  decay = max(round(config.decay_fraction * steps), 1)
+  done = jnp.clip((step - (steps - decay)) / decay, 0, 1)
+  return 1 - (1 - config.final_fraction) * done
+
+
+def _constant(step, config: OptimConfig, steps: int):
+  return 1.0
+
+
+SCHEDULES = {"cosine": _cosine, "wsd": _wsd, "constant": _constant}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """How an optimizer is made.
+
+  Attributes:
+    make: `(learning_rate, **kwargs) -> GradientTransformation`.
+    decay: its argument for the weight decay; None where it has none of its own, and decay times the weights
+      is added to the gradient (L2).
+    mask: its argument for the mask of the decay; None where it takes no mask.
+  """
+
+  make: Callable[..., optax.GradientTransformation]
+  decay: str | None = "weight_decay"
+  mask: str | None = "mask"
+
+
+def _muon(learning_rate, *, weight_decay=0.0, weight_decay_mask=None, **kwargs):
+  """Muon for matrices, AdamW for the rest; one decay for both."""
+  return contrib.muon(
+    learning_rate,
+    weight_decay=weight_decay,
+    adam_weight_decay=weight_decay,
+    weight_decay_mask=weight_decay_mask,
+    **kwargs,
+  )
+
+
+def _schedule_free_adamw(learning_rate, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None, **kwargs):
+  """As `optax.contrib.schedule_free_adamw`, with a schedule and a decay mask."""
+  base = optax.adamw(learning_rate, b1=0.0, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask)
+  return contrib.schedule_free(base, learning_rate, b1=b1, **kwargs)
+
+
+def _schedule_free_sgd(learning_rate, *, b1=0.9, **kwargs):
+  return contrib.schedule_free(optax.sgd(learning_rate), learning_rate, b1=b1, **kwargs)
+
+
+OPTIMIZERS: dict[str, Entry] = {
+  "adabelief": Entry(optax.adabelief, None, None),
+  "adafactor": Entry(optax.adafactor, "weight_decay_rate", "weight_decay_mask"),
+  "adagrad": Entry(optax.adagrad, None, None),
+  "adam": Entry(optax.adam, None, None),
+  "adamax": Entry(optax.adamax, None, None),
+  "adamaxw": Entry(optax.adamaxw),
+  "adamw": Entry(optax.adamw),
+  "adan": Entry(optax.adan),
+  "ademamix": Entry(contrib.ademamix),
+  "adopt": Entry(contrib.adopt, None, None),
+  "amsgrad": Entry(optax.amsgrad, None, None),
+  "lamb": Entry(optax.lamb),
+  "lion": Entry(optax.lion),
+  "madgrad": Entry(contrib.madgrad, None, None),
+  "muon": Entry(_muon, "weight_decay", "weight_decay_mask"),
+  "nadam": Entry(optax.nadam, None, None),
+  "nadamw": Entry(optax.nadamw),
+  "novograd": Entry(optax.novograd, "weight_decay", None),
+  "prodigy": Entry(contrib.prodigy, "weight_decay", None),
+  "radam": Entry(optax.radam, None, None),
+  "rmsprop": Entry(optax.rmsprop, None, None),
+  "schedule_free_adamw": Entry(_schedule_free_adamw),
+  "schedule_free_sgd": Entry(_schedule_free_sgd, None, None),
+  "sgd": Entry(optax.sgd, None, None),
+  "sign_sgd": Entry(optax.sign_sgd, None, None),
+  "sm3": Entry(optax.sm3, None, None),
+  "yogi": Entry(optax.yogi, None, None),
+}
+
+
+def make_optimizer(config: OptimConfig, rate: Schedule, params: Mapping[str, jax.Array]):
+  """The optax optimizer of a run; clipping is the step's own affair.
+
+  Raises:
+    UserError: an unknown optimizer or argument, or a decay mask that names no parameter.
+  """
+  if config.name not in OPTIMIZERS:
+    raise UserError(
+      f"config.optim.name: unknown optimizer {config.name!r}; {nearest(config.name, OPTIMIZERS)}"
+    )
+  entry = OPTIMIZERS[config.name]
+  kwargs = {k: _argument(entry, config.name, k, v) for k, v in config.kwargs.items()}
+  if entry.decay:
+    # Given even where it is zero: lion, adamw and others decay by default.
+    kwargs[entry.decay] = config.weight_decay
+  mask = decay_mask(config.weight_decay_mask, params) if config.weight_decay else None
+  if entry.mask and mask is not None:
+    kwargs[entry.mask] = mask
+  elif mask is not None and entry.decay and not all(mask.values()) and config.weight_decay_mask != "matrices":
+    raise UserError(
+      f"config.optim.weight_decay_mask: {config.name} takes no mask; use '.*' or another optimizer"
+    )
+  tx = entry.make(rate, **kwargs)
+  if mask is not None and entry.decay is None:
+    tx = optax.chain(optax.add_decayed_weights(config.weight_decay, mask), tx)
+  return tx
+
+
+def decay_mask(pattern: str, params: Mapping[str, jax.Array]) -> dict[str, bool]:
+  """Which parameters decay: "matrices" for those of two or more axes, else a regex over full names.
+
+  Raises:
+    UserError: no regex, or one that names no parameter.
+  """
+  if pattern == "matrices":
+    return {name: value.ndim >= 2 for name, value in params.items()}
+  where = "config.optim.weight_decay_mask"
+  try:
+    compiled = re.compile(pattern)
+  except re.error as e:
+    raise UserError(f"{where}: {pattern!r} is not a regular expression: {e}") from None
+  mask = {name: compiled.fullmatch(name) is not None for name in params}
+  if not any(mask.values()):
+    raise UserError(f"{where}: {pattern!r} names no trained parameter; {nearest(pattern, list(params)[:8])}")
+  return mask
+
+
+def _argument(entry: Entry, name: str, key: str, value: float) -> Any:
+  """Checks an argument's name, and gives it the type of its default: a config holds floats only."""
+  parameters = {}
+  for function in (entry.make, getattr(contrib, name, None), getattr(optax, name, None)):
+    if function is not None:
+      parameters |= inspect.signature(function).parameters
+  known = [
+    p
+    for p, v in parameters.items()
+    if v.kind is not v.VAR_KEYWORD and p not in ("learning_rate", "warmup_steps", entry.decay, entry.mask)
+  ]
+  if key not in known:
+    raise UserError(f"config.optim.kwargs.{key}: {name} has no such argument; {nearest(key, known)}")
+  default = parameters[key].default
+  if isinstance(default, (bool, int)) and float(value).is_integer():
+    return type(default)(value)
+  return value

@@ -1,0 +1,213 @@
+"""One optimizer step as a pure function, and its compiled programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spatialvlm.core import axes
+from spatialvlm.peft import seed_dropout
+from spatialvlm.training.losses import Loss
+from spatialvlm.training.state import Params, Split, TrainState, weights
+from spatialvlm.types import Batch
+
+Terms = Mapping[str, tuple[float, Loss]]
+StepFn = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(
+  split: Split,
+  tx: optax.GradientTransformation,
+  terms: Terms,
+  *,
+  seed: int = 0,
+  accumulation: int = 1,
+  clip_norm: float = 0.0,
+  ema: float = 0.0,
+  rate: Callable[[Any], jax.Array] | None = None,
+) -> StepFn:
+  """A function `(state, frozen, batch) -> (state, metrics)`, ready for `jax.jit`.
+
+  Every field of `batch` has a leading axis of `accumulation` where that is more than one.
+
+  Args:
+    terms: weighted losses by name; each is divided by its own weight over the whole step.
+    clip_norm: largest global norm of the gradient, 0 for no limit.
+    ema: decay of the moving average; it starts lower, min(ema, (1 + t) / (10 + t)), so that the first
+      parameters are soon forgotten.
+    rate: the learning rate of a step, for the metrics.
+  """
+
+  def terms_of(params, frozen, batch, key) -> dict[str, tuple]:
+    model = seed_dropout(split.model(params, frozen), key)
+    return {name: loss(model, batch, key) for name, (_, loss) in terms.items()}
+
+  def objective(params, frozen, batch, key, totals):
+    found = terms_of(params, frozen, batch, key)
+    totals = totals or {name: weight for name, (_, weight, _) in found.items()}
+    value, sums = jnp.float32(0), {}
+    for name, (total, weight, metrics) in found.items():
+      # A step without any target of a term must not divide by zero.
+      value += terms[name][0] * total / jnp.maximum(totals[name], 1e-6)
+      sums[f"{name}/loss"] = (total, weight)
+      sums |= {f"{name}/{key}": pair for key, pair in metrics.items()}
+    return value, jax.lax.stop_gradient(sums)
+
+  gradient = jax.value_and_grad(objective, has_aux=True)
+
+  def accumulated(params, frozen, batches, key):
+    parts = jnp.arange(accumulation)
+
+    def weigh(totals, part):
+      batch, i = part
+      found = terms_of(params, frozen, batch, jax.random.fold_in(key, i))
+      return {name: totals[name] + found[name][1] for name in terms}, None
+
+    # Weights depend on the batch alone, so the compiler drops all of the model from this first pass.
+    totals, _ = jax.lax.scan(weigh, {name: jnp.float32(0) for name in terms}, (batches, parts))
+
+    def add(carry, part):
+      batch, i = part
+      (value, sums), grads = gradient(params, frozen, batch, jax.random.fold_in(key, i), totals)
+      return jax.tree.map(jnp.add, carry, ((value, sums), grads)), None
+
+    first = jax.tree.map(lambda x: x[0], batches)
+    shapes = jax.eval_shape(gradient, params, frozen, first, key, totals)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, (batches, parts))[0]
+
+  def step(state: TrainState, frozen: Params, batch: Batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    if accumulation > 1:
+      (value, sums), grads = accumulated(state.params, frozen, batch, key)
+    else:
+      (value, sums), grads = gradient(state.params, frozen, batch, jax.random.fold_in(key, 0), None)
+    norm = optax.global_norm(grads)
+    if clip_norm:
+      grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / (norm + 1e-12)), grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {"loss": value, "grad_norm": norm} | averages(sums)
+    if rate is not None:
+      metrics["learning_rate"] = rate(state.step)
+    return TrainState(state.step + 1, params, opt_state, _averaged(state, params, ema)), metrics
+
+  return step
+
+
+def make_loss_step(split: Split, terms: Terms) -> Callable[[TrainState, Params, Batch], dict[str, tuple]]:
+  """A function `(state, frozen, batch) -> {name: (sum, weight)}` without dropout, of `state.weights`."""
+
+  def step(state: TrainState, frozen: Params, batch: Batch):
+    model = split.model(weights(state), frozen)
+    sums = {}
+    for name, (_, loss) in terms.items():
+      total, weight, metrics = loss(model, batch, jax.random.key(0))
+      sums[f"{name}/loss"] = (total, weight)
+      sums |= {f"{name}/{key}": pair for key, pair in metrics.items()}
+    return sums
+
+  return step
+
+
+def averages(sums: Mapping[str, tuple[Any, Any]], np=jnp) -> dict[str, Any]:
+  """(sum, weight) -> mean; a term without any weight has the mean 0."""
+  return {name: total / np.maximum(weight, 1e-6) for name, (total, weight) in sums.items()}
+
+
+def _averaged(state: TrainState, params: Params, ema: float) -> Params:
+  if not ema:
+    return state.ema
+  count = state.step.astype(jnp.float32)
+  decay = jnp.minimum(ema, (1 + count) / (10 + count))
+  return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One compiled shape of a step.
+
+  Attributes:
+    flops: of the whole step over all devices, as XLA counts them; 0 where it does not say.
+    bytes: memory of one device: arguments, results that reuse none of them, and temporaries.
+    seconds: that compilation took.
+  """
+
+  run: Callable
+  flops: float
+  bytes: int
+  seconds: float
+
+
+class Programs:
+  """Compiles a step once per batch shape, ahead of time, and counts what it compiles."""
+
+  def __init__(self, function: Callable, mesh: Mesh, *, donate: bool, out_shardings: Any, scale: int = 1):
+    """`scale`: the microbatches of a step, since XLA counts the body of a loop once."""
+    self._jit = jax.jit(function, donate_argnums=(0,) if donate else (), out_shardings=out_shardings)
+    self._mesh, self._scale = mesh, scale
+    self._made: dict[Any, Program] = {}
+
+  def __len__(self) -> int:
+    return len(self._made)
+
+  def get(self, state: TrainState, frozen: Params, batch: Batch) -> tuple[Program, bool]:
+    """The program for `batch`'s shape, and whether it was just compiled."""
+    shape = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch)), jax.tree.structure(batch)
+    if shape in self._made:
+      return self._made[shape], False
+    started = time.perf_counter()
+    with jax.set_mesh(self._mesh):
+      compiled = self._jit.lower(state, frozen, batch).compile()
+    seconds = time.perf_counter() - started
+    self._made[shape] = Program(compiled, self._flops(compiled), _bytes(compiled), seconds)
+    return self._made[shape], True
+
+  def _flops(self, compiled) -> float:
+    cost = compiled.cost_analysis() or {}
+    return max(0.0, cost.get("flops", 0.0)) * self._scale * self._mesh.size
+
+
+def state_shardings(state: TrainState) -> TrainState:
+  """Pinned as the outputs of a step: left to the compiler, step 2 would compile again."""
+  return jax.tree.map(lambda x: x.sharding, state)
+
+
+def to_devices(batch: Batch, mesh: Mesh, accumulation: int = 1) -> Batch:
+  """Puts this process's rows of a batch on the mesh, cut into microbatches where there are several.
+
+  With several processes each gives its own rows, and the result is one global array.
+  """
+  sharding = axes.batch_sharding(mesh)
+  if accumulation > 1:
+    sharding = NamedSharding(mesh, PartitionSpec(None, *sharding.spec))
+
+  def put(array):
+    array = np.asarray(array)
+    if accumulation > 1:
+      array = array.reshape(accumulation, array.shape[0] // accumulation, *array.shape[1:])
+    if jax.process_count() > 1:
+      return jax.make_array_from_process_local_data(sharding, array)
+    return jax.device_put(array, sharding)
+
+  return jax.tree.map(put, batch)
+
+
+def _bytes(compiled) -> int:
+  memory = compiled.memory_analysis()
+  if memory is None:
+    return 0
+  return int(
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+  )

@@ -1,0 +1,105 @@
+"""A model of a few numbers with the interface of a Vlm, and a stream of batches for it."""
+
+from __future__ import annotations
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spatialvlm.core.axes import constrain, logical
+from spatialvlm.data.batch import Bucket
+from spatialvlm.types import Batch
+
+VOCAB, WIDTH, LENGTH, TARGETS = 16, 8, 12, 4
+
+
+class TinyVlm(nnx.Module):
+  """Embeds, mixes neighbours, and unembeds. `base` is frozen, the rest is trained."""
+
+  def __init__(self, seed: int = 0):
+    rngs = nnx.Rngs(seed)
+    self.embed = nnx.Embed(VOCAB, WIDTH, rngs=rngs, embedding_metadata=logical("vocab", "embed"))
+    self.base = nnx.Linear(WIDTH, WIDTH, rngs=rngs, kernel_metadata=logical(None, "embed"))
+    self.up = nnx.Linear(WIDTH, 2 * WIDTH, rngs=rngs, kernel_metadata=logical("embed", "mlp"))
+    self.down = nnx.Linear(2 * WIDTH, WIDTH, rngs=rngs, kernel_metadata=logical("mlp", "embed"))
+
+  def hidden(self, batch: Batch):
+    x_BTD = constrain(self.embed(batch.tokens_BT), "batch", None, None)
+    x_BTD = x_BTD + self.base(jnp.roll(x_BTD, 1, axis=1))
+    return x_BTD + self.down(nnx.silu(self.up(x_BTD)))
+
+  def unembed(self, x):
+    return self.embed.attend(x).astype(jnp.float32)
+
+
+def trainable(path, variable):
+  return isinstance(variable, nnx.Param) and path[0] != "base"
+
+
+class Stream:
+  """Batch number n, always the same; `get_state` and `set_state` as grain has them.
+
+  Example `poison` of a batch `poison_at` holds tokens that make the loss NaN (ids outside of the vocabulary).
+  """
+
+  def __init__(
+    self, size: int, seed: int = 0, count: int | None = None, process: int = 0, processes: int = 1
+  ):
+    self.size, self.seed, self.count, self.next = size, seed, count, 0
+    self.process, self.processes = process, processes
+
+  def batch(self, number: int):
+    rng = np.random.default_rng((self.seed, number))
+    tokens = rng.integers(0, VOCAB, (self.size, LENGTH)).astype(np.int32)
+    tokens[:, 1::2] = (tokens[:, ::2] * 3 + 1) % VOCAB
+    index = np.full((self.size, TARGETS), -1, np.int32)
+    for row in range(self.size):
+      answers = 1 + (row * 7 + number) % TARGETS
+      index[row, :answers] = 1 + 2 * np.arange(answers)
+    rows = slice(self.process * self.size // self.processes, (self.process + 1) * self.size // self.processes)
+    batch = Batch(
+      tokens_BT=tokens[rows], valid_BT=np.ones_like(tokens[rows], bool), target_index_BK=index[rows]
+    )
+    info = types.SimpleNamespace(
+      bucket=Bucket(LENGTH, 0, TARGETS),
+      samples=len(batch.tokens_BT),
+      tokens=batch.tokens_BT.size,
+      ids=tuple(f"fake[{number * self.size + i}]" for i in range(self.size)[rows]),
+    )
+    return batch, info
+
+  def __iter__(self):
+    if self.count is not None:
+      return iter([self.batch(i) for i in range(self.count)])
+    return self
+
+  def __next__(self):
+    self.next += 1
+    return self.batch(self.next - 1)
+
+  def get_state(self):
+    return {"next": self.next}
+
+  def set_state(self, state):
+    self.next = state["next"]
+
+  async def save(self, directory):
+    import json
+
+    state = json.dumps(self.get_state())
+
+    async def write():
+      path = await directory.await_creation()
+      (path / "fake.json").write_text(state)
+
+    return write()
+
+  async def load(self, directory):
+    import json
+
+    async def read():
+      self.set_state(json.loads((directory / "fake.json").read_text()))
+
+    return read()

@@ -1,0 +1,66 @@
+"""Runs of the inner loop on the fake model."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from spatialvlm import config as config_lib
+from spatialvlm.config import LogConfig, LossConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
+from spatialvlm.core import axes
+from spatialvlm.training import losses, optim
+from spatialvlm.training import state as state_lib
+from spatialvlm.training import step as step_lib
+from spatialvlm.training.fit import Outcome, Parts, fit
+from tests.training.fakes import Stream, TinyVlm, trainable
+
+
+def make_config(mesh: MeshConfig = MeshConfig(data=8), optim=None, losses=None, **train) -> RunConfig:
+  train = {"steps": 8, "batch_size": 16, "log_every": 1, "checkpoint_every": 0, **train}
+  return RunConfig(
+    optim=OptimConfig(**{"learning_rate": 0.05, "warmup_steps": 2, **(optim or {})}),
+    losses=losses or {"answer": LossConfig()},
+    train=TrainConfig(**train),
+    mesh=mesh,
+    log=LogConfig(tensorboard=False),
+  )
+
+
+def make_parts(config: RunConfig, stream=None, validation=None):
+  """The parts of `fit`, and a fresh state."""
+  mesh = axes.make_mesh(config.mesh)
+  split = state_lib.Split(TinyVlm(), trainable, mesh)
+  rate = optim.schedule(config.optim, config.train.steps)
+  tx = optim.make_optimizer(config.optim, rate, split.params)
+  terms = losses.make_losses(config.losses)
+  train_step = step_lib.make_train_step(
+    split,
+    tx,
+    terms,
+    seed=config.seed,
+    accumulation=config.train.accumulation,
+    clip_norm=config.optim.clip_norm,
+    ema=config.optim.ema,
+    rate=rate,
+  )
+  parts = Parts(
+    mesh=mesh,
+    train_step=train_step,
+    loss_step=step_lib.make_loss_step(split, terms),
+    frozen=split.frozen,
+    stream=stream or Stream(config.train.batch_size),
+    validation=validation,
+  )
+  return parts, state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
+
+
+def run(config: RunConfig, folder: pathlib.Path, **kwargs) -> Outcome:
+  folder.mkdir(parents=True, exist_ok=True)
+  parts, state = make_parts(config, **kwargs)
+  return fit(config, parts, state, folder, config_lib.to_dict(config))
+
+
+def same(a, b) -> bool:
+  """Whether two flat dicts of arrays are equal to the last bit."""
+  return a.keys() == b.keys() and all(np.array_equal(np.asarray(a[k]), np.asarray(b[k])) for k in a)
