@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -315,11 +316,26 @@ def _normal_table(rescale: float | None, mean: tuple | None, std: tuple | None) 
 @functools.lru_cache
 def _hugging_face(family: str, resample: int) -> Any:
   # Imported when an image is first resized: transformers takes more than a second to import.
-  if family == "idefics3":
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil as cls
-  else:
-    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil as cls
+  with _without_advice():
+    if family == "idefics3":
+      from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil as cls
+    else:
+      from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil as cls
   return cls(resample=resample)
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+  """transformers says on import that PyTorch is missing; nothing here misses it."""
+  name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+  if name in os.environ:
+    yield
+    return
+  os.environ[name] = "1"
+  try:
+    yield
+  finally:
+    del os.environ[name]
 
 
 def _size(**edges: int) -> Any:

@@ -283,7 +283,10 @@ class Processor:
         piece_ids, offsets = self._ids(piece)
         ids += piece_ids
         near = [s for s in spans if s[0] < at + len(piece) and s[1] > at]
-        loss += [any(at + a < stop and at + b > start for start, stop in near) for a, b in offsets]
+        if near:
+          loss += [any(at + a < stop and at + b > start for start, stop in near) for a, b in offsets]
+        else:
+          loss += [False] * len(piece_ids)
       at += len(piece)
     return ids, loss
 

@@ -1,0 +1,33 @@
+"""Records what transformers makes of the cases: `python -m tests.oracle.record_processor`."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tests.data.processor_cases import CASES, digest, images, write
+from tests.oracle import hf_processor
+
+RECORD = Path(__file__).parents[1] / "data" / "recorded" / "processor.npz"
+
+
+def main() -> None:
+  arrays = {}
+  for case in CASES:
+    with tempfile.TemporaryDirectory() as folder:
+      family = dict(case.folder).get("family", "smolvlm")
+      output = hf_processor.run(
+        hf_processor.load(write(case, folder), family), case.texts, images(case), case.side
+      )
+    arrays[f"{case.name}/input_ids"] = output["input_ids"].astype(np.int16)
+    arrays[f"{case.name}/attention_mask"] = output["attention_mask"].astype(np.int8)
+    if "pixel_values" in output:
+      arrays[f"{case.name}/pixels"] = digest(output["pixel_values"])
+      arrays[f"{case.name}/tile_mask"] = output["pixel_attention_mask"].all((2, 3))
+  RECORD.parent.mkdir(exist_ok=True)
+  np.savez_compressed(RECORD, **arrays)
+  print(f"{RECORD}: {len(CASES)} cases, {RECORD.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+  main()
