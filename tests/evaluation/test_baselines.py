@@ -1,0 +1,61 @@
+"""Priors that never see the answer they predict."""
+
+import numpy as np
+import pytest
+
+from spatialvlm.evaluation import baselines
+from tests.evaluation.support import row
+
+
+def test_guessing():
+  rows = [row(0), row(1, options=4), row(2, options=5)]
+  np.testing.assert_allclose(baselines.priors(rows)["guessing"], [0.5, 0.25, 0.2])
+
+
+def test_majority_letter_finds_a_bias():
+  rows = [row(i, gold="B" if i % 5 else "A") for i in range(100)]
+  assert baselines.majority_letter(rows).mean() == pytest.approx(0.8)
+
+
+def test_majority_letter_is_of_the_task_and_the_number_of_options():
+  rows = [row(i, gold="A", task="Depth") for i in range(20)]
+  rows += [row(20 + i, gold="B", task="Relation") for i in range(20)]
+  rows += [row(40 + i, gold="D", task="Count", options=4) for i in range(20)]
+  rows += [row(60 + i, gold="F", task="Count", options=6) for i in range(20)]
+  assert baselines.majority_letter(rows).mean() == 1.0
+
+
+def test_a_prior_does_not_see_its_own_image():
+  """Every image has its own answer text; fitted on the rest there is nothing to know, so it guesses."""
+  rows = [row(i, image=f"{i // 4}", choices=(f"own {i // 4}", f"other {i // 4}")) for i in range(40)]
+  np.testing.assert_allclose(baselines.majority_text(rows), 0.5)
+
+
+def test_majority_text():
+  """Texts go by how often they are the answer, not by their place."""
+  rows = []
+  for i in range(60):
+    gold = "AB"[i % 2]
+    choices = ("sofa", "lamp") if gold == "A" else ("lamp", "sofa")
+    rows.append(row(i, gold=gold, choices=choices))
+  assert baselines.majority_text(rows).mean() == 1.0
+  # By then nearly even letters say little, and never everything.
+  assert baselines.majority_letter(rows).mean() < 0.65
+
+
+def test_majority_text_is_of_task_and_source():
+  rows = [row(i, source="COCO", gold="A", choices=("1", "2")) for i in range(20)]
+  rows += [row(20 + i, source="ADE20K", gold="B", choices=("1", "2")) for i in range(20)]
+  assert baselines.majority_text(rows).mean() == 1.0
+
+
+def test_folds_keep_images_together_and_are_even():
+  rows = [row(i, image=f"{i % 50}") for i in range(200)]
+  fold = baselines.folds(rows, seed=3)
+  assert all(len({int(fold[i]) for i in range(k, 200, 50)}) == 1 for k in range(50))
+  assert np.bincount(fold).tolist() == [40] * 5
+  assert not np.array_equal(fold, baselines.folds(rows, seed=4))
+
+
+def test_a_lone_question_is_guessed():
+  assert baselines.majority_letter([row(0, options=4)])[0] == 0.25

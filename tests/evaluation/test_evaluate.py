@@ -1,0 +1,190 @@
+"""The evaluation as a whole: exact numbers in any batch, images encoded once, stops that cost nothing."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import log_softmax
+
+from spatialvlm.config import MeshConfig, ScoreConfig
+from spatialvlm.core.axes import make_mesh
+from spatialvlm.data.batch import collate
+from spatialvlm.evaluation import records
+from spatialvlm.evaluation.evaluate import evaluate
+from spatialvlm.evaluation.score import VlmScorer
+from spatialvlm.types import UserError
+from tests.evaluation import support
+
+CONFIG = ScoreConfig(batch_size=4, lengths=(128, 224), tiles=(3, 5), pool_tiles=40, bootstrap=20)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+  return support.encoder(tmp_path_factory.mktemp("processor"))
+
+
+@pytest.fixture(scope="module")
+def vlm(encoder):
+  return support.model(encoder._processor.image_id)
+
+
+@pytest.fixture(scope="module")
+def scored(vlm, encoder):
+  return evaluate(support.questions(), VlmScorer(vlm), encoder, CONFIG).rows
+
+
+class Counting:
+  """A scorer that counts what it is asked, and may be stopped after some batches.
+
+  Its answers follow from the pixels and tokens alone, as a model's do.
+  """
+
+  multiple = 1
+
+  def __init__(self, stop_after=None, bad=False):
+    self.tiles, self.rows, self.batches = 0, 0, 0
+    self.stop_after, self.bad = stop_after, bad
+
+  def encode(self, pixels_NHWC):
+    self.tiles += int(np.any(pixels_NHWC != 0, axis=(1, 2, 3)).sum())
+    return np.mean(pixels_NHWC, axis=(1, 2), keepdims=False)[:, None, :]
+
+  def __call__(self, batch, option_ids_BK, option_mask_BK):
+    if self.batches == self.stop_after:
+      raise KeyboardInterrupt
+    self.batches += 1
+    self.rows += int(batch.example_mask_B.sum())
+    features = np.asarray(batch.features_NPD)[np.maximum(batch.tile_index_BI, 0), 0].sum(-1)
+    seen_B = np.where(batch.tile_index_BI >= 0, features, 0).sum(1)
+    text_B = np.where(batch.valid_BT, batch.tokens_BT, 0).sum(1)
+    score_BK = -np.abs(np.sin(option_ids_BK + text_B[:, None] + seen_B[:, None])).astype(np.float32)
+    return np.where(option_mask_BK, np.nan if self.bad else score_BK, -np.inf)
+
+
+def test_logprobs_are_those_of_the_plain_model(vlm, encoder, scored):
+  graphdef, state = nnx.split(vlm)
+  plain = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
+  for question, row in zip(support.questions(), scored, strict=True):
+    encoded, letters = encoder(question)
+    batch = collate([encoded], length=230, tiles=5, targets=0, pad_id=encoder.pad_id, batch_size=1)
+    logits = np.asarray(plain(state, batch))[0, len(encoded.tokens) - 1]
+    np.testing.assert_allclose(row.logprobs, log_softmax(logits)[letters], rtol=1e-5, atol=1e-5)
+    assert row.choice == "ABCDEF"[np.argmax(logits[letters])]
+    assert row.correct == (row.choice == row.gold) and row.gold == "ABCDEF"[question.answer]
+  assert len({row.logprobs[0] for row in scored}) == len(scored)
+
+
+def test_batch_of_n_equals_batch_of_1(vlm, encoder, scored):
+  single = evaluate(
+    support.questions(), VlmScorer(vlm), encoder, dataclasses.replace(CONFIG, batch_size=1)
+  ).rows
+  for a, b in zip(scored, single, strict=True):
+    np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=1e-5, atol=1e-6)
+    assert (a.idx, a.choice) == (b.idx, b.choice)
+
+
+def test_order_does_not_matter(vlm, encoder, scored):
+  shuffled = support.questions()
+  np.random.default_rng(1).shuffle(shuffled)
+  again = evaluate(shuffled, VlmScorer(vlm), encoder, CONFIG).rows
+  assert [row.idx for row in again] == [q.idx for q in shuffled]
+  for row in again:
+    (same,) = [r for r in scored if r.idx == row.idx]
+    np.testing.assert_allclose(row.logprobs, same.logprobs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_mesh_gives_the_scores_of_one_device(vlm, encoder, scored):
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  config = dataclasses.replace(CONFIG, batch_size=3)  # rounded up to the four shards of a batch
+  meshed = evaluate(support.questions(), VlmScorer(vlm, mesh), encoder, config).rows
+  for a, b in zip(scored, meshed, strict=True):
+    np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=1e-5, atol=1e-5)
+
+
+def test_repeated_images_are_encoded_once(encoder):
+  questions = support.questions(count=20, images=5)
+  distinct = sum(len(encoder(q).encoded.tiles) for q in questions[:5])
+  scorer = Counting()
+  evaluate(questions, scorer, encoder, CONFIG)
+  assert scorer.rows == 20
+  assert scorer.tiles == distinct
+
+
+def test_a_full_pool_evicts_and_stays_right(encoder):
+  questions = support.questions(count=20, images=20)
+  tight, scorer = dataclasses.replace(CONFIG, pool_tiles=1, batch_size=2), Counting()
+  wide = evaluate(questions, Counting(), encoder, CONFIG).rows
+  assert evaluate(questions, scorer, encoder, tight).rows == wide
+  assert scorer.tiles == sum(len(encoder(q).encoded.tiles) for q in questions)
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_a_stopped_run_continues(encoder, tmp_path, ids):
+  class WithIds(list):
+    ids = property(lambda self: [q.idx for q in self])
+
+  questions = (WithIds if ids else list)(support.questions(count=20))
+  whole = evaluate(questions, Counting(), encoder, CONFIG, folder=tmp_path / "whole")
+  folder = tmp_path / "stopped"
+  with pytest.raises(KeyboardInterrupt):
+    evaluate(questions, Counting(stop_after=3), encoder, CONFIG, folder=folder)
+  file = folder / records.FILE
+  kept = file.read_text().splitlines()
+  assert 4 <= len(kept) < 20 and not (folder / "summary.json").exists()
+  file.write_text("\n".join(kept) + '\n{"idx": 100, "ty')  # torn by a kill
+  scorer = Counting()
+  done = []
+  again = evaluate(
+    questions, scorer, encoder, CONFIG, folder=folder, on_progress=lambda n, total: done.append((n, total))
+  )
+  assert scorer.rows == 20 - len(kept)
+  assert done[-1] == (20, 20) and done[0][0] > len(kept)
+  assert again.rows == whole.rows
+  for name in (records.FILE, "summary.json"):
+    assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+  finished = Counting()
+  assert evaluate(questions, finished, encoder, CONFIG, folder=folder).rows == whole.rows
+  assert finished.rows == 0
+
+
+def test_files_say_all_of_a_question(encoder, tmp_path):
+  questions = support.questions(count=8)
+  result = evaluate(questions, Counting(), encoder, CONFIG, folder=tmp_path)
+  lines = [json.loads(line) for line in (tmp_path / records.FILE).read_text().splitlines()]
+  assert [line["idx"] for line in lines] == [q.idx for q in questions]
+  for line, question in zip(lines, questions, strict=True):
+    assert line["task"] == question.task and line["source"] == question.source
+    assert line["gold"] == "ABCDEF"[question.answer]
+    assert list(line["logprobs"]) == list("ABCDEF"[: len(question.choices)])
+    assert line["choice"] == max(line["logprobs"], key=line["logprobs"].get)
+    assert line["correct"] == (line["choice"] == line["gold"])
+  summary = json.loads((tmp_path / "summary.json").read_text())
+  assert summary == json.loads(json.dumps(result.summary))
+  right = [line["correct"] for line in lines]
+  assert summary["scores"]["plain"]["score"] == pytest.approx(np.mean(right))
+  assert summary["scores"]["plain"]["n"] == 8 and summary["questions"] == 8
+  chosen = {k: v["chosen"] for k, v in summary["letters"].items()}
+  assert chosen == {k: sum(line["choice"] == k for line in lines) for k in chosen}
+
+
+def test_limit(encoder):
+  rows = evaluate(support.questions(), Counting(), encoder, dataclasses.replace(CONFIG, limit=3)).rows
+  assert [row.idx for row in rows] == [100, 103, 106]
+
+
+def test_bad_input(encoder, tmp_path):
+  questions = support.questions()
+  with pytest.raises(UserError, match="no questions"):
+    evaluate([], Counting(), encoder, CONFIG)
+  with pytest.raises(UserError, match="question 100 stands twice"):
+    evaluate([*questions, questions[0]], Counting(), encoder, CONFIG)
+  with pytest.raises(UserError, match=r"question 1\d\d: the log-probabilities"):
+    evaluate(questions, Counting(bad=True), encoder, CONFIG, folder=tmp_path / "nan")
+  with pytest.raises(UserError, match="tokens does not fit"):
+    evaluate(questions, Counting(), encoder, dataclasses.replace(CONFIG, lengths=(32,)))
+  evaluate(questions, Counting(), encoder, CONFIG, folder=tmp_path / "run")
+  with pytest.raises(UserError, match=r"holds question \d+, which is not in the data"):
+    evaluate(questions[:-2], Counting(), encoder, CONFIG, folder=tmp_path / "run")

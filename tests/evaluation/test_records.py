@@ -1,0 +1,66 @@
+"""The file of predictions."""
+
+import numpy as np
+import pytest
+
+from spatialvlm.evaluation import records
+from spatialvlm.types import UserError
+from tests.evaluation import support
+
+
+def test_round_trip(tmp_path):
+  rows = [support.row(i, i % 2 > 0, filename="dir/ä.png") for i in range(5)]
+  writer = records.Writer(tmp_path / "new")
+  writer.write(rows[:2])
+  writer.write(rows[2:])
+  writer.close()
+  assert records.read(tmp_path / "new") == rows
+  assert records.read(tmp_path / "nothing") == []
+
+
+def test_a_torn_line_is_cut(tmp_path):
+  rows = [support.row(i) for i in range(3)]
+  records.rewrite(tmp_path, rows)
+  file = tmp_path / records.FILE
+  whole = file.read_bytes()
+  for size in range(len(whole) - 1, whole.rfind(b"\n", 0, -1), -7):
+    file.write_bytes(whole[:size])
+    assert records.read(tmp_path) == rows[:2]
+    assert file.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
+
+
+@pytest.mark.parametrize("line", ["{}", "nonsense", '{"idx": 1, "logprobs": {}, "choices": []}', "[1]"])
+def test_a_damaged_line_is_named(tmp_path, line):
+  records.rewrite(tmp_path, [support.row(0)])
+  file = tmp_path / records.FILE
+  file.write_text(file.read_text() + line + "\n")
+  with pytest.raises(UserError, match=r"predictions.jsonl:2: not a prediction"):
+    records.read(tmp_path)
+
+
+def test_a_doubled_question_is_refused(tmp_path):
+  records.rewrite(tmp_path, [support.row(0), support.row(1), support.row(0)])
+  with pytest.raises(UserError, match=r"predictions.jsonl:3: question 0 stands twice"):
+    records.read(tmp_path)
+
+
+def test_choice_is_the_likeliest_letter_and_the_first_of_equals():
+  (question,) = support.questions(count=1)
+  assert records.predict(question, [-2.0, -1.0, -3.0, -1.0], "x").choice == "B"
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
+def test_numbers_must_be_finite(bad):
+  (question,) = support.questions(count=1)
+  with pytest.raises(UserError, match="question 100: the log-probabilities"):
+    records.predict(question, [-1.0, bad, -1.0, -1.0], "x")
+
+
+def test_image_hash_is_of_pixels_and_shape():
+  image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+  assert records.image_hash(image) == records.image_hash(image.copy())
+  assert records.image_hash(image) != records.image_hash(image.reshape(4, 2, 3))
+  assert records.image_hash(image) == records.image_hash(np.repeat(image, 2, axis=1)[:, ::2])
+  other = image.copy()
+  other[1, 3, 2] += 1
+  assert records.image_hash(image) != records.image_hash(other)
