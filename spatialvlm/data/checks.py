@@ -64,11 +64,27 @@ def check_answers(encoded: Encoded, example: Example, processor: Processor) -> N
   Raises:
     UserError: the first answer that reads otherwise; white space aside.
   """
-  stretches = supervised_stretches(encoded.loss_mask)
-  for number, ((start, end), turn) in enumerate(zip(stretches, example.turns, strict=True), start=1):
-    ids = [i for i in encoded.tokens[start:end] if i not in processor.stop_ids]
-    read = processor.decode(ids, skip_special_tokens=False)
-    if "".join(read.split()) != "".join(turn.answer.split()):
+  for number, (start, end) in enumerate(supervised_stretches(encoded.loss_mask)):
+    answer = example.turns[number].answer if number < len(example.turns) else ""
+    text = _text(encoded.tokens[start:end], processor)
+    if not _same(text, answer):
       raise UserError(
-        f"the supervised tokens of turn {number} read {read!r}, but its answer is {turn.answer!r}"
+        f"the supervised tokens of turn {number + 1} read {text!r}, but its answer is {answer!r}"
       )
+
+
+def wrongly_supervised(encoded: Encoded, example: Example, processor: Processor) -> np.ndarray:
+  """Bool (T,): supervised positions that are image tokens, or in a stretch that does not read as its answer."""
+  wrong = encoded.loss_mask & (encoded.tokens == processor.layout.image_token_id)
+  for number, (start, end) in enumerate(supervised_stretches(encoded.loss_mask)):
+    answer = example.turns[number].answer if number < len(example.turns) else ""
+    wrong[start:end] |= not _same(_text(encoded.tokens[start:end], processor), answer)
+  return wrong
+
+
+def _text(ids: np.ndarray, processor: Processor) -> str:
+  return processor.decode([i for i in ids if i not in processor.stop_ids], skip_special_tokens=False)
+
+
+def _same(text: str, answer: str) -> bool:
+  return "".join(text.split()) == "".join(answer.split())

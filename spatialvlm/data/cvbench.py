@@ -7,6 +7,7 @@ checked when a file is opened, so that no error waits in the middle of a run.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -158,7 +159,8 @@ def write_cvbench(path: str | Path, questions: Iterable[Question], *, row_group:
   except OSError as error:
     raise UserError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?") from error
   finally:
-    part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      part.unlink()
 
 
 def _to_row(question: Question) -> dict[str, Any]:

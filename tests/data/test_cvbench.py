@@ -227,6 +227,8 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="No space left on device"):
     cvbench.write_cvbench(path, QUESTIONS)
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+  with pytest.raises(UserError, match="cannot be written"):
+    cvbench.write_cvbench(path / "below-a-file.parquet", QUESTIONS)
 
 
 def test_it_serves_as_questions_and_as_training_examples(file):

@@ -1,0 +1,203 @@
+"""What the model will really see: samples of the stream, encoded and checked as in training.
+
+The page that shows them is `inspect_page`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spatialvlm.config import DataConfig
+from spatialvlm.data import batch as batches
+from spatialvlm.data import checks, pipeline
+from spatialvlm.types import UserError
+
+if TYPE_CHECKING:
+  from spatialvlm.data.processor import Encoded, Processor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
+  """One sample as it goes into training.
+
+  Attributes:
+    encoded: None where encoding itself failed.
+    problem: why training would refuse it; empty for a good one.
+    wrong: bool (T,), positions that are learned but should not be.
+    bucket: the smallest that holds it alone; None for a bad one.
+    pictures: sizes (width, height) of its images before they became tiles.
+  """
+
+  id: str
+  task: str
+  encoded: Encoded | None
+  problem: str
+  wrong: np.ndarray
+  bucket: batches.Bucket | None
+  pictures: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inspection:
+  """The first samples of a stream, with what they sum up to.
+
+  Attributes:
+    name: "training" or "validation".
+    shown: the samples that are shown in full; every bad one is among them.
+    lengths, supervised, tiles: of all good samples, each an int array.
+    images: tokens of images among `lengths`, in all.
+    buckets: batches by the bucket they take, in the order of the stream.
+    padding: share of the positions of those batches that are padding.
+    sources, tasks: samples.
+    problems: id -> why it is refused.
+  """
+
+  name: str
+  shown: tuple[Seen, ...]
+  lengths: np.ndarray
+  supervised: np.ndarray
+  tiles: np.ndarray
+  images: int
+  buckets: Counter
+  padding: float
+  sources: Counter
+  tasks: Counter
+  problems: dict[str, str]
+
+  @property
+  def count(self) -> int:
+    return len(self.lengths) + len(self.problems)
+
+  def raise_if_bad(self) -> None:
+    """Raises:
+    UserError: a sample would train wrongly; the first is named, and how many there are.
+    """
+    for name, problem in self.problems.items():
+      more = f" (and {len(self.problems) - 1} more samples)" if len(self.problems) > 1 else ""
+      raise UserError(f"{self.name} data: {name}: {problem}{more}")
+
+
+def inspect_data(
+  config: DataConfig, processor: Processor, batch_size: int, *, seed: int = 0, scan: int = 256, show: int = 24
+) -> list[Inspection]:
+  """Looks at the training stream and, where one is configured, at the validation stream.
+
+  Args:
+    scan: samples that are read, encoded and checked.
+    show: of these, how many are kept to be shown; bad ones beyond them too.
+
+  Raises:
+    UserError: a source cannot be opened, or a sample cannot be read at all.
+  """
+  streams = {"training": pipeline.training_mixture(config, seed)}
+  if (validation := pipeline.validation_mixture(config)) is not None:
+    streams["validation"] = validation
+  return [
+    _inspect(name, mixed, config, processor, batch_size, min(scan, mixed.count), show)
+    for name, mixed in streams.items()
+  ]
+
+
+def _inspect(
+  name: str,
+  mixed: pipeline.Mixed,
+  config: DataConfig,
+  processor: Processor,
+  batch_size: int,
+  scan: int,
+  show: int,
+) -> Inspection:
+  shown, good, buckets, cells = [], [], Counter(), 0
+  sources, tasks, problems = Counter(), Counter(), {}
+  positions = iter(range(scan))
+  while block := list(itertools.islice(positions, batch_size)):
+    samples = mixed.read(block)
+    seen = [_look(sample, config, processor) for sample in samples]
+    sources.update(sample.source for sample in samples)
+    tasks.update(sample.example.task for sample in samples)
+    problems |= {s.id: s.problem for s in seen if s.problem}
+    for s in seen:
+      if len(shown) < show or s.problem:
+        shown.append(s)
+    fine = [s.encoded for s in seen if not s.problem]
+    good += [_figures(e, processor) for e in fine]
+    if fine:
+      bucket = _bucket(fine, config)
+      buckets[bucket] += 1
+      cells += bucket.length * len(fine)
+  figures = np.array(good, np.int64).reshape(-1, 4)
+  return Inspection(
+    name=name,
+    shown=tuple(shown),
+    lengths=figures[:, 0],
+    supervised=figures[:, 1],
+    tiles=figures[:, 2],
+    images=int(figures[:, 3].sum()),
+    buckets=buckets,
+    padding=1 - figures[:, 0].sum() / cells if cells else 0.0,
+    sources=sources,
+    tasks=tasks,
+    problems=problems,
+  )
+
+
+def _look(sample: pipeline.Sample, config: DataConfig, processor: Processor) -> Seen:
+  encoded, problem, bucket, wrong = None, "", None, np.zeros(0, bool)
+  try:
+    encoded = processor.encode(sample.example)
+    wrong = checks.wrongly_supervised(encoded, sample.example, processor)
+    checks.check_encoded(encoded, sample.example, processor.layout, longest=config.lengths[-1])
+    checks.check_answers(encoded, sample.example, processor)
+    bucket = _bucket([encoded], config)
+  except UserError as error:
+    problem = str(error)
+  pictures = tuple((image.shape[1], image.shape[0]) for image in sample.example.images)
+  return Seen(sample.id, sample.example.task, encoded, problem, wrong, bucket, pictures)
+
+
+def _bucket(encoded: Sequence[Encoded], config: DataConfig) -> batches.Bucket:
+  return batches.bucket_of(encoded, lengths=config.lengths, tiles=config.tiles, targets=config.targets)
+
+
+def _figures(encoded: Encoded, processor: Processor) -> tuple[int, int, int, int]:
+  supervised = int(np.count_nonzero(encoded.loss_mask))
+  images = int(np.count_nonzero(encoded.tokens == processor.layout.image_token_id))
+  return len(encoded.tokens), supervised, len(encoded.tiles), images
+
+
+def summary(inspection: Inspection) -> str:
+  """What a terminal shows of an inspection, a few lines."""
+  i = inspection
+  lines = [f"{i.name}: {i.count} samples from " + _counts(i.sources)]
+  if any(i.tasks):
+    lines.append("  tasks: " + _counts(i.tasks))
+  if len(i.lengths):
+    total = int(i.lengths.sum())
+    low, middle, high = np.percentile(i.lengths, [0, 50, 100]).astype(int)
+    lines.append(
+      f"  tokens a sample: {low} to {high}, median {middle}; {i.images / total:.1%} are image tokens"
+    )
+    lines.append(
+      f"  supervised: {i.supervised.sum() / total:.2%} of all tokens, {i.supervised.mean():.1f} a sample"
+    )
+    lines.append(f"  tiles a sample: {i.tiles.min()} to {i.tiles.max()}; padding {i.padding:.1%} of the text")
+    lines.append("  batches by bucket (tokens x tiles x targets): " + _counts(_named(i.buckets)))
+    lines.append("  truncated: 0 (what is too long is refused)")
+  lines += [f"  REFUSED {name}: {problem}" for name, problem in itertools.islice(i.problems.items(), 5)]
+  if len(i.problems) > 5:
+    lines.append(f"  REFUSED: {len(i.problems) - 5} more")
+  return "\n".join(lines)
+
+
+def _named(buckets: Counter) -> Counter:
+  return Counter({"x".join(map(str, bucket)): count for bucket, count in sorted(buckets.items())})
+
+
+def _counts(counter: Counter) -> str:
+  return ", ".join(f"{name or '(none)'} {count}" for name, count in counter.most_common())
