@@ -16,7 +16,7 @@ import numpy as np
 from spatialvlm import workdir
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data import batch as batch_lib
-from spatialvlm.data import pipeline
+from spatialvlm.data import sources
 from spatialvlm.evaluation import baselines, cvbench, records, statistics
 from spatialvlm.evaluation.protocols import Encoder, Prompt
 from spatialvlm.evaluation.records import Prediction
@@ -231,7 +231,7 @@ def _prepared(
   """Decodes and encodes in threads, in order; fills `order` with each place's `idx`; skips what is done."""
 
   def prepare(block: Sequence[int]) -> list[_Item | int]:
-    found = pipeline.read(questions, block)
+    found = sources.read(questions, block)
     return [int(q.idx) if int(q.idx) in done else _item(q, encoder) for q in found]
 
   rest = set(todo)

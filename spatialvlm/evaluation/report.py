@@ -82,6 +82,12 @@ def comparison(
   return out
 
 
+def show(renderable: Any) -> None:
+  """Prints a table; where the output is no terminal, without cutting it to a guessed width."""
+  console = Console()
+  (console if console.is_terminal else Console(width=110)).print(renderable)
+
+
 def plain_text(renderable: Any, width: int = 110) -> str:
   """A table as text without colours, as for a file."""
   console = Console(width=width, color_system=None, force_terminal=False)

@@ -24,7 +24,7 @@ class Scores:
     if self._config is None:
       return
     self._questions = pipeline.open_questions(self._config.source)
-    self._encoder = protocols.ProcessorEncoder(processor, protocols.get(self._config.protocol))
+    self._encoder = protocols.ProcessorEncoder(processor, self._config.protocol)
 
   def before(self) -> None:
     """Scores the model as it was loaded; kept in `evaluation/before`, so that a continued run reads it."""

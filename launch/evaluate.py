@@ -1,0 +1,25 @@
+"""Scores a model: `python launch/evaluate.py --config=configs/cvbench.py[:tiny] [--config.key=value]`."""
+
+from __future__ import annotations
+
+from spatialvlm.launch import _main
+
+
+def main(config, workdir: str | None, arguments: list[str]) -> None:
+  from spatialvlm import workdir as workdir_lib
+  from spatialvlm.evaluation.run import run as evaluate
+  from spatialvlm.types import UserError
+
+  if arguments:
+    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
+  evaluate(config, workdir_lib.choose(workdir, config))
+
+
+def run() -> None:
+  from spatialvlm.config import EvaluateConfig
+
+  _main.run(main, EvaluateConfig, "cvbench")
+
+
+if __name__ == "__main__":
+  run()

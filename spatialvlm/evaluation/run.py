@@ -1,0 +1,106 @@
+"""From an EvaluateConfig to predictions and a summary in a workdir."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from spatialvlm import hub, peft, workdir
+from spatialvlm.config import EvaluateConfig
+from spatialvlm.core import axes
+from spatialvlm.data.processor import load_processor
+from spatialvlm.data.sources import open_questions
+from spatialvlm.evaluation import report
+from spatialvlm.evaluation.evaluate import Result, evaluate
+from spatialvlm.evaluation.protocols import ProcessorEncoder
+from spatialvlm.evaluation.score import VlmScorer
+from spatialvlm.types import Question, UserError
+
+
+def run(config: EvaluateConfig, folder: pathlib.Path) -> Result:
+  """Scores the model on the questions, or continues what was begun in `folder`, and shows the table.
+
+  Afterwards the folder holds config.json, environment.json, identity.json, predictions.jsonl, summary.json
+  and table.txt. Everything that can be checked is checked before anything is written.
+
+  Raises:
+    UserError: anything in the config, data, weights or folder that the user can mend.
+  """
+  check(config)
+  workdir.check(folder, config)
+  mesh = axes.make_mesh(config.mesh)
+  source = hub.resolve(config.model.path, config.model.revision)
+  processor = load_processor(
+    source,
+    max_tiles=config.model.max_tiles,
+    longest_edge=config.model.longest_edge,
+    split_images=config.model.split_images,
+  )
+  encoder = ProcessorEncoder(processor, config.score.protocol)
+  questions = open_questions(config.data)
+  vlm = hub.load_model(
+    config.model.path,
+    revision=config.model.revision,
+    dtype=config.model.dtype,
+    mesh=mesh,
+    attention=config.model.attention,
+    from_scratch=config.model.from_scratch,
+    seed=config.model.seed,
+  )
+  if config.adapter:
+    peft.load_adapter(vlm, pathlib.Path(config.adapter))
+  continues = workdir.claim(folder, config, identity(config, questions))
+  if jax.process_index() == 0:
+    print(f"{'continues' if continues else 'begins'} in {folder}: {len(questions)} questions", flush=True)
+  with report.progress() as show:
+    result = evaluate(questions, VlmScorer(vlm, mesh), encoder, config.score, folder=folder, on_progress=show)
+  if jax.process_index() == 0:
+    table = report.table(result.summary, title(config))
+    workdir.write_text(folder / "table.txt", report.plain_text(table))
+    report.show(table)
+    print(f"predictions, summary and table: {folder}")
+  return result
+
+
+def check(config: EvaluateConfig) -> None:
+  """Raises a UserError for settings that cannot work, before anything is loaded or written."""
+  if config.model.dtype not in ("float32", "bfloat16"):
+    raise UserError(f"config.model.dtype: {config.model.dtype!r} is not offered; use float32 or bfloat16")
+  score = config.score
+  if score.batch_size < 1 or score.limit < 0 or score.bootstrap < 1:
+    raise UserError("config.score: batch_size and bootstrap must be at least 1, limit at least 0")
+  for name in ("lengths", "tiles"):
+    sizes = getattr(score, name)
+    if not sizes or sorted(set(sizes)) != list(sizes) or sizes[0] < 1:
+      raise UserError(f"config.score.{name}: {sizes} must be ascending and positive")
+
+
+def identity(config: EvaluateConfig, questions: Sequence[Question]) -> dict[str, Any]:
+  """What the names in the config stood for: hashes of weights and adapter, the order of the questions."""
+  found: dict[str, Any] = {"model": {"from_scratch": True}}
+  if not config.model.from_scratch:
+    found["model"] = dict(hub.identity(config.model.path, config.model.revision))
+  if config.adapter:
+    found["adapter"] = _hash(sorted(pathlib.Path(config.adapter).glob("adapter_*")))
+  found["questions"] = len(questions)
+  if hasattr(questions, "row_order"):
+    found["row_order"] = questions.row_order
+  return found
+
+
+def title(config: EvaluateConfig) -> str:
+  """What was scored on what, as the table is headed."""
+  model = config.model.path + (f" + {config.adapter}" if config.adapter else "")
+  data = config.data.path or {"cvbench": "CV-Bench", "scenes": "held-out scenes"}.get(config.data.kind, "")
+  return f"{model} on {data or config.data.kind}"
+
+
+def _hash(files: Sequence[pathlib.Path]) -> str:
+  digest = hashlib.sha256()
+  for file in files:
+    digest.update(file.name.encode() + file.read_bytes())
+  return digest.hexdigest()
