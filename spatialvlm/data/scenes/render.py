@@ -185,7 +185,8 @@ def _interval(row: jax.Array, ox, oy, oz, dx, dy, dz):
 
 def _compact(keep: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Indices of the true entries first, and how many they are."""
-  return jnp.argsort(~keep, stable=True), keep.sum()
+  place, names = jnp.cumsum(keep) - 1, jnp.arange(keep.shape[0])
+  return jnp.where(keep & (place == names[:, None]), names, 0).sum(1), keep.sum()
 
 
 def _tile(scene: Scene, camera: Camera, table: jax.Array, size: int, corner: jax.Array):
