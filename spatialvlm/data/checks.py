@@ -74,11 +74,14 @@ def check_answers(encoded: Encoded, example: Example, processor: Processor) -> N
 
 
 def wrongly_supervised(encoded: Encoded, example: Example, processor: Processor) -> np.ndarray:
-  """Bool (T,): supervised positions that are image tokens, or in a stretch that does not read as its answer."""
+  """Bool (T,): supervised image tokens, and stretches that do not read as the answer that is due."""
   wrong = encoded.loss_mask & (encoded.tokens == processor.layout.image_token_id)
-  for number, (start, end) in enumerate(supervised_stretches(encoded.loss_mask)):
-    answer = example.turns[number].answer if number < len(example.turns) else ""
-    wrong[start:end] |= not _same(_text(encoded.tokens[start:end], processor), answer)
+  due = [turn.answer for turn in example.turns]
+  for start, end in supervised_stretches(encoded.loss_mask):
+    if due and _same(_text(encoded.tokens[start:end], processor), due[0]):
+      due.pop(0)
+    else:
+      wrong[start:end] = True
   return wrong
 
 
