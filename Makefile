@@ -1,0 +1,60 @@
+# Needs nothing but make and Python 3.11 or newer; every target makes what it needs.
+#   make train    trains and scores the small model that ships with the project, minutes on two cores
+#   make test     the tests;   make oracle   the comparisons with PyTorch;   make lint   style
+
+PYTHON ?= python3
+# Options for `pip install torch`, e.g. TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu".
+TORCH_PIP_ARGS ?=
+# Options for pytest, e.g. PYTEST_ARGS="-k lora".
+PYTEST_ARGS ?=
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# One process per core, each on one thread, beats two processes that fight for both cores. Compiled programs
+# are kept, so a second run is faster. Nothing in a test may reach for the network.
+TEST_ENV := JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_VERBOSITY=error \
+  TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
+  XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false" \
+  JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+.PHONY: install test train oracle lint clean
+
+install: $(VENV)/.installed
+
+train: $(VENV)/.installed
+	$(BIN)/python launch/train.py --config=configs/lora.py:tiny
+
+test: $(VENV)/.installed-dev
+	$(PYTEST) --ignore=tests/oracle $(PYTEST_ARGS)
+
+oracle: $(VENV)/.installed-oracle
+	$(PYTEST) tests/oracle $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is written only when its installation came through, so an interrupted one is taken up again.
+$(VENV)/.installed: pyproject.toml requirements.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-oracle: $(VENV)/.installed-dev
+	$(PIP) torch==2.13.0 $(TORCH_PIP_ARGS)
+	$(PIP) "peft>=0.18"
+	@touch $@
