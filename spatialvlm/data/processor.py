@@ -94,7 +94,7 @@ class Processor:
     self._ids = functools.lru_cache(maxsize=8192)(self._tokenize)
     self._block = functools.lru_cache(maxsize=128)(self._block_ids)
 
-  @property
+  @functools.cached_property
   def layout(self) -> ImageLayout:
     """What data must know of the model."""
     return ImageLayout(
@@ -190,6 +190,23 @@ class Processor:
       text = whole[: whole.index(answer_prefix, start) + len(answer_prefix)]
     return self._encode(text, [], Example(tuple(images), (turn,), id=id))
 
+  def answer_ids(self, answer: str, answer_prefix: str = "") -> tuple[int, ...]:
+    """Tokens of an answer as it stands right after `encode_prompt(..., answer_prefix)`, without its end.
+
+    The answer is joined to the prefix by a space, as the template joins it to `Assistant:`, unless the
+    prefix ends in a bracket, a quote or white space.
+
+    Raises:
+      UserError: the tokenizer merges the answer's beginning with what stands before it.
+    """
+    joiner = "" if not answer_prefix or answer_prefix[-1] in "([{\"'*" or answer_prefix[-1].isspace() else " "
+    prompt = self.encode_prompt((), "", answer_prefix).tokens
+    whole = self.encode(Example((), (Turn("", answer_prefix + joiner + answer),))).tokens
+    end = np.flatnonzero(whole == self.end_id)[-1]
+    if not np.array_equal(whole[: len(prompt)], prompt) or end <= len(prompt):
+      raise UserError(f"answer {answer!r} does not begin with a token of its own after {answer_prefix!r}")
+    return tuple(whole[len(prompt) : end].tolist())
+
   def letter_ids(self, count: int, answer_prefix: str = "") -> tuple[int, ...]:
     """The token by which an answer A, B, ... begins right after `encode_prompt(..., answer_prefix)`.
 
@@ -202,17 +219,12 @@ class Processor:
     """
     if not 1 <= count <= 26:
       raise UserError(f"letters run from 1 to 26, got {count}")
-    joiner = "" if not answer_prefix or answer_prefix[-1] in "([{\"'*" or answer_prefix[-1].isspace() else " "
-    prompt = self.encode_prompt((), "", answer_prefix).tokens
     result = []
     for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]:
-      answer = self.encode(Example((), (Turn("", answer_prefix + joiner + letter),))).tokens
-      begins = np.array_equal(answer[: len(prompt)], prompt)
-      if not begins or answer[len(prompt) + 1] != self.end_id:
-        raise UserError(
-          f"answer letter {letter!r} after {answer_prefix!r} is not one token of this tokenizer"
-        )
-      result.append(int(answer[len(prompt)]))
+      ids = self.answer_ids(letter, answer_prefix)
+      if len(ids) != 1:
+        raise UserError(f"answer letter {letter!r} after {answer_prefix!r} is not one token here")
+      result.append(ids[0])
     return tuple(result)
 
   # Within.
@@ -369,9 +381,7 @@ def load_processor(
   outer = files.read_json(folder, "processor_config.json")
   inner = outer.get("image_processor") or files.read_json(folder, "preprocessor_config.json")
   if not inner:
-    raise UserError(
-      f"{folder}: neither preprocessor_config.json nor an image_processor in processor_config.json"
-    )
+    raise UserError(f"{folder}: no preprocessor_config.json; copy the base model's processor files there")
   tiler = image_lib.tiler_from_config(
     inner,
     str(folder),
