@@ -1,0 +1,110 @@
+"""What the README tells people to type exists: targets, scripts, recipes, settings, links, commands."""
+
+import contextlib
+import importlib
+import pathlib
+import re
+import shlex
+import tomllib
+
+import pytest
+from spatialvlm.launch import _main
+
+from spatialvlm.config import EvaluateConfig, RunConfig
+from spatialvlm.types import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIG_OF = {"train": RunConfig, "evaluate": EvaluateConfig, "inspect_data": RunConfig}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def commands() -> list[list[str]]:
+  """The words of every command in the pages' shell blocks and of every one that begins an inline code."""
+  found = []
+  for page in PAGES:
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.S):
+      lines = block.replace("\\\n", " ").splitlines()
+      found += [shlex.split(line, comments=True) for line in lines]
+    rest = re.sub(r"```.*?```", "", text, flags=re.S)
+    codes = [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", rest)]
+    found += [shlex.split(c) for c in codes if re.match(r"(python |make |spatialvlm-|\.venv/)", c)]
+  return [words for words in found if words]
+
+
+def script_and_flags(words: list[str]) -> tuple[str, list[str]] | None:
+  words = [w for w in words if not re.fullmatch(r"[A-Z_]+=\S*", w)]
+  if re.fullmatch(r"(.*/)?python3?", words[0]) and words[1].endswith(".py"):
+    return words[1], words[2:]
+  if words[0] in PROJECT["scripts"]:
+    module = PROJECT["scripts"][words[0]].split(":")[0]
+    return module.removeprefix("spatialvlm.").replace(".", "/") + ".py", words[1:]
+  return None
+
+
+SCRIPTS = [found for words in commands() if (found := script_and_flags(words))]
+
+
+def test_the_pages_hold_commands():
+  assert len(SCRIPTS) > 8
+  assert any("lora.py:tiny" in " ".join(flags) for _, flags in SCRIPTS)
+
+
+@pytest.mark.parametrize(("script", "flags"), SCRIPTS, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+def test_a_command_can_be_typed(script, flags):
+  assert (ROOT / script).is_file()
+  name = pathlib.Path(script).stem
+  if name not in CONFIG_OF or "[" in " ".join(flags):
+    return
+  recipe, overrides = None, []
+  for flag in flags:
+    key, _, value = flag.removeprefix("--").partition("=")
+    if key == "config":
+      recipe = value
+    elif key.startswith("config."):
+      overrides.append((key.removeprefix("config."), value))
+    else:
+      assert key in ("workdir", "output", "scan", "show"), flag
+  if recipe is not None:
+    recipe = str(ROOT / recipe) if recipe.startswith("configs/") else recipe
+    assert isinstance(_main.load_config(recipe, overrides, CONFIG_OF[name]), CONFIG_OF[name])
+
+
+def test_make_targets_exist():
+  known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+  used = {word for words in commands() if words[0] == "make" for word in words[1:2]}
+  assert {"train", "test", "oracle"} <= used <= known
+
+
+def test_single_settings_exist():
+  """Those named on their own in the text: `--config.some.key=value`."""
+  text = (ROOT / "README.md").read_text(encoding="utf-8")
+  single = re.findall(r"`--config\.([a-z_.]+)=([^\s`]+)`", text)
+  assert len(single) > 3
+  for key, value in single:
+    fits = []
+    for recipe, cls in (("lora:tiny", RunConfig), ("cvbench:tiny", EvaluateConfig)):
+      with contextlib.suppress(UserError):
+        fits.append(_main.load_config(recipe, [(key, value)], cls))
+    assert fits, f"--config.{key}={value} is no setting of training or evaluation"
+
+
+def test_links_lead_somewhere():
+  for page in PAGES:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+      if not target.startswith("http"):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("entry", PROJECT["scripts"].values())
+def test_installed_commands_exist(entry):
+  module, function = entry.split(":")
+  assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_every_package_is_installed():
+  """pyproject.toml lists packages by name: launch/ and configs/ lie elsewhere than they are installed."""
+  setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+  inside = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "spatialvlm").rglob("*.py")}
+  assert set(setup["packages"]) == inside | {"spatialvlm.launch", "spatialvlm.configs"}
