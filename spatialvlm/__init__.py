@@ -1,1 +1,25 @@
 """spatialvlm: spatial sense for small vision-language models, and honest proof of it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from spatialvlm.api import LoadedVlm, load_processor, load_vlm
+  from spatialvlm.types import UserError
+
+__all__ = ["LoadedVlm", "UserError", "load_processor", "load_vlm"]
+
+_HOMES = {name: "spatialvlm.types" if name == "UserError" else "spatialvlm.api" for name in __all__}
+
+
+def __getattr__(name: str) -> Any:
+  # Imported when first asked for, so that `import spatialvlm` costs nothing.
+  if name not in _HOMES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+  return __all__

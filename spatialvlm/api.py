@@ -1,0 +1,344 @@
+"""What `import spatialvlm` offers: a model with its processor, in the words of transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from spatialvlm import generation, hub, peft
+from spatialvlm.core.axes import make_mesh
+from spatialvlm.data import processor as processor_lib
+from spatialvlm.data.arrays import batch_from_arrays
+from spatialvlm.data.images import ImageSource, open_image
+from spatialvlm.data.processor import Encoded, Processor
+from spatialvlm.models.vlm import Vlm
+from spatialvlm.types import Batch, UserError
+
+
+def load_vlm(
+  path_or_hub_id: str | os.PathLike,
+  dtype: str = "float32",
+  mesh: Mesh | Mapping[str, int] | None = None,
+  *,
+  revision: str | None = None,
+  attention: str = "xla",
+  max_tiles: int | None = None,
+  longest_edge: int | None = None,
+  split_images: bool | None = None,
+) -> LoadedVlm:
+  """Loads a SmolVLM from a local folder or the hub, in Hugging Face's format.
+
+  Args:
+    dtype: "float32" or "bfloat16".
+    mesh: devices to shard the model over: a mesh, or its sizes such as `{"fsdp": 4}`.
+    revision: of a hub repository.
+    attention: "xla", or "cudnn" on a GPU in bfloat16.
+    max_tiles, longest_edge, split_images: the processor's tile budget, as in `load_processor`.
+
+  Raises:
+    UserError: the model cannot be found or read, or does not fit its config.
+  """
+  if mesh is not None and not isinstance(mesh, Mesh):
+    mesh = make_mesh(mesh)
+  folder = hub.resolve(path_or_hub_id, revision)
+  model = hub.load_model(folder, dtype=dtype, mesh=mesh, attention=attention)
+  options = {"max_tiles": max_tiles, "longest_edge": longest_edge, "split_images": split_images}
+  return LoadedVlm(model, folder, str(path_or_hub_id), mesh, options)
+
+
+def load_processor(
+  path_or_hub_id: str | os.PathLike, *, revision: str | None = None, **options: Any
+) -> Processor:
+  """The processor of a local folder or a hub id; `options` as of `data.processor.load_processor`.
+
+  Raises:
+    UserError: the folder or one of its files is missing or broken.
+  """
+  return processor_lib.load_processor(hub.resolve(path_or_hub_id, revision), **options)
+
+
+class LoadedVlm:
+  """A model from a checkpoint, with or without an adapter.
+
+  The arrays that its methods take are those of transformers' processors: input_ids and attention_mask
+  (B, T), padded on either side; pixel_values (B, I, 3, H, W), where images that are all 0 are padding;
+  pixel_attention_mask (B, I, H, W). NumPy, JAX or PyTorch arrays on the CPU.
+
+  Attributes:
+    model: the `models.vlm.Vlm`.
+    folder: local folder that it came from.
+    name: as the user named it.
+    mesh: the devices that it is sharded over, or None.
+  """
+
+  def __init__(self, model: Vlm, folder: Path, name: str, mesh: Mesh | None, options: Mapping[str, Any]):
+    self.model, self.folder, self.name, self.mesh = model, folder, name, mesh
+    self._options = options
+
+  @functools.cached_property
+  def processor(self) -> Processor:
+    """The checkpoint's processor, read when it is first needed."""
+    return processor_lib.load_processor(
+      self.folder, max_length=self.model.config.text.max_length, **self._options
+    )
+
+  def logits(
+    self,
+    input_ids: Any,
+    attention_mask: Any = None,
+    pixel_values: Any = None,
+    pixel_attention_mask: Any = None,
+    token_type_ids: Any = None,
+  ) -> np.ndarray:
+    """Float32 (B, T, V): at each position the scores of the next token.
+
+    Every new shape of the arrays is compiled once.
+
+    Raises:
+      UserError: arrays that do not belong together, or longer than the context.
+    """
+    batch = self._batch(
+      input_ids, attention_mask, pixel_values, pixel_attention_mask, token_type_ids, padded=False
+    )
+    self._check_length(int(batch.valid_BT.sum(axis=1).max()))
+    graphdef, state = nnx.split(self.model)
+    with self._context():
+      return np.asarray(_logits(graphdef, state, batch))
+
+  def generate(
+    self,
+    input_ids: Any,
+    attention_mask: Any = None,
+    pixel_values: Any = None,
+    pixel_attention_mask: Any = None,
+    token_type_ids: Any = None,
+    *,
+    max_new_tokens: int,
+    stop: bool = True,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+  ) -> np.ndarray:
+    """int32 (B, max_new_tokens): what follows each prompt, its stop token included, then padding.
+
+    Args:
+      stop: false decodes the full number of tokens.
+      temperature: 0 for greedy decoding; else `generation.generate` draws, within `top_p`, from `seed`.
+
+    Raises:
+      UserError: as `logits`, or no room for `max_new_tokens` in the context.
+    """
+    return generation.generate(
+      self.model,
+      self._batch(input_ids, attention_mask, pixel_values, pixel_attention_mask, token_type_ids),
+      max_new_tokens=max_new_tokens,
+      stop_ids=self.processor.stop_ids if stop else (),
+      pad_id=self.processor.pad_id,
+      temperature=temperature,
+      top_p=top_p,
+      seed=seed,
+      stop=stop,
+      mesh=self.mesh,
+    )
+
+  def chat(self, images: Any, prompt: str, **kwargs: Any) -> str:
+    """The answer to a prompt about images; arguments as of `chat_stream`."""
+    return "".join(self.chat_stream(images, prompt, **kwargs)).strip()
+
+  def chat_stream(
+    self,
+    images: ImageSource | Sequence[ImageSource] | None,
+    prompt: str,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+  ) -> Iterator[str]:
+    """Yields the answer piece by piece, as it is decoded.
+
+    Args:
+      images: paths, file contents, PIL images or arrays; one, several, or None.
+      prompt: may say by `<image>` marks where the images stand; else they stand first.
+      max_new_tokens: at most; less where the context ends before.
+
+    Raises:
+      UserError: an image cannot be read, or the prompt is longer than the context.
+    """
+    encoded = self._prompt(images, prompt)
+    room = self.model.config.text.max_length - len(encoded.tokens)
+    self._check_length(len(encoded.tokens) + 1)
+    tokens = generation.stream(
+      self.model,
+      _prompt_batch(encoded),
+      max_new_tokens=min(max_new_tokens, room),
+      stop_ids=self.processor.stop_ids,
+      pad_id=self.processor.pad_id,
+      temperature=temperature,
+      top_p=top_p,
+      seed=seed,
+      mesh=self.mesh,
+    )
+    yield from _pieces(self.processor, (int(token_B[0]) for token_B in tokens))
+
+  def score_choices(
+    self,
+    images: ImageSource | Sequence[ImageSource] | None,
+    prompt: str,
+    choices: Sequence[str],
+    letters: bool = False,
+  ) -> np.ndarray:
+    """Float32 (K,): the log-probability of each choice as the answer to a prompt.
+
+    The prompt, with its images, is read once; all choices continue it in one batch.
+
+    Args:
+      choices: option texts. The log-probabilities of a text's tokens are summed, without its end of
+        utterance and without regard to its length.
+      letters: score the letters A, B, ... of the choices instead, which the prompt must then name.
+
+    Raises:
+      UserError: no choices, or as `chat_stream`.
+    """
+    if not choices:
+      raise UserError("score_choices: there are no choices")
+    encoded = self._prompt(images, prompt)
+    if letters:
+      answers = [(token,) for token in self.processor.letter_ids(len(choices))]
+    else:
+      answers = [self.processor.answer_ids(choice) for choice in choices]
+    self._check_length(len(encoded.tokens) + max(map(len, answers)))
+    length = generation.bucket(max(map(len, answers)), 1 if letters else 4)
+    answers_KT = np.zeros((len(answers), length), np.int32)
+    valid_KT = np.zeros((len(answers), length), bool)
+    for index, answer in enumerate(answers):
+      answers_KT[index, : len(answer)], valid_KT[index, : len(answer)] = answer, True
+    graphdef, state = nnx.split(self.model)
+    with self._context():
+      return np.asarray(_score(graphdef, state, _prompt_batch(encoded), answers_KT, valid_KT))
+
+  def load_adapter(self, peft_folder: str | os.PathLike) -> LoadedVlm:
+    """Puts the adapter of a PEFT folder (or hub id) on the model, in place.
+
+    Raises:
+      UserError: no such adapter, or it does not fit.
+    """
+    peft.load_adapter(self.model, peft_folder)
+    return self
+
+  def save_adapter(self, folder: str | os.PathLike) -> Path:
+    """Writes the model's adapter as a folder that `peft` loads.
+
+    Raises:
+      UserError: there is no adapter, or the disk is full.
+    """
+    return peft.save_adapter(self.model, folder, self.name)
+
+  def save(self, folder: str | os.PathLike) -> Path:
+    """Writes a whole checkpoint that transformers loads; an adapter is merged into it.
+
+    Raises:
+      UserError: the disk is full or not writable; nothing half-written stays.
+    """
+    return hub.save_model(peft.merge(self.model), folder, self.folder)
+
+  def _prompt(self, images: Any, prompt: str) -> Encoded:
+    if images is None:
+      images = ()
+    elif not isinstance(images, (list, tuple)):
+      images = (images,)
+    names = [
+      "" if isinstance(image, (str, os.PathLike)) else f"image {i + 1}" for i, image in enumerate(images)
+    ]
+    return self.processor.encode_prompt(list(map(open_image, images, names)), prompt)
+
+  def _batch(self, input_ids, *rest: Any, padded: bool = True) -> Batch:
+    config = self.model.config
+    shape = np.shape(input_ids)
+    length = generation.bucket(shape[1], 16) if padded and len(shape) == 2 and shape[1] else None
+    return batch_from_arrays(
+      input_ids,
+      *rest,
+      image_token_id=config.image_token_id,
+      vocab_size=config.text.vocab_size,
+      tokens_of_tile=self._tokens_of_tile,
+      length=length,
+    )
+
+  def _tokens_of_tile(self, height: int, width: int) -> int:
+    vision, factor = self.model.config.vision, self.model.config.scale_factor
+    rows, cols = height // vision.patch_size, width // vision.patch_size
+    if rows % factor or cols % factor or not rows * cols:
+      raise UserError(
+        f"pixel_values: images of {height} x {width} make {rows} x {cols} patches, which the connector cannot"
+        f" join by {factor}; tiles of this model have {vision.image_size} pixels"
+      )
+    return (rows // factor) * (cols // factor)
+
+  def _check_length(self, length: int) -> None:
+    most = self.model.config.text.max_length
+    if length > most:
+      raise UserError(
+        f"{length} tokens exceed the model's context of {most}; shorten the prompt or lower max_tiles"
+      )
+
+  def _context(self) -> contextlib.AbstractContextManager[Any]:
+    return jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext()
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _logits(graphdef, state, batch: Batch) -> jax.Array:
+  return nnx.merge(graphdef, state)(batch)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _score(graphdef, state, batch: Batch, answers_KT: jax.Array, valid_KT: jax.Array) -> jax.Array:
+  """(K,) summed log-probabilities of answers that continue the one prompt of `batch`."""
+  vlm = nnx.merge(graphdef, state)
+  K, T = answers_KT.shape
+  last_1D, cache = vlm.prefill(batch, vlm.init_cache(1, batch.tokens_BT.shape[1] + T - 1))
+  hidden_KTD = jnp.broadcast_to(last_1D[:, None], (K, 1, last_1D.shape[-1]))
+  if T > 1:
+    shared = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0) if x.ndim else x, cache)
+    read = Batch(tokens_BT=answers_KT[:, :-1], valid_BT=valid_KT[:, :-1])
+    hidden_KTD = jnp.concatenate([hidden_KTD, vlm.extend(read, shared)[0]], axis=1)
+  logprob_KTV = jax.nn.log_softmax(vlm.unembed(hidden_KTD), axis=-1)
+  logprob_KT = jnp.take_along_axis(logprob_KTV, answers_KT[..., None], axis=-1)[..., 0]
+  return jnp.where(valid_KT, logprob_KT, 0.0).sum(axis=1)
+
+
+def _prompt_batch(encoded: Encoded) -> Batch:
+  """One prompt, padded on the right to a length of few."""
+  length = generation.bucket(len(encoded.tokens), 16)
+  pad = lambda array, value: np.pad(array, (0, length - len(array)), constant_values=value)[None]
+  pixels = {"pixels_NHWC": encoded.tiles, "image_slot_BT": pad(encoded.image_slot, -1)}
+  return Batch(
+    tokens_BT=pad(encoded.tokens, 0),
+    valid_BT=pad(np.ones(len(encoded.tokens), bool), False),
+    **(pixels if len(encoded.tiles) else {}),
+  )
+
+
+def _pieces(processor: Processor, tokens: Iterator[int]) -> Iterator[str]:
+  """Text of a stream of tokens; a character of several tokens comes when it is whole."""
+  ids: list[int] = []
+  done = 0
+  text = ""
+  for token in tokens:
+    ids.append(token)
+    text = processor.decode(ids).lstrip()
+    if not text.endswith("\ufffd") and len(text) > done:
+      yield text[done:]
+      done = len(text)
+  if len(text) > done:
+    yield text[done:]

@@ -1,0 +1,232 @@
+"""Greedy and sampled decoding, jitted, with a key-value cache of fixed size."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from spatialvlm.types import Batch, UserError
+
+if TYPE_CHECKING:
+  from spatialvlm.core.attention import KVCache
+  from spatialvlm.models.vlm import Vlm
+
+
+def bucket(size: int, least: int = 1) -> int:
+  """The next of few sizes, at most an eighth above `size`, so that few shapes are ever compiled.
+
+  Multiples of `least`, or from 16 * `least` on of an eighth of the power of two below.
+  """
+  step = max(least, 2 ** (size.bit_length() - 1) // 8)
+  return -(-size // step) * step
+
+
+def generate(
+  vlm: Vlm,
+  batch: Batch,
+  *,
+  max_new_tokens: int,
+  stop_ids: Sequence[int] = (),
+  pad_id: int = 0,
+  temperature: float = 0.0,
+  top_p: float = 1.0,
+  seed: int = 0,
+  stop: bool = True,
+  mesh: Mesh | None = None,
+) -> np.ndarray:
+  """Continues each prompt of a batch, all in one compiled loop.
+
+  Args:
+    batch: prompts, padded on either side.
+    stop_ids: tokens that end an answer.
+    pad_id: what stands after an answer's stop token.
+    temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn.
+    top_p: only the likeliest tokens whose probabilities first reach this sum are drawn from (nucleus
+      sampling, Holtzman et al. 2020, arXiv:1904.09751), after the temperature as in transformers.
+    stop: false decodes the full number of tokens, whatever they are.
+    mesh: of a sharded model.
+
+  Returns:
+    int32 (B, max_new_tokens): the new tokens, the stop token included. The same seed gives the same tokens.
+
+  Raises:
+    UserError: an argument out of its range, or a prompt that leaves no room in the context.
+  """
+  _check(vlm, batch, max_new_tokens, temperature, top_p)
+  length = bucket(batch.tokens_BT.shape[1] + max_new_tokens, 16)
+  graphdef, state = nnx.split(vlm)
+  stop_ids_K = np.asarray(stop_ids if stop else (), np.int32)
+  with _context(mesh):
+    logits_BV, cache = _prefill(graphdef, state, batch, length)
+    new_BT, _ = _decode(
+      graphdef,
+      state,
+      logits_BV,
+      cache,
+      np.int32(max_new_tokens),
+      _finished(batch),
+      stop_ids_K,
+      np.int32(pad_id),
+      np.float32(temperature or 1.0),
+      np.float32(top_p),
+      jax.random.key(seed),
+      room=length - batch.tokens_BT.shape[1],
+      sampled=temperature > 0,
+      nucleus=top_p < 1,
+    )
+  return np.asarray(new_BT)[:, :max_new_tokens]
+
+
+def stream(
+  vlm: Vlm,
+  batch: Batch,
+  *,
+  max_new_tokens: int,
+  stop_ids: Sequence[int] = (),
+  pad_id: int = 0,
+  temperature: float = 0.0,
+  top_p: float = 1.0,
+  seed: int = 0,
+  mesh: Mesh | None = None,
+) -> Iterator[np.ndarray]:
+  """`generate` token by token: yields int32 (B,), the same tokens, until all samples have stopped."""
+  _check(vlm, batch, max_new_tokens, temperature, top_p)
+  graphdef, state = nnx.split(vlm)
+  stop_ids_K, done_B = np.asarray(stop_ids, np.int32), _finished(batch)
+  key = jax.random.key(seed)
+  with _context(mesh):
+    logits_BV, cache = _prefill(graphdef, state, batch, bucket(batch.tokens_BT.shape[1] + max_new_tokens, 16))
+  for index in range(max_new_tokens):
+    with _context(mesh):
+      tokens_B = np.array(
+        _choose_jit(
+          logits_BV,
+          np.float32(temperature or 1.0),
+          np.float32(top_p),
+          jax.random.fold_in(key, index),
+          sampled=temperature > 0,
+          nucleus=top_p < 1,
+        )
+      )
+    tokens_B[done_B] = pad_id
+    yield tokens_B
+    done_B = done_B | np.isin(tokens_B, stop_ids_K)
+    if done_B.all() or index == max_new_tokens - 1:
+      return
+    with _context(mesh):
+      logits_BV, cache = _step(graphdef, state, tokens_B, cache)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "length"))
+def _prefill(graphdef, state, batch: Batch, length: int) -> tuple[jax.Array, KVCache]:
+  vlm = nnx.merge(graphdef, state)
+  hidden_BD, cache = vlm.prefill(batch, vlm.init_cache(batch.tokens_BT.shape[0], length))
+  return vlm.unembed(hidden_BD), cache
+
+
+@functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="cache")
+def _step(graphdef, state, tokens_B, cache) -> tuple[jax.Array, KVCache]:
+  vlm = nnx.merge(graphdef, state)
+  hidden_BD, cache = vlm.decode_step(tokens_B, cache)
+  return vlm.unembed(hidden_BD), cache
+
+
+@functools.partial(
+  jax.jit, static_argnames=("graphdef", "room", "sampled", "nucleus"), donate_argnames="cache"
+)
+def _decode(
+  graphdef,
+  state,
+  logits_BV,
+  cache,
+  limit,
+  done_B,
+  stop_ids_K,
+  pad_id,
+  temperature,
+  top_p,
+  key,
+  *,
+  room: int,
+  sampled: bool,
+  nucleus: bool,
+) -> tuple[jax.Array, KVCache]:
+  """(B, room): up to `limit` new tokens, pads behind them; and the cache, so that it is updated in place."""
+  vlm = nnx.merge(graphdef, state)
+  B = logits_BV.shape[0]
+
+  def choose(logits_BV, index, done_B):
+    chosen_B = _choose(
+      logits_BV, temperature, top_p, jax.random.fold_in(key, index), sampled=sampled, nucleus=nucleus
+    )
+    tokens_B = jnp.where(done_B, pad_id, chosen_B)
+    return tokens_B, done_B | (tokens_B[:, None] == stop_ids_K).any(axis=1)
+
+  def unfinished(carry):
+    index, _, done_B, _, _ = carry
+    return (index < limit) & ~done_B.all()
+
+  def advance(carry):
+    index, tokens_B, done_B, new_BT, cache = carry
+    hidden_BD, cache = vlm.decode_step(tokens_B, cache)
+    tokens_B, done_B = choose(vlm.unembed(hidden_BD), index, done_B)
+    return index + 1, tokens_B, done_B, new_BT.at[:, index].set(tokens_B), cache
+
+  tokens_B, done_B = choose(logits_BV, jnp.int32(0), done_B)
+  new_BT = jnp.full((B, room), pad_id, jnp.int32).at[:, 0].set(tokens_B)
+  carry = (jnp.int32(1), tokens_B, done_B, new_BT, cache)
+  _, _, _, new_BT, cache = jax.lax.while_loop(unfinished, advance, carry)
+  return new_BT, cache
+
+
+def _choose(logits_BV, temperature, top_p, key, *, sampled: bool, nucleus: bool) -> jax.Array:
+  """The next token (B,) of each sample."""
+  if not sampled:
+    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+  logits_BV = logits_BV / temperature
+  if nucleus:
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    # A token stays if those before it have not reached top_p yet: the first always does.
+    kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p
+    least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+  return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
+
+
+_choose_jit = jax.jit(_choose, static_argnames=("sampled", "nucleus"))
+
+
+def _finished(batch: Batch) -> np.ndarray:
+  """Samples that only fill the batch are not waited for."""
+  if batch.example_mask_B is None:
+    return np.zeros(batch.tokens_BT.shape[0], bool)
+  return ~np.asarray(batch.example_mask_B, bool)
+
+
+def _context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+  return jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext()
+
+
+def _check(vlm: Vlm, batch: Batch, max_new_tokens: int, temperature: float, top_p: float) -> None:
+  if max_new_tokens < 1:
+    raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+  if not temperature >= 0:
+    raise UserError(f"temperature must be 0 (greedy) or above, got {temperature}")
+  if not 0 < top_p <= 1:
+    raise UserError(f"top_p must lie above 0 and at most at 1, got {top_p}")
+  longest = int(np.asarray(batch.valid_BT).sum(axis=1).max())
+  most = vlm.config.text.max_length
+  if longest + max_new_tokens > most:
+    raise UserError(
+      f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {most};"
+      " shorten the prompt, lower max_tiles, or lower max_new_tokens"
+    )
