@@ -51,6 +51,7 @@ class CVBench(Sequence[Question]):
 
   Attributes:
     row_order: SHA-1 over the comma-joined `idx`, to be kept with any result.
+    ids: the `idx` of all questions, in order.
 
   Raises:
     UserError: a file that cannot be read, a missing column or one of another type, an empty cell where the
@@ -63,8 +64,8 @@ class CVBench(Sequence[Question]):
     places = [(file, row) for file in self._files for row in range(len(file.rows))]
     self._places = places[: size or None]
     _refuse_duplicates(self._places)
-    joined = ",".join(str(file.rows[row]["idx"]) for file, row in self._places)
-    self.row_order = hashlib.sha1(joined.encode()).hexdigest()
+    self.ids = tuple(file.rows[row]["idx"] for file, row in self._places)
+    self.row_order = hashlib.sha1(",".join(map(str, self.ids)).encode()).hexdigest()
     self._groups: collections.OrderedDict[tuple[Path, int], pa.ChunkedArray] = collections.OrderedDict()
     self._lock = threading.Lock()
 

@@ -13,6 +13,7 @@ from spatialvlm.hub.tensors import Entry, read_header
 from spatialvlm.types import UserError
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+SHIPPED = Path(__file__).resolve().parent.parent.parent / "checkpoints"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -31,6 +32,14 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     return folder
   if folder.exists():
     raise UserError(f"{name}: a file, where a folder with config.json and safetensors is wanted")
+  if folder.parts[:1] == (SHIPPED.name,):
+    # Commands of ours find the small models from any folder, by the path they have in a checkout.
+    if (SHIPPED.parent / folder).is_dir():
+      return SHIPPED.parent / folder
+    raise UserError(
+      f"{name}: no such folder; the small models come with a checkout of the project, not with the installed "
+      "package: install it from there by `pip install -e .`, or pass the folder's full path"
+    )
   if not _HUB_ID.fullmatch(name):
     raise UserError(f"{name}: no such folder")
   import huggingface_hub
