@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from spatialvlm.peft import select, surgery
@@ -13,8 +12,8 @@ from spatialvlm.peft.lora import FullParam, LoraLinear
 def merge(vlm: nnx.Module) -> nnx.Module:
   """A model without adapters that computes the same; `vlm` itself is left as it is.
 
-  W + s A B (rescaled with DoRA) is computed in float32 and stored in the base's dtype and sharding; parameters
-  trained in full become plain ones in the base's dtype. Arrays that do not change are shared, not copied.
+  W + s A B (rescaled with DoRA) is computed in float32 and stored in the base's dtype and sharding;
+  parameters trained in full become plain ones in the base's dtype. Unchanged arrays are shared, not copied.
   """
   merged = nnx.clone(vlm, variables=True)
   for path, module in list(nnx.iter_modules(merged)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Iterable, Mapping
@@ -93,15 +94,20 @@ def attach(vlm: nnx.Module, specs: Mapping[str, LoraSpec], seed: int) -> None:
     base = select.get(vlm, paths[name])
     if isinstance(base, LoraLinear):
       raise UserError(f"peft: {name} already carries an adapter; merge it before another is added")
-    layer_id = zlib.crc32(name.encode()) & 0x7FFFFFFF
+    number = layer_id(name)
     bound = 1.0 / math.sqrt(base.in_features)
-    a = np.random.default_rng((seed, layer_id)).uniform(-bound, bound, (base.in_features, spec.rank))
+    a = np.random.default_rng((seed, number)).uniform(-bound, bound, (base.in_features, spec.rank))
     b = np.zeros((spec.rank, base.out_features))
-    select.put(vlm, paths[name], adapted(base, spec, a, b, None, layer_id))
+    select.put(vlm, paths[name], adapted(base, spec, a, b, None, number))
+
+
+def layer_id(name: str) -> int:
+  """A number of 31 bits that belongs to a layer's name, the same in every run."""
+  return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
 def adapted(
-  base: nnx.Linear, spec: LoraSpec, a: np.ndarray, b: np.ndarray, magnitude, layer_id: int
+  base: nnx.Linear, spec: LoraSpec, a: np.ndarray, b: np.ndarray, magnitude, number: int
 ) -> LoraLinear:
   """A LoraLinear around `base`, its factors float32 on the base's mesh, each axis split as the base's is.
 
@@ -115,7 +121,7 @@ def adapted(
 
   def factor(value, names, places):
     metadata = axes.logical(*names) if in_name or out_name else {}
-    return nnx.LoRAParam(_placed(value, sharding, PartitionSpec(*places)), **metadata)
+    return nnx.LoRAParam(placed(value, sharding, PartitionSpec(*places)), **metadata)
 
   layer = LoraLinear(
     base,
@@ -123,7 +129,7 @@ def adapted(
     factor(a, (in_name, None), (in_mesh, None)),
     factor(b, (None, out_name), (None, out_mesh)),
     None,
-    layer_id,
+    number,
   )
   if spec.dora:
     if magnitude is None:
@@ -158,6 +164,25 @@ def replace_variable(vlm: nnx.Module, old: nnx.Variable, new: nnx.Variable) -> N
         setattr(module, attribute, new)
 
 
+def untie(vlm: nnx.Module) -> None:
+  """Gives a model with tied embeddings a head of its own, equal to the embedding at first."""
+  embedding = vlm.decoder.embed.embedding
+  head = nnx.eval_shape(
+    lambda: nnx.Linear(
+      embedding.shape[1],
+      embedding.shape[0],
+      use_bias=False,
+      param_dtype=embedding.dtype,
+      preferred_element_type=jnp.float32,
+      rngs=nnx.Rngs(0),
+    )
+  )
+  names = embedding.get_metadata().get("out_sharding") or ()
+  head.kernel = nnx.Param(embedding[...].T, **(axes.logical(*names[::-1]) if names else {}))
+  vlm.decoder.lm_head, vlm.decoder.tied = head, False
+  vlm.config = dataclasses.replace(vlm.config, tied=False)
+
+
 def check(config: PeftConfig) -> None:
   """Raises a UserError that names the setting where a value of `config` makes no sense."""
   if config.method not in ("lora", "none"):
@@ -169,12 +194,16 @@ def check(config: PeftConfig) -> None:
     raise UserError(f"peft.dropout: {config.dropout} is not in [0, 1)")
 
 
-def _placed(value, sharding, spec: PartitionSpec) -> jax.Array:
-  """`value` in float32 on the mesh of `sharding`, every device filled with its own part only."""
+def placed(value: Any, sharding: Any, spec: PartitionSpec) -> jax.Array:
+  """`value` in float32 on the mesh of `sharding`, split as `spec` says; each device gets its own part only.
+
+  Copies, since an array that aliases NumPy's memory can never be donated.
+  """
   if not isinstance(sharding, NamedSharding):
-    return jnp.asarray(value, jnp.float32)
+    return jnp.array(value, jnp.float32, copy=True)
   target = NamedSharding(sharding.mesh, spec)
   if isinstance(value, jax.Array):
     return jax.device_put(value.astype(jnp.float32), target)
-  value = np.asarray(value, np.float32)
-  return jax.make_array_from_callback(value.shape, target, lambda index: value[index])
+  return jax.make_array_from_callback(
+    value.shape, target, lambda index: np.array(value[index], np.float32, copy=True)
+  )

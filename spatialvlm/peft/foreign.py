@@ -1,0 +1,174 @@
+"""What an adapter_config.json written by Hugging Face PEFT asks for, in our terms.
+
+The rules of matching are those of peft 0.21: `check_target_module_exists`, `get_pattern_key` and
+`_set_trainable`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from spatialvlm.hub import resolve
+from spatialvlm.peft.lora import LoraSpec
+from spatialvlm.types import UserError
+
+# What is read below.
+_READ = (
+  "peft_type",
+  "r",
+  "lora_alpha",
+  "lora_dropout",
+  "use_rslora",
+  "use_dora",
+  "target_modules",
+  "exclude_modules",
+  "layers_to_transform",
+  "layers_pattern",
+  "rank_pattern",
+  "alpha_pattern",
+  "modules_to_save",
+  "ensure_weight_tying",
+  "bias",
+  "init_lora_weights",
+)
+# What says nothing about the values that a finished adapter computes.
+_HARMLESS = (
+  "task_type",
+  "auto_mapping",
+  "base_model_name_or_path",
+  "revision",
+  "inference_mode",
+  "peft_version",
+  "megatron_core",
+  "eva_config",
+  "qalora_group_size",
+  "runtime_config",
+)
+# Ways to draw the factors that leave the base's weights as they were.
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+
+
+def read_config(file: Path) -> dict[str, Any]:
+  """The adapter's config, refused where it asks for what is not supported.
+
+  Raises:
+    UserError: missing, not JSON, not LoRA, or with options that are not supported; all of them are named.
+  """
+  if not file.is_file():
+    raise UserError(f"{file}: missing; a PEFT folder needs it")
+  config = resolve.read_json(file)
+  if config.get("peft_type") != "LORA":
+    raise UserError(f"{file}: peft_type {config.get('peft_type')!r} is not supported (only 'LORA')")
+  wrong = [f"{k}={v!r}" for k, v in config.items() if v and k not in (*_READ, *_HARMLESS)]
+  if config.get("bias", "none") != "none":
+    wrong.append(f"bias={config['bias']!r}")
+  if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+    # such starts move a part of the base into the adapter: it fits a changed base only
+    wrong.append(f"init_lora_weights={config['init_lora_weights']!r}")
+  if wrong:
+    raise UserError(f"{file}: not supported: {', '.join(sorted(wrong))}")
+  for key, kinds in (("r", int), ("lora_alpha", (int, float)), ("target_modules", (str, list))):
+    if not isinstance(config.get(key), kinds) or isinstance(config[key], bool):
+      raise UserError(f"{file}: {key} is {config.get(key)!r}")
+  return config
+
+
+def specs(
+  config: Mapping[str, Any], linears: Iterable[str], head: str, dropout: float | None
+) -> dict[str, LoraSpec]:
+  """Module name -> spec of every linear layer that the adapter's config targets.
+
+  Args:
+    linears: names of all linear layers.
+    head: name of the head, which "all-linear" leaves out.
+    dropout: instead of the config's, unless None.
+  """
+  ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+  return {
+    name: LoraSpec(
+      rank=int(_pattern_value(ranks, name, config["r"])),
+      alpha=float(_pattern_value(alphas, name, config["lora_alpha"])),
+      rslora=bool(config.get("use_rslora")),
+      dora=bool(config.get("use_dora")),
+      dropout=float(config.get("lora_dropout") or 0.0) if dropout is None else dropout,
+    )
+    for name in linears
+    if _targets(config, name, head)
+  }
+
+
+def whole_parameters(config: Mapping[str, Any], parameters: Iterable[str], found: Iterable[str]) -> list[str]:
+  """Names of the parameters that the folder holds in full.
+
+  They are those of `modules_to_save`, and embeddings and heads saved beside them (`save_embedding_layers`).
+  """
+  saved, found = tuple(config.get("modules_to_save") or ()), set(found)
+  beside = ("embed_tokens.weight", "lm_head.weight")
+  return [
+    name
+    for name in parameters
+    if (saved and any(module.endswith(saved) for module in _above(name)))
+    or (name in found and name.endswith(beside))
+  ]
+
+
+def why_unmapped(name: str, linears: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+  """Why a tensor of the folder has no place in the model."""
+  module, _, kind = re.sub(r"\.weight$", "", name).rpartition(".")
+  if kind.startswith("lora_embedding"):
+    return "adapters on embeddings are not supported"
+  if kind not in ("lora_A", "lora_B", "lora_magnitude_vector"):
+    return (
+      "modules_to_save does not name its module" if name in parameters else "the model has no such parameter"
+    )
+  if module in linears:
+    return "target_modules does not name this layer"
+  if f"{module}.weight" in parameters:
+    return "adapters on layers that are not linear are not supported"
+  return "the model has no such linear layer"
+
+
+def _targets(config: Mapping[str, Any], name: str, head: str) -> bool:
+  """peft's `check_target_module_exists`, and what it makes of "all-linear"."""
+  excluded = config.get("exclude_modules") or ()
+  if re.fullmatch(excluded, name) if isinstance(excluded, str) else _ends(name, excluded):
+    return False
+  if any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in config.get("modules_to_save") or ()):
+    return False
+  target = config["target_modules"]
+  if isinstance(target, str):
+    if target.lower() == "all-linear":
+      return name != head
+    return re.fullmatch(target, name) is not None
+  if name in target:
+    return True
+  return _ends(name, target) and _layer_is_chosen(config, name)
+
+
+def _ends(name: str, ends: Iterable[str]) -> bool:
+  return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def _layer_is_chosen(config: Mapping[str, Any], name: str) -> bool:
+  """`layers_to_transform` and `layers_pattern`: the first number in the name, behind one of the patterns."""
+  chosen = config.get("layers_to_transform")
+  if chosen is None or chosen == []:
+    return True
+  patterns = config.get("layers_pattern") or []
+  patterns = [patterns] if isinstance(patterns, str) else patterns
+  forms = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
+  found = next((m for form in forms if (m := re.match(form, name))), None)
+  return found is not None and int(found[1]) in ([chosen] if isinstance(chosen, int) else chosen)
+
+
+def _pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+  return next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def _above(parameter: str) -> list[str]:
+  """The names of all modules around a parameter."""
+  parts = parameter.split(".")
+  return [".".join(parts[:n]) for n in range(1, len(parts))]
