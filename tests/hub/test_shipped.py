@@ -1,9 +1,13 @@
 """The models that ship with the project are found by their path in a checkout, from any folder."""
 
+import importlib
+
 import pytest
 
-from spatialvlm.hub import resolve as resolve_lib
 from spatialvlm.types import UserError
+
+# The package offers the function under the module's name.
+resolve_lib = importlib.import_module("spatialvlm.hub.resolve")
 
 
 def test_found_from_any_folder(tmp_path, monkeypatch):
