@@ -30,7 +30,7 @@ def open_source(config: SourceConfig) -> Source:
   Raises:
     UserError: an unknown kind, or a source that cannot be read.
   """
-  return _known(SOURCES, config.kind, "examples")(config)
+  return _opener(SOURCES, config, "examples")(config)
 
 
 def open_questions(config: SourceConfig) -> Sequence[Question]:
@@ -39,7 +39,7 @@ def open_questions(config: SourceConfig) -> Sequence[Question]:
   Raises:
     UserError: a kind that holds no questions, or a source that cannot be read.
   """
-  return _known(QUESTIONS, config.kind, "questions")(config)
+  return _opener(QUESTIONS, config, "questions")(config)
 
 
 def read(source: Sequence, indices: Sequence[int]) -> list:
@@ -125,10 +125,24 @@ class InBlocks(Sequence[Example]):
     return block.result()
 
 
-def _known(kinds: Mapping[str, Callable], kind: str, what: str) -> Callable:
-  if kind not in kinds:
-    raise UserError(f"data source kind {kind!r} holds no {what}; {nearest(kind, kinds)}")
-  return kinds[kind]
+# Settings that change what is read, and the kinds that heed them; others would pass them over in silence.
+_HEEDED_BY = {
+  "turns": ("skills",),
+  "tasks": ("scenes", "skills"),
+  "columns": ("hf",),
+  "image_root": ("llava",),
+}
+
+
+def _opener(kinds: Mapping[str, Callable], config: SourceConfig, what: str) -> Callable:
+  if config.kind not in kinds:
+    raise UserError(f"data source kind {config.kind!r} holds no {what}; {nearest(config.kind, kinds)}")
+  for name, heeding in _HEEDED_BY.items():
+    if config.kind not in heeding and getattr(config, name) != getattr(SourceConfig(), name):
+      raise UserError(
+        f"a source of kind {config.kind!r} heeds no `{name}`; it is for kind {' and '.join(heeding)}"
+      )
+  return kinds[config.kind]
 
 
 # Each opener imports its reader itself: a run over rendered scenes needs neither pyarrow nor `datasets`.

@@ -1,11 +1,13 @@
-"""Endless sources in blocks."""
+"""Opening sources, and endless ones in blocks."""
 
 import threading
 
 import pytest
 
+from spatialvlm.config import SourceConfig
 from spatialvlm.data.mixture import ENDLESS
-from spatialvlm.data.sources import InBlocks
+from spatialvlm.data.sources import InBlocks, open_questions, open_source
+from spatialvlm.types import UserError
 
 
 class Numbers:
@@ -66,3 +68,13 @@ def test_an_error_reaches_the_caller_and_is_not_kept():
   with pytest.raises(ValueError, match="first"):
     source[0]
   assert source[0] == 0
+
+
+@pytest.mark.parametrize(
+  "setting", [{"turns": 2}, {"columns": {"image": "x"}}, {"image_root": "x"}, {"tasks": {"Count": 1.0}}]
+)
+def test_settings_that_a_kind_passes_over_are_refused(setting):
+  (name,) = setting
+  for open_ in (open_source, open_questions):
+    with pytest.raises(UserError, match=f"kind 'cvbench' heeds no `{name}`"):
+      open_(SourceConfig(kind="cvbench", path="x.parquet", **setting))
