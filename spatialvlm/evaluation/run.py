@@ -52,7 +52,7 @@ def run(config: EvaluateConfig, folder: pathlib.Path) -> Result:
     seed=config.model.seed,
   )
   if config.adapter:
-    peft.load_adapter(vlm, pathlib.Path(config.adapter))
+    peft.load_adapter(vlm, config.adapter)
   continues = workdir.claim(folder, config, identity(config, questions))
   if jax.process_index() == 0:
     print(f"{'continues' if continues else 'begins'} in {folder}: {len(questions)} questions", flush=True)
@@ -85,7 +85,7 @@ def identity(config: EvaluateConfig, questions: Sequence[Question]) -> dict[str,
   if not config.model.from_scratch:
     found["model"] = dict(hub.identity(config.model.path, config.model.revision))
   if config.adapter:
-    found["adapter"] = _hash(sorted(pathlib.Path(config.adapter).glob("adapter_*")))
+    found["adapter"] = _hash(sorted(hub.resolve(config.adapter).glob("adapter_*")))
   found["questions"] = len(questions)
   if hasattr(questions, "row_order"):
     found["row_order"] = questions.row_order
