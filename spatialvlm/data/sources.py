@@ -157,7 +157,7 @@ def _skills(config: SourceConfig) -> Source:
 def _scene_questions(config: SourceConfig) -> Sequence[Question]:
   from spatialvlm.data.scenes.questions import SceneQuestions
 
-  return SceneQuestions(config.seed, config.tasks, config.image_size)
+  return SceneQuestions(config.seed, config.tasks, config.image_size, config.size)
 
 
 def _cvbench(config: SourceConfig) -> Sequence[Question]:
