@@ -35,10 +35,11 @@ FLOOR_ALBEDOS = (
 )
 
 TRIES = 64
-SHARE_FLOOR, SHARE_HANGING, SHARE_SHELF, SHARE_REPEATS = 0.40, 0.35, 0.35, 0.35
-DEPTH = (2.8, 8.5)
-HALF = (0.22, 0.62)
-PIXEL_RADIUS = (0.058, 0.20)  # of the bounding circle, as share of the image
+SHARE_FLOOR, SHARE_HANGING, SHARE_SHELF, SHARE_REPEATS = 0.30, 0.35, 0.30, 0.30
+DEPTH = (2.6, 9.5)
+SCALE = (0.18, 0.80)  # half size in metres
+PIXEL_RADIUS = (0.055, 0.18)  # of the bounding circle, as share of the image
+PEDESTAL, HANGING = (0.12, 2.2), (0.5, 4.0)  # height of an object's lower end
 STANDS = ("floor", "pedestal", "hanging", "shelf")
 _CEILING, _ROD, _BOARD = 7.0, 0.022, 0.05
 _ON_FLOOR, _ON_PEDESTAL, _HANGING, _ON_SHELF = range(4)
@@ -99,12 +100,11 @@ class _Shelf:
 
 def sample(key: jax.Array) -> Layout:
   """One scene from one key. Pure, so it may be vmapped and jitted."""
-  draw = _Draws(key, 8 * TRIES * 6 + 256)
+  draw = _Draws(key, render.MAX_OBJECTS * TRIES * 8 + 256)
   camera, right, ahead = _camera(draw)
   shape, color = _names(draw)
-  half = _sizes(draw, shape)
   shelf = _draw_shelf(draw, camera, right, ahead)
-  center, stand, present = _place(draw, camera, half, shelf)
+  center, half, stand, present = _place(draw, camera, _forms(draw, shape), shelf)
   shelf = dataclasses.replace(shelf, used=(present & (stand == _ON_SHELF)).any())
   return Layout(
     scene=_build(draw, shape, half, center, stand, present, shelf),
@@ -144,10 +144,9 @@ def _names(draw: _Draws):
   return jnp.where(repeat, shape, distinct % shapes), jnp.where(repeat, color, distinct // shapes)
 
 
-def _sizes(draw: _Draws, shape: jax.Array) -> jax.Array:
-  """Half sizes (N, 3): one scale for all classes, with proportions that vary where the shape allows it."""
+def _forms(draw: _Draws, shape: jax.Array) -> jax.Array:
+  """Half sizes (N, 3) of objects of scale 1, with proportions that vary where the shape allows it."""
   n = render.MAX_OBJECTS
-  scale = jnp.exp(draw.uniform(math.log(HALF[0]), math.log(HALF[1]), (n,)))
   a, b, c = draw.uniform(shape=(3, n))
   forms = {
     "sphere": (jnp.ones(n), jnp.ones(n), jnp.ones(n)),
@@ -156,7 +155,7 @@ def _sizes(draw: _Draws, shape: jax.Array) -> jax.Array:
     "cone": (0.82 + 0.2 * a, 0.82 + 0.2 * a, 0.9 + 0.4 * c),
   }
   table = jnp.stack([jnp.stack(forms[s], 1) for s in render.SHAPES])
-  return scale[:, None] * table[shape, jnp.arange(n)]
+  return table[shape, jnp.arange(n)]
 
 
 def _draw_shelf(draw: _Draws, camera: render.Camera, right: jax.Array, ahead: jax.Array) -> _Shelf:
@@ -172,77 +171,96 @@ def _draw_shelf(draw: _Draws, camera: render.Camera, right: jax.Array, ahead: ja
   )
 
 
-def _candidates(draw: _Draws, camera: render.Camera, half: jax.Array, shelf: _Shelf):
-  """TRIES places per object: centres (N, T, 3), stands (N, T), and whether each is possible by itself."""
+@dataclasses.dataclass(frozen=True)
+class _Places:
+  """TRIES places per object. Arrays (N, TRIES, ...): center (3), scale, stand, good (possible by itself)."""
+
+  center: jax.Array
+  scale: jax.Array
+  stand: jax.Array
+  good: jax.Array
+
+
+def _candidates(draw: _Draws, camera: render.Camera, form: jax.Array, shelf: _Shelf) -> _Places:
+  """Draws place in the picture, depth and size in the picture, each independently of the others."""
   n = render.MAX_OBJECTS
-  spot = draw.uniform(0.08, 0.92, (2, n, TRIES))
+  u, v = (draw.uniform(0.06, 0.94, (2, n, TRIES)) - 0.5) / camera.focal
   depth = jnp.exp(draw.uniform(math.log(DEPTH[0]), math.log(DEPTH[1]), (n, TRIES)))
+  seen = jnp.exp(draw.uniform(math.log(PIXEL_RADIUS[0]), math.log(PIXEL_RADIUS[1]), (n, TRIES)))
   hangs = draw.uniform(shape=(n, TRIES)) < SHARE_HANGING
   # An object keeps to the floor or leaves it for half of its tries; then either will do: few are lost.
   low = draw.uniform(shape=(n, TRIES)) < SHARE_FLOOR
   low = jnp.where(jnp.arange(TRIES) < TRIES // 2, low[:, :1], low)
 
-  u, v = (spot - 0.5) / camera.focal
   ray = jnp.stack([u, v, jnp.ones_like(u)], -1) @ camera.rotation.T
-  half_z = half[:, None, 2]
-  on_floor = (half_z - camera.position[2]) / jnp.minimum(ray[..., 2], -1e-3)
-  depth = jnp.where(low, on_floor, depth)
+  depth = jnp.where(low, -camera.position[2] / jnp.minimum(ray[..., 2], -1e-3), depth)
+  scale = seen * depth / (camera.focal * form.max(1)[:, None])
+  half_z = scale * form[:, None, 2]
   center = camera.position + depth[..., None] * ray
+  # On the floor, the place drawn is that of the foot.
+  center = center.at[..., 2].add(jnp.where(low, half_z, 0.0))
   bottom = center[..., 2] - half_z
-  lifted = jnp.where(hangs, (bottom > 0.5) & (bottom < 2.6), (bottom > 0.12) & (bottom < 1.5))
+  height = jnp.where(hangs[..., None], jnp.array(HANGING), jnp.array(PEDESTAL))
+  lifted = (bottom > height[..., 0]) & (bottom < height[..., 1])
   stand = jnp.where(low, _ON_FLOOR, jnp.where(hangs, _HANGING, _ON_PEDESTAL))
   good = (depth > DEPTH[0]) & (depth < DEPTH[1]) & (low | lifted)
 
   along = draw.uniform(-0.5, 0.5, (n, TRIES)) * (shelf.length - 0.5)
   xy = shelf.middle + along[..., None] * shelf.along
-  shelved = jnp.concatenate([xy, jnp.broadcast_to(shelf.height + half_z, along.shape)[..., None]], -1)
-  on_shelf = (shelf.used & (jnp.arange(n) < 3) & (half[:, :2].max(1) < 0.42))[:, None]
-  center = jnp.where(on_shelf[..., None], shelved, center)
-  return center, jnp.where(on_shelf, _ON_SHELF, stand), good | on_shelf
+  on_shelf = (shelf.used & (jnp.arange(n) < 3))[:, None]
+  small = draw.uniform(SCALE[0], 0.42, (n, TRIES))
+  scale = jnp.where(on_shelf, small, scale)
+  shelved = jnp.concatenate([xy, (shelf.height + scale * form[:, None, 2])[..., None]], -1)
+  return _Places(
+    center=jnp.where(on_shelf[..., None], shelved, center),
+    scale=scale,
+    stand=jnp.where(on_shelf, _ON_SHELF, stand),
+    good=(good | on_shelf) & (scale > SCALE[0]) & (scale < SCALE[1]),
+  )
 
 
-def _place(draw: _Draws, camera: render.Camera, half: jax.Array, shelf: _Shelf):
+def _place(draw: _Draws, camera: render.Camera, form: jax.Array, shelf: _Shelf):
   """Puts objects one by one into the first of their places that fits.
 
-  Returns centres (N, 3), stands (N,) and present (N,).
+  Returns centres (N, 3), half sizes (N, 3), stands (N,) and present (N,).
   """
   n = render.MAX_OBJECTS
-  number = 3 + draw.integer(n - 2)
-  center, stand, good = _candidates(draw, camera, half, shelf)
+  number = 3 + draw.integer(n - 2, (2,)).max()
+  places = _candidates(draw, camera, form, shelf)
+  center, stand = places.center, places.stand
+  half = places.scale[..., None] * form[:, None]
   spot, size = _project(camera, center, half)
   edge = (0.9 * size + 0.01)[..., None]
-  good &= (size > PIXEL_RADIUS[0]) & (size < PIXEL_RADIUS[1])
+  good = places.good & (size > PIXEL_RADIUS[0]) & (size < PIXEL_RADIUS[1])
   good &= ((spot > edge) & (spot < 1 - edge)).all(-1)
-  girth = jnp.linalg.norm(half[:, :2], axis=1) * 0.85
+  girth = jnp.linalg.norm(half[..., :2], axis=-1) * 0.85
   # What stands or hangs beside the shelf must not run through its board.
-  good &= ~shelf.inside(center[..., :2], girth[:, None]) | (stand == _ON_SHELF)
+  good &= ~shelf.inside(center[..., :2], girth) | (stand == _ON_SHELF)
 
   def step(i, state):
-    position, kind, flat, wide, present = state
-    apart = jnp.linalg.norm(center[i][:, None, :2] - position[:, :2], axis=-1)
-    neighbours = (stand[i][:, None] == _ON_SHELF) & (kind == _ON_SHELF)
-    need = jnp.where(neighbours, 0.0, 0.12) + girth[i] + girth
-    shown = jnp.linalg.norm(spot[i][:, None] - flat, axis=-1) > 0.82 * (size[i][:, None] + wide)
+    chosen, present = state
+    apart = jnp.linalg.norm(center[i][:, None, :2] - chosen["center"][:, :2], axis=-1)
+    neighbours = (stand[i][:, None] == _ON_SHELF) & (chosen["stand"] == _ON_SHELF)
+    need = jnp.where(neighbours, 0.0, 0.12) + girth[i][:, None] + chosen["girth"]
+    between = jnp.linalg.norm(spot[i][:, None] - chosen["spot"], axis=-1)
+    shown = between > 0.82 * (size[i][:, None] + chosen["size"])
     fits = good[i] & (((apart > need) & shown) | ~present).all(1)
     best = jnp.argmax(fits)
-    return (
-      position.at[i].set(center[i, best]),
-      kind.at[i].set(stand[i, best]),
-      flat.at[i].set(spot[i, best]),
-      wide.at[i].set(size[i, best]),
-      present.at[i].set(fits[best] & (present.sum() < number)),
-    )
+    chosen = {name: chosen[name].at[i].set(options[name][i, best]) for name in chosen}
+    return chosen, present.at[i].set(fits[best] & (present.sum() < number))
 
-  start = (jnp.zeros((n, 3)), jnp.zeros(n, stand.dtype), jnp.zeros((n, 2)), jnp.zeros(n), jnp.zeros(n, bool))
-  position, kind, _, _, present = jax.lax.fori_loop(0, n, step, start)
-  return position, kind, present
+  options = dict(center=center, stand=stand, half=half, girth=girth, spot=spot, size=size)
+  start = {name: jnp.zeros_like(value[:, 0]) for name, value in options.items()}
+  chosen, present = jax.lax.fori_loop(0, n, step, (start, jnp.zeros(n, bool)))
+  # What is not there keeps a size, so that nothing is divided by zero.
+  return chosen["center"], jnp.maximum(chosen["half"], 1e-2), chosen["stand"], present
 
 
 def _project(camera: render.Camera, center: jax.Array, half: jax.Array):
   """Place in the picture (x, y from 0 to 1) and radius of the bounding circle, as shares of the image."""
   local = (center - camera.position) @ camera.rotation
   depth = jnp.maximum(local[..., 2], 0.1)
-  return 0.5 + camera.focal * local[..., :2] / depth[..., None], camera.focal * half.max(1)[:, None] / depth
+  return 0.5 + camera.focal * local[..., :2] / depth[..., None], camera.focal * half.max(-1) / depth
 
 
 def _columns(draw: _Draws, half, center, stand, present):

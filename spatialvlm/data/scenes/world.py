@@ -98,6 +98,13 @@ def _sample_block(seed, indices):
   return jax.vmap(lambda i: layout.sample(jax.random.fold_in(base, i)))(indices)
 
 
+def check(seed: int, size: int) -> None:
+  """Raises UserError where a seed is outside 32 bits, or a size outside 16 .. 4096 pixels."""
+  _key_part(seed, "seed")
+  if not 16 <= size <= 4096:
+    raise UserError(f"scenes: image size {size} is outside 16 .. 4096 pixels; choose another")
+
+
 def _key_part(value: int, what: str) -> int:
   if not 0 <= int(value) < 2**32:
     raise UserError(f"scenes: {what} {value} is outside 0 .. 2^32 - 1; choose another")
@@ -106,10 +113,9 @@ def _key_part(value: int, what: str) -> int:
 
 def pool(seed: int, indices: Sequence[int], size: int = 96) -> Pool:
   """Renders scenes as one block of arrays (see `frames` for the arguments)."""
-  if not 16 <= size <= 4096:
-    raise UserError(f"scenes: image size {size} is outside 16 .. 4096 pixels")
+  check(seed, size)
   numbers = np.array([_key_part(i, "scene number") for i in indices], np.uint32)
-  seed = np.uint32(_key_part(seed, "seed"))
+  seed = np.uint32(seed)
   parts = []
   for start in range(0, len(numbers), BLOCK):
     block = np.resize(numbers[start : start + BLOCK], BLOCK)
@@ -117,10 +123,20 @@ def pool(seed: int, indices: Sequence[int], size: int = 96) -> Pool:
     parts.append((layouts, render.render_batch(layouts.scene, layouts.camera, size)))
   keep = len(numbers)
   lay, out = jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[:keep], *parts)
+  return _measured(lay, out, size)
+
+
+def _measured(lay: layout.Layout, out: render.Rendering, size: int) -> Pool:
   offset = lay.scene.center[:, : render.MAX_OBJECTS] - lay.camera.position[:, None]
   local = np.einsum("bnk,bkj->bnj", offset, lay.camera.rotation)
   clear = (out.visible >= MIN_PIXELS * (size / 96) ** 2) & (out.visible >= MIN_FRACTION * out.covered)
   return Pool(lay, out, clear & lay.present, local, size)
+
+
+def zoom(pool_: Pool, b: int, size: int) -> Pool:
+  """Scene `b` of a pool alone, rendered anew at another size."""
+  one = jax.tree.map(lambda a: a[b : b + 1], pool_.layout)
+  return _measured(one, jax.tree.map(np.asarray, render.render_batch(one.scene, one.camera, size)), size)
 
 
 def paint(pool_: Pool, b: int, colors: np.ndarray | None = None) -> np.ndarray:
