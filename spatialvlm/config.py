@@ -155,9 +155,14 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """One weighted term of the objective: `kind` is a key of `training.losses.LOSSES`."""
+  """One weighted term of the objective: `kind` is a key of `training.losses.LOSSES`.
+
+  Attributes:
+    target: which map of `Batch.dense` a dense loss predicts.
+  """
 
   kind: str = "answer"
+  target: str = ""
   weight: float = 1.0
   kwargs: Mapping[str, float] = dataclasses.field(default_factory=dict)
 

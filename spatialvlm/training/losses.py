@@ -7,6 +7,7 @@ batch alone. `metrics` are further pairs (sum, weight) by name, averaged in the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from spatialvlm.config import LossConfig, nearest
+from spatialvlm.training.words import words_loss
 from spatialvlm.types import Batch, UserError
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -59,7 +61,15 @@ def answer_loss(label_smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
   return loss
 
 
-LOSSES: dict[str, Callable[..., Loss]] = {"answer": answer_loss}
+LOSSES: dict[str, Callable[..., Loss]] = {"answer": answer_loss, "words": words_loss}
+
+
+def encoded_once(model: Any, batch: Batch) -> Batch:
+  """The batch with its image tokens, so that several terms share one pass of the vision tower and its gradient."""
+  if batch.pixels_NHWC is None:
+    return batch
+  features_NPD = model.encode_images(batch.pixels_NHWC, batch.pixel_mask_NHW)
+  return dataclasses.replace(batch, features_NPD=features_NPD, pixels_NHWC=None, pixel_mask_NHW=None)
 
 
 def make_losses(configs: Mapping[str, LossConfig]) -> dict[str, tuple[float, Loss]]:
@@ -73,7 +83,8 @@ def make_losses(configs: Mapping[str, LossConfig]) -> dict[str, tuple[float, Los
     if config.kind not in LOSSES:
       raise UserError(f"config.losses.{name}.kind: unknown {config.kind!r}; {nearest(config.kind, LOSSES)}")
     try:
-      terms[name] = (config.weight, LOSSES[config.kind](**config.kwargs))
+      target = {"target": config.target} if config.target else {}
+      terms[name] = (config.weight, LOSSES[config.kind](**target, **config.kwargs))
     except TypeError as e:
       raise UserError(f"config.losses.{name}.kwargs: {e}") from None
   if not any(weight for weight, _ in terms.values()):

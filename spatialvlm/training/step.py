@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatialvlm.core import axes
 from spatialvlm.peft import seed_dropout
-from spatialvlm.training.losses import Loss
+from spatialvlm.training.losses import Loss, encoded_once
 from spatialvlm.training.state import Params, Split, TrainState, weights
 from spatialvlm.types import Batch
 
@@ -48,6 +48,8 @@ def make_train_step(
 
   def terms_of(params, frozen, batch, key) -> dict[str, tuple]:
     model = seed_dropout(split.model(params, frozen), key)
+    if len(terms) > 1:
+      batch = encoded_once(model, batch)
     return {name: loss(model, batch, key) for name, (_, loss) in terms.items()}
 
   def objective(params, frozen, batch, key, totals):
@@ -108,6 +110,8 @@ def make_loss_step(split: Split, terms: Terms) -> Callable[[TrainState, Params, 
 
   def step(state: TrainState, frozen: Params, batch: Batch):
     model = split.model(weights(state), frozen)
+    if len(terms) > 1:
+      batch = encoded_once(model, batch)
     sums = {}
     for name, (_, loss) in terms.items():
       total, weight, metrics = loss(model, batch, jax.random.key(0))
