@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import grain
+import jax
 import numpy as np
 
 from spatialvlm.config import DataConfig, SourceConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
   "BatchInfo",
   "BatchSequence",
+  "Kept",
   "Mixed",
   "Sample",
   "encode",
@@ -184,16 +186,40 @@ def validation_batches(
   *,
   process_index: int = 0,
   process_count: int = 1,
-) -> grain.IterDataset[tuple[Batch, BatchInfo]] | None:
+) -> Iterable[tuple[Batch, BatchInfo]] | None:
   """The held-out stream: the same batches at every pass, in order; None where none is configured.
 
-  It ends as `validation_mixture` says; the last batch is filled with rows of `example_mask_B` false.
+  It ends as `validation_mixture` says; the last batch is filled with rows of `example_mask_B` false. Batches
+  of up to 256 MB in all are kept after the first pass; they are not to be written to.
   """
   mixed = validation_mixture(config)
   if mixed is None:
     return None
   shares = {"process_index": process_index, "process_count": process_count}
-  return _prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config)
+  return Kept(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
+
+
+class Kept:
+  """Batches that are iterated over again and again: kept in memory from the first full pass, if they fit."""
+
+  def __init__(self, batches_: Iterable[tuple[Batch, BatchInfo]], most_bytes: int = 256 * 2**20):
+    self._batches, self._most = batches_, most_bytes
+    self._kept: list[tuple[Batch, BatchInfo]] | None = None
+
+  def __iter__(self) -> Iterator[tuple[Batch, BatchInfo]]:
+    if self._kept is not None:
+      yield from self._kept
+      return
+    kept, size = [], 0
+    for item in self._batches:
+      size += sum(leaf.nbytes for leaf in jax.tree.leaves(item[0]))
+      if size <= self._most:
+        kept.append(item)
+      else:
+        kept.clear()
+      yield item
+    if size <= self._most:
+      self._kept = kept
 
 
 class BatchSequence:
@@ -222,6 +248,8 @@ class BatchSequence:
     return count if count == ENDLESS else -(-count // self._batch_size)
 
   def __getitem__(self, number: int) -> tuple[Batch, BatchInfo]:
+    if not 0 <= number < len(self):
+      raise IndexError(number)
     first = number * self._batch_size + self._process_index * self._rows
     samples = self._mixed.read(range(first, max(first, min(first + self._rows, self._mixed.count))))
     encoded = [encode(sample, self._processor, self._config.lengths[-1]) for sample in samples]

@@ -128,6 +128,18 @@ def only(source):
   return pipeline.BatchSequence(pipeline.Mixed({"a": source(1)}, mixture), config(), FakeProcessor(), 1)
 
 
+@pytest.mark.parametrize("most_bytes, reads", [(2**20, 2), (10, 6)])
+def test_validation_batches_are_read_once_where_they_fit(most_bytes, reads):
+  source = FakeSource(2)
+  mixture = Mixture({"a": 2}, {"a": 1.0}, shuffle=False, seed=0)
+  mixed = pipeline.Mixed({"a": source}, mixture, count=2)
+  kept = pipeline.Kept(pipeline.BatchSequence(mixed, config(), FakeProcessor(), 1), most_bytes)
+  next(iter(kept))
+  source.reads.clear()
+  passes = [[answer_of(batch, 0) for batch, _ in kept] for _ in range(3)]
+  assert passes == [[0, 1]] * 3 and len(source.reads) == reads
+
+
 class Broken(FakeProcessor):
   def __init__(self, spoil):
     self.spoil = spoil
