@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -120,7 +121,12 @@ def encode(sample: Sample, processor: Processor, longest: int) -> Encoded:
 
 
 def training_mixture(config: DataConfig, seed: int = 0) -> Mixed:
-  """The endless stream of examples. `seed` is the run's; with `config.seed` it fixes the order."""
+  """The endless stream of examples. `seed` is the run's; with `config.seed` it fixes the order.
+
+  Raises:
+    UserError: as `open_mixed`, or settings that make no sense, such as buckets that do not ascend.
+  """
+  _check(config)
   return open_mixed(config.sources, shuffle=config.shuffle, seed=config.seed + seed)
 
 
@@ -128,6 +134,7 @@ def validation_mixture(config: DataConfig) -> Mixed | None:
   """The held-out examples: `config.validation_size` of them, or as many as come before one is repeated."""
   if not config.validation:
     return None
+  _check(config)
   mixed = open_mixed(config.validation, shuffle=False, seed=config.seed)
   mixed.count = min(config.validation_size, mixed.mixture.once())
   return mixed
@@ -273,6 +280,16 @@ class BatchSequence:
     if not encoded:
       return batches.Bucket(config.lengths[0], 0, config.targets)
     return batches.bucket_of(encoded, lengths=config.lengths, tiles=config.tiles, targets=config.targets)
+
+
+def _check(config: DataConfig) -> None:
+  for name in ("lengths", "tiles"):
+    sizes = getattr(config, name)
+    if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
+      raise UserError(f"data.{name}: buckets must be positive and ascend, got {sizes}")
+  for name, least in (("targets", 1), ("workers", 0), ("prefetch", 0), ("validation_size", 1)):
+    if getattr(config, name) < least:
+      raise UserError(f"data.{name}: {getattr(config, name)} is less than {least}")
 
 
 def _prefetched(stream: BatchSequence, config: DataConfig) -> grain.IterDataset:

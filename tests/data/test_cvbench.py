@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from spatialvlm.config import SourceConfig
+from spatialvlm.config import DataConfig, SourceConfig
 from spatialvlm.data import cvbench, pipeline
 from spatialvlm.types import Question, UserError
 
@@ -179,6 +179,14 @@ def test_broken_files_are_refused_by_row_and_column(file, change, message):
   rewrite(file, change)
   with pytest.raises(UserError, match=f"test_2d.parquet.*{message}"):
     cvbench.open_cvbench(str(file))
+
+
+def test_a_file_without_rows_is_no_source_of_training(tmp_path):
+  cvbench.write_cvbench(tmp_path / "none.parquet", [])
+  assert len(cvbench.open_cvbench(str(tmp_path / "none.parquet"))) == 0
+  sources = {"mine": SourceConfig(kind="cvbench", path=str(tmp_path / "none.parquet"))}
+  with pytest.raises(UserError, match="data source 'mine' holds no example"):
+    pipeline.training_mixture(DataConfig(sources=sources))
 
 
 def test_columns_of_nothing_but_nulls_may_be_of_null_type(file):

@@ -207,6 +207,15 @@ def test_the_text_may_not_hold_image_tokens_of_its_own():
     sequence[0]
 
 
+@pytest.mark.parametrize(
+  "setting", [{"lengths": ()}, {"lengths": (16, 8)}, {"tiles": (0, 1)}, {"targets": 0}, {"workers": -1}]
+)
+def test_settings_that_make_no_sense_are_refused(setting):
+  (name,) = setting
+  with pytest.raises(UserError, match=f"data.{name}: "):
+    pipeline.training_stream(config(sources={"a": fake(0)}, **setting), FakeProcessor(), 1)
+
+
 def test_unknown_kinds_name_the_nearest():
   with pytest.raises(UserError, match="did you mean 'scenes'"):
     pipeline.open_questions(SourceConfig(kind="scene"))
