@@ -1,4 +1,4 @@
-"""What can be scored without looking: guessing and priors of the answers, fitted on other questions.
+"""What can be scored without a sense of space: guessing, priors of the answers, rules of two dimensions.
 
 A prior is fitted on the folds that it is not asked about (five folds, an image's questions all in one), so
 it never sees the answer it predicts. What it says of a question is a distribution: equal options share.
@@ -7,14 +7,18 @@ it never sees the answer it predicts. What it says of a question is a distributi
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
+from spatialvlm.data.scenes import shortcuts
 from spatialvlm.evaluation.cvbench import guessing
 from spatialvlm.evaluation.records import LETTERS, Prediction
+from spatialvlm.types import Question
 
 FOLDS = 5
+# The `source` of rendered scenes.
+SCENES = "Scenes"
 
 
 def priors(rows: Sequence[Prediction], seed: int = 0) -> dict[str, np.ndarray]:
@@ -36,6 +40,37 @@ def majority_letter(rows: Sequence[Prediction], seed: int = 0) -> np.ndarray:
 def majority_text(rows: Sequence[Prediction], seed: int = 0) -> np.ndarray:
   """The option whose text is oftenest the answer among questions of the same task and source."""
   return _cross_fitted(rows, seed, group=lambda r: (r.task, r.source), options=lambda r: r.choices)
+
+
+def rule_letters(question: Question) -> Mapping[str, str]:
+  """What simple rules of two dimensions ("the bigger box is nearer") choose, where they say anything.
+
+  Only for rendered scenes, whose boxes are known to be those of the objects asked about, in order.
+  """
+  if question.source != SCENES:
+    return {}
+  found = {rule: shortcuts.rule_choice(rule, question) for rule in shortcuts.RULES}
+  return {rule: LETTERS[choice] for rule, choice in found.items() if choice is not None}
+
+
+def rules(rows: Sequence[Prediction]) -> dict[str, np.ndarray]:
+  """The chance of being right of each rule, by its name, float64 (N,); it guesses where it says nothing.
+
+  What a rule means for left and right, or above and below, is a matter of reading: it gets the better one.
+  """
+  chance = guessing(rows)
+  axis_N = np.array([_axis(row) for row in rows], dtype=object)
+  found = {}
+  for rule in sorted({rule for row in rows for rule in row.rules}):
+    right = np.array(
+      [float(row.rules[rule] == row.gold) if rule in row.rules else np.nan for row in rows], float
+    )
+    for axis in sorted(set(axis_N) - {""}):
+      of_axis = axis_N == axis
+      if np.nansum(right[of_axis]) < np.nansum(1 - right[of_axis]):
+        right[of_axis] = 1 - right[of_axis]
+    found[rule] = np.where(np.isnan(right), chance, right)
+  return found
 
 
 def folds(rows: Sequence[Prediction], seed: int, count: int = FOLDS) -> np.ndarray:
@@ -66,3 +101,8 @@ def _cross_fitted(
     best = counts == counts.max()
     right[i] = best[LETTERS.index(row.gold)] / best.sum()
   return right
+
+
+def _axis(row: Prediction) -> str:
+  """Of a Relation question the axis that it asks about, else empty."""
+  return " ".join(sorted(row.choices)) if row.task == "Relation" else ""

@@ -96,7 +96,7 @@ def evaluate(
 
 
 def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]:
-  """Every aggregation of these rows, with intervals, beside guessing and the prior baselines.
+  """Every aggregation of these rows, with intervals, beside guessing and the other baselines.
 
   `scores[name]` holds score, low, high (95 %), n and guessing; names are `official`, `official/2D`,
   `official/3D` (where the formula applies: `official_note` says why not), `plain`, `type/...`, `task/...`,
@@ -105,7 +105,8 @@ def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]
   table = cvbench.aggregation(rows)
   correct_N = np.array([row.correct for row in rows], float)
   values, counts = table.values(correct_N), table.counts()
-  priors = {name: table.values(v) for name, v in baselines.priors(rows, config.seed).items()}
+  shortcuts = baselines.priors(rows, config.seed) | baselines.rules(rows)
+  shortcuts = {name: table.values(right) for name, right in shortcuts.items()}
   spread = statistics.intervals(rows, correct_N, resamples=config.bootstrap, seed=config.seed)
   letters = records.LETTERS[: max(len(row.choices) for row in rows)]
   return {
@@ -119,11 +120,11 @@ def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]
         "low": spread[name][0],
         "high": spread[name][1],
         "n": counts[name],
-        "guessing": priors["guessing"][name],
+        "guessing": shortcuts["guessing"][name],
       }
       for name, value in values.items()
     },
-    "baselines": priors,
+    "baselines": shortcuts,
     "letters": {
       letter: {
         "gold": sum(row.gold == letter for row in rows),
@@ -136,11 +137,18 @@ def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Item:
-  """A question on its way: its image's key, its prompt, and the slots of its tiles once they are placed."""
+  """A question on its way.
+
+  Attributes:
+    image: hash of its pixels, the key of its features.
+    rules: see `Prediction`.
+    slots: of its tiles, once they are placed.
+  """
 
   question: Question
   image: str
   prompt: Prompt
+  rules: Mapping[str, str]
   slots: tuple[int, ...] = ()
 
 
@@ -204,7 +212,7 @@ class _Engine:
     items, logprob_BK = self._flying.popleft()
     found = np.asarray(logprob_BK)
     return [
-      records.predict(item.question, found[row, : len(item.question.choices)], item.image)
+      records.predict(item.question, found[row, : len(item.question.choices)], item.rules)
       for row, item in enumerate(items)
     ]
 
@@ -248,7 +256,9 @@ def _prepared(
 
 
 def _item(question: Question, encoder: Encoder) -> _Item:
-  return _Item(question, records.image_hash(question.image), encoder(question))
+  return _Item(
+    question, records.image_hash(question.image), encoder(question), baselines.rule_letters(question)
+  )
 
 
 def _ahead(fn: Callable[[Any], Any], inputs: Sequence[Any]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,12 @@ class Prediction:
 
   Attributes:
     idx, type, task, source, source_dataset, filename: as in the data set.
-    image: hash of the pixels; questions on one image share it, and intervals resample them together.
+    image: the photo or scene, as the data set names it, else a hash of the pixels. Questions on one image
+      are resampled together; boxes drawn for one question do not make another image of it.
     choices: texts of the options, in the order of their letters.
     gold, choice: letters.
     logprobs: log-probability of each option's letter, over the whole vocabulary, in order.
+    rules: what simple rules of two dimensions would choose, where they are known (`baselines.rule_letters`).
   """
 
   idx: int
@@ -44,6 +46,7 @@ class Prediction:
   choice: str
   correct: bool
   logprobs: tuple[float, ...]
+  rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> str:
     row = dataclasses.asdict(self)
@@ -58,7 +61,16 @@ def image_hash(image: np.ndarray) -> str:
   return digest.hexdigest()
 
 
-def predict(question: Question, logprobs: Sequence[float], image: str) -> Prediction:
+def image_name(question: Question) -> str:
+  """What tells a question's photo or scene from others of its source."""
+  if question.source_filename:
+    return f"{question.source_dataset}/{question.source_filename}"
+  return image_hash(question.image)
+
+
+def predict(
+  question: Question, logprobs: Sequence[float], rules: Mapping[str, str] | None = None
+) -> Prediction:
   """Chooses the likeliest letter, the first of equals.
 
   Raises:
@@ -78,12 +90,13 @@ def predict(question: Question, logprobs: Sequence[float], image: str) -> Predic
     source=question.source,
     source_dataset=question.source_dataset,
     filename=question.filename,
-    image=image,
+    image=image_name(question),
     choices=tuple(question.choices),
     gold=LETTERS[question.answer],
     choice=LETTERS[best],
     correct=best == question.answer,
     logprobs=values,
+    rules=dict(rules or {}),
   )
 
 

@@ -39,17 +39,22 @@ def label(name: str) -> str:
 
 
 def table(summary: Mapping[str, Any], title: str = "") -> Table:
-  """The scores of one run, in percent: with 95 % interval, guessing, the best prior, and counts."""
-  out = _table(title, "score", "95 % interval", "guessing", "best prior", "n")
+  """The scores of one run, in percent: with 95 % interval, guessing, the best shortcut, and counts."""
+  out = _table(title, "score", "95 % interval", "guessing", "best shortcut", "n")
   for name, section, score in _rows(summary["scores"]):
-    best, prior = _best_prior(summary, name)
+    best, shortcut = _best_shortcut(summary, name)
     value = Text(f"{_percent(score['score'])}", style="bold")
     inside = score["low"] <= score["guessing"] <= score["high"]
     interval = Text(f"{_percent(score['low'])} – {_percent(score['high'])}", style="yellow" if inside else "")
     out.add_row(
-      label(name), value, interval, _percent(score["guessing"]), f"{_percent(prior)} {best}", str(score["n"]),
+      label(name),
+      value,
+      interval,
+      _percent(score["guessing"]),
+      f"{_percent(shortcut)} {best}",
+      str(score["n"]),
       end_section=section,
-    )  # fmt: skip
+    )
   out.caption = _caption(summary, "Yellow: not to be told from guessing.")
   return out
 
@@ -57,14 +62,14 @@ def table(summary: Mapping[str, Any], title: str = "") -> Table:
 def comparison(
   changes: Mapping[str, Mapping[str, float]], summary: Mapping[str, Any], title: str = ""
 ) -> Table:
-  """What changed between two runs (`statistics.paired`), beside guessing and the best prior, in percent.
+  """What changed between two runs (`statistics.paired`), beside guessing and the best shortcut, in percent.
 
   Args:
     summary: of either run: the baselines are those of the questions.
   """
-  out = _table(title, "before", "after", "change", "95 % interval", "guessing", "best prior", "n")
+  out = _table(title, "before", "after", "change", "95 % interval", "guessing", "best shortcut", "n")
   for name, section, change in _rows(changes):
-    best, prior = _best_prior(summary, name)
+    best, shortcut = _best_shortcut(summary, name)
     sure = change["low"] > 0 or change["high"] < 0
     style = ("bold green" if change["low"] > 0 else "bold red") if sure else ""
     out.add_row(
@@ -74,7 +79,7 @@ def comparison(
       Text(_signed(change["difference"]), style=style),
       Text(f"{_signed(change['low'])} – {_signed(change['high'])}", style=style),
       _percent(summary["scores"][name]["guessing"]),
-      f"{_percent(prior)} {best}",
+      f"{_percent(shortcut)} {best}",
       str(int(change["n"])),
       end_section=section,
     )
@@ -187,7 +192,8 @@ def _rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
     yield name, last, scores[name]
 
 
-def _best_prior(summary: Mapping[str, Any], name: str) -> tuple[str, float]:
+def _best_shortcut(summary: Mapping[str, Any], name: str) -> tuple[str, float]:
+  """The best of the baselines that know something: priors of the answers, rules of two dimensions."""
   priors = {k: v[name] for k, v in summary["baselines"].items() if k != "guessing"}
   best = max(priors, key=priors.get)
   return best.removeprefix("majority "), priors[best]

@@ -1,8 +1,12 @@
-"""Priors that never see the answer they predict."""
+"""Priors that never see the answer they predict, and rules of two dimensions."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
+from spatialvlm.data.scenes import shortcuts
+from spatialvlm.data.scenes.questions import SceneQuestions
 from spatialvlm.evaluation import baselines
 from tests.evaluation.support import row
 
@@ -59,3 +63,28 @@ def test_folds_keep_images_together_and_are_even():
 
 def test_a_lone_question_is_guessed():
   assert baselines.majority_letter([row(0, options=4)])[0] == 0.25
+
+
+def test_a_rule_is_right_or_wrong_and_guesses_where_it_is_silent():
+  rows = [row(0, rules={"bigger box": "A"}), row(1, gold="B", rules={"bigger box": "A"}), row(2, options=4)]
+  np.testing.assert_allclose(baselines.rules(rows)["bigger box"], [1, 0, 0.25])
+
+
+def test_a_rule_has_the_better_reading_of_each_axis():
+  """A rule may stand for left or for right: here it is always wrong on one axis, and right on the other."""
+  fields = dict(task="Relation", rules={"centre": "A"})
+  rows = [row(i, gold="B", choices=("left", "right"), **fields) for i in range(4)]
+  rows += [row(4 + i, gold="A", choices=("below", "above"), **fields) for i in range(4)]
+  assert baselines.rules(rows)["centre"].mean() == 1.0
+  # Not so in Depth, where "the bigger box is nearer" has one reading.
+  rows = [row(i, gold="B", rules={"bigger box": "A"}) for i in range(4)]
+  assert baselines.rules(rows)["bigger box"].mean() == 0.0
+
+
+def test_rules_know_rendered_scenes_alone():
+  questions = SceneQuestions(seed=3, size=8)
+  for question in questions:
+    letters = baselines.rule_letters(question)
+    assert set(letters) == {r for r in shortcuts.RULES if shortcuts.rule_choice(r, question) is not None}
+    assert bool(letters) == (question.task != "Count")
+    assert not baselines.rule_letters(dataclasses.replace(question, source="COCO"))

@@ -1,5 +1,7 @@
 """The file of predictions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from tests.evaluation import support
 
 
 def test_round_trip(tmp_path):
-  rows = [support.row(i, i % 2 > 0, filename="dir/ä.png") for i in range(5)]
+  rows = [support.row(i, i % 2 > 0, filename="dir/ä.png", rules={"centre": "B"}) for i in range(5)]
   writer = records.Writer(tmp_path / "new")
   writer.write(rows[:2])
   writer.write(rows[2:])
@@ -46,14 +48,14 @@ def test_a_doubled_question_is_refused(tmp_path):
 
 def test_choice_is_the_likeliest_letter_and_the_first_of_equals():
   (question,) = support.questions(count=1)
-  assert records.predict(question, [-2.0, -1.0, -3.0, -1.0], "x").choice == "B"
+  assert records.predict(question, [-2.0, -1.0, -3.0, -1.0]).choice == "B"
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
 def test_numbers_must_be_finite(bad):
   (question,) = support.questions(count=1)
   with pytest.raises(UserError, match="question 100: the log-probabilities"):
-    records.predict(question, [-1.0, bad, -1.0, -1.0], "x")
+    records.predict(question, [-1.0, bad, -1.0, -1.0])
 
 
 def test_image_hash_is_of_pixels_and_shape():
@@ -64,3 +66,14 @@ def test_image_hash_is_of_pixels_and_shape():
   other = image.copy()
   other[1, 3, 2] += 1
   assert records.image_hash(image) != records.image_hash(other)
+
+
+def test_boxes_make_no_other_image():
+  """Questions on one photo are one image to the intervals, though boxes are drawn in their pixels."""
+  one, two = (
+    dataclasses.replace(q, source_filename="photo.jpg", source_dataset="s") for q in support.questions()[:2]
+  )
+  assert records.image_name(one) == records.image_name(two)
+  assert records.image_name(one) != records.image_name(dataclasses.replace(one, source_dataset="t"))
+  unnamed = dataclasses.replace(one, source_filename="")
+  assert records.image_name(unnamed) == records.image_hash(one.image)
