@@ -12,7 +12,7 @@ from PIL import Image
 from spatialvlm.config import DataConfig, SourceConfig
 from spatialvlm.data import inspect, inspect_page, pipeline, sources
 from spatialvlm.data.processor import load_processor
-from spatialvlm.types import Example, Turn, UserError
+from spatialvlm.types import Example, Question, Turn, UserError
 from tests.tiny_processor import write_processor
 
 PICTURE = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
@@ -54,6 +54,17 @@ def test_figures_are_those_of_the_stream(config, processor):
   assert found.tasks == {"even": 4, "odd": 2} and found.sources == {"t": 6}
   assert [seen.id for seen in found.shown] == ["t[0] (t0)", "t[1] (t1)", "t[2] (t2)"]
   found.raise_if_bad()
+
+
+def test_training_teaches_the_token_that_evaluation_scores(processor):
+  question = Question(
+    7, "2D", "Count", PICTURE, "How many?", ("1", "2"), 1, "How many? Select.\n(A) 1\n(B) 2", "COCO"
+  )
+  encoded = processor.encode(sources.question_to_example(question))
+  prompt = processor.encode_prompt((question.image,), question.prompt)
+  first = np.flatnonzero(encoded.loss_mask)[0]
+  np.testing.assert_array_equal(encoded.tokens[:first], prompt.tokens)
+  assert encoded.tokens[first] == processor.letter_ids(2)[question.answer]
 
 
 def test_validation_is_looked_at_too(config, processor):
