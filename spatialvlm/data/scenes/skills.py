@@ -203,7 +203,7 @@ class SceneSkills:
     if turns < 1:
       raise UserError(f"skills: a conversation of {turns} turns; ask for one at least")
     self.seed, self.image_size, self.turns, self.size = seed, image_size, turns, size
-    self._names = tuple(tasks)
+    self.skills = tuple(tasks)
     self._shares = np.array(list(tasks.values())) / sum(tasks.values())
 
   def __len__(self) -> int:
@@ -217,7 +217,7 @@ class SceneSkills:
     for i in indices:
       if not 0 <= i < len(self):
         raise IndexError(i)
-    if self._names == ("letters",):
+    if self.skills == ("letters",):
       return [self._example(i, None) for i in indices]
     frames = world.frames(self.seed, indices, self.image_size)
     return [self._example(i, frame) for i, frame in zip(indices, frames, strict=True)]
@@ -241,7 +241,7 @@ class SceneSkills:
     tasks: list[str] = []
     room = self.turns * _TURN_WORDS
     for _ in range(100 * self.turns):
-      name = self._names[int(rng.choice(len(self._names), p=self._shares))]
+      name = self.skills[int(rng.choice(len(self.skills), p=self._shares))]
       turn = SKILLS[name](picture, rng)
       if turn is None or any(t.prompt == turn.prompt for t in turns):
         if turns and rng.random() < 0.1:
@@ -258,6 +258,17 @@ class SceneSkills:
     if not turns:  # a picture that answers none of the skills asked for: its letters still can be read
       turns, tasks = [_letters(None, rng)], ["letters"]
     return turns, tasks
+
+
+def asked(source: SceneSkills, count: int) -> list[Example]:
+  """The first `count` examples that do ask the one skill of `source`: some pictures have no answer to it."""
+  (skill,) = source.skills
+  found: list[Example] = []
+  start = 0
+  while len(found) < count:
+    found += [e for e in source.__getitems__(range(start, start + 64)) if e.task == skill]
+    start += 64
+  return found[:count]
 
 
 # Tokens of an ordinary exchange with its roles, about.

@@ -1,0 +1,59 @@
+"""Prints what a model can do on held-out scenes, skill by skill: `python launch/skills.py --model=FOLDER`.
+
+Every skill of `spatialvlm/data/scenes/skills.py` is asked `--count` times, one question a picture, and an
+answer counts when the greedy text is exactly the expected one. `--out` writes the table as Markdown.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+from spatialvlm.launch import _main
+
+from spatialvlm.types import UserError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", "checkpoints/smolvlm-tiny", "checkpoint: a folder or a hub id")
+flags.DEFINE_string("adapter", None, "PEFT folder that is put on the model")
+flags.DEFINE_integer("count", 500, "questions of each skill")
+flags.DEFINE_integer("seed", 1_000_000, "of the held-out world")
+flags.DEFINE_integer("image_size", 96, "pixels of the rendered images")
+flags.DEFINE_list("skill", [], "only these skills, separated by commas")
+flags.DEFINE_boolean("misses", False, "show some wrong answers")
+flags.DEFINE_string("out", None, "Markdown file for the table")
+
+
+def main(arguments: Sequence[str]) -> None:
+  if arguments:
+    raise UserError(f"unexpected argument {arguments[0]!r}; options are written --name=value")
+  if FLAGS.count < 1:
+    raise UserError(f"--count={FLAGS.count}: ask at least one question")
+  from spatialvlm import hub, peft
+  from spatialvlm.data.processor import load_processor
+  from spatialvlm.data.scenes import skills
+  from spatialvlm.evaluation.skills import markdown, score_skill
+
+  names = FLAGS.skill or list(skills.SKILLS)
+  sources = {n: skills.SceneSkills(FLAGS.seed, {n: 1.0}, FLAGS.image_size) for n in names}
+  folder = hub.resolve(FLAGS.model)
+  vlm, processor = hub.load_model(folder), load_processor(folder)
+  if FLAGS.adapter:
+    peft.load_adapter(vlm, FLAGS.adapter)
+  scores = {}
+  for name, source in sources.items():
+    scores[name] = score_skill(vlm, processor, skills.asked(source, FLAGS.count))
+    print(markdown({name: scores[name]}).splitlines()[-1], flush=True)
+    for prompt, expected, given in scores[name].misses if FLAGS.misses else ():
+      print(f"    {prompt!r}: expected {expected!r}, got {given!r}")
+  if FLAGS.out:
+    pathlib.Path(FLAGS.out).write_text(markdown(scores) + "\n")
+
+
+def run() -> None:
+  _main.run(main)
+
+
+if __name__ == "__main__":
+  run()
