@@ -6,10 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from spatialvlm.config import RunConfig
 from spatialvlm.data import pipeline
 from spatialvlm.data.processor import Processor
-from spatialvlm.evaluation import protocols
+from spatialvlm.evaluation import protocols, report
+from spatialvlm.evaluation.compare import compare
 from spatialvlm.evaluation.evaluate import Result, evaluate
 from spatialvlm.evaluation.score import VlmScorer
 from spatialvlm.training.state import Split, TrainState, weights
@@ -37,13 +40,21 @@ class Scores:
     return {f"evaluation/{name}": score["score"] for name, score in result.summary["scores"].items()}
 
   def after(self, state: TrainState) -> Mapping[str, Any] | None:
-    """Scores the trained model; kept in `evaluation/after`."""
+    """Scores the trained model; kept in `evaluation/after`, and shown against `before` where there is one."""
     if self._config is None:
       return None
-    return self._score(weights(state), "after").summary["scores"]
+    result = self._score(weights(state), "after")
+    if self._before is not None:
+      compare(self._before, result, self._config, self._workdir, "before and after training")
+    elif jax.process_index() == 0:
+      report.show(report.table(result.summary, "after training"))
+    return result.summary["scores"]
 
   def _score(self, params, name: str | None) -> Result:
     model = self._split.model(params, self._split.frozen)
     folder = self._workdir / "evaluation" / name if name else None
     scorer = VlmScorer(model, self._split.mesh)
-    return evaluate(self._questions, scorer, self._encoder, self._config, folder=folder)
+    if name is None:  # within training, whose own bar is on the screen
+      return evaluate(self._questions, scorer, self._encoder, self._config)
+    with report.progress(f"scoring {name} training") as show:
+      return evaluate(self._questions, scorer, self._encoder, self._config, folder=folder, on_progress=show)
