@@ -8,6 +8,7 @@ would train wrongly.
 from __future__ import annotations
 
 from absl import flags
+
 from spatialvlm.launch import _main
 
 _OUTPUT = flags.DEFINE_string("output", None, "the page; inspect.html in the workdir, or here without one")

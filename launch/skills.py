@@ -10,8 +10,8 @@ import pathlib
 from collections.abc import Sequence
 
 from absl import flags
-from spatialvlm.launch import _main
 
+from spatialvlm.launch import _main
 from spatialvlm.types import UserError
 
 FLAGS = flags.FLAGS

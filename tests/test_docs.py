@@ -8,9 +8,9 @@ import shlex
 import tomllib
 
 import pytest
-from spatialvlm.launch import _main
 
 from spatialvlm.config import EvaluateConfig, RunConfig
+from spatialvlm.launch import _main
 from spatialvlm.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

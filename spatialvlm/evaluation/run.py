@@ -55,7 +55,8 @@ def run(config: EvaluateConfig, folder: pathlib.Path) -> Result:
     peft.load_adapter(vlm, config.adapter)
   continues = workdir.claim(folder, config, identity(config, questions))
   if jax.process_index() == 0:
-    print(f"{'continues' if continues else 'begins'} in {folder}: {len(questions)} questions", flush=True)
+    count = min(len(questions), config.score.limit or len(questions))
+    print(f"{'continues' if continues else 'begins'} in {folder}: {count} questions", flush=True)
   with report.progress() as show:
     result = evaluate(questions, VlmScorer(vlm, mesh), encoder, config.score, folder=folder, on_progress=show)
   if jax.process_index() == 0:
