@@ -1,0 +1,92 @@
+"""The dense loss against a plain NumPy count over the cells of a small map."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatialvlm.config import LossConfig
+from spatialvlm.training.losses import make_losses
+from spatialvlm.training.words import token_labels, words_loss
+from spatialvlm.types import Batch, UserError
+
+VOCABULARY, WIDTH, FIRST, CLASSES = 11, 6, 4, 3
+
+
+class Readout:
+  """Just the model's vocabulary product."""
+
+  def __init__(self, table_VD):
+    self.table_VD = table_VD
+
+  def unembed(self, x):
+    return x @ self.table_VD.T
+
+
+@pytest.fixture
+def maps():
+  return np.random.default_rng(0).integers(-1, CLASSES, (2, 6, 6)).astype(np.int8)
+
+
+def cells(maps):
+  """(N, 4) lists of the pixels of each cell of a 2 x 2 grid, row-major."""
+  return [[m[r : r + 3, c : c + 3].ravel() for r in (0, 3) for c in (0, 3)] for m in maps]
+
+
+def test_labels_are_the_commonest_class(maps):
+  maps[0, :3, 3:] = -1
+  label_NP, weight_NP = token_labels(jnp.asarray(maps), 4, CLASSES, -1, 0.5)
+  for n, row in enumerate(cells(maps)):
+    for p, pixels in enumerate(row):
+      counts = np.bincount(pixels[pixels >= 0], minlength=CLASSES)
+      assert weight_NP[n, p] == (counts.sum() >= 4.5)
+      if weight_NP[n, p]:
+        assert label_NP[n, p] == counts.argmax()
+  assert weight_NP[0, 1] == 0
+
+
+def test_background_is_a_class_but_not_of_tiles_without_target(maps):
+  maps[0, :3, 3:] = -1
+  maps[1] = -1
+  label_NP, weight_NP = token_labels(jnp.asarray(maps), 4, CLASSES, 2, 0.5)
+  assert label_NP[0, 1] == 2 and weight_NP[0].tolist() == [1, 1, 1, 1]
+  assert weight_NP[1].tolist() == [0, 0, 0, 0]
+
+
+def test_loss_is_the_cross_entropy_of_normalised_tokens(maps):
+  rng = np.random.default_rng(1)
+  table, features = rng.normal(size=(VOCABULARY, WIDTH)), rng.normal(size=(2, 4, WIDTH))
+  batch = Batch(
+    None, None, features_NPD=jnp.asarray(features, jnp.float32), dense={"shape": jnp.asarray(maps)}
+  )
+  loss = words_loss("shape", FIRST, CLASSES)
+  total, weight, metrics = loss(Readout(jnp.asarray(table, jnp.float32)), batch, jax.random.key(0))
+  x = features / np.sqrt((features**2).mean(-1, keepdims=True) + 1e-6)
+  logits = (x @ table.T)[..., FIRST : FIRST + CLASSES]
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  expected, seen, right = 0.0, 0, 0
+  for n, row in enumerate(cells(maps)):
+    for p, pixels in enumerate(row):
+      counts = np.bincount(pixels[pixels >= 0], minlength=CLASSES)
+      if counts.sum() >= 0.9:
+        expected -= log_p[n, p, counts.argmax()]
+        right += logits[n, p].argmax() == counts.argmax()
+        seen += 1
+  np.testing.assert_allclose(total, expected, rtol=1e-5)
+  assert float(weight) == seen
+  np.testing.assert_allclose(metrics["accuracy"][0], right)
+
+
+def test_text_alone_weighs_nothing():
+  total, weight, _ = words_loss("shape", FIRST, CLASSES)(None, Batch(None, None), jax.random.key(0))
+  assert float(total) == float(weight) == 0
+
+
+def test_missing_target_and_bad_settings_are_named(maps):
+  batch = Batch(None, None, features_NPD=jnp.ones((2, 4, WIDTH)), dense={"shape": jnp.asarray(maps)})
+  with pytest.raises(UserError, match=r"color.*shape"):
+    words_loss("color", FIRST, CLASSES)(None, batch, jax.random.key(0))
+  with pytest.raises(UserError, match="does not divide"):
+    token_labels(jnp.asarray(maps), 16, CLASSES, -1, 0.1)
+  with pytest.raises(UserError, match="needs a target"):
+    make_losses({"shape": LossConfig(kind="words", target="shape")})
