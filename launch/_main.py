@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -28,14 +29,16 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
     recipe: the default of `--config`, None where the user must give one.
 
   `--config` is the path of a Python file with `get_config(arg) -> ConfigDict`, or the bare name of a recipe
-  of ours; `:arg` may follow. `--config.any.key=value` overrides one setting, in the order of the command line.
+  of ours; `:arg` may follow. `--config.any.key=value` overrides one setting; later ones win.
   """
   if config_class is not None:
     flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run in it is continued")
     flags.DEFINE_string(
       "config", recipe, "recipe: path or name, with `:argument`; --config.key=value overrides"
     )
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)
+  # Without a network its client would tell of every retry, before the one line that matters.
+  os.environ.setdefault("HF_HUB_VERBOSITY", "error")
   overrides: list[tuple[str, str]] = []
 
   def parse(argv: Sequence[str]) -> list[str]:
