@@ -1,0 +1,60 @@
+"""The skill table counts exact answers; the model behind it is replaced by one whose answers are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spatialvlm.data.processor import load_processor
+from spatialvlm.evaluation import skills
+from spatialvlm.types import Example, Turn, UserError
+
+SHIPPED = Path(__file__).parents[2] / "checkpoints" / "smolvlm-tiny"
+PICTURE = np.zeros((96, 96, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def processor():
+  return load_processor(SHIPPED)
+
+
+def examples(answers):
+  return [Example((PICTURE,), (Turn("What is in the red box?", a),), id=a) for a in answers]
+
+
+def says(monkeypatch, processor, answers):
+  """Makes generation give these answers, in turn, each ended and followed by padding."""
+  left = list(answers)
+
+  def generate(vlm, batch, *, max_new_tokens, stop_ids, pad_id):
+    rows = int(np.sum(batch.example_mask_B))
+    out = np.full((len(batch.example_mask_B), max_new_tokens), pad_id, np.int32)
+    for row in range(rows):
+      ids = [*processor.tokenizer.encode(" " + left.pop(0)).ids, processor.end_id, 65]
+      out[row, : len(ids)] = ids
+    return out
+
+  monkeypatch.setattr(skills.generation, "generate", generate)
+
+
+def test_only_exact_answers_count(monkeypatch, processor):
+  expected = ["yellow cone", "black block", "white sphere", "cyan cone", "orange block"]
+  given = ["yellow cone", "black", "white sphere", "cyan cones", "orange block"]
+  says(monkeypatch, processor, given)
+  score = skills.score_skill(None, processor, examples(expected), batch_size=2)
+  assert (score.right, score.count) == (3, 5)
+  assert [(m[1], m[2]) for m in score.misses] == [("black block", "black"), ("cyan cone", "cyan cones")]
+  assert "| name | 60.0 % |" in skills.markdown({"name": score})
+
+
+def test_interval_of_wilson():
+  # Newcombe (1998), table I: 81 of 263.
+  np.testing.assert_allclose(skills.wilson(81, 263), (0.2553, 0.3662), atol=5e-5)
+  assert skills.wilson(0, 10)[0] == 0 and skills.wilson(10, 10)[1] == 1
+
+
+def test_nothing_to_ask_and_too_long_a_prompt(processor):
+  with pytest.raises(UserError, match="no example"):
+    skills.score_skill(None, processor, [])
+  with pytest.raises(UserError, match="does not fit"):
+    skills.score_skill(None, processor, examples(["cone"]), lengths=(16,))
