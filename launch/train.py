@@ -1,4 +1,4 @@
-"""`python launch/train.py --config=configs/lora.py[:tiny] [--config.any.key=value] [--workdir=DIR]`: trains."""
+"""Training: `launch/train.py --config=configs/lora.py[:tiny] [--config.any.key=value] [--workdir=DIR]`."""
 
 from __future__ import annotations
 

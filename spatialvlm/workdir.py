@@ -46,7 +46,7 @@ def check(path: pathlib.Path, config: Any) -> bool:
     if any(path.iterdir()):
       raise UserError(f"{path}: not empty, and it holds no run ({CONFIG_FILE}); name another --workdir")
     return False
-  other = _different(_read(stored), config_lib.to_dict(config))
+  other = _different(_completed(_read(stored), type(config)), config_lib.to_dict(config))
   if other:
     more = f" and {len(other) - 3} more" if len(other) > 3 else ""
     raise UserError(
@@ -139,6 +139,14 @@ def _read(path: pathlib.Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
   except ValueError as e:
     raise UserError(f"{path}: not valid JSON ({e}); name another --workdir") from e
+
+
+def _completed(stored: Any, cls: type) -> Any:
+  """A stored config with the defaults of settings that came later, so that a new setting ends no old run."""
+  try:
+    return config_lib.to_dict(config_lib.from_config_dict(stored, cls))
+  except UserError:
+    return stored
 
 
 def _different(old: Any, new: Any, where: str = "") -> list[str]:

@@ -282,9 +282,10 @@ class _Clock:
 
   def _reset(self) -> None:
     self._since, self._paused = time.perf_counter(), 0.0
-    self._samples = self._tokens = self._flops = 0
+    self._steps = self._samples = self._tokens = self._flops = 0
 
   def count(self, samples: int, tokens: int, flops: float) -> None:
+    self._steps += 1
     self._samples += samples * jax.process_count()
     self._tokens += tokens * jax.process_count()
     self._flops += flops
@@ -298,6 +299,7 @@ class _Clock:
       "samples_per_second": self._samples / seconds,
       "tokens_per_second": self._tokens / seconds,
       "flops_per_second": self._flops / seconds,
+      "seconds_per_step": seconds / max(self._steps, 1),
       "time": time.time(),
     }
     self._reset()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ TIMED = (
   "samples_per_second",
   "tokens_per_second",
   "flops_per_second",
+  "seconds_per_step",
   "compilations",
   "compile_seconds",
   "evaluation_seconds",
@@ -114,7 +114,7 @@ class Screen:
 
   def __init__(self, total: int, step: int):
     self._total, self._main = total, jax.process_index() == 0
-    self._bar, self._first, self._started = None, step, time.perf_counter()
+    self._bar = None
     columns = (
       progress.BarColumn(bar_width=24),
       progress.MofNCompleteColumn(),
@@ -145,8 +145,7 @@ class Screen:
     if self._bar:
       self._bar.update(self._task, completed=row["step"], figures=figures)
       return
-    done = row["step"] - self._first
-    left = (time.perf_counter() - self._started) / max(done, 1) * (self._total - row["step"])
+    left = (self._total - row["step"]) * row["seconds_per_step"]
     self.say(f"step {row['step']}/{self._total} · {figures} · {_duration(left)} left")
 
   def say(self, text: str) -> None:

@@ -76,21 +76,51 @@ class Entry:
   mask: str | None = "mask"
 
 
+# Tables that are looked up, and heads: no linear maps between hidden states.
+_LOOKUP = re.compile(r"embed|positions|lm_head")
+
+
 def _muon(learning_rate, *, weight_decay=0.0, weight_decay_mask=None, **kwargs):
-  """Muon for matrices, AdamW for the rest; one decay for both."""
-  return contrib.muon(
-    learning_rate,
-    weight_decay=weight_decay,
-    adam_weight_decay=weight_decay,
-    weight_decay_mask=weight_decay_mask,
-    **kwargs,
-  )
+  """Muon for the matrices of linear layers, AdamW for embeddings and the rest (Jordan et al., 2024).
+
+  The decay is one for both, and outside of optax's muon, which would give its AdamW no mask.
+  """
+
+  def dimensions(params):
+    if not isinstance(params, Mapping):  # optax probes with a tree that has no leaves
+      return params
+    # The nodes that optax masks out have no axes.
+    matrix = lambda name, x: getattr(x, "ndim", 0) == 2 and not _LOOKUP.search(name)
+    return {n: contrib.MuonDimensionNumbers() if matrix(n, x) else None for n, x in params.items()}
+
+  tx = contrib.muon(learning_rate, muon_weight_dimension_numbers=dimensions, **kwargs)
+  if not weight_decay:
+    return tx
+  decay = _decoupled_decay(learning_rate, weight_decay)
+  return optax.chain(tx, optax.masked(decay, weight_decay_mask) if weight_decay_mask else decay)
+
+
+def _decoupled_decay(rate: Schedule, weight_decay: float) -> optax.GradientTransformation:
+  """Adds `-rate * weight_decay * parameter` to updates that are final otherwise."""
+
+  def update(updates, state, params):
+    factor = rate(state.count) * weight_decay
+    updates = jax.tree.map(lambda u, p: u - factor * p, updates, params)
+    return updates, optax.ScaleByScheduleState(state.count + 1)
+
+  init = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+  return optax.GradientTransformation(init, update)
 
 
 def _schedule_free_adamw(learning_rate, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None, **kwargs):
   """As `optax.contrib.schedule_free_adamw`, with a schedule and a decay mask."""
   base = optax.adamw(learning_rate, b1=0.0, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask)
   return contrib.schedule_free(base, learning_rate, b1=b1, **kwargs)
+
+
+def _sm3(learning_rate, momentum=0.9):
+  """As `optax.sm3`, with a schedule."""
+  return optax.chain(optax.scale_by_sm3(momentum), optax.scale_by_learning_rate(learning_rate))
 
 
 def _schedule_free_sgd(learning_rate, *, b1=0.9, **kwargs):
@@ -123,7 +153,7 @@ OPTIMIZERS: dict[str, Entry] = {
   "schedule_free_sgd": Entry(_schedule_free_sgd, None, None),
   "sgd": Entry(optax.sgd, None, None),
   "sign_sgd": Entry(optax.sign_sgd, None, None),
-  "sm3": Entry(optax.sm3, None, None),
+  "sm3": Entry(_sm3, None, None),
   "yogi": Entry(optax.yogi, None, None),
 }
 

@@ -94,12 +94,16 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, ema: bool, m
 
 
 def opt_shardings(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
-  """Shardings of the optimizer's state: the parameter's where the shape is the parameter's, else everywhere."""
+  """Of the optimizer's state: the parameter's own where the shapes are equal, else everywhere."""
   everywhere = NamedSharding(mesh, PartitionSpec())
-  like = lambda leaf, param: param.sharding if leaf.shape == param.shape else everywhere
-  return optax.tree.map_params(
-    tx, like, jax.eval_shape(tx.init, params), params, transform_non_params=lambda _: everywhere
-  )
+
+  def place(path, leaf):
+    names = [key.key for key in path if getattr(key, "key", None) in params]
+    if names and leaf.shape == params[names[-1]].shape:
+      return params[names[-1]].sharding
+    return everywhere
+
+  return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
 
 
 def weights(state: TrainState) -> Params:

@@ -1,4 +1,4 @@
-"""A model folder without weights, a few images with questions, and a recipe for them: all of a run but its size."""
+"""A model folder without weights, a few images with questions, and a recipe for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests import tiny_processor
 
-RECIPE = '''
+RECIPE = """
 from ml_collections import ConfigDict
 
 def get_config(arg="lora"):
@@ -18,13 +18,13 @@ def get_config(arg="lora"):
   config.name = "tiny"
   config.model = dict(path="{folder}/model", from_scratch=True)
   source = dict(kind="llava", path="{folder}/data.jsonl")
-  config.data = dict(
-    sources=dict(own=source), validation=dict(own=source), validation_size=4, lengths=(96,), tiles=(1,), workers=1)
+  sources = dict(sources=dict(own=source), validation=dict(own=source), validation_size=4)
+  config.data = dict(**sources, lengths=(96,), tiles=(1,), workers=1)
   config.peft = dict(method="lora", rank=2) if arg == "lora" else dict(method="none", full=".*")
   config.train = dict(steps=6, batch_size=4, log_every=2, checkpoint_every=2)
   config.optim = dict(learning_rate=1e-3, warmup_steps=2)
   return config
-'''
+"""
 
 
 def write_model(
@@ -52,7 +52,11 @@ def write_model(
       "pad_token_id": words.token_to_id("<|im_end|>"),
     },
     "vision_config": {
-      "model_type": "smolvlm_vision", **shape, "intermediate_size": 3 * width, "image_size": size, "patch_size": patch
+      "model_type": "smolvlm_vision",
+      **shape,
+      "intermediate_size": 3 * width,
+      "image_size": size,
+      "patch_size": patch,
     },
   }
   (folder / "config.json").write_text(json.dumps(config))

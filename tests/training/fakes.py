@@ -41,14 +41,12 @@ def trainable(path, variable):
 class Stream:
   """Batch number n, always the same; `get_state` and `set_state` as grain has them.
 
-  Example `poison` of a batch `poison_at` holds tokens that make the loss NaN (ids outside of the vocabulary).
+  `at(n)` is called before batch n is made: the place for accidents.
   """
 
-  def __init__(
-    self, size: int, seed: int = 0, count: int | None = None, process: int = 0, processes: int = 1
-  ):
+  def __init__(self, size, *, seed=0, count=None, process=0, processes=1, at=lambda number: None):
     self.size, self.seed, self.count, self.next = size, seed, count, 0
-    self.process, self.processes = process, processes
+    self.process, self.processes, self.at = process, processes, at
 
   def batch(self, number: int):
     rng = np.random.default_rng((self.seed, number))
@@ -58,10 +56,10 @@ class Stream:
     for row in range(self.size):
       answers = 1 + (row * 7 + number) % TARGETS
       index[row, :answers] = 1 + 2 * np.arange(answers)
-    rows = slice(self.process * self.size // self.processes, (self.process + 1) * self.size // self.processes)
-    batch = Batch(
-      tokens_BT=tokens[rows], valid_BT=np.ones_like(tokens[rows], bool), target_index_BK=index[rows]
-    )
+    mine = self.size // self.processes
+    rows = slice(self.process * mine, (self.process + 1) * mine)
+    valid = np.ones((mine, LENGTH), bool)
+    batch = Batch(tokens_BT=tokens[rows], valid_BT=valid, target_index_BK=index[rows])
     info = types.SimpleNamespace(
       bucket=Bucket(LENGTH, 0, TARGETS),
       samples=len(batch.tokens_BT),
@@ -76,6 +74,7 @@ class Stream:
     return self
 
   def __next__(self):
+    self.at(self.next)
     self.next += 1
     return self.batch(self.next - 1)
 

@@ -15,8 +15,10 @@ from spatialvlm.training import step as step_lib
 from spatialvlm.training.fit import Outcome, Parts, fit
 from tests.training.fakes import Stream, TinyVlm, trainable
 
+EIGHT = MeshConfig(data=8)
 
-def make_config(mesh: MeshConfig = MeshConfig(data=8), optim=None, losses=None, **train) -> RunConfig:
+
+def make_config(mesh: MeshConfig = EIGHT, optim=None, losses=None, **train) -> RunConfig:
   train = {"steps": 8, "batch_size": 16, "log_every": 1, "checkpoint_every": 0, **train}
   return RunConfig(
     optim=OptimConfig(**{"learning_rate": 0.05, "warmup_steps": 2, **(optim or {})}),

@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from spatialvlm.config import MeshConfig, OptimConfig
+from spatialvlm.core import axes
+from spatialvlm.core.axes import logical
+from spatialvlm.training import optim
+from spatialvlm.training import state as state_lib
+from spatialvlm.types import UserError
+
+
+class Two(nnx.Module):
+  """A matrix and a vector."""
+
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.up = nnx.Linear(8, 16, rngs=rngs, use_bias=False, kernel_metadata=logical("embed", None))
+    self.down = nnx.Linear(16, 8, rngs=rngs, kernel_metadata=logical(None, "embed"))
+
+
+@pytest.fixture(scope="module")
+def split():
+  return state_lib.Split(Two(), nnx.Param, axes.make_mesh(MeshConfig(data=2, fsdp=4)))
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_every_optimizer_goes_downhill_with_its_state_beside_the_parameters(split, name):
+  rate = {"prodigy": 1.0, "sgd": 0.3, "adagrad": 0.3, "sm3": 0.3, "schedule_free_sgd": 1.0, "adopt": 0.05}
+  config = OptimConfig(name=name, learning_rate=rate.get(name, 0.02), warmup_steps=1, schedule="constant")
+  tx = optim.make_optimizer(config, optim.schedule(config, 30), split.params)
+  state = state_lib.init_state(split.params, tx, ema=False, mesh=split.mesh)
+  loss = lambda params: sum(jnp.square(p - 0.1).mean() for p in params.values())
+
+  def step(_, carry):
+    params, opt_state = carry
+    updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  run = jax.jit(lambda *carry: jax.lax.fori_loop(0, 30, step, carry))
+  params, _ = run(state.params, state.opt_state)
+  assert loss(params) < 0.9 * loss(state.params)
+  for leaf in jax.tree.leaves(state.opt_state):
+    if leaf.shape == state.params["up.kernel"].shape:
+      assert leaf.sharding.is_equivalent_to(state.params["up.kernel"].sharding, leaf.ndim)
+
+
+def test_schedules():
+  cosine = OptimConfig(learning_rate=2.0, schedule="cosine", warmup_steps=4, final_fraction=0.1)
+  rates = [float(optim.schedule(cosine, 12)(s)) for s in range(13)]
+  np.testing.assert_allclose(rates[:4], [0.5, 1.0, 1.5, 2.0], rtol=1e-6)
+  theirs = optax.cosine_decay_schedule(2.0, 8, alpha=0.1)
+  np.testing.assert_allclose(rates[4:], [float(theirs(s)) for s in range(9)], rtol=1e-5)
+  wsd = OptimConfig(learning_rate=1.0, schedule="wsd", warmup_steps=2, decay_fraction=0.4)
+  rates = [float(optim.schedule(wsd, 10)(s)) for s in range(11)]
+  np.testing.assert_allclose(rates, [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0], atol=1e-6)
+  constant = OptimConfig(learning_rate=0.3, schedule="constant", warmup_steps=0)
+  assert float(optim.schedule(constant, 10)(9)) == pytest.approx(0.3)
+  with pytest.raises(UserError, match="did you mean 'cosine'"):
+    optim.schedule(OptimConfig(schedule="cosin"), 10)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "adafactor", "schedule_free_adamw"])
+def test_only_what_the_mask_names_decays(split, name):
+  config = OptimConfig(
+    name=name,
+    learning_rate=0.1,
+    warmup_steps=0,
+    schedule="constant",
+    weight_decay=0.1,
+    weight_decay_mask=r"up\..*",
+  )
+  tx = optim.make_optimizer(config, optim.schedule(config, 10), split.params)
+  params = {k: v + 1.0 for k, v in split.params.items()}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = tx.update(zeros, tx.init(params), params)
+  for key, update in updates.items():
+    # a schedule-free step rebuilds the parameters from their average, to the last bits only
+    moved = float(jnp.abs(update).max()) > 1e-6
+    assert moved == key.startswith("up."), key
+
+
+def test_decay_of_matrices_and_bad_masks(split):
+  mask = optim.decay_mask("matrices", split.params)
+  assert mask["up.kernel"] and not mask["down.bias"]
+  with pytest.raises(UserError, match="names no trained parameter"):
+    optim.decay_mask("nothing", split.params)
+  with pytest.raises(UserError, match="not a regular expression"):
+    optim.decay_mask("(", split.params)
+
+
+def test_arguments_by_name(split):
+  rate = optim.schedule(OptimConfig(), 10)
+  config = OptimConfig(name="muon", kwargs={"ns_steps": 3.0, "beta": 0.9})
+  optim.make_optimizer(config, rate, split.params)
+  with pytest.raises(UserError, match="did you mean 'b2'"):
+    optim.make_optimizer(OptimConfig(kwargs={"b3": 0.9}), rate, split.params)
+  with pytest.raises(UserError, match="did you mean 'muon'"):
+    optim.make_optimizer(OptimConfig(name="moun"), rate, split.params)
+
+
+def test_schedule_free_is_evaluated_at_its_average(split):
+  config = OptimConfig(name="schedule_free_adamw", learning_rate=0.1, warmup_steps=0, schedule="constant")
+  tx = optim.make_optimizer(config, optim.schedule(config, 10), split.params)
+  state = state_lib.init_state(split.params, tx, ema=False, mesh=split.mesh)
+  grads = jax.tree.map(jnp.ones_like, state.params)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  updates, opt_state = tx.update(grads, opt_state, params)
+  params = optax.apply_updates(params, updates)
+  found = state_lib.weights(state_lib.TrainState(state.step, params, opt_state, {}))
+  expected = optax.contrib.schedule_free_eval_params(opt_state, params)
+  for name in found:
+    np.testing.assert_array_equal(found[name], expected[name])
+    assert not np.array_equal(found[name], params[name])

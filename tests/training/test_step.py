@@ -1,0 +1,166 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spatialvlm.config import LossConfig, MeshConfig
+from spatialvlm.core import axes
+from spatialvlm.training import optim
+from spatialvlm.training import state as state_lib
+from spatialvlm.training import step as step_lib
+from spatialvlm.training.losses import answer_loss, make_losses
+from spatialvlm.types import UserError
+from tests.training import fakes
+from tests.training.helpers import make_config, make_parts
+
+
+def losses_of(config, steps=4):
+  """Losses of the first steps, and the programs that made them."""
+  parts, state = make_parts(config)
+  programs = step_lib.Programs(
+    parts.train_step, parts.mesh, donate=True, out_shardings=(step_lib.state_shardings(state), None)
+  )
+  found = []
+  for number in range(steps):
+    batch, _ = parts.stream.batch(number)
+    on_device = step_lib.to_devices(batch, parts.mesh, config.train.accumulation)
+    program, _ = programs.get(state, parts.frozen, on_device)
+    state, metrics = program.run(state, parts.frozen, on_device)
+    found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+  return np.array(found), state, programs
+
+
+def one_device():
+  """The same computation with plain JAX and optax: no mesh, no accumulation, no clipping code of ours."""
+  config = make_config()
+  model = fakes.TinyVlm()
+  mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  split = state_lib.Split(model, fakes.trainable, mesh)
+  rate = optim.schedule(config.optim, config.train.steps)
+  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.0))
+  params, opt_state, found = split.params, tx.init(split.params), []
+
+  def loss(params, batch):
+    model = split.model(params, split.frozen)
+    log_p_BTV = jax.nn.log_softmax(model.unembed(model.hidden(batch)))
+    rows, columns = np.nonzero(batch.target_index_BK > 0)
+    places = batch.target_index_BK[rows, columns]
+    return -log_p_BTV[rows, places - 1, batch.tokens_BT[rows, places]].mean()
+
+  for number in range(4):
+    batch, _ = fakes.Stream(16).batch(number)
+    value, grads = jax.jit(jax.value_and_grad(lambda p, batch=batch: loss(p, batch)))(params)
+    found.append([float(value), float(optax.global_norm(grads))])
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+  return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def truth():
+  return one_device()
+
+
+@pytest.mark.parametrize(
+  ("mesh", "accumulation"),
+  [
+    (MeshConfig(data=8), 1),
+    (MeshConfig(data=1, fsdp=8), 1),
+    (MeshConfig(data=2, fsdp=2, tensor=2), 1),
+    (MeshConfig(data=1, fsdp=1, tensor=8), 4),
+    (MeshConfig(data=4, fsdp=1, tensor=2), 4),
+  ],
+  ids=lambda v: "x".join(map(str, (v.data, v.fsdp, v.tensor))) if isinstance(v, MeshConfig) else f"acc{v}",
+)
+def test_every_mesh_and_accumulation_agrees_with_one_device(truth, mesh, accumulation):
+  # Answers differ in length between rows, so a mean of microbatch means would be wrong here.
+  found, state, programs = losses_of(make_config(mesh=mesh, accumulation=accumulation))
+  np.testing.assert_allclose(found, truth, rtol=2e-5)
+  assert len(programs) == 1
+  for name, value in state.params.items():
+    for moment in jax.tree.leaves(state.opt_state):
+      if moment.shape == value.shape and mesh.fsdp * mesh.tensor == 8 and value.ndim == 2:
+        assert not moment.sharding.is_fully_replicated, name
+
+
+def test_sharded_parameters_take_their_share_of_memory_only():
+  _, state, _ = losses_of(make_config(mesh=MeshConfig(data=1, fsdp=8)), steps=1)
+  kernel = state.params["up.kernel"]
+  assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+
+
+def test_frozen_stays_and_old_state_is_donated():
+  parts, state = make_parts(make_config())
+  jitted = jax.jit(parts.train_step, donate_argnums=0, out_shardings=(step_lib.state_shardings(state), None))
+  batch = step_lib.to_devices(parts.stream.batch(0)[0], parts.mesh)
+  assert set(parts.frozen) == {"base.kernel", "base.bias"}
+  new, _ = jitted(state, parts.frozen, batch)
+  assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+  assert not any(x.is_deleted() for x in parts.frozen.values())
+  assert int(new.step) == 1
+
+
+def test_two_weighted_terms_are_each_divided_by_their_own_weight():
+  mesh = axes.make_mesh(MeshConfig(data=8))
+  split = state_lib.Split(fakes.TinyVlm(), fakes.trainable, mesh)
+
+  def odd_rows(model, batch, key):
+    sizes = jnp.square(model.hidden(batch)).sum((1, 2))
+    weight = (batch.tokens_BT[:, 0] % 2).astype(jnp.float32)
+    return (sizes * weight).sum(), weight.sum(), {}
+
+  terms = {"answer": (1.0, answer_loss()), "odd": (0.01, odd_rows)}
+  tx = optax.sgd(0.1)
+  batch, _ = fakes.Stream(32).batch(0)
+  results = []
+  for accumulation in (1, 4):
+    state = state_lib.init_state(split.params, tx, ema=False, mesh=mesh)
+    step = step_lib.make_train_step(split, tx, terms, accumulation=accumulation)
+    new, metrics = jax.jit(step)(state, split.frozen, step_lib.to_devices(batch, mesh, accumulation))
+    results.append((new.params, metrics))
+  (whole, a), (parts, b) = results
+  assert float(a["loss"]) == pytest.approx(float(a["answer/loss"] + 0.01 * a["odd/loss"]), rel=1e-6)
+  for name in whole:
+    np.testing.assert_allclose(whole[name], parts[name], rtol=1e-5, atol=1e-6)
+  assert float(b["odd/loss"]) == pytest.approx(float(a["odd/loss"]), rel=1e-5)
+
+
+def test_moving_average_follows_its_formula():
+  found = losses_of(make_config(optim={"ema": 0.5}), steps=3)[1]
+  parts, state = make_parts(make_config(optim={"ema": 0.5}))
+  average, jitted = state.params, jax.jit(parts.train_step)
+  for number in range(3):
+    state, _ = jitted(state, parts.frozen, step_lib.to_devices(parts.stream.batch(number)[0], parts.mesh))
+    decay = min(0.5, (1 + number) / (10 + number))
+    average = {name: decay * average[name] + (1 - decay) * state.params[name] for name in average}
+  for name in average:
+    np.testing.assert_allclose(found.ema[name], average[name], rtol=1e-5, atol=1e-7)
+  assert state_lib.weights(found) is found.ema
+
+
+def test_label_smoothing_and_z_loss_match_optax():
+  split = state_lib.Split(fakes.TinyVlm(), fakes.trainable, axes.make_mesh(MeshConfig(data=8)))
+  model = split.model(split.params, split.frozen)
+  batch = jax.tree.map(jnp.asarray, fakes.Stream(4).batch(0)[0])
+  total, weight, metrics = answer_loss(label_smoothing=0.1, z_loss=1e-2)(model, batch, jax.random.key(0))
+  logits = model.unembed(model.hidden(batch))
+  expected, count = 0.0, 0
+  for row in range(4):
+    for t in [int(t) for t in batch.target_index_BK[row] if t > 0]:
+      soft = optax.smooth_labels(jax.nn.one_hot(batch.tokens_BT[row, t], fakes.VOCAB), 0.1)
+      expected += optax.softmax_cross_entropy(logits[row, t - 1], soft)
+      expected += 1e-2 * jax.nn.logsumexp(logits[row, t - 1]) ** 2
+      count += 1
+  assert float(weight) == count
+  assert float(total) == pytest.approx(float(expected), rel=1e-5)
+  assert set(metrics) == {"accuracy", "nll"}
+
+
+def test_unknown_losses_and_arguments_are_refused():
+  with pytest.raises(UserError, match="did you mean 'answer'"):
+    make_losses({"a": LossConfig(kind="anwser")})
+  with pytest.raises(UserError, match=r"losses\.a\.kwargs.*smooth"):
+    make_losses({"a": LossConfig(kwargs={"smooth": 1.0})})
+  with pytest.raises(UserError, match="no term"):
+    make_losses({"a": LossConfig(weight=0.0)})
