@@ -31,6 +31,7 @@ SURFACES = MAX_OBJECTS + 3
 
 TILE = 48
 FAR = 60.0
+EXPOSURE = 1.2
 _NEAR = 0.05
 _MISS = 0x7F000000
 _LOW = 127  # seven low bits of a depth carry the primitive (5) and the slab that was hit (2)
@@ -211,13 +212,16 @@ def _tile(scene: Scene, camera: Camera, table: jax.Array, size: int, corner: jax
 
   normal, factor = _surface(table, which, near & 3, hit, px, py, pz)
   floor = _floor_texture(scene.floor, px, py, t)
+  # Without the barrier XLA computes all of this again inside each of the loop's and the outputs' kernels.
+  normal, factor, floor, t, px, py, pz = jax.lax.optimization_barrier((normal, factor, floor, t, px, py, pz))
   dark = _shadow(scene, table, ~sky, (px, py, pz), normal)
   light = scene.light
   facing = jnp.maximum(normal[0] * light[0] + normal[1] * light[1] + normal[2] * light[2], 0.0)
   # Light from the camera shows the form of what the sun does not reach.
   seen = -(normal[0] * dx + normal[1] * dy + normal[2] * dz) * jax.lax.rsqrt(dx * dx + dy * dy + dz * dz)
   lit = scene.ambient * (0.6 + 0.4 * jnp.maximum(seen, 0.0)) + (1.0 - scene.ambient) * facing * (1.0 - dark)
-  shade = jnp.where(sky, 1.0 - 0.6 * jnp.clip(dz, 0.0, 0.5), lit * jnp.where(hit, factor, floor))
+  factor = EXPOSURE * jnp.where(hit, factor, floor)
+  shade = jnp.where(sky, 1.0 - 0.6 * jnp.clip(dz, 0.0, 0.5), lit * factor)
   surface = jnp.where(hit, jnp.minimum(which, FURNITURE), jnp.where(sky, SKY, FLOOR))
   return shade, jnp.where(sky, 0.0, t), surface.astype(jnp.int8), covered
 
