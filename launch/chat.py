@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import _main
+from spatialvlm.launch import _main
 from spatialvlm.types import UserError
 
 FLAGS = flags.FLAGS

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from spatialvlm import generation, hub, peft
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.data import processor as processor_lib
+from spatialvlm.data import processor_files as files
 from spatialvlm.data.arrays import batch_from_arrays
 from spatialvlm.data.images import ImageSource, open_image
 from spatialvlm.data.processor import Encoded, Processor
@@ -92,6 +93,16 @@ class LoadedVlm:
       self.folder, max_length=self.model.config.text.max_length, **self._options
     )
 
+  @functools.cached_property
+  def _ends(self) -> tuple[tuple[int, ...], int]:
+    """Stop tokens and padding of `generate`: as generation_config.json says, else as the tokenizer does."""
+    said = files.read_json(self.folder, "generation_config.json")
+    stops, pad = tuple(files.as_list(said.get("eos_token_id"))), said.get("pad_token_id")
+    if (self.folder / "tokenizer.json").is_file():
+      stops = stops or self.processor.stop_ids
+      pad = self.processor.pad_id if pad is None else pad
+    return stops, pad if pad is not None else next(iter(stops), 0)
+
   def logits(
     self,
     input_ids: Any,
@@ -138,12 +149,13 @@ class LoadedVlm:
     Raises:
       UserError: as `logits`, or no room for `max_new_tokens` in the context.
     """
+    stop_ids, pad_id = self._ends
     return generation.generate(
       self.model,
       self._batch(input_ids, attention_mask, pixel_values, pixel_attention_mask, token_type_ids),
       max_new_tokens=max_new_tokens,
-      stop_ids=self.processor.stop_ids if stop else (),
-      pad_id=self.processor.pad_id,
+      stop_ids=stop_ids,
+      pad_id=pad_id,
       temperature=temperature,
       top_p=top_p,
       seed=seed,

@@ -16,8 +16,8 @@ from tests.tiny_processor import tokenizer, write_processor
 TILE, TOKENS_PER_TILE = 16, 4
 
 
-def config_json(vocab_size: int = 64, image_token_id: int = 60, **text) -> dict:
-  """A config.json: tiles of 16 pixels make 4 tokens; two layers of each tower."""
+def config_json(vocab_size: int = 64, image_token_id: int = 60, depth: int = 2) -> dict:
+  """A config.json: tiles of 16 pixels make 4 tokens; `depth` layers in each tower."""
   return {
     "model_type": "smolvlm",
     "image_token_id": image_token_id,
@@ -28,19 +28,18 @@ def config_json(vocab_size: int = 64, image_token_id: int = 60, **text) -> dict:
       "vocab_size": vocab_size,
       "hidden_size": 24,
       "intermediate_size": 32,
-      "num_hidden_layers": 2,
+      "num_hidden_layers": depth,
       "num_attention_heads": 4,
       "num_key_value_heads": 2,
       "head_dim": 8,
       "max_position_embeddings": 512,
       "rms_norm_eps": 1e-5,
       "rope_theta": 1e4,
-      **text,
     },
     "vision_config": {
       "hidden_size": 16,
       "intermediate_size": 24,
-      "num_hidden_layers": 2,
+      "num_hidden_layers": depth,
       "num_attention_heads": 2,
       "image_size": TILE,
       "patch_size": 4,
@@ -65,11 +64,15 @@ def build(seed: int = 0, **kwargs) -> Vlm:
   return nnx.merge(graphdef, jax.tree.map(draw, state))
 
 
-def write_checkpoint(folder: str | Path, seed: int = 0, **processor) -> Path:
+def write_checkpoint(folder: str | Path, seed: int = 0, depth: int = 1, **processor) -> Path:
   """A whole folder: config, weights, tokenizer, template, image settings."""
   folder = write_processor(folder, tile=TILE, tokens_per_tile=TOKENS_PER_TILE, **processor)
   words = tokenizer()
-  kwargs = {"vocab_size": words.get_vocab_size(), "image_token_id": words.token_to_id("<image>")}
+  kwargs = {
+    "vocab_size": words.get_vocab_size(),
+    "image_token_id": words.token_to_id("<image>"),
+    "depth": depth,
+  }
   (folder / "config.json").write_text(json.dumps(config_json(**kwargs)))
   vlm = build(seed, **kwargs)
   source = json.loads((folder / "config.json").read_text())
