@@ -92,10 +92,16 @@ def shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def create_sharded(init_fn: Callable[[], Model], mesh: Mesh | None) -> Model:
-  """Builds `init_fn()` with every array born on its shard; no device ever holds the whole model."""
-  graphdef, abstract = nnx.split(nnx.eval_shape(init_fn))
-  out = shardings(abstract, mesh) if mesh is not None else None
-  return nnx.merge(graphdef, jax.jit(lambda: nnx.split(init_fn())[1], out_shardings=out)())
+  """Builds `init_fn()` with its parameters on their shards.
+
+  Initializers of `core.init` draw there at once, so no device ever holds the whole model; whatever else
+  `init_fn` makes is moved afterwards.
+  """
+  if mesh is None:
+    return init_fn()
+  with jax.set_mesh(mesh):
+    graphdef, state = nnx.split(init_fn())
+  return nnx.merge(graphdef, jax.device_put(state, shardings(state, mesh)))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -103,9 +109,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def context_mesh() -> Any:
+  """The mesh of `jax.set_mesh`, where it has our axes; None without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names) else None
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Pins the activation `x` to its logical axes, under `jax.set_mesh`; without a mesh it is `x`."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
-    return x
-  return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+  mesh = context_mesh()
+  return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spatialvlm.core.axes import logical
+from spatialvlm.core.init import truncated_normal
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
@@ -35,7 +36,7 @@ def linear(
     use_bias=bias,
     param_dtype=dtype,
     preferred_element_type=out_dtype,
-    kernel_init=nnx.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal"),
+    kernel_init=truncated_normal(scale * d_in**-0.5, *axes),
     kernel_metadata=logical(*axes),
     bias_metadata=logical(axes[1]),
     rngs=rngs,

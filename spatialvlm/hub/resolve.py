@@ -57,6 +57,11 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     raise UserError(
       f"{name}: no such folder, and the hub has no such repository (or it is private)"
     ) from None
+  except errors.LocalEntryNotFoundError:
+    raise UserError(
+      f"{name}: no such folder, not in the hub's cache, and the hub cannot be reached (no network, or offline "
+      "mode); download it where there is a network, then pass its folder"
+    ) from None
   except Exception as error:  # whatever the network and its libraries can raise
     why = " ".join(str(error).split())[:120]
     raise UserError(
@@ -90,7 +95,10 @@ def weight_files(folder: Path) -> list[Path]:
   """
   single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
   if index.is_file():
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+      raise UserError(f"{index}: no weight_map of tensor names to file names; download it again")
+    names = sorted(set(places.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
       raise UserError(f"{index}: names shards that are not there: {', '.join(missing) or 'none at all'}")

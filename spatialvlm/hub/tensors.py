@@ -73,20 +73,28 @@ def read_header(file: Path) -> dict[str, Entry]:
       header = json.loads(stream.read(length))
     except ValueError:
       raise UserError(f"{file}: not a safetensors file (its header is no JSON); download it again") from None
+  if not isinstance(header, dict):
+    raise UserError(f"{file}: not a safetensors file (its header is no JSON object); download it again")
   header.pop("__metadata__", None)
   entries = {}
   for name, item in header.items():
-    begin, end = item["data_offsets"]
-    shape = tuple(item["shape"])
-    if item["dtype"] not in DTYPES:
-      raise UserError(f"{file}: tensor {name} has dtype {item['dtype']}, which is not supported")
-    if end - begin != int(np.prod(shape, dtype=np.int64)) * DTYPES[item["dtype"]].itemsize:
+    try:
+      begin, end = map(int, item["data_offsets"])
+      shape, dtype = tuple(map(int, item["shape"])), str(item["dtype"])
+    except (KeyError, TypeError, ValueError):
+      raise UserError(f"{file}: the header's entry of tensor {name} is damaged; download it again") from None
+    if dtype not in DTYPES:
+      raise UserError(f"{file}: tensor {name} has dtype {dtype}, which is not supported")
+    if (
+      min((begin, *shape), default=0) < 0
+      or end - begin != int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
+    ):
       raise UserError(f"{file}: tensor {name}: {end - begin} bytes do not hold shape {list(shape)}")
     if 8 + length + end > size:
       raise UserError(
         f"{file}: truncated, tensor {name} ends past the file's {size} bytes; download it again"
       )
-    entries[name] = Entry(file, item["dtype"], shape, 8 + length + begin, end - begin)
+    entries[name] = Entry(file, dtype, shape, 8 + length + begin, end - begin)
   return entries
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from spatialvlm.core.attention import KVCache
 from spatialvlm.core.axes import logical
 from spatialvlm.core.block import BlockConfig, Stack
+from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.masks import attention_mask, cached_mask, positions
 from spatialvlm.core.mlp import linear
 from spatialvlm.core.norm import NORMS
@@ -45,7 +46,7 @@ class Decoder(nnx.Module):
       config.vocab_size,
       width,
       param_dtype=dtype,
-      embedding_init=nnx.initializers.normal(config.init_std),
+      embedding_init=truncated_normal(config.init_std, "vocab", "embed"),
       embedding_metadata=logical("vocab", "embed"),
       rngs=rngs,
     )

@@ -11,6 +11,7 @@ from flax import nnx
 
 from spatialvlm.core.axes import logical
 from spatialvlm.core.block import BlockConfig, Stack
+from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.norm import NORMS
 from spatialvlm.types import Features
 
@@ -38,10 +39,9 @@ class PatchEmbed(nnx.Module):
 
   def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     p, width = config.patch_size, config.block.width
-    init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2))
-    self.kernel = nnx.Param(
-      init(rngs.params(), (p, p, config.channels, width), dtype), **logical(None, None, None, "embed")
-    )
+    axes = (None, None, None, "embed")
+    init = truncated_normal((p * p * config.channels) ** -0.5, *axes)
+    self.kernel = nnx.Param(init(rngs.params(), (p, p, config.channels, width), dtype), **logical(*axes))
     self.bias = nnx.Param(jnp.zeros((width,), dtype), **logical("embed"))
 
   def __call__(self, pixels_NHWC: jax.Array) -> jax.Array:
@@ -64,10 +64,9 @@ class VisionEncoder(nnx.Module):
     block = config.block
     self.config = config
     self.patch_embed = PatchEmbed(config, dtype=dtype, rngs=rngs)
-    init = nnx.initializers.normal(block.width**-0.5)
-    self.positions = nnx.Param(
-      init(rngs.params(), (config.grid**2, block.width), dtype), **logical(None, "embed")
-    )
+    init = truncated_normal(block.width**-0.5, None, "embed")
+    table = init(rngs.params(), (config.grid**2, block.width), dtype)
+    self.positions = nnx.Param(table, **logical(None, "embed"))
     self.stack = Stack(block, config.depth, dtype=dtype, rngs=rngs)
     self.norm = NORMS[block.norm](block.width, block.eps, dtype=dtype, rngs=rngs)
 

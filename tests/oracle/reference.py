@@ -1,0 +1,121 @@
+"""Small SmolVLMs of transformers with all parameters random, and inputs that try every layout of a prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import transformers
+
+IMAGE = 60  # image_token_id of the small vocabularies here
+SIZES = {
+  "vocab_size": 64,
+  "hidden_size": 24,
+  "intermediate_size": 40,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 6,
+  "num_key_value_heads": 2,
+  "head_dim": 8,
+  "max_position_embeddings": 256,
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 1e4,
+  "pad_token_id": 2,
+}
+CLASSES = {
+  "smolvlm": (transformers.SmolVLMConfig, transformers.SmolVLMForConditionalGeneration),
+  "idefics3": (transformers.Idefics3Config, transformers.Idefics3ForConditionalGeneration),
+}
+
+
+def build(family: str, *, tied: bool, seed: int = 0, text: dict | None = None):
+  """A model in evaluation mode whose every parameter, norms and biases too, is random."""
+  config_class, model_class = CLASSES[family]
+  config = config_class(
+    text_config={"model_type": "llama", **SIZES, "tie_word_embeddings": tied, **(text or {})},
+    vision_config={
+      "hidden_size": 16,
+      "intermediate_size": 24,
+      "num_hidden_layers": 2,
+      "num_attention_heads": 2,
+      "image_size": 24,
+      "patch_size": 4,
+    },
+    scale_factor=2,
+    image_token_id=IMAGE,
+    tie_word_embeddings=tied,
+  )
+  model = model_class(config).eval()
+  randomise(model, seed)
+  return model
+
+
+def randomise(model: torch.nn.Module, seed: int, scale: float = 1.0) -> None:
+  """Matrices of deviation scale / sqrt(fan in), vectors around 0.5, so that nothing is 0 or 1 by chance."""
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      noise = torch.randn(parameter.shape, generator=generator)
+      if parameter.ndim > 1:
+        parameter.copy_(noise * scale / parameter[0].numel() ** 0.5)
+      else:
+        parameter.copy_(0.5 + 0.3 * noise)
+
+
+def prompt(tiles: int, length: int, rng: np.random.Generator, tokens_per_tile: int = 9) -> np.ndarray:
+  """Text ids with `tiles` runs of image tokens, split by text as a processor splits tiles."""
+  ids = rng.integers(3, IMAGE - 1, length)
+  for tile in range(tiles):
+    start = 2 + tile * (tokens_per_tile + 2)
+    ids[start : start + tokens_per_tile] = IMAGE
+  return ids
+
+
+def cases(seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+  """Inputs by name, in the layout of transformers' processors. Padding images are all zero."""
+  rng = np.random.default_rng(seed)
+  pixels = lambda *shape: rng.normal(size=(*shape, 3, 24, 24)).astype(np.float32)
+  out = {}
+
+  ids = np.stack([prompt(1, 16, rng), prompt(1, 16, rng)])
+  out["plain"] = {"input_ids": ids, "attention_mask": np.ones_like(ids), "pixel_values": pixels(2, 1)}
+
+  # Several tiles in one sample, one in the next, none in the last; padded on the right.
+  ids = np.stack([prompt(3, 40, rng), prompt(1, 40, rng), prompt(0, 40, rng)])
+  mask = np.ones_like(ids)
+  mask[1, 20:], mask[2, 7:] = 0, 0
+  ids[mask == 0] = 2
+  tiles = pixels(3, 3)
+  tiles[1, 1:], tiles[2] = 0, 0
+  out["right"] = {"input_ids": ids, "attention_mask": mask, "pixel_values": tiles}
+
+  left_ids, left_mask = ids.copy(), mask.copy()
+  for row, count in enumerate(mask.sum(1)):
+    left_ids[row], left_mask[row] = np.roll(ids[row], 40 - count), np.roll(mask[row], 40 - count)
+  out["left"] = {"input_ids": left_ids, "attention_mask": left_mask, "pixel_values": tiles}
+
+  # Images that fill their canvas partly, one of them in both directions.
+  pixel_mask = np.ones((3, 3, 24, 24), np.int64)
+  pixel_mask[0, 0, 15:], pixel_mask[0, 1, :, 9:], pixel_mask[1, 0, 10:, 18:] = 0, 0, 0
+  pixel_mask[1, 0, 10:] = 0
+  out["masked"] = {**out["right"], "pixel_attention_mask": pixel_mask}
+
+  ids = rng.integers(3, IMAGE - 1, (2, 10))
+  mask = np.ones_like(ids)
+  mask[1, :4] = 0
+  out["text"] = {"input_ids": ids, "attention_mask": mask}
+  return out
+
+
+def labels_of(case: dict[str, np.ndarray]) -> np.ndarray:
+  """The ids themselves on text that real text stands before, -100 elsewhere."""
+  real = case["attention_mask"] == 1
+  keep = real & np.roll(real, 1, axis=1) & (case["input_ids"] != IMAGE)
+  return np.where(keep, case["input_ids"], -100)
+
+
+def tensors(case: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+  return {name: torch.tensor(value) for name, value in case.items()}
+
+
+def logits(model, case: dict[str, np.ndarray]) -> np.ndarray:
+  with torch.no_grad():
+    return model(**tensors(case)).logits.numpy()
