@@ -24,10 +24,10 @@ from spatialvlm.evaluation.score import FeaturePool, Scorer
 from spatialvlm.types import Question, UserError
 
 SUMMARY_FILE = "summary.json"
-# Threads that decode and tokenise ahead of the device, questions that they take at once (a renderer is faster
-# in blocks), and blocks that they may be ahead.
+# Threads that decode and tokenise ahead of the device, questions that they take at once, and blocks that they
+# may be ahead. A question of 17 tiles of 512 pixels holds 53 MB until it is placed, so these are few.
 WORKERS = 2
-BLOCK = 16
+BLOCK = 4
 AHEAD = 3
 # Options of a batch; a question with more of them makes it double.
 OPTIONS = 8
@@ -174,7 +174,7 @@ class _Engine:
         slots = self._pool.place(item.image, encoded.tiles)
         if slots is None:
           self._launch(max(self._queues, key=lambda b: len(self._queues[b])))
-      self._queues[bucket].append(dataclasses.replace(item, slots=slots))
+      self._queues[bucket].append(_placed(item, slots))
       if len(self._queues[bucket]) == self._batch_size:
         self._launch(bucket)
       while len(self._flying) > 1:
@@ -215,6 +215,13 @@ class _Engine:
       records.predict(item.question, found[row, : len(item.question.choices)], item.rules)
       for row, item in enumerate(items)
     ]
+
+
+def _placed(item: _Item, slots: tuple[int, ...]) -> _Item:
+  """The item without its pixels, which the pool has now."""
+  encoded = item.prompt.encoded
+  light = dataclasses.replace(encoded, tiles=encoded.tiles[:0])
+  return dataclasses.replace(item, prompt=item.prompt._replace(encoded=light), slots=slots)
 
 
 def _options(ids: Sequence[np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:

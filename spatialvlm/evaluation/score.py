@@ -115,7 +115,6 @@ class FeaturePool:
     self._staged: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
     self._array_NPD: jax.Array | None = None
     self._chunk = -(-CHUNK // scorer.multiple) * scorer.multiple
-    self.encoded = 0
 
   def place(self, key: Hashable, tiles: np.ndarray) -> tuple[int, ...] | None:
     """Pins an image's slots for a question, one per tile; None where waiting questions hold too many.
@@ -140,7 +139,9 @@ class FeaturePool:
       self._images[key] = tuple(self._free.pop() for _ in tiles)
       for i, slot in enumerate(self._images[key]):
         self._staged[slot] = tiles[i]
-      self.encoded += 1
+      # At once, where a full chunk has come together: pixels are large, features small.
+      while len(self._staged) >= self._chunk:
+        self._encode_chunk()
     self._images.move_to_end(key)
     self._pins[key] += 1
     return self._images[key]

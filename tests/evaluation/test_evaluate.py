@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from spatialvlm.config import MeshConfig, ScoreConfig
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.data.batch import collate
-from spatialvlm.evaluation import records
+from spatialvlm.evaluation import records, score
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.score import VlmScorer
 from spatialvlm.types import UserError
@@ -102,6 +102,15 @@ def test_a_mesh_gives_the_scores_of_one_device(vlm, encoder, scored):
   meshed = evaluate(support.questions(), VlmScorer(vlm, mesh), encoder, config).rows
   for a, b in zip(scored, meshed, strict=True):
     np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=1e-5, atol=1e-5)
+
+
+def test_models_of_one_structure_share_compiled_programs(encoder, scored):
+  """Before and after training nothing is compiled anew."""
+  before = score._score._cache_size(), score._encode._cache_size()
+  other = support.model(encoder._processor.image_id, seed=1)
+  rows = evaluate(support.questions(), VlmScorer(other), encoder, CONFIG).rows
+  assert (score._score._cache_size(), score._encode._cache_size()) == before
+  assert not np.allclose(rows[0].logprobs, scored[0].logprobs, atol=1e-3)
 
 
 def test_repeated_images_are_encoded_once(encoder):
