@@ -1,7 +1,21 @@
 """Base training of the tiny SmolVLM from drawn weights, on skills of rendered scenes.
 
-`python launch/make_tiny.py --out=checkpoints/smolvlm-tiny` writes what this reads: sizes and tokenizer.
+`python launch/make_tiny.py --out=checkpoints/smolvlm-tiny` writes what this reads: sizes and tokenizer. Three
+stages, each a run of its own that starts from the model of the one before:
+
+  python launch/train.py --config=configs/base.py:tiny,stage=1 --workdir=runs/base-tiny-1
+  python launch/train.py --config=configs/base.py:tiny,stage=2 --workdir=runs/base-tiny-2
+  python launch/train.py --config=configs/base.py:tiny,stage=3 --workdir=runs/base-tiny-3
+
+1. Everything at once, until the decoder finds what a box holds (colours, not yet shapes).
+2. Vision tower and connector alone, by the words that image tokens are to say: the decoder and with it those
+   words stand still, and a picture costs a third.
+3. Everything again, to the end of the schedule.
 """
+
+from __future__ import annotations
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
@@ -17,6 +31,7 @@ from spatialvlm.config import (
   TrainConfig,
   to_dict,
 )
+from spatialvlm.data.scenes.skills import DEFAULT_TASKS
 from spatialvlm.types import UserError
 
 # First vocabulary id and number of the words of each dense target (`data.scenes.vocabulary.DENSE_WORDS`).
@@ -24,49 +39,91 @@ WORDS = {"color": (259, 6), "shape": (265, 4), "box": (269, 4), "depth": (273, 8
 NO_BOX = 3
 
 
-def _words(name: str, weight: float) -> LossConfig:
-  first, classes = WORDS[name]
-  kwargs = {"first": first, "classes": classes}
-  if name == "box":
-    kwargs["background"] = NO_BOX
-  return LossConfig("words", target=name, weight=weight, kwargs=kwargs)
-
-
 def get_config(arg: str = "tiny") -> ConfigDict:
-  """`tiny` is the only model here."""
-  if arg != "tiny":
-    raise UserError(f"configs/base.py: unknown argument {arg!r}; known: tiny")
-  run = RunConfig(
-    name="base-tiny",
+  """`tiny`, `tiny,stage=1` .. `tiny,stage=3`; `tiny` is its last stage."""
+  stages = {"tiny": _joint, "tiny,stage=1": _start, "tiny,stage=2": _vision, "tiny,stage=3": _joint}
+  if arg not in stages:
+    raise UserError(f"configs/base.py: unknown argument {arg!r}; known: {', '.join(stages)}")
+  return ConfigDict(to_dict(stages[arg]()), convert_dict=False)
+
+
+def _start() -> RunConfig:
+  return RunConfig(
+    name="base-tiny-1",
     model=ModelConfig(path="checkpoints/smolvlm-tiny", from_scratch=True),
     peft=PeftConfig(method="none", target="", full=".*"),
-    data=DataConfig(
-      sources={"skills": SourceConfig(kind="skills", seed=1, turns=5)},
-      validation={"skills": SourceConfig(kind="skills", seed=2, turns=5)},
-      validation_size=128,
-      lengths=(112, 160),
-      tiles=(1,),
-      targets=32,
-      workers=1,
-      prefetch=4,
-    ),
-    optim=OptimConfig(
-      name="muon",
-      learning_rate=4e-3,
-      schedule="cosine",
-      warmup_steps=300,
-      weight_decay=0.01,
-      clip_norm=1.0,
-      kwargs={"consistent_rms": 0.2, "adam_b2": 0.98},
-    ),
-    losses={
-      "answer": LossConfig("answer"),
-      "color": _words("color", 0.5),
-      "shape": _words("shape", 0.5),
-      "box": _words("box", 1.0),
-      "depth": _words("depth", 0.2),
-    },
-    train=TrainConfig(steps=6200, batch_size=16, log_every=50, validate_every=500, checkpoint_every=250),
+    data=_data(seed=1, turns=5),
+    optim=_muon(schedule="constant", warmup_steps=300),
+    losses={"answer": LossConfig("answer"), **_words(color=0.5, shape=0.5, box=1.0, depth=0.2)},
+    train=_train(steps=1100, batch_size=16),
     log=LogConfig(tensorboard=False),
   )
-  return ConfigDict(to_dict(run), convert_dict=False)
+
+
+def _vision() -> RunConfig:
+  return dataclasses.replace(
+    _start(),
+    name="base-tiny-2",
+    model=ModelConfig(path="runs/base-tiny-1/model"),
+    peft=PeftConfig(method="none", target="", full=r"model\.(vision_model|connector)\..*"),
+    data=_data(seed=3, turns=1),
+    optim=_muon(schedule="cosine", warmup_steps=50, final_fraction=0.1),
+    losses=_words(color=0.5, shape=1.5, box=1.0, depth=0.3),
+    train=_train(steps=1500, batch_size=32),
+  )
+
+
+def _joint() -> RunConfig:
+  return dataclasses.replace(
+    _start(),
+    name="base-tiny-3",
+    model=ModelConfig(path="runs/base-tiny-2/model"),
+    data=_data(seed=5, turns=5, tasks={**DEFAULT_TASKS, "letters": 1.0, "choose": 1.0}, text=0.08),
+    optim=_muon(schedule="cosine", warmup_steps=100),
+    losses={"answer": LossConfig("answer"), **_words(color=0.3, shape=0.5, box=0.5, depth=0.2)},
+    train=_train(steps=3600, batch_size=16),
+  )
+
+
+def _data(seed: int, turns: int, tasks: dict[str, float] | None = None, text: float = 0.0) -> DataConfig:
+  """Conversations about pictures, and a share `text` of letter questions without any."""
+  pictures = SourceConfig(kind="skills", seed=seed, turns=turns, tasks=tasks or {})
+  sources = {"skills": pictures}
+  if text:
+    letters = dataclasses.replace(pictures, tasks={"letters": 1.0}, weight=text)
+    sources = {"skills": dataclasses.replace(pictures, weight=1 - text), "letters": letters}
+  return DataConfig(
+    sources=sources,
+    validation={"skills": dataclasses.replace(pictures, seed=2)},
+    validation_size=128,
+    lengths=(112, 160),
+    tiles=(1,),
+    targets=32,
+    workers=1,
+    prefetch=4,
+  )
+
+
+def _muon(**settings) -> OptimConfig:
+  kwargs = {"consistent_rms": 0.2, "adam_b2": 0.98}
+  return OptimConfig(
+    name="muon", learning_rate=4e-3, weight_decay=0.01, clip_norm=1.0, kwargs=kwargs, **settings
+  )
+
+
+def _words(**weights: float) -> dict[str, LossConfig]:
+  """A dense term for each target: image tokens say the word of what they show."""
+  terms = {}
+  for target, weight in weights.items():
+    first, classes = WORDS[target]
+    kwargs = {"first": first, "classes": classes}
+    if target == "box":
+      kwargs["background"] = NO_BOX
+    terms[target] = LossConfig("words", target=target, weight=weight, kwargs=kwargs)
+  return terms
+
+
+def _train(steps: int, batch_size: int) -> TrainConfig:
+  return TrainConfig(
+    steps=steps, batch_size=batch_size, log_every=50, validate_every=500, checkpoint_every=250
+  )
