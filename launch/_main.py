@@ -36,7 +36,8 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
     flags.DEFINE_string(
       "config", recipe, "recipe: path or name, with `:argument`; --config.key=value overrides"
     )
-  logging.set_verbosity(logging.ERROR)
+  # Orbax logs the traceback of a failed save from its own threads, and raises it as well.
+  logging.set_verbosity(logging.FATAL)
   # Without a network its client would tell of every retry, before the one line that matters.
   os.environ.setdefault("HF_HUB_VERBOSITY", "error")
   overrides: list[tuple[str, str]] = []
@@ -59,6 +60,9 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
       return main(config, flags.FLAGS.workdir, argv[1:]) or 0
     except UserError as e:
       _fail(e)
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr, flush=True)
+      return 130
 
   app.run(wrapped, flags_parser=parse)
 

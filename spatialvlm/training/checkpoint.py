@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from spatialvlm.training.state import TrainState
 from spatialvlm.types import UserError
 
 LOSS = "validation_loss"
+# Bytes that a checkpoint takes beside its arrays.
+HEADROOM = 1 << 20
 
 
 class Checkpoints:
@@ -78,6 +81,7 @@ class Checkpoints:
     if step in self.steps:
       return
     with _saving(self.folder):
+      _check_space(self.folder, state)
       self._orbax.save_checkpointables_async(
         step,
         {"state": _named(state), "data": data},
@@ -143,6 +147,13 @@ def _unnamed(found: Mapping[str, Any], like: TrainState) -> TrainState:
   leaves = [found["opt_state"][jax.tree_util.keystr(path)] for path, _ in flat]
   opt_state = jax.tree_util.tree_unflatten(structure, leaves)
   return TrainState(found["step"], found["params"], opt_state, found.get("ema") or {})
+
+
+def _check_space(folder: pathlib.Path, state: TrainState) -> None:
+  """Looks before it writes: a save that fails half-way costs time, and Orbax waits minutes for its threads."""
+  size = sum(x.nbytes for x in jax.tree.leaves(state))
+  if jax.process_index() == 0 and shutil.disk_usage(folder).free < 1.1 * size + HEADROOM:
+    raise OSError(errno.ENOSPC, "no space left on the disk", str(folder))
 
 
 @contextlib.contextmanager

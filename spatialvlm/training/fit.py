@@ -78,12 +78,19 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """How the loop ended: `signal` is the number of the signal that stopped it, else 0."""
+  """How the loop ended.
+
+  Attributes:
+    state: after the last step, or, where early stopping ended the run, of the best validation loss.
+    signal: the number of the signal that stopped it, else 0.
+    seconds: of this process; compilations: of both programs.
+  """
 
   state: TrainState
   memory: Memory
   signal: int
   seconds: float
+  compilations: int
 
 
 def fit(
@@ -98,7 +105,10 @@ def fit(
   with contextlib.closing(Checkpoints(folder / "checkpoints", config.train.keep)) as checkpoints:
     memory = Memory()
     if (latest := checkpoints.latest) is not None:
-      state = checkpoints.restore(latest, state, parts.stream)
+      like = step_lib.abstract(state)
+      # The fresh state must not lie beside the restored one: that would be the run's peak of memory.
+      jax.tree.map(lambda x: x.delete(), state)
+      state = checkpoints.restore(latest, like, parts.stream)
       memory = Memory(**checkpoints.memory(latest))
     start = int(state.step)
     metrics = Metrics(folder, config.log, step=start, name=config.name, settings=settings)
@@ -112,7 +122,11 @@ def fit(
         finally:
           # Whatever happened, a save that has begun is brought to its end.
           checkpoints.wait()
-      return Outcome(loop.state, memory, received.number, loop.clock.total())
+      state, compilations = loop.state, len(loop.programs) + len(loop.loss_programs)
+      if memory.stopped and checkpoints.best is not None:
+        screen.say(f"takes the parameters of step {checkpoints.best}, the best validation loss")
+        state = checkpoints.restore(checkpoints.best, state)
+      return Outcome(state, memory, received.number, loop.clock.total(), compilations)
 
 
 class _Loop:
@@ -148,6 +162,9 @@ class _Loop:
         self.log(step)
       if last or _due(step, train.validate_every):
         self.validate(step)
+      if self.memory.stopped and train.log_every and (self.pending or self.memory.window):
+        self.fetch()
+        self.log(step)
       if _due(step, train.evaluate_every) and not last:
         self.evaluate(step)
       stop = received.now(step, train.log_every)
@@ -181,9 +198,11 @@ class _Loop:
   def announce(self, program: step_lib.Program, info) -> None:
     self.clock.pause(program.seconds)
     bucket = "x".join(map(str, info.bucket))
+    limit = (self.parts.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    of = f" of {scaled(limit, 1024)}iB" if limit else ""
     self.screen.say(
       f"compiled the step for bucket {bucket} (tokens x tiles x targets) in {program.seconds:.1f} s: "
-      f"{scaled(program.flops)}FLOP, {scaled(program.bytes, 1024)}iB per device"
+      f"{scaled(program.flops)}FLOP, {scaled(program.bytes, 1024)}iB{of} per device"
     )
 
   def fetch(self) -> None:
@@ -204,7 +223,8 @@ class _Loop:
           f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}: not finite; examples "
           f"{', '.join(ids)}; {where}; lower optim.learning_rate, or look at these examples"
         )
-      self.memory.window.append(row)
+      if self.config.train.log_every:
+        self.memory.window.append(row)
     self.pending.clear()
 
   def log(self, step: int) -> None:

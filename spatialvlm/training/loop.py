@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from spatialvlm import config as config_lib
 from spatialvlm import hub, peft
@@ -15,7 +16,7 @@ from spatialvlm.core import axes
 from spatialvlm.data import pipeline
 from spatialvlm.data.processor import load_processor
 from spatialvlm.models.vlm import Vlm
-from spatialvlm.training import export, losses, optim
+from spatialvlm.training import export, losses, optim, plots
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.fit import Parts, fit
@@ -35,6 +36,8 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   """
   check(config)
   workdir_lib.check(workdir, config)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("checked")
   mesh = axes.make_mesh(config.mesh)
   check_batch(config, mesh)
   folder = hub.resolve(config.model.path, config.model.revision)
@@ -48,27 +51,29 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   size = config.train.batch_size
   stream = pipeline.training_stream(config.data, processor, size, seed=config.seed, **parallel)
   validation = pipeline.validation_batches(config.data, processor, size, **parallel)
-  identity = {"model": {"from_scratch": True} if config.model.from_scratch else hub.identity(folder)}
-  continues = workdir_lib.claim(workdir, config, identity)
-
   model = build_model(config, mesh)
   trainable = peft.trainable_filter(model, config.peft)
   trained, total = peft.count_parameters(model, trainable)
   split = state_lib.Split(model, trainable, mesh)
   del model
+  rate = optim.schedule(config.optim, config.train.steps)
+  tx = optim.make_optimizer(config.optim, rate, split.params)
+  terms = losses.make_losses(config.losses)
+  fresh = state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
+  # The state holds copies; for training in full a second set of parameters would lie there for nothing.
+  split.params = {}
+  scores = Scores(config, split, processor, workdir)
+
+  # Only now, when all that can be wrong at the start has been seen: a claimed folder keeps its settings.
+  identity = {"model": {"from_scratch": True} if config.model.from_scratch else hub.identity(folder)}
+  continues = claim(workdir, config, identity)
   if jax.process_index() == 0:
     print(
       f"{'continues' if continues else 'begins'} in {workdir}: {trained:,} of {total:,} parameters are "
       f"trained ({trained / total:.2%}), mesh {dict(mesh.shape)}",
       flush=True,
     )
-
-  rate = optim.schedule(config.optim, config.train.steps)
-  tx = optim.make_optimizer(config.optim, rate, split.params)
-  terms = losses.make_losses(config.losses)
-  fresh = state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
-  scores = Scores(config, split, processor, workdir)
-  scores.before()
+  scores.before(fresh)
   parts = Parts(
     mesh=mesh,
     train_step=step_lib.make_train_step(
@@ -92,8 +97,22 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   settings = config_lib.to_dict(config)
   outcome = fit(config, parts, fresh, workdir, settings)
   if outcome.signal:
+    if jax.process_index() == 0:
+      print(
+        f"stopped by signal {outcome.signal} at step {int(outcome.state.step)}; the same command continues"
+      )
     return {"finished": False, "step": int(outcome.state.step), "signal": outcome.signal}
   return finish(config, split, outcome, scores, folder, workdir)
+
+
+def claim(workdir: pathlib.Path, config: RunConfig, identity: dict[str, Any]) -> bool:
+  """Process 0 makes the workdir while the others wait: half of one would look like somebody else's folder."""
+  continues = False
+  if jax.process_index() == 0:
+    continues = workdir_lib.claim(workdir, config, identity)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("workdir")
+  return continues
 
 
 def check(config: RunConfig) -> None:
@@ -144,6 +163,8 @@ def build_model(config: RunConfig, mesh: jax.sharding.Mesh) -> Vlm:
 def finish(config, split, outcome, scores, source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
   """After the last step: the parameters that count are scored and exported, and all is summed up."""
   state, memory = outcome.state, outcome.memory
+  if jax.process_index() == 0:
+    plots.loss_curve(workdir)
   exported = export.export(config, split.model(state_lib.weights(state), split.frozen), source, workdir)
   summary = {
     "finished": True,
@@ -152,8 +173,11 @@ def finish(config, split, outcome, scores, source: pathlib.Path, workdir: pathli
     "best_validation_loss": memory.best,
     "best_step": memory.best_step,
     "seconds": outcome.seconds,
+    "compilations": outcome.compilations,
     "exported": exported,
     "scores": scores.after(state),
   }
-  workdir_lib.write_json(workdir / "summary.json", summary)
+  if jax.process_index() == 0:
+    workdir_lib.write_json(workdir / "summary.json", summary)
+    print(f"trained {summary['step']} steps; results are in {workdir}", flush=True)
   return summary

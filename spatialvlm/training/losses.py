@@ -65,7 +65,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {"answer": answer_loss, "words": words_
 
 
 def encoded_once(model: Any, batch: Batch) -> Batch:
-  """The batch with its image tokens, so that several terms share one pass of the vision tower and its gradient."""
+  """The batch with its image tokens, so that several terms share one pass of the vision tower."""
   if batch.pixels_NHWC is None:
     return batch
   features_NPD = model.encode_images(batch.pixels_NHWC, batch.pixel_mask_NHW)

@@ -29,10 +29,10 @@ class Scores:
     self._questions = pipeline.open_questions(self._config.source)
     self._encoder = protocols.ProcessorEncoder(processor, self._config.protocol)
 
-  def before(self) -> None:
+  def before(self, state: TrainState) -> None:
     """Scores the model as it was loaded; kept in `evaluation/before`, so that a continued run reads it."""
     if self._config is not None and self._config.before:
-      self._before = self._score(self._split.params, "before")
+      self._before = self._score(state.params, "before")
 
   def during(self, state: TrainState, step: int) -> Mapping[str, Any]:
     """Figures for the metrics, `evaluation/...`."""

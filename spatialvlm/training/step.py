@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -185,6 +184,11 @@ def state_shardings(state: TrainState) -> TrainState:
   return jax.tree.map(lambda x: x.sharding, state)
 
 
+def abstract(state: TrainState) -> TrainState:
+  """Shapes, types and shardings of a state, without its arrays."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
 def to_devices(batch: Batch, mesh: Mesh, accumulation: int = 1) -> Batch:
   """Puts this process's rows of a batch on the mesh, cut into microbatches where there are several.
 
@@ -194,15 +198,12 @@ def to_devices(batch: Batch, mesh: Mesh, accumulation: int = 1) -> Batch:
   if accumulation > 1:
     sharding = NamedSharding(mesh, PartitionSpec(None, *sharding.spec))
 
-  def put(array):
-    array = np.asarray(array)
-    if accumulation > 1:
-      array = array.reshape(accumulation, array.shape[0] // accumulation, *array.shape[1:])
-    if jax.process_count() > 1:
-      return jax.make_array_from_process_local_data(sharding, array)
-    return jax.device_put(array, sharding)
-
-  return jax.tree.map(put, batch)
+  if accumulation > 1:
+    cut = lambda x: x.reshape(accumulation, x.shape[0] // accumulation, *x.shape[1:])
+    batch = jax.tree.map(cut, batch)
+  if jax.process_count() > 1:
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+  return jax.device_put(batch, sharding)
 
 
 def _bytes(compiled) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import jax
 import numpy as np
 
 from spatialvlm import config as config_lib
@@ -15,10 +16,10 @@ from spatialvlm.training import step as step_lib
 from spatialvlm.training.fit import Outcome, Parts, fit
 from tests.training.fakes import Stream, TinyVlm, trainable
 
-EIGHT = MeshConfig(data=8)
+TWO = MeshConfig(data=2)
 
 
-def make_config(mesh: MeshConfig = EIGHT, optim=None, losses=None, **train) -> RunConfig:
+def make_config(mesh: MeshConfig = TWO, optim=None, losses=None, **train) -> RunConfig:
   train = {"steps": 8, "batch_size": 16, "log_every": 1, "checkpoint_every": 0, **train}
   return RunConfig(
     optim=OptimConfig(**{"learning_rate": 0.05, "warmup_steps": 2, **(optim or {})}),
@@ -31,7 +32,8 @@ def make_config(mesh: MeshConfig = EIGHT, optim=None, losses=None, **train) -> R
 
 def make_parts(config: RunConfig, stream=None, validation=None):
   """The parts of `fit`, and a fresh state."""
-  mesh = axes.make_mesh(config.mesh)
+  size = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
+  mesh = axes.make_mesh(config.mesh, jax.devices()[:size])
   split = state_lib.Split(TinyVlm(), trainable, mesh)
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)

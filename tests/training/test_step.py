@@ -33,7 +33,7 @@ def losses_of(config, steps=4):
 
 def one_device():
   """The same computation with plain JAX and optax: no mesh, no accumulation, no clipping code of ours."""
-  config = make_config()
+  config = make_config(mesh=MeshConfig(data=1))
   model = fakes.TinyVlm()
   mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   split = state_lib.Split(model, fakes.trainable, mesh)
