@@ -63,7 +63,7 @@ def generate(
   _check(vlm, batch, max_new_tokens, temperature, top_p)
   length = bucket(batch.tokens_BT.shape[1] + max_new_tokens, 16)
   graphdef, state = nnx.split(vlm)
-  stop_ids_K = np.asarray(stop_ids if stop else (), np.int32)
+  stop_ids_K = _padded(stop_ids if stop else ())
   with _context(mesh):
     logits_BV, cache = _prefill(graphdef, state, batch, length)
     new_BT, _ = _decode(
@@ -100,7 +100,7 @@ def stream(
   """`generate` token by token: yields int32 (B,), the same tokens, until all samples have stopped."""
   _check(vlm, batch, max_new_tokens, temperature, top_p)
   graphdef, state = nnx.split(vlm)
-  stop_ids_K, done_B = np.asarray(stop_ids, np.int32), _finished(batch)
+  stop_ids_K, done_B = _padded(stop_ids), _finished(batch)
   key = jax.random.key(seed)
   with _context(mesh):
     logits_BV, cache = _prefill(graphdef, state, batch, bucket(batch.tokens_BT.shape[1] + max_new_tokens, 16))
@@ -203,6 +203,11 @@ def _choose(logits_BV, temperature, top_p, key, *, sampled: bool, nucleus: bool)
 
 
 _choose_jit = jax.jit(_choose, static_argnames=("sampled", "nucleus"))
+
+
+def _padded(stop_ids: Sequence[int]) -> np.ndarray:
+  """Stop tokens in an array of one usual shape, filled up with what no token is."""
+  return np.array([*stop_ids, *[-1] * (-len(stop_ids) % 4 or 4 * (not stop_ids))], np.int32)
 
 
 def _finished(batch: Batch) -> np.ndarray:
