@@ -21,6 +21,8 @@ from spatialvlm.types import UserError
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 IDENTITY_FILE = "identity.json"
+PAGE_FILE = "inspect.html"
+BOARD_FOLDER = "tensorboard"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
@@ -43,16 +45,28 @@ def check(path: pathlib.Path, config: Any) -> bool:
     raise UserError(f"{path}: is a file; name a folder with --workdir")
   stored = path / CONFIG_FILE
   if not stored.exists():
-    if any(path.iterdir()):
+    if _results(path):
       raise UserError(f"{path}: not empty, and it holds no run ({CONFIG_FILE}); name another --workdir")
     return False
-  other = _different(_completed(_read(stored), type(config)), config_lib.to_dict(config))
+  old, new = _completed(_read(stored), type(config)), config_lib.to_dict(config)
+  # A mistake in the settings often ends a run at its first step, and the same folder is wanted again.
+  way_out = (
+    "name another --workdir" if _results(path) else "delete it (no results yet), or name another --workdir"
+  )
+  if not isinstance(old, Mapping) or set(old) - set(new):
+    raise UserError(f"{path}: holds a run of another command or version; {way_out}")
+  other = _different(old, new)
   if other:
     more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-    raise UserError(
-      f"{path}: holds a run with other settings ({'; '.join(other[:3])}{more}); name another --workdir"
-    )
+    raise UserError(f"{path}: holds a run with other settings ({'; '.join(other[:3])}{more}); {way_out}")
   return True
+
+
+def _results(path: pathlib.Path) -> bool:
+  """Whether a folder holds more than a run's description, the page of `inspect_data`, and empty files."""
+  mere = {CONFIG_FILE, ENVIRONMENT_FILE, IDENTITY_FILE, PAGE_FILE}
+  found = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.stat().st_size)
+  return any(str(file) not in mere and file.parts[0] != BOARD_FOLDER for file in found)
 
 
 def claim(path: pathlib.Path, config: Any, identity: Mapping[str, Any] | None = None) -> bool:

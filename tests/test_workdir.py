@@ -44,8 +44,9 @@ def test_another_config_is_refused_and_named(tmp_path):
   other = dataclasses.replace(CONFIG, model=ModelConfig(path="b"))
   with pytest.raises(UserError, match=r'other settings \(model.path: "a", now "b"\)'):
     workdir.check(tmp_path, other)
-  with pytest.raises(UserError, match=r"other settings .* more"):
-    workdir.claim(tmp_path, RunConfig())
+  score = dataclasses.replace(CONFIG.score, batch_size=1, limit=2, seed=3)
+  with pytest.raises(UserError, match=r"other settings .* and 1 more"):
+    workdir.claim(tmp_path, dataclasses.replace(other, score=score))
   assert json.loads((tmp_path / "config.json").read_text())["model"]["path"] == "a"
 
 
@@ -88,3 +89,21 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     workdir.write_json(tmp_path / "x.json", {"a": 2})
   assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
   assert [f.name for f in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_the_way_out_depends_on_whether_there_is_anything_to_lose(tmp_path):
+  other = dataclasses.replace(CONFIG, name="other")
+  (tmp_path / "inspect.html").write_text("a page that inspect_data left here is no reason to refuse")
+  workdir.claim(tmp_path, CONFIG)
+  (tmp_path / "metrics.jsonl").touch()
+  with pytest.raises(UserError, match=r"delete it \(no results yet\)"):
+    workdir.check(tmp_path, other)
+  (tmp_path / "metrics.jsonl").write_text("{}\n")
+  with pytest.raises(UserError, match=r"now \"other\"\); name another --workdir"):
+    workdir.check(tmp_path, other)
+
+
+def test_a_run_of_another_command_is_called_that(tmp_path):
+  workdir.claim(tmp_path, CONFIG)
+  with pytest.raises(UserError, match="holds a run of another command or version"):
+    workdir.check(tmp_path, RunConfig())

@@ -241,10 +241,10 @@ def tiler_from_config(
     )
   if not config.get("do_resize", True):
     raise UserError(f"{where}: do_resize=false is not supported: tiles would have no fixed size")
-  edge = longest_edge or config.get("size", {"longest_edge": 4 * 364}).get("longest_edge")
-  tile = config.get("max_image_size", {"longest_edge": 364}).get("longest_edge")
+  edge = longest_edge if longest_edge is not None else _longest_edge(config.get("size", 4 * 364))
+  tile = _longest_edge(config.get("max_image_size", 364))
   if not edge or not tile:
-    raise UserError(f"{where}: size and max_image_size must each name a longest_edge")
+    raise UserError(f"{where}: size and max_image_size must each name a longest_edge in pixels")
   normalise = config.get("do_normalize", True)
   split = config.get("do_image_splitting", True) if split_images is None else split_images
   return Tiler(
@@ -259,6 +259,11 @@ def tiler_from_config(
     mean=_triple(config.get("image_mean", 0.5)) if normalise else None,
     std=_triple(config.get("image_std", 0.5)) if normalise else None,
   )
+
+
+def _longest_edge(size: Any) -> int | None:
+  edge = size.get("longest_edge") if isinstance(size, Mapping) else size
+  return edge if isinstance(edge, int) and edge > 0 else None
 
 
 def _triple(value: Any) -> tuple[float, ...]:

@@ -399,7 +399,9 @@ def load_processor(
   pad = tokenizer.token_to_id(names.get("pad_token", ""))
   if pad is None:
     pad = next(iter(files.as_list(generation.get("pad_token_id"))), end)
-  context = config.get("text_config", {}).get("max_position_embeddings") or settings.get("model_max_length")
+  context = files.group(config, "text_config", folder).get("max_position_embeddings") or settings.get(
+    "model_max_length"
+  )
   processor = Processor(
     tokenizer,
     prompts.ChatTemplate(files.template(folder, outer, settings), names, str(folder)),

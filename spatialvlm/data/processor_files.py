@@ -15,10 +15,13 @@ from spatialvlm.types import UserError
 
 def tokens_per_tile(config: Mapping, outer: Mapping, tiler: Tiler, folder: Path) -> int:
   said = outer.get("image_seq_len")
-  vision = config.get("vision_config", {})
+  vision = group(config, "vision_config", folder)
   if not config or "patch_size" not in vision:
     return said or 169  # the default of transformers' processors
-  made = (tiler.tile_size // vision["patch_size"] // config.get("scale_factor", 2)) ** 2
+  patch, factor = vision["patch_size"], config.get("scale_factor", 2)
+  if not all(isinstance(n, int) and n > 0 for n in (patch, factor)):
+    raise UserError(f"{folder}/config.json: patch_size {patch!r} and scale_factor {factor!r} must be numbers")
+  made = (tiler.tile_size // patch // factor) ** 2
   if said not in (None, made):
     raise UserError(
       f"{folder}: processor_config.json says image_seq_len {said}, but tiles of {tiler.tile_size} pixels make"
@@ -68,6 +71,14 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise UserError(f"{file}: expected a JSON object")
   return found
+
+
+def group(config: Mapping, key: str, folder: Path) -> Mapping[str, Any]:
+  """A nested object of config.json, empty where it is left out or null."""
+  value = config.get(key)
+  if value is not None and not isinstance(value, Mapping):
+    raise UserError(f"{folder}/config.json: {key}: expected an object, got {value!r}")
+  return value or {}
 
 
 def content(token: Any) -> str | None:
