@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import app, flags
-
-from spatialvlm.launch import _main
+from absl import flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +25,7 @@ def run(capfd: pytest.CaptureFixture, name: str, *arguments: object) -> Done:
 
   Each command has flags of its own, which another one may have as well; so its module is imported anew.
   """
-  full, known = f"spatialvlm.launch.{name}", set(flags.FLAGS)
+  full = f"spatialvlm.launch.{name}"
   sys.modules.pop(full, None)
   module = importlib.import_module(full)
   old, sys.argv = sys.argv, [f"launch/{name}.py", *map(str, arguments)]
@@ -37,8 +35,9 @@ def run(capfd: pytest.CaptureFixture, name: str, *arguments: object) -> Done:
       module.run()
   finally:
     sys.argv = old
-    for flag in set(flags.FLAGS) - known:
-      delattr(flags.FLAGS, flag)
+    for flag in list(flags.FLAGS):  # libraries that were imported meanwhile keep theirs
+      if str(flags.FLAGS.find_module_defining_flag(flag)).startswith("spatialvlm.launch"):
+        delattr(flags.FLAGS, flag)
     flags.FLAGS.unparse_flags()
   return Done(ended.value.code or 0, *capfd.readouterr())
 
@@ -50,6 +49,3 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
     stat = path.lstat()
     found[str(path.relative_to(folder))] = (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
   return found
-
-
-assert app and _main  # flags of absl and of ours stand before `known` is taken
