@@ -1,0 +1,79 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatialvlm.core.attention import KVCache, attend
+from spatialvlm.core.masks import attention_mask, cached_mask, positions
+from tests.models.support import jit
+
+RNG = np.random.default_rng(0)
+
+
+def slow(q, k, v, mask):
+  """Attention head by head and query by query, in float64."""
+  B, T, N, H = q.shape
+  group = N // k.shape[2]
+  out = np.zeros(q.shape)
+  for b in range(B):
+    for n in range(N):
+      for t in range(T):
+        scores = k[b, :, n // group] @ q[b, t, n] / np.sqrt(H)
+        if mask is not None:
+          scores = np.where(mask[b, min(t, mask.shape[1] - 1)], scores, -np.inf)
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = weights / weights.sum() @ v[b, :, n // group]
+  return out
+
+
+def draw(T, S, N, K, H=4, B=2):
+  return (RNG.normal(size=(B, T, N, H)), RNG.normal(size=(B, S, K, H)), RNG.normal(size=(B, S, K, H)))
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("kind", ["none", "full", "keys"])
+def test_attend(heads, kv_heads, kind):
+  q, k, v = draw(5, 7, heads, kv_heads)
+  mask = {"none": None, "full": RNG.random((2, 5, 7)) < 0.6, "keys": RNG.random((2, 1, 7)) < 0.6}[kind]
+  if mask is not None:
+    mask[..., 0] = True
+  f32 = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+  got = jit(attend, static_argnums=4)(*f32, None if mask is None else jnp.asarray(mask), "xla")
+  np.testing.assert_allclose(got, slow(q, k, v, mask), atol=1e-5)
+
+
+def test_query_that_sees_nothing_makes_no_nan():
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in draw(2, 3, 2, 2))
+  mask = jnp.zeros((2, 2, 3), bool).at[:, 0].set(True)
+  out, grads = jax.value_and_grad(lambda q: jnp.sum(attend(q, k, v, mask, "xla") ** 2))(q)
+  assert np.isfinite(out) and np.isfinite(grads).all()
+  np.testing.assert_allclose(attend(q, k, v, mask, "xla")[:, 1], np.asarray(v).mean(1), atol=1e-6)
+
+
+def test_positions_count_valid_tokens():
+  valid = jnp.asarray([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+  np.testing.assert_array_equal(positions(valid), [[0, 0, 0, 1, 2], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+
+
+def test_masks():
+  valid = jnp.asarray([[1, 1, 1, 0]], bool)
+  causal = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+  np.testing.assert_array_equal(attention_mask(valid)[0], np.array(causal, bool))
+  prefix = [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+  ar = jnp.asarray([[False, False, True, True]])
+  np.testing.assert_array_equal(attention_mask(valid, ar)[0], np.array(prefix, bool))
+
+
+def test_cached_mask_is_the_rest_of_the_whole_mask():
+  valid = jnp.asarray([[1, 1, 0, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 0]], bool)
+  whole = attention_mask(valid)
+  got = cached_mask(valid, jnp.int32(3), 3)
+  np.testing.assert_array_equal(got, whole[:, 3:6])
+
+
+def test_cache_marks_slots():
+  empty = KVCache((), (), jnp.zeros((2, 5), bool), jnp.int32(0))
+  one = empty.extend(jnp.asarray([[True, True], [False, True]]))
+  two = one.extend(jnp.asarray([[True], [True]]))
+  assert int(two.length) == 3
+  np.testing.assert_array_equal(two.valid_BS, [[1, 1, 1, 0, 0], [0, 1, 1, 0, 0]])
