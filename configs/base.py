@@ -1,16 +1,18 @@
 """Base training of the tiny SmolVLM from drawn weights, on skills of rendered scenes.
 
-`python launch/make_tiny.py --out=checkpoints/smolvlm-tiny` writes what this reads: sizes and tokenizer. Three
+`python launch/make_tiny.py --out=checkpoints/smolvlm-tiny` writes what this reads: sizes and tokenizer. Four
 stages, each a run of its own that starts from the model of the one before:
 
   python launch/train.py --config=configs/base.py:tiny,stage=1 --workdir=runs/base-tiny-1
   python launch/train.py --config=configs/base.py:tiny,stage=2 --workdir=runs/base-tiny-2
   python launch/train.py --config=configs/base.py:tiny,stage=3 --workdir=runs/base-tiny-3
+  python launch/train.py --config=configs/base.py:tiny,stage=4 --workdir=runs/base-tiny-4
 
 1. Everything at once, until the decoder finds what a box holds (colours, not yet shapes).
 2. Vision tower and connector alone, by the words that image tokens are to say: the decoder and with it those
    words stand still, and a picture costs a third.
-3. Everything again, to the end of the schedule.
+3. Everything again, so that the decoder reads shapes too.
+4. Everything at half the rate, to the end of the schedule; image tokens also say where their object is.
 """
 
 from __future__ import annotations
@@ -35,13 +37,23 @@ from spatialvlm.data.scenes.skills import DEFAULT_TASKS
 from spatialvlm.types import UserError
 
 # First vocabulary id and number of the words of each dense target (`data.scenes.vocabulary.DENSE_WORDS`).
-WORDS = {"color": (259, 6), "shape": (265, 4), "box": (269, 4), "depth": (273, 8)}
+WORDS = {
+  "color": (259, 6),
+  "shape": (265, 4),
+  "box": (269, 4),
+  "depth": (273, 8),
+  "row": (281, 3),
+  "column": (284, 3),
+}
 NO_BOX = 3
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
-  """`tiny`, `tiny,stage=1` .. `tiny,stage=3`; `tiny` is its last stage."""
-  stages = {"tiny": _joint, "tiny,stage=1": _start, "tiny,stage=2": _vision, "tiny,stage=3": _joint}
+  """`tiny`, `tiny,stage=1` .. `tiny,stage=4`; `tiny` is the last."""
+  stages = {
+    "tiny": _last,
+    **{f"tiny,stage={i + 1}": s for i, s in enumerate((_start, _vision, _joint, _last))},
+  }
   if arg not in stages:
     raise UserError(f"configs/base.py: unknown argument {arg!r}; known: {', '.join(stages)}")
   return ConfigDict(to_dict(stages[arg]()), convert_dict=False)
@@ -67,9 +79,9 @@ def _vision() -> RunConfig:
     model=ModelConfig(path="runs/base-tiny-1/model"),
     peft=PeftConfig(method="none", target="", full=r"model\.(vision_model|connector)\..*"),
     data=_data(seed=3, turns=1),
-    optim=_muon(schedule="cosine", warmup_steps=50, final_fraction=0.1),
+    optim=_muon(schedule="cosine", warmup_steps=50, final_fraction=0.3),
     losses=_words(color=0.5, shape=1.5, box=1.0, depth=0.3),
-    train=_train(steps=1500, batch_size=32),
+    train=_train(steps=1000, batch_size=32),
   )
 
 
@@ -79,9 +91,26 @@ def _joint() -> RunConfig:
     name="base-tiny-3",
     model=ModelConfig(path="runs/base-tiny-2/model"),
     data=_data(seed=5, turns=5, tasks={**DEFAULT_TASKS, "letters": 1.0, "choose": 1.0}, text=0.08),
-    optim=_muon(schedule="cosine", warmup_steps=100),
+    optim=_muon(schedule="constant", warmup_steps=100),
     losses={"answer": LossConfig("answer"), **_words(color=0.3, shape=0.5, box=0.5, depth=0.2)},
-    train=_train(steps=3600, batch_size=16),
+    train=_train(steps=700, batch_size=16),
+  )
+
+
+def _last() -> RunConfig:
+  return dataclasses.replace(
+    _joint(),
+    name="base-tiny-4",
+    model=ModelConfig(path="runs/base-tiny-3/model"),
+    data=_data(
+      seed=7, turns=5, tasks={**DEFAULT_TASKS, "letters": 1.0, "choose": 1.0, "describe": 0.3}, text=0.08
+    ),
+    optim=_muon(rate=2e-3, schedule="cosine", warmup_steps=50),
+    losses={
+      "answer": LossConfig("answer"),
+      **_words(color=0.3, shape=1.0, box=0.5, depth=0.1, row=0.3, column=0.3),
+    },
+    train=_train(steps=3200, batch_size=16),
   )
 
 
@@ -104,10 +133,14 @@ def _data(seed: int, turns: int, tasks: dict[str, float] | None = None, text: fl
   )
 
 
-def _muon(**settings) -> OptimConfig:
-  kwargs = {"consistent_rms": 0.2, "adam_b2": 0.98}
+def _muon(rate: float = 4e-3, **settings) -> OptimConfig:
   return OptimConfig(
-    name="muon", learning_rate=4e-3, weight_decay=0.01, clip_norm=1.0, kwargs=kwargs, **settings
+    name="muon",
+    learning_rate=rate,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    kwargs={"consistent_rms": 0.2, "adam_b2": 0.98},
+    **settings,
   )
 
 

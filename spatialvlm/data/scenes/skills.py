@@ -29,6 +29,7 @@ CHOOSE = "Select from the following choices."
 # Share of pictures with no, one, two and three boxes drawn.
 _BOX_SHARES = (0.04, 0.16, 0.3, 0.5)
 # Depth of an object in steps, geometric from 2 to 9 metres: the classes of the dense target "depth".
+DENSE = ("color", "shape", "box", "depth", "row", "column")
 DEPTH_STEPS, _NEAREST, _FARTHEST = 8, 2.5, 9.0
 
 
@@ -56,9 +57,13 @@ def letter_prompt(question: str, choices: Sequence[str]) -> str:
 
 def cell(picture: Picture, o: world.SceneObject) -> str:
   """The third of the picture that an object's box is centred on: "top left" .. "bottom right"."""
+  row, column = _thirds(o, picture.size)
+  return f"{ROWS[row]} {COLUMNS[column]}"
+
+
+def _thirds(o: world.SceneObject, size: int) -> tuple[int, int]:
   x0, y0, x1, y1 = o.box
-  column, row = (int(3 * (a + b) / 2 / picture.size) for a, b in ((x0, x1), (y0, y1)))
-  return f"{ROWS[min(row, 2)]} {COLUMNS[min(column, 2)]}"
+  return min(int(3 * (y0 + y1) / 2 / size), 2), min(int(3 * (x0 + x1) / 2 / size), 2)
 
 
 def _pick(rng: np.random.Generator, items: Sequence):
@@ -296,11 +301,12 @@ def dense_targets(picture: Picture) -> dict[str, np.ndarray]:
   """What each pixel shows, int8 (H, W), -1 for everything that is no object.
 
   "color" and "shape" index COLORS and SHAPES; "box" is the box drawn around the pixel's object (index into
-  BOXES, 3 for none); "depth" is the object's distance along the optical axis in DEPTH_STEPS geometric steps.
+  BOXES, 3 for none); "depth" is the object's distance along the optical axis in DEPTH_STEPS geometric steps;
+  "row" and "column" index ROWS and COLUMNS, the third of the picture that the object's box is centred on.
   """
   frame = picture.frame
   highlighted = {o.index: BOXES.index(color) for color, o in picture.boxes.items()}
-  table = np.full((4, world.render.MAX_OBJECTS + 1), -1, np.int8)
+  table = np.full((len(DENSE), world.render.MAX_OBJECTS + 1), -1, np.int8)
   for o in frame.objects:
     step = np.log(o.center_camera[2] / _NEAREST) / np.log(_FARTHEST / _NEAREST) * DEPTH_STEPS
     table[:, o.index] = (
@@ -308,6 +314,7 @@ def dense_targets(picture: Picture) -> dict[str, np.ndarray]:
       world.SHAPES.index(o.shape),
       highlighted.get(o.index, len(BOXES)),
       int(np.clip(step, 0, DEPTH_STEPS - 1)),
+      *_thirds(o, picture.size),
     )
   maps = table[:, frame.instance]  # -1, no object, is the last column
-  return dict(zip(("color", "shape", "box", "depth"), maps, strict=True))
+  return dict(zip(DENSE, maps, strict=True))

@@ -22,6 +22,8 @@ DENSE_WORDS = {
   "shape": world.SHAPES,
   "box": (*skills.BOXES, "none"),
   "depth": ("nearest", "nearer", "near", "close", "middling", "far", "farther", "farthest"),
+  "row": skills.ROWS,
+  "column": skills.COLUMNS,
 }
 _TEMPLATES = (
   "How many {}s are in the image?",

@@ -123,6 +123,7 @@ def test_dense_targets_lie_on_the_objects(frames, conversations):
       at = frame.instance == o.index
       assert (example.dense["color"][at] == world.COLORS.index(o.color)).all()
       assert (example.dense["shape"][at] == world.SHAPES.index(o.shape)).all()
+    assert tuple(example.dense) == skills.DENSE
     highlighted = np.unique(example.dense["box"][~empty])
     drawn = boxes_drawn(frame.image, example.images[0])
     assert {skills.BOXES[i] for i in highlighted if i < 3} == drawn
