@@ -24,7 +24,7 @@ ORDER = {
 # `data` is apart: it knows these alone, and the rooms below evaluation do not know it.
 DATA_KNOWS = {"types", "config", "data"}
 DATA_KNOWN_BY = {"data", "evaluation", "training", "api", "launch"}
-RECIPES_KNOW = {"types", "config"}
+RECIPES_KNOW = {"types", "config", "data"}
 # Libraries that only some rooms may import.
 ONLY_IN = {
   "absl": {"launch"},
@@ -83,7 +83,7 @@ def wrong(room: str, name: str) -> str:
   if target == room:
     return ""
   if room == "configs":
-    return "" if target in RECIPES_KNOW else "recipes know types and config"
+    return "" if target in RECIPES_KNOW else "recipes know types, config and data"
   if room == "data":
     return "" if target in DATA_KNOWS else "data knows types and config"
   if target == "data":
