@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spatialvlm.hub import resolve
+from spatialvlm.hub.resolve import read_json
 from spatialvlm.peft.lora import LoraSpec
 from spatialvlm.types import UserError
 
@@ -59,7 +59,7 @@ def read_config(file: Path) -> dict[str, Any]:
   """
   if not file.is_file():
     raise UserError(f"{file}: missing; a PEFT folder needs it")
-  config = resolve.read_json(file)
+  config = read_json(file)
   if config.get("peft_type") != "LORA":
     raise UserError(f"{file}: peft_type {config.get('peft_type')!r} is not supported (only 'LORA')")
   wrong = [f"{k}={v!r}" for k, v in config.items() if v and k not in (*_READ, *_HARMLESS)]
@@ -113,6 +113,11 @@ def whole_parameters(config: Mapping[str, Any], parameters: Iterable[str], found
     if (saved and any(module.endswith(saved) for module in _above(name)))
     or (name in found and name.endswith(beside))
   ]
+
+
+def base_of(name: str) -> str | None:
+  """The base's parameter that a tensor repeats, where peft saved the layer under an adapter with it."""
+  return name.replace(".base_layer.", ".") if ".base_layer." in name else None
 
 
 def why_unmapped(name: str, linears: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from spatialvlm.hub import resolve, rules, tensors
+from spatialvlm.hub import rules, tensors
+from spatialvlm.hub.resolve import resolve
 from spatialvlm.models.registry import FAMILIES
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.peft import foreign, select, surgery
@@ -63,7 +64,7 @@ def load_adapter(vlm: Vlm, folder: str | Path, dropout: float | None = None) -> 
   """
   if any(isinstance(part, (LoraLinear, FullParam)) for _, part in nnx.iter_graph(vlm)):
     raise UserError(f"{folder}: the model already carries an adapter; load it on a fresh base")
-  folder = resolve.resolve(folder)
+  folder = resolve(folder)
   config = foreign.read_config(folder / CONFIG)
   entries = _read_entries(folder, vlm.config.family)
   _join_or_untie(vlm, entries)
@@ -213,7 +214,11 @@ def _check_fit(vlm, entries, specs: Mapping[str, LoraSpec], whole: list[str], fo
     wanted[name] = rules.file_shape(select.get(vlm, path).shape, dotted, vlm.config.family)
   problems = [f"{name}: missing" for name in wanted if name not in entries]
   for name, entry in entries.items():
-    if name not in wanted:
+    base = foreign.base_of(name)
+    if base in parameters:
+      if not _is_base(vlm, parameters[base], entry):
+        problems.append(f"{name}: not the model's own weight; the adapter belongs to another base")
+    elif name not in wanted:
       problems.append(f"{name}: {foreign.why_unmapped(name, linears, parameters)}")
     elif entry.shape != tuple(wanted[name]):
       problems.append(f"{name}: shape {list(entry.shape)}, wanted {list(wanted[name])}")
@@ -235,6 +240,15 @@ def _join_or_untie(vlm: Vlm, entries: dict[str, tensors.Entry]) -> None:
     del entries[f"{head}.weight"]
   elif pair or any(name.startswith(f"{head}.") for name in entries):
     surgery.untie(vlm)
+
+
+def _is_base(vlm: Vlm, path: select.Path, entry: tensors.Entry) -> bool:
+  """Whether a base weight that peft saved beside its adapter is the one that the model has."""
+  variable, dotted = select.get(vlm, path), ".".join(map(str, path))
+  if entry.shape != rules.file_shape(variable.shape, dotted, vlm.config.family):
+    return False
+  theirs = rules.from_file(entry.read(), dotted, vlm.config.family).astype(variable.dtype)
+  return np.array_equal(theirs.astype(np.float32), _host(variable))
 
 
 def _host(variable: nnx.Variable) -> np.ndarray:

@@ -1,0 +1,87 @@
+"""Adapters made by Hugging Face peft: every option that is read here, with all trained values random."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+
+# name -> (options of LoraConfig, family of the base: smolvlm has a head of its own, idefics3 a tied one)
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+  "suffixes": ({"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "fc1"]}, "smolvlm"),
+  "regex": (
+    {
+      "r": 3,
+      "lora_alpha": 5,
+      "use_rslora": True,
+      "target_modules": r"model\.text_model\..*\.(q|k|v|o)_proj|lm_head|model\.connector\..*\.proj",
+    },
+    "smolvlm",
+  ),
+  "patterns": (
+    {
+      "r": 4,
+      "lora_alpha": 4,
+      "target_modules": ["q_proj", "down_proj", "fc2"],
+      "rank_pattern": {r"layers\.0\.self_attn\.q_proj": 2, "fc2": 5},
+      "alpha_pattern": {"down_proj": 12, r"^model\.text_model\.layers\.1\..*q_proj": 9},
+    },
+    "smolvlm",
+  ),
+  "dora": ({"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": "all-linear"}, "smolvlm"),
+  "saved": (
+    {
+      "r": 2,
+      "use_dora": True,
+      "use_rslora": True,
+      "target_modules": ["q_proj", "o_proj", "proj"],
+      # by their ends, so `norm` names input_layernorm as well; the connector's proj is in both lists
+      "modules_to_save": ["lm_head", "embed_tokens", "norm", "connector", "patch_embedding"],
+    },
+    "smolvlm",
+  ),
+  "layers": (
+    {
+      "r": 2,
+      "target_modules": ["q_proj", "k_proj", "up_proj"],
+      "layers_to_transform": [1],
+      "layers_pattern": "layers",
+      "exclude_modules": ["text_model.layers.1.self_attn.k_proj"],
+    },
+    "smolvlm",
+  ),
+  "tied": (
+    {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "idefics3",
+  ),
+  "parted": ({"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, "idefics3"),
+  "parted_both": (
+    {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "idefics3",
+  ),
+  "parted_head": ({"r": 2, "target_modules": ["lm_head", "q_proj"]}, "idefics3"),
+}
+
+
+def adapt(base: torch.nn.Module, options: dict[str, Any], seed: int = 1) -> peft.PeftModel:
+  """A PeftModel around a copy of `base`, whose every trained value has moved from its start."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # peft advises on tied weights
+    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**options)).eval()
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      if parameter.requires_grad:
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+  return model
+
+
+def save(model: peft.PeftModel, folder: str | Path) -> Path:
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    model.save_pretrained(folder)
+  return Path(folder)

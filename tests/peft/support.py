@@ -1,0 +1,58 @@
+"""A small model, a prompt with an image, and what the tests of adapters ask of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spatialvlm import peft
+from spatialvlm.core.axes import sharding_of
+from spatialvlm.models.registry import FAMILIES
+from spatialvlm.models.vlm import Vlm
+from spatialvlm.types import Batch
+from tests import tiny_model
+
+TRAINED = nnx.Any(nnx.LoRAParam, peft.FullParam)
+
+
+def build(dtype="float32", mesh=None, **settings) -> Vlm:
+  """A SmolVLM of two layers each, always with the same random numbers; nothing is compiled for it."""
+  config = FAMILIES["smolvlm"].parse_config(
+    tiny_model.config_json() | settings, dtype=dtype, attention="xla", where="test"
+  )
+  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0))))
+  rng = np.random.default_rng(0)
+
+  def draw(variable):
+    shape = variable.shape
+    value = rng.normal(size=shape) / shape[0] ** 0.5 if len(shape) > 1 else rng.uniform(0.5, 1, shape)
+    value = jnp.asarray(value, variable.dtype)
+    return variable.replace(value if mesh is None else jax.device_put(value, sharding_of(variable, mesh)))
+
+  return nnx.merge(graphdef, jax.tree.map(draw, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+
+
+def batch(dtype=np.float32) -> Batch:
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(3, 59, (2, 8))
+  tokens[:, 1:5] = 60
+  slots = np.where(tokens == 60, np.arange(8) - 1, -1)
+  return Batch(
+    tokens_BT=jnp.asarray(tokens, jnp.int32),
+    valid_BT=jnp.ones(tokens.shape, bool),
+    pixels_NHWC=jnp.asarray(rng.normal(size=(2, 16, 16, 3)), dtype),
+    image_slot_BT=jnp.asarray(slots, jnp.int32),
+  )
+
+
+def logits(vlm) -> np.ndarray:
+  # Op by op: what one adapter has compiled serves the next, while whole programs differ.
+  return np.asarray(vlm(batch()))
+
+
+def moved(vlm, size=0.2, seed=3):
+  """The same model with every trained value moved from its start."""
+  graphdef, params, rest = nnx.split(vlm, TRAINED, ...)
+  rng = np.random.default_rng(seed)
+  move = lambda x: jax.device_put(x + size * jnp.asarray(rng.normal(size=x.shape), x.dtype), x.sharding)
+  return nnx.merge(graphdef, jax.tree.map(move, params), rest)

@@ -1,0 +1,206 @@
+"""Which layers are adapted, what is trained, where it lies, and what is said of a bad pattern."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spatialvlm import peft
+from spatialvlm.config import PeftConfig
+from spatialvlm.core import axes
+from spatialvlm.peft import select
+from spatialvlm.types import UserError
+from tests.peft import support
+
+
+@pytest.fixture(scope="module")
+def plain():
+  return support.build()
+
+
+def adapters(vlm):
+  found = {n: select.get(vlm, p) for n, p in select.linear_paths(vlm).items()}
+  return {name: layer for name, layer in found.items() if isinstance(layer, peft.LoraLinear)}
+
+
+def test_every_linear_layer_can_carry_an_adapter(plain):
+  vlm = peft.apply(nnx.clone(plain), PeftConfig(target=".*", rank=2))
+  text = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
+  sight = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.out_proj",
+    "mlp.fc1",
+    "mlp.fc2",
+  ]
+  expected = {f"model.text_model.layers.{i}.{n}" for i in range(2) for n in text}
+  expected |= {f"model.vision_model.encoder.layers.{i}.{n}" for i in range(2) for n in sight}
+  expected |= {"model.connector.modality_projection.proj", "lm_head"}
+  assert set(adapters(vlm)) == expected
+  assert np.array_equal(support.logits(vlm), support.logits(plain))
+
+
+def test_ranks_and_scales_by_pattern(plain):
+  config = PeftConfig(
+    target=r".*text_model.*\.(q|k)_proj",
+    rank=4,
+    alpha=8.0,
+    rank_pattern={r".*layers\.0.*q_proj": 2},
+    alpha_pattern={r".*k_proj": 3.0},
+  )
+  found = adapters(peft.apply(nnx.clone(plain), config))
+  stem = "model.text_model.layers."
+  specs = {name.removeprefix(stem): (layer.spec.rank, layer.spec.scale) for name, layer in found.items()}
+  assert specs == {
+    "0.self_attn.q_proj": (2, 4.0),
+    "1.self_attn.q_proj": (4, 2.0),
+    "0.self_attn.k_proj": (4, 0.75),
+    "1.self_attn.k_proj": (4, 0.75),
+  }
+  assert found[stem + "0.self_attn.q_proj"].lora_a.shape == (24, 2)
+
+
+def test_counts_and_filter(plain):
+  config = PeftConfig(
+    target=r".*text_model.*q_proj", rank=3, full=r"model\.text_model\.norm|model\.connector"
+  )
+  vlm = peft.apply(nnx.clone(plain), config)
+  total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(plain)))
+  factors = 2 * (24 * 3 + 3 * 32)
+  trainable = peft.trainable_filter(vlm, config)
+  assert peft.count_parameters(vlm, trainable) == (factors + 24 + 64 * 24, total + factors)
+  _, params, frozen = nnx.split(vlm, trainable, ...)
+  trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
+  assert trained == {
+    "connector.proj.kernel",
+    "decoder.norm.scale",
+    *(f"decoder.stack.layers.{i}.attn.q_proj.{f}" for i in range(2) for f in ("lora_a", "lora_b")),
+  }
+  assert len(jax.tree.leaves(frozen)) == len(jax.tree.leaves(nnx.state(plain))) - 2
+
+
+def test_what_is_trained_in_full_gets_no_adapter(plain):
+  vlm = peft.apply(nnx.clone(plain), PeftConfig(target=r"lm_head|.*text_model.*q_proj", full="lm_head"))
+  assert isinstance(vlm.decoder.lm_head.kernel, peft.FullParam)
+  assert "lm_head" not in adapters(vlm)
+
+
+def test_full_training_alone_and_of_one_parameter(plain):
+  vlm = peft.apply(nnx.clone(plain), PeftConfig(method="none", full=r".*layers\.1\.mlp\.fc1\.bias"))
+  (leaf,) = jax.tree.leaves(nnx.state(vlm, peft.trainable_filter(vlm, PeftConfig(method="none"))))
+  assert leaf.shape == (24,)
+  everything = peft.apply(nnx.clone(plain), PeftConfig(method="none", full=".*"))
+  assert peft.count_parameters(everything, support.TRAINED)[0] == peft.count_parameters(plain, nnx.Param)[0]
+
+
+def test_a_tied_embedding_is_trained_once():
+  vlm = support.build(tie_word_embeddings=True)
+  before = support.logits(vlm)
+  peft.apply(vlm, PeftConfig(target=r".*q_proj", full=r".*embed_tokens"))
+  assert np.array_equal(support.logits(vlm), before)
+  _, params, _ = nnx.split(vlm, peft.FullParam, ...)
+  assert [leaf.shape for leaf in jax.tree.leaves(params)] == [(64, 24)]
+
+
+def test_first_values_depend_on_seed_and_name_alone(plain):
+  narrow = adapters(peft.apply(nnx.clone(plain), PeftConfig(target=r".*text_model.*q_proj", seed=4)))
+  wide = adapters(peft.apply(nnx.clone(plain), PeftConfig(target=".*", seed=4)))
+  other = adapters(peft.apply(nnx.clone(plain), PeftConfig(target=".*", seed=5)))
+  drawn = []
+  for name, layer in narrow.items():
+    a = np.asarray(layer.lora_a[...])
+    assert np.array_equal(a, wide[name].lora_a[...]) and not np.array_equal(a, other[name].lora_a[...])
+    assert np.abs(a).max() <= 24**-0.5 < 1.2 * np.abs(a).max() and abs(a.mean()) < 0.05
+    assert np.std(a) == pytest.approx((24 * 3) ** -0.5, rel=0.15)  # of a uniform law
+    assert not layer.lora_b[...].any()
+    drawn.append(a)
+  assert not np.array_equal(*drawn)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_factors_are_born_on_the_shards_of_their_base(dora):
+  config = PeftConfig(target=".*", rank=4, dora=dora, full=r"model\.text_model\.norm")
+  alone = support.moved(peft.apply(support.build(), config))
+  mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  spread = peft.apply(support.build(mesh=mesh), config)
+  for _, variable in nnx.to_flat_state(nnx.state(spread)):
+    assert variable[...].sharding.is_equivalent_to(axes.sharding_of(variable, mesh), variable[...].ndim)
+  layer = spread.decoder.stack.layers[0].attn.q_proj
+  assert layer.lora_a[...].sharding.shard_shape((24, 4)) == (12, 4)
+  assert layer.lora_b[...].sharding.shard_shape((4, 32)) == (4, 16)
+  spread = support.moved(spread)
+  np.testing.assert_allclose(support.logits(spread), support.logits(alone), atol=2e-5)
+  merged = peft.merge(spread)
+  for _, variable in nnx.to_flat_state(nnx.state(merged)):
+    assert variable[...].sharding.is_equivalent_to(axes.sharding_of(variable, mesh), variable[...].ndim)
+  np.testing.assert_allclose(support.logits(merged), support.logits(alone), atol=2e-5)
+
+
+def test_surgery_inside_a_sharded_creation():
+  config = PeftConfig(target=r".*q_proj", rank=2, dora=True)
+  mesh = axes.make_mesh({"fsdp": 4, "tensor": 2})
+  vlm = axes.create_sharded(lambda: peft.apply(support.build(), config), mesh)
+  np.testing.assert_allclose(
+    support.logits(vlm), support.logits(peft.apply(support.build(), config)), atol=2e-5
+  )
+
+
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"target": "q_proj"}, ["peft.target", "matched as a whole", "'.*q_proj.*' would find 4"]),
+    ({"target": r".*\.qproj"}, ["did you mean", "self_attn.q_proj"]),
+    ({"target": r"model\.text_model\.layers\.\d+\.self_atn\.o_proj"}, ["did you mean", "self_attn.o_proj"]),
+    ({"target": r".*vision_tower.*out_proj"}, ["did you mean", "self_attn.out_proj"]),
+    ({"target": r".*layers\.7.*"}, ["peft.target", "did you mean"]),
+    ({"target": "("}, ["peft.target", "not a regular expression"]),
+    ({"target": ".*", "full": "lm_hed"}, ["peft.full", "'lm_head'"]),
+    ({"target": r".*q_proj", "rank_pattern": {r".*k_proj": 2}}, ["peft.rank_pattern", "q_proj"]),
+    (
+      {"target": r".*q_proj", "alpha_pattern": {"[": 2.0}},
+      ["peft.alpha_pattern", "not a regular expression"],
+    ),
+    ({"rank": 0}, ["peft", "rank", "at least 1"]),
+    ({"dropout": 1.0}, ["peft.dropout"]),
+    ({"method": "ia3"}, ["peft.method", "'ia3'"]),
+    ({"method": "none"}, ["nothing is trained"]),
+  ],
+)
+def test_mistakes_are_told_in_one_line(plain, settings, words):
+  config = dataclasses.replace(PeftConfig(), **settings)
+  vlm = nnx.clone(plain)
+  with pytest.raises(UserError) as caught:
+    peft.apply(vlm, config)
+    peft.trainable_filter(vlm, config)
+  message = str(caught.value)
+  assert "\n" not in message
+  assert all(word in message for word in words), message
+
+
+def test_adapters_are_not_stacked(plain):
+  vlm = peft.apply(nnx.clone(plain), PeftConfig(target=r".*q_proj"))
+  with pytest.raises(UserError, match="already carries an adapter"):
+    peft.apply(vlm, PeftConfig(target=r".*q_proj"))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("bfloat16", 2e-2)])
+def test_merging_keeps_the_values_and_the_original(dora, dtype, tolerance):
+  config = PeftConfig(target=".*", rank=3, dora=dora, full=r".*post_layernorm|.*embed_tokens")
+  vlm = support.moved(peft.apply(support.build(dtype), config), 0.1)
+  before = jax.tree.map(np.asarray, nnx.state(vlm))
+  expected = support.logits(vlm)
+  merged = peft.merge(vlm)
+  assert {type(v) for _, v in nnx.to_flat_state(nnx.state(merged))} == {nnx.Param}
+  assert not any(isinstance(m, peft.LoraLinear) for _, m in nnx.iter_modules(merged))
+  assert jax.tree.structure(nnx.state(merged)) == jax.tree.structure(nnx.state(support.build(dtype)))
+  assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(merged))} == {jnp.dtype(dtype)}
+  scale = np.abs(expected).max()
+  assert np.abs(support.logits(merged) - expected).max() <= tolerance * scale
+  assert np.abs(support.logits(support.build(dtype)) - expected).max() > 0.1 * scale
+  for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(nnx.state(vlm)), strict=True):
+    assert np.array_equal(old, new)
