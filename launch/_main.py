@@ -7,12 +7,14 @@ import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
 from spatialvlm import config as config_lib
+from spatialvlm.launch import _processes
 from spatialvlm.types import UserError
 
 RECIPES = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -40,6 +42,8 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
   logging.set_verbosity(logging.FATAL)
   # Without a network its client would tell of every retry, before the one line that matters.
   os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+  # Pillow refuses images of twice this size, which is an error of ours; up to there they are read.
+  warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
   overrides: list[tuple[str, str]] = []
 
   def parse(argv: Sequence[str]) -> list[str]:
@@ -57,6 +61,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
       if config_class is None:
         return main(argv[1:]) or 0
       config = load_config(flags.FLAGS.config, overrides, config_class)
+      _processes.join()
       return main(config, flags.FLAGS.workdir, argv[1:]) or 0
     except UserError as e:
       _fail(e)
@@ -81,7 +86,6 @@ def load_config(recipe: str | None, overrides: Sequence[tuple[str, str]], config
     raise UserError(f"{_CONFIG} is missing; name a recipe, e.g. one of {', '.join(_recipes())}")
   path, _, argument = recipe.partition(":")
   values = _get_config(_find(path), argument)
-  values = values.to_dict() if hasattr(values, "to_dict") else dict(values)
   for key, text in overrides:
     config_lib.override(values, key, text, config_class)
   return config_lib.from_config_dict(values, config_class)
@@ -127,7 +131,7 @@ def _recipes() -> list[str]:
   return sorted(p.stem for p in RECIPES.glob("*.py") if not p.stem.startswith("_"))
 
 
-def _get_config(path: pathlib.Path, argument: str) -> Any:
+def _get_config(path: pathlib.Path, argument: str) -> dict[str, Any]:
   spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
   module = importlib.util.module_from_spec(spec)
   try:
@@ -139,7 +143,11 @@ def _get_config(path: pathlib.Path, argument: str) -> Any:
     raise UserError(f"{path}: defines no get_config(); a config is a function that returns a ConfigDict")
   if argument and not inspect.signature(function).parameters:
     raise UserError(f"{path}: takes no argument, got {argument!r}")
-  return function(argument) if argument else function()
+  values = function(argument) if argument else function()
+  values = values.to_dict() if hasattr(values, "to_dict") else values
+  if not isinstance(values, Mapping):
+    raise UserError(f"{path}: get_config() returns {type(values).__name__}, where a ConfigDict is wanted")
+  return dict(values)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -150,7 +150,7 @@ def _unnamed(found: Mapping[str, Any], like: TrainState) -> TrainState:
 
 
 def _check_space(folder: pathlib.Path, state: TrainState) -> None:
-  """Looks before it writes: a save that fails half-way costs time, and Orbax waits minutes for its threads."""
+  """Looks before it writes: a save that fails half-way may keep Orbax waiting for minutes."""
   size = sum(x.nbytes for x in jax.tree.leaves(state))
   if jax.process_index() == 0 and shutil.disk_usage(folder).free < 1.1 * size + HEADROOM:
     raise OSError(errno.ENOSPC, "no space left on the disk", str(folder))

@@ -151,7 +151,8 @@ def test_restoring_onto_another_mesh(tmp_path):
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(fresh), strict=True):
     assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
   # What was restored can be donated: the step frees it.
-  jitted = jax.jit(parts.train_step, donate_argnums=0)
+  shardings = fit_lib.step_lib.state_shardings(found)
+  jitted = jax.jit(parts.train_step, donate_argnums=0, out_shardings=(shardings, None))
   batch = parts.stream.batch(4)[0]
   jitted(found, parts.frozen, fit_lib.step_lib.to_devices(batch, parts.mesh))
   assert all(x.is_deleted() for x in found.params.values())
@@ -165,7 +166,7 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
     if number == 3:
       monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
 
-  with pytest.raises(UserError, match="no space left on the disk.*earlier ones are whole"):
+  with pytest.raises(UserError, match=r"no space left on the disk.*earlier ones are whole"):
     run(config, tmp_path, stream=fakes.Stream(16, at=fill_disk))
   monkeypatch.undo()
   assert Checkpoints(tmp_path / "checkpoints", keep=2).latest == 2

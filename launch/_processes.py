@@ -1,0 +1,38 @@
+"""Joining the processes of one run, before anything touches a device."""
+
+from __future__ import annotations
+
+import os
+
+from spatialvlm.types import UserError
+
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def join() -> None:
+  """Joins this process to the others where the environment says that there are any.
+
+  `JAX_COORDINATOR_ADDRESS=host:port`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` describe a run by hand. A
+  Slurm job of several tasks is found by JAX itself. Otherwise nothing happens.
+
+  Raises:
+    UserError: only some of the three are set, or the others cannot be reached.
+  """
+  found = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
+  by_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ
+  if not found and not by_slurm:
+    return
+  if found and len(found) < 3:
+    missing = ", ".join(name for name in (ADDRESS, COUNT, INDEX) if name not in found)
+    raise UserError(
+      f"several processes: {missing} is not set; set all three or none"
+    )
+  import jax
+
+  try:
+    if found:
+      jax.distributed.initialize(found[ADDRESS], int(found[COUNT]), int(found[INDEX]))
+    else:
+      jax.distributed.initialize()
+  except (RuntimeError, ValueError) as e:
+    raise UserError(f"several processes: cannot join the others: {str(e).splitlines()[0]}") from e

@@ -1,0 +1,80 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from spatialvlm.config import RunConfig
+from spatialvlm.launch import _main
+from spatialvlm.training import loop
+from spatialvlm.types import UserError
+from tests.launch import tiny
+
+SHARDED = [("mesh.data", "2"), ("mesh.fsdp", "2"), ("mesh.tensor", "2"), ("train.batch_size", "8")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("run")
+  recipe = tiny.write_all(folder)
+  config = _main.load_config(str(recipe), SHARDED, RunConfig)
+  return recipe, config, folder / "w", loop.train(config, folder / "w")
+
+
+def test_a_run_leaves_what_it_promises(trained):
+  _, _, workdir, summary = trained
+  assert summary["finished"] and summary["step"] == 6
+  files = {"config.json", "environment.json", "identity.json", "metrics.jsonl", "loss.png", "summary.json"}
+  assert files <= {f.name for f in workdir.iterdir()}
+  assert json.loads((workdir / "config.json").read_text())["peft"]["rank"] == 2
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  losses = [row["loss"] for row in rows if "loss" in row]
+  assert len(losses) == 3 and losses[-1] < losses[0]
+  assert any("validation/loss" in row for row in rows)
+  assert all(row["flops_per_second"] > 0 for row in rows if "loss" in row)
+  # One program for the steps' bucket, one for validation.
+  assert summary["compilations"] == 2
+  assert list((workdir / "tensorboard").iterdir())
+
+
+def test_the_merged_checkpoint_is_the_base_plus_the_adapter(trained):
+  _, config, workdir, _ = trained
+  adapter = load_file(workdir / "adapter" / "adapter_model.safetensors")
+  merged = load_file(workdir / "model" / "model.safetensors")
+  base = loop.hub.load_model(config.model.path, from_scratch=True, seed=config.model.seed)
+  name = "model.text_model.layers.1.self_attn.q_proj"
+  (a,) = [v for k, v in adapter.items() if f"{name}.lora_A" in k]
+  (b,) = [v for k, v in adapter.items() if f"{name}.lora_B" in k]
+  assert np.abs(b).max() > 0
+  kernel = np.asarray(base.decoder.stack.layers[1].attn.q_proj.kernel[...]).T
+  np.testing.assert_allclose(merged[f"{name}.weight"], kernel + 16.0 / 2 * b @ a, rtol=1e-5, atol=1e-6)
+
+
+def test_a_finished_run_is_not_run_again_and_another_is_refused(trained):
+  recipe, config, workdir, _ = trained
+  before = (workdir / "metrics.jsonl").read_bytes()
+  other = _main.load_config(str(recipe), [*SHARDED, ("optim.learning_rate", "0.5")], RunConfig)
+  with pytest.raises(UserError, match=r"other settings.*learning_rate"):
+    loop.train(other, workdir)
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+  again = loop.train(config, workdir)
+  assert again["step"] == 6 and again["compilations"] == 0
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    ([("model.dtype", "float16")], "float16.*too small.*use float32 or bfloat16"),
+    ([("train.batch_size", "6")], "batch_size: 6 is not divided by 8 shards"),
+    ([("mesh.data", "3")], "does not fit 8 device"),
+    ([("train.patience", "2")], "patience: needs train.validate_every"),
+    ([("data.sources", "{}")], "data.sources: empty"),
+  ],
+)
+def test_settings_that_cannot_work_leave_nothing_behind(tmp_path, overrides, message):
+  recipe = tiny.write_all(tmp_path)
+  config = _main.load_config(str(recipe), overrides, RunConfig)
+  with pytest.raises(UserError, match=message):
+    loop.train(config, tmp_path / "w")
+  assert not (tmp_path / "w").exists()
