@@ -80,8 +80,8 @@ class LoraLinear(nnx.Linear):
     x = self._dropped(inputs)
     # float32 factors on a bfloat16 base must not promote the network after the first adapter
     h, a, b = self.promote_dtype((x, self.lora_a[...], self.lora_b[...]), dtype=self.dtype or inputs.dtype)
-    low = jnp.dot(h, a, precision=self.precision)
-    delta = self.spec.scale * jnp.dot(low, b, precision=self.precision, preferred_element_type=y.dtype)
+    low = self.spec.scale * jnp.dot(h, a, precision=self.precision)  # scaled while it is narrow
+    delta = jnp.dot(low, b, precision=self.precision, preferred_element_type=y.dtype)
     if self.magnitude is None:
       return y + delta
     base = y if x is inputs else super().__call__(x, out_sharding)
