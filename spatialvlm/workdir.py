@@ -137,12 +137,16 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-  """Turns a full disk and a folder that cannot be written into a `UserError` that names `path`."""
+  """Turns a full disk, a limit on sizes, and what cannot be written into a `UserError` that names `path`."""
   try:
     yield
   except OSError as e:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
       raise UserError(f"{path}: no space left on the disk; free some and run the same command again") from e
+    if e.errno == errno.EFBIG:
+      raise UserError(
+        f"{path}: larger than files may be here; see `ulimit -f`, or name another --workdir"
+      ) from e
     if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
       raise UserError(f"{path}: cannot be written ({e.strerror}); name another --workdir") from e
     raise

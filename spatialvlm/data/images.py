@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from spatialvlm.types import UserError
 
@@ -59,7 +59,9 @@ def open_image(source: ImageSource, name: str = "") -> np.ndarray:
   except UserError:
     raise
   except FileNotFoundError:
-    raise UserError(f"{name}: no such image file") from None
+    raise UserError(f"{name}: no such image file{'' if str(source) in name else f' as {source}'}") from None
+  except UnidentifiedImageError:
+    raise UserError(f"{name}: cannot be read as an image (its format is not known)") from None
   except Image.DecompressionBombError as error:
     raise UserError(
       f"{name}: the image is too large to open safely ({error}); scale it down first"

@@ -42,6 +42,10 @@ def run(config: EvaluateConfig, folder: pathlib.Path) -> Result:
   )
   encoder = ProcessorEncoder(processor, config.score.protocol)
   questions = open_questions(config.data)
+  if not len(questions):
+    raise UserError(
+      f"{config.data.path or config.data.kind}: holds no questions; look at data.path and data.tasks"
+    )
   vlm = hub.load_model(
     config.model.path,
     revision=config.model.revision,
