@@ -1,5 +1,6 @@
 """A processor folder in SmolVLM's shape, small enough to be written anew in each test."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -24,6 +25,7 @@ Answer: A Answer: B Answer: C Answer: D E F\n\n
 How many cones are in the image? Describe the picture. The sphere is left of the cube."""
 
 
+@functools.lru_cache
 def tokenizer(markers: bool = True, size: int = 420) -> Tokenizer:
   """Byte-level BPE with individual digits and SmolVLM's special tokens.
 

@@ -1,13 +1,72 @@
-"""Arrays in the layout of transformers' processors into a `Batch`."""
+"""The layout of transformers' processors: text and tiles into such arrays, such arrays into a `Batch`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from spatialvlm.types import Batch, UserError
+from spatialvlm.types import IMAGE_MARK, Batch, UserError
+
+
+def images_by_prompt(images: Any, texts: Sequence[str] | None) -> list[list[Any]]:
+  """Images as one list per prompt, as transformers' `prepare_inputs_layout` arranges them.
+
+  Args:
+    images: one image, a list that is handed to the prompts in order by their `<image>` marks, or a list of
+      lists.
+
+  Raises:
+    UserError: there are lists for more or fewer prompts than `texts`.
+  """
+  if not isinstance(images, (list, tuple)):
+    images = [images]
+  if images and all(isinstance(image, (list, tuple)) for image in images):
+    nested = [list(sample) for sample in images]
+  elif texts is None:
+    nested = [list(images)]
+  else:
+    nested, at = [], 0
+    for text in texts:
+      count = text.count(IMAGE_MARK)
+      nested.append(list(images[at : at + count]))
+      at += count
+    nested[-1] += images[at:]
+  if texts is not None and len(nested) != len(texts):
+    raise UserError(f"processor: {len(texts)} prompts, but images for {len(nested)}")
+  return nested
+
+
+def token_arrays(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> dict[str, np.ndarray]:
+  """input_ids and attention_mask (B, T) int64, padded on one side to the longest row."""
+  if side not in ("left", "right"):
+    raise UserError(f"padding_side must be 'left' or 'right', got {side!r}")
+  length = max(map(len, rows))
+  ids = np.full((len(rows), length), pad_id, np.int64)
+  mask = np.zeros((len(rows), length), np.int64)
+  for index, row in enumerate(rows):
+    place = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
+    ids[index, place] = row
+    mask[index, place] = 1
+  return {"input_ids": ids, "attention_mask": mask}
+
+
+def pixel_arrays(tiles: Sequence[np.ndarray], size: int) -> dict[str, np.ndarray]:
+  """pixel_values (B, I, 3, S, S) float32 and pixel_attention_mask (B, I, S, S) int64, padded with zeros.
+
+  Args:
+    tiles: for each sample (I, S, S, 3) normalised tiles, or nothing.
+    size: S.
+  """
+  most = max(map(len, tiles))
+  pixels = np.zeros((len(tiles), most, 3, size, size), np.float32)
+  mask = np.zeros((len(tiles), most, size, size), np.int64)
+  for index, sample in enumerate(tiles):
+    if len(sample):
+      pixels[index, : len(sample)] = sample.transpose(0, 3, 1, 2)
+      mask[index, : len(sample)] = 1
+  return {"pixel_values": pixels, "pixel_attention_mask": mask}
 
 
 def batch_from_arrays(

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from spatialvlm.data import arrays, prompts
 from spatialvlm.data import images as image_lib
 from spatialvlm.data import processor_files as files
-from spatialvlm.data import prompts
 from spatialvlm.types import IMAGE_MARK, Example, ImageLayout, Turn, UserError
 
 
@@ -135,16 +135,18 @@ class Processor:
     texts = None if text is None else [text] if isinstance(text, str) else list(text)
     blocks: list[list[list[int]]] | None = None
     if images is not None:
-      nested = _nest(images, texts)
+      nested = arrays.images_by_prompt(images, texts)
       cut = [[self.tiler(image_lib.open_image(image)) for image in sample] for sample in nested]
       if any(cut):
-        result |= self._pixels(cut)
+        size = self.tiler.tile_size
+        tiles = [self.tiler.normalise(np.concatenate([t.pixels for t in row])) if row else () for row in cut]
+        result |= arrays.pixel_arrays(tiles, size)
       blocks = [[self._block(t.rows, t.cols) for t in sample] for sample in cut]
     if texts is not None:
       rows = []
       for index, sample in enumerate(texts):
         rows.append(self._expand(sample, blocks[index] if blocks is not None else None)[0])
-      result = self._pad(rows, padding_side or self.padding_side) | result
+      result = arrays.token_arrays(rows, self.pad_id, padding_side or self.padding_side) | result
     return result
 
   def apply_chat_template(
@@ -307,6 +309,12 @@ class Processor:
     return encoding.ids, encoding.offsets
 
   def _block_ids(self, rows: int, cols: int) -> list[int]:
+    known = self.tokenizer.token_to_id
+    if rows and known("<row_1_col_1>") is not None and known(f"<row_{rows}_col_{cols}>") is None:
+      raise UserError(
+        f"an image would become {rows} x {cols} tiles, for which this tokenizer has no markers;"
+        " lower longest_edge or max_tiles"
+      )
     block = prompts.image_block(rows, cols, self.tokens_per_tile)
     return self.tokenizer.encode(block, add_special_tokens=False).ids
 
@@ -325,30 +333,6 @@ class Processor:
       if flags is None or flags.lstrip or flags.rstrip or flags.single_word or flags.normalized:
         raise UserError(f"the tokenizer's token {token} must be special and keep the white space beside it")
     return re.compile("(" + "|".join(map(re.escape, wanted)) + ")")
-
-  def _pad(self, rows: Sequence[Sequence[int]], side: str) -> dict[str, np.ndarray]:
-    if side not in ("left", "right"):
-      raise UserError(f"padding_side must be 'left' or 'right', got {side!r}")
-    length = max(map(len, rows))
-    ids = np.full((len(rows), length), self.pad_id, np.int64)
-    mask = np.zeros((len(rows), length), np.int64)
-    for index, row in enumerate(rows):
-      place = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
-      ids[index, place] = row
-      mask[index, place] = 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-  def _pixels(self, cut: Sequence[Sequence[image_lib.Tiles]]) -> dict[str, np.ndarray]:
-    size = self.tiler.tile_size
-    most = max(sum(len(t.pixels) for t in sample) for sample in cut)
-    pixels = np.zeros((len(cut), most, 3, size, size), np.float32)
-    mask = np.zeros((len(cut), most, size, size), np.int64)
-    for index, sample in enumerate(cut):
-      if sample:
-        tiles = self.tiler.normalise(np.concatenate([t.pixels for t in sample]))
-        pixels[index, : len(tiles)] = tiles.transpose(0, 3, 1, 2)
-        mask[index, : len(tiles)] = 1
-    return {"pixel_values": pixels, "pixel_attention_mask": mask}
 
 
 def load_processor(
@@ -418,23 +402,3 @@ def load_processor(
       f"{folder}: config.json says image_token_id {expected}, the tokenizer {processor.image_id}"
     )
   return processor
-
-
-def _nest(images: Any, texts: Sequence[str] | None) -> list[list[Any]]:
-  """Images as one list per prompt, as transformers' `prepare_inputs_layout` arranges them."""
-  if not isinstance(images, (list, tuple)):
-    images = [images]
-  if images and all(isinstance(image, (list, tuple)) for image in images):
-    nested = [list(sample) for sample in images]
-  elif texts is None:
-    nested = [list(images)]
-  else:
-    nested, at = [], 0
-    for text in texts:
-      count = text.count(IMAGE_MARK)
-      nested.append(list(images[at : at + count]))
-      at += count
-    nested[-1] += images[at:]
-  if texts is not None and len(nested) != len(texts):
-    raise UserError(f"processor: {len(texts)} prompts, but images for {len(nested)}")
-  return nested

@@ -212,6 +212,14 @@ def test_options_over_the_checkpoint(folder):
   assert count(max_tiles=1) == 1
 
 
+def test_more_tiles_than_markers_are_refused(folder, tmp_path):
+  with pytest.raises(UserError, match="7 x 7 tiles, for which this tokenizer has no markers"):
+    load_processor(folder, longest_edge=112).encode_prompt((photo(50, 50),), "a")
+  assert len(load_processor(folder, longest_edge=96).encode_prompt((photo(50, 50),), "a").tiles) == 37
+  plain = load_processor(write_processor(tmp_path, markers=False), longest_edge=112)
+  assert len(plain.encode_prompt((photo(50, 50),), "a").tiles) == 50
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "chat_template.json"])
 def test_missing_files_are_named(tmp_path, name):
   folder = write_processor(tmp_path)
