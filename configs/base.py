@@ -1,18 +1,17 @@
 """Base training of the tiny SmolVLM from drawn weights, on skills of rendered scenes.
 
-`python launch/make_tiny.py --out=checkpoints/smolvlm-tiny` writes what this reads: sizes and tokenizer. Four
-stages, each a run of its own that starts from the model of the one before:
+`python launch/make_tiny.py --out=checkpoints/smolvlm-tiny` writes what this reads: sizes and tokenizer. Six
+stages, each a run of its own that starts from the model of the one before; N is 1 to 6:
 
-  python launch/train.py --config=configs/base.py:tiny,stage=1 --workdir=runs/base-tiny-1
-  python launch/train.py --config=configs/base.py:tiny,stage=2 --workdir=runs/base-tiny-2
-  python launch/train.py --config=configs/base.py:tiny,stage=3 --workdir=runs/base-tiny-3
-  python launch/train.py --config=configs/base.py:tiny,stage=4 --workdir=runs/base-tiny-4
+  python launch/train.py --config=configs/base.py:tiny,stage=N --workdir=runs/base-tiny-N
 
 1. Everything at once, until the decoder finds what a box holds (colours, not yet shapes).
 2. Vision tower and connector alone, by the words that image tokens are to say: the decoder and with it those
    words stand still, and a picture costs a third.
 3. Everything again, so that the decoder reads shapes too.
-4. Everything at half the rate, to the end of the schedule; image tokens also say where their object is.
+4. Everything at half the rate; image tokens also say where their object is.
+5. Vision tower and connector again.
+6. Everything, to the end of the schedule.
 """
 
 from __future__ import annotations
@@ -46,14 +45,13 @@ WORDS = {
   "column": (284, 3),
 }
 NO_BOX = 3
+LATER_TASKS = {**DEFAULT_TASKS, "letters": 1.0, "choose": 1.0, "describe": 0.3}
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
-  """`tiny`, `tiny,stage=1` .. `tiny,stage=4`; `tiny` is the last."""
-  stages = {
-    "tiny": _last,
-    **{f"tiny,stage={i + 1}": s for i, s in enumerate((_start, _vision, _joint, _last))},
-  }
+  """`tiny`, `tiny,stage=1` .. `tiny,stage=6`; `tiny` is the last."""
+  stages = {f"tiny,stage={i}": stage for i, stage in enumerate(STAGES, 1)}
+  stages["tiny"] = _last
   if arg not in stages:
     raise UserError(f"configs/base.py: unknown argument {arg!r}; known: {', '.join(stages)}")
   return ConfigDict(to_dict(stages[arg]()), convert_dict=False)
@@ -97,20 +95,54 @@ def _joint() -> RunConfig:
   )
 
 
-def _last() -> RunConfig:
+def _places() -> RunConfig:
   return dataclasses.replace(
     _joint(),
     name="base-tiny-4",
     model=ModelConfig(path="runs/base-tiny-3/model"),
-    data=_data(
-      seed=7, turns=5, tasks={**DEFAULT_TASKS, "letters": 1.0, "choose": 1.0, "describe": 0.3}, text=0.08
-    ),
-    optim=_muon(rate=2e-3, schedule="cosine", warmup_steps=50),
+    data=_data(seed=7, turns=5, tasks=LATER_TASKS, text=0.08),
+    optim=_muon(rate=2e-3, schedule="constant", warmup_steps=50),
     losses={
       "answer": LossConfig("answer"),
       **_words(color=0.3, shape=1.0, box=0.5, depth=0.1, row=0.3, column=0.3),
     },
-    train=_train(steps=3200, batch_size=16),
+    train=_train(steps=750, batch_size=16),
+  )
+
+
+def _vision_again() -> RunConfig:
+  return dataclasses.replace(
+    _vision(),
+    name="base-tiny-5",
+    model=ModelConfig(path="runs/base-tiny-4/model"),
+    data=_data(seed=9, turns=1),
+    optim=_muon(rate=3e-3, schedule="cosine", warmup_steps=30, final_fraction=0.1),
+    losses=_words(color=0.5, shape=1.5, box=1.0, depth=0.1, row=0.3, column=0.3),
+    train=_train(steps=1300, batch_size=32),
+  )
+
+
+def _letters() -> RunConfig:
+  return dataclasses.replace(
+    _start(),
+    name="base-tiny-letters",
+    model=ModelConfig(path="runs/base-tiny-4/model"),
+    peft=PeftConfig(method="none", target="", full=r"model\.text_model\.(layers\..*|norm\..*)"),
+    data=_data(seed=13, turns=5, tasks={"letters": 1.0}),
+    optim=_muon(rate=3e-3, schedule="wsd", warmup_steps=30),
+    losses={"answer": LossConfig("answer")},
+    train=_train(steps=1200, batch_size=32),
+  )
+
+
+def _last() -> RunConfig:
+  return dataclasses.replace(
+    _places(),
+    name="base-tiny-6",
+    model=ModelConfig(path="runs/base-tiny-5/model"),
+    data=_data(seed=11, turns=5, tasks=LATER_TASKS, text=0.08),
+    optim=_muon(rate=1.5e-3, schedule="cosine", warmup_steps=50),
+    train=_train(steps=1500, batch_size=16),
   )
 
 
@@ -160,3 +192,6 @@ def _train(steps: int, batch_size: int) -> TrainConfig:
   return TrainConfig(
     steps=steps, batch_size=batch_size, log_every=50, validate_every=500, checkpoint_every=250
   )
+
+
+STAGES = (_start, _vision, _joint, _places, _vision_again, _letters, _last)
