@@ -41,7 +41,7 @@ def _make(seed: int, number: int, size: int) -> AskedPool:
   return AskedPool(dataclasses.replace(pool, rendering=light), tables, first)
 
 
-class _Pools:
+class Pools:
   """The pools used last. Of several threads in need of one pool, one makes it and the others wait."""
 
   def __init__(self):
@@ -70,5 +70,5 @@ class _Pools:
     return entry.result()
 
 
-_POOLS = _Pools()
+_POOLS = Pools()
 get = _POOLS.get

@@ -17,6 +17,7 @@ rendered scenes, which makes a question cheap, and one far away expensive.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -30,8 +31,8 @@ KINDS = ("Count", "Relation", "Depth", "Distance")
 LETTERS = "ABCDEF"
 # Pools that are looked through before the rules' agreement is given up.
 ATTEMPTS = 32
-# Pools are rendered at the image's size up to this one; above, only the scenes that were chosen are.
-LARGEST_POOL = 128
+# Pools are rendered at the image's size up to the first; above, at the second, and what was chosen anew.
+LARGEST_POOL, POOL_SIZE = 128, 96
 # Counted classes reach this number, counted classes of one colour that one: beyond, scenes are rare.
 MOST, MOST_COLORED = 6, 5
 # Numbers of options, in turn: CV-Bench has mostly 4 or 6.
@@ -91,12 +92,11 @@ class _Wish:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Found:
-  """The scene chosen: its pool, its place there, the objects (or the class), how many pools it took."""
+  """The scene chosen: its pool, its place there, the objects (or the class counted)."""
 
   source: pools.AskedPool
   scene: int
   roles: np.ndarray
-  attempts: int
   exhausted: bool
 
 
@@ -110,6 +110,10 @@ class SceneQuestions(Sequence[Question]):
     size: number of questions, 0 for an endless sequence.
     shuffle_options: options in a drawn order; else objects stand in the order of mention, and left before
       right, above before below. Count's numbers are always shuffled.
+
+  Attributes:
+    read: questions that were read so far; exhausted: how many of these found no scene within ATTEMPTS pools
+      and gave up agreement with the rules (their answers are right all the same).
 
   Raises:
     UserError: an unknown kind, a weight that is not positive, a seed or size out of range.
@@ -134,19 +138,14 @@ class SceneQuestions(Sequence[Question]):
       raise UserError(f"scenes: a size of {size} questions; 0 means endless")
     world.check(seed, image_size)
     self.seed, self.image_size, self.size, self.shuffle_options = seed, image_size, size, shuffle_options
+    self.read = self.exhausted = 0
+    self._lock = threading.Lock()
     self._mixture = Mixture(dict.fromkeys(weights, ENDLESS), weights, shuffle=False, seed=0)
 
   def __len__(self) -> int:
     return self.size or ENDLESS
 
   def __getitem__(self, index: int) -> Question:
-    return self._ask(index)[0]
-
-  def exhausted(self, indices: Iterable[int]) -> int:
-    """How many of these questions found no scene within ATTEMPTS pools, and gave up the rules' agreement."""
-    return sum(self._ask(index)[1].exhausted for index in indices)
-
-  def _ask(self, index: int) -> tuple[Question, _Found]:
     index = int(index)
     if not 0 <= index < len(self):
       raise IndexError(index)
@@ -155,7 +154,10 @@ class SceneQuestions(Sequence[Question]):
     wish = self._count(place.index) if kind == "Count" else self._objects(kind, place.index)
     rng = self._rng(kind, _ONE, place.index)
     found = self._find(kind, wish, index // pools.SCENES, rng)
-    return self._compose(index, kind, wish, found, rng), found
+    with self._lock:
+      self.read += 1
+      self.exhausted += found.exhausted
+    return self._compose(index, kind, wish, found, rng)
 
   def _rng(self, kind: str, purpose: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[self.seed * 16 + _TAGS[kind] * 4 + purpose, number]))
@@ -207,14 +209,14 @@ class SceneQuestions(Sequence[Question]):
 
   def _find(self, kind: str, wish: _Wish, first: int, rng: np.random.Generator) -> _Found:
     """A candidate of the first pool that holds what is wished for, or else of the first that holds less."""
-    size = 96 if self.image_size > LARGEST_POOL else self.image_size
+    size = POOL_SIZE if self.image_size > LARGEST_POOL else self.image_size
     for length in (len(wish.digits), *wish.relaxed):
       for attempt in range(ATTEMPTS):
         source = pools.get(self.seed, (first + attempt) % (2**32 // pools.SCENES), size)
         rows = source.tables[kind].matching(wish.digits[:length])
         if len(rows):
           row = rows[int(rng.integers(len(rows)))]
-          return _Found(source, int(row[0]), row[1:], attempt, length < len(wish.digits))
+          return _Found(source, int(row[0]), row[1:], length < len(wish.digits))
     raise UserError(
       f"scenes: no scene fits a question of kind {kind} at {size} pixels; choose a larger image_size"
     )

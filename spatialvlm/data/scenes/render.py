@@ -283,7 +283,8 @@ def _surface(table, which, slab, hit, px, py, pz):
 def _floor_texture(floor, px, py, t):
   kind, cell, contrast, tone = floor[0], floor[1], floor[2], floor[3]
   bands = jnp.floor(px / cell)
-  odd = jnp.where(kind == 1, bands, jnp.where(kind == 2, bands + jnp.floor(py / cell), 0.0)) % 2.0
+  cells = bands + jnp.floor(py / cell)
+  odd = jnp.where(kind == 0, 0.5, jnp.where(kind == 1, bands, cells) % 2.0)
   # Far cells are smaller than a pixel: they fade instead of flickering.
   return tone * (1.0 - contrast * jnp.clip(1.5 - t / 20.0, 0.0, 1.0) * (odd - 0.5))
 
