@@ -6,20 +6,29 @@ Config, tokenizer, chat template and image settings, in Hugging Face's format; `
 
 from __future__ import annotations
 
-from absl import app, flags
+import pathlib
+from collections.abc import Sequence
 
-_OUT = flags.DEFINE_string("out", None, "folder to write", required=True)
+from absl import flags
+
+from spatialvlm.launch import _main
+from spatialvlm.types import UserError
+
+_OUT = flags.DEFINE_string("out", None, "folder to write")
 
 
-def main(argv) -> None:
-  del argv
+def main(arguments: Sequence[str]) -> None:
+  from spatialvlm import workdir
   from spatialvlm.data.scenes import tiny
 
-  print(tiny.write(_OUT.value))
+  if arguments or not _OUT.value:
+    raise UserError("--out is missing; name the folder to write, as --out=FOLDER")
+  with workdir.writing(pathlib.Path(_OUT.value)):
+    print(tiny.write(_OUT.value))
 
 
 def run() -> None:
-  app.run(main)
+  _main.run(main)
 
 
 if __name__ == "__main__":

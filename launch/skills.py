@@ -30,11 +30,16 @@ def main(arguments: Sequence[str]) -> None:
     raise UserError(f"unexpected argument {arguments[0]!r}; options are written --name=value")
   if FLAGS.count < 1:
     raise UserError(f"--count={FLAGS.count}: ask at least one question")
-  from spatialvlm import hub, peft
+  from spatialvlm import hub, peft, workdir
   from spatialvlm.data.processor import load_processor
   from spatialvlm.data.scenes import skills
   from spatialvlm.evaluation.skills import markdown, score_skill
 
+  out = pathlib.Path(FLAGS.out) if FLAGS.out else None
+  if out:  # before minutes are spent
+    with workdir.writing(out):
+      out.parent.mkdir(parents=True, exist_ok=True)
+      out.touch()
   names = FLAGS.skill or list(skills.SKILLS)
   sources = {n: skills.SceneSkills(FLAGS.seed, {n: 1.0}, FLAGS.image_size) for n in names}
   folder = hub.resolve(FLAGS.model)
@@ -47,8 +52,8 @@ def main(arguments: Sequence[str]) -> None:
     print(markdown({name: scores[name]}).splitlines()[-1], flush=True)
     for prompt, expected, given in scores[name].misses if FLAGS.misses else ():
       print(f"    {prompt!r}: expected {expected!r}, got {given!r}")
-  if FLAGS.out:
-    pathlib.Path(FLAGS.out).write_text(markdown(scores) + "\n")
+  if out:
+    workdir.write_text(out, markdown(scores) + "\n")
 
 
 def run() -> None:

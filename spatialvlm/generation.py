@@ -58,7 +58,8 @@ def generate(
     int32 (B, max_new_tokens): the new tokens, the stop token included. The same seed gives the same tokens.
 
   Raises:
-    UserError: an argument out of its range, or a prompt that leaves no room in the context.
+    UserError: an argument out of its range, or a prompt that leaves no room in the context, or
+      logits that are not finite.
   """
   _check(vlm, batch, max_new_tokens, temperature, top_p)
   length = bucket(batch.tokens_BT.shape[1] + max_new_tokens, 16)
@@ -66,6 +67,7 @@ def generate(
   stop_ids_K = _padded(stop_ids if stop else ())
   with _context(mesh):
     logits_BV, cache = _prefill(graphdef, state, batch, length)
+    _check_finite(logits_BV)
     new_BT, _ = _decode(
       graphdef,
       state,
@@ -104,6 +106,7 @@ def stream(
   key = jax.random.key(seed)
   with _context(mesh):
     logits_BV, cache = _prefill(graphdef, state, batch, bucket(batch.tokens_BT.shape[1] + max_new_tokens, 16))
+    _check_finite(logits_BV)
   for index in range(max_new_tokens):
     with _context(mesh):
       tokens_B = np.array(
@@ -208,6 +211,14 @@ _choose_jit = jax.jit(_choose, static_argnames=("sampled", "nucleus"))
 def _padded(stop_ids: Sequence[int]) -> np.ndarray:
   """Stop tokens in an array of one usual shape, filled up with what no token is."""
   return np.array([*stop_ids, *[-1] * (-len(stop_ids) % 4 or 4 * (not stop_ids))], np.int32)
+
+
+def _check_finite(logits_BV: jax.Array) -> None:
+  """The likeliest of numbers that are none would be a token all the same, and the answer nonsense."""
+  if not bool(jnp.isfinite(logits_BV).all()):
+    raise UserError(
+      "the logits are not finite: the numbers overflow (try dtype float32), or the weights are damaged"
+    )
 
 
 def _finished(batch: Batch) -> np.ndarray:

@@ -59,8 +59,8 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     ) from None
   except errors.LocalEntryNotFoundError:
     raise UserError(
-      f"{name}: no such folder, not in the hub's cache, and the hub cannot be reached (no network, or offline);"
-      " download it where there is a network, then pass its folder"
+      f"{name}: no such folder, not in the hub's cache, and no network to fetch it (or offline mode); "
+      "download it where there is a network, then pass its folder"
     ) from None
   except Exception as error:  # whatever the network and its libraries can raise
     why = " ".join(str(error).split())[:120]

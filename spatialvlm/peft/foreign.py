@@ -55,7 +55,8 @@ def read_config(file: Path) -> dict[str, Any]:
   """The adapter's config, refused where it asks for what is not supported.
 
   Raises:
-    UserError: missing, not JSON, not LoRA, or with options that are not supported; all of them are named.
+    UserError: missing, not JSON, not LoRA, with options that are not supported (all of them are named), or
+      with a value that cannot be.
   """
   if not file.is_file():
     raise UserError(f"{file}: missing; a PEFT folder needs it")
@@ -70,10 +71,48 @@ def read_config(file: Path) -> dict[str, Any]:
     wrong.append(f"init_lora_weights={config['init_lora_weights']!r}")
   if wrong:
     raise UserError(f"{file}: not supported: {', '.join(sorted(wrong))}")
-  for key, kinds in (("r", int), ("lora_alpha", (int, float)), ("target_modules", (str, list))):
-    if not isinstance(config.get(key), kinds) or isinstance(config[key], bool):
-      raise UserError(f"{file}: {key} is {config.get(key)!r}")
+  for key, fits in _FITS.items():
+    value = config.get(key)
+    if not fits(value) and (value is not None or key in _REQUIRED):
+      raise UserError(f"{file}: {key} is {value!r}")
+  for pattern in _regexes(config):
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(f"{file}: {pattern!r} is not a regular expression: {error}") from None
   return config
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_rank(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_names(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+_REQUIRED = ("r", "lora_alpha", "target_modules")
+_FITS = {
+  "r": _is_rank,
+  "lora_alpha": _is_number,
+  "lora_dropout": _is_number,
+  "target_modules": lambda value: isinstance(value, str) or _is_names(value),
+  "exclude_modules": lambda value: isinstance(value, str) or _is_names(value),
+  "modules_to_save": _is_names,
+  "layers_pattern": lambda value: isinstance(value, str) or _is_names(value),
+  "rank_pattern": lambda value: isinstance(value, Mapping) and all(map(_is_rank, value.values())),
+  "alpha_pattern": lambda value: isinstance(value, Mapping) and all(map(_is_number, value.values())),
+}
+
+
+def _regexes(config: Mapping[str, Any]) -> list[str]:
+  """What is matched as regular expressions; lists of modules are plain names."""
+  patterns = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())]
+  return patterns + [v for k in ("target_modules", "exclude_modules") if isinstance(v := config.get(k), str)]
 
 
 def specs(
