@@ -18,6 +18,8 @@ import jax
 from spatialvlm import config as config_lib
 from spatialvlm.types import UserError
 
+# Where a run computes and what watches it: a run may go on with other devices and trackers.
+PLACEMENT = ("mesh", "log")
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 IDENTITY_FILE = "identity.json"
@@ -55,7 +57,7 @@ def check(path: pathlib.Path, config: Any) -> bool:
   )
   if not isinstance(old, Mapping) or set(old) - set(new):
     raise UserError(f"{path}: holds a run of another command or version; {way_out}")
-  other = _different(old, new)
+  other = [found for found in _different(old, new) if found.split(".", 1)[0] not in PLACEMENT]
   if other:
     more = f" and {len(other) - 3} more" if len(other) > 3 else ""
     raise UserError(f"{path}: holds a run with other settings ({'; '.join(other[:3])}{more}); {way_out}")
@@ -144,11 +146,9 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
       raise UserError(f"{path}: no space left on the disk; free some and run the same command again") from e
     if e.errno == errno.EFBIG:
-      raise UserError(
-        f"{path}: larger than files may be here; see `ulimit -f`, or name another --workdir"
-      ) from e
-    if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-      raise UserError(f"{path}: cannot be written ({e.strerror}); name another --workdir") from e
+      raise UserError(f"{path}: too large for a file there (see `ulimit -f`); name another folder") from e
+    if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+      raise UserError(f"{path}: cannot be written ({e.strerror}); name another folder") from e
     raise
 
 

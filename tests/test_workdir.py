@@ -8,7 +8,7 @@ import os
 import pytest
 
 from spatialvlm import workdir
-from spatialvlm.config import EvaluateConfig, ModelConfig, RunConfig, fingerprint
+from spatialvlm.config import EvaluateConfig, LogConfig, MeshConfig, ModelConfig, RunConfig, fingerprint
 from spatialvlm.types import UserError
 
 CONFIG = EvaluateConfig(name="bench", model=ModelConfig(path="a"))
@@ -37,6 +37,15 @@ def test_the_same_run_is_continued_and_not_touched(tmp_path):
   before = {f.name: f.stat().st_mtime_ns for f in tmp_path.iterdir()}
   assert workdir.claim(tmp_path, CONFIG, {"weights": ("abc", 1)}) is True
   assert {f.name: f.stat().st_mtime_ns for f in tmp_path.iterdir()} == before
+
+
+def test_a_run_goes_on_with_other_devices_and_trackers(tmp_path):
+  run = RunConfig()
+  workdir.claim(tmp_path, run)
+  elsewhere = dataclasses.replace(run, mesh=MeshConfig(fsdp=8), log=LogConfig(wandb=True))
+  assert workdir.check(tmp_path, elsewhere) is True
+  with pytest.raises(UserError, match=r"other settings \(seed: 0, now 1\)"):
+    workdir.check(tmp_path, dataclasses.replace(elsewhere, seed=1))
 
 
 def test_another_config_is_refused_and_named(tmp_path):

@@ -113,7 +113,7 @@ def fit(
     start = int(state.step)
     metrics = Metrics(folder, config.log, step=start, name=config.name, settings=settings)
     with contextlib.closing(metrics), contextlib.closing(Screen(config.train.steps, start)) as screen:
-      if start:
+      if 0 < start < config.train.steps:
         screen.say(f"continues at step {start}")
       loop = _Loop(config, parts, state, memory, checkpoints, metrics, screen)
       with _signals() as received, _memory_errors(config):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import RunConfig
 from spatialvlm.core import axes
 from spatialvlm.data import pipeline
-from spatialvlm.data.processor import load_processor
+from spatialvlm.data.processor import Processor, load_processor
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.training import export, losses, optim, plots
 from spatialvlm.training import state as state_lib
@@ -22,6 +24,8 @@ from spatialvlm.training import step as step_lib
 from spatialvlm.training.fit import Parts, fit
 from spatialvlm.training.scores import Scores
 from spatialvlm.types import UserError
+
+SUMMARY_FILE = "summary.json"
 
 
 def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
@@ -35,7 +39,11 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     UserError: anything in the config, data, weights or workdir that the user can mend.
   """
   check(config)
-  workdir_lib.check(workdir, config)
+  known = workdir_lib.check(workdir, config)
+  if known and (workdir / SUMMARY_FILE).exists():  # written last, so that all else is there
+    claim(workdir, config)
+    say(f"{workdir}: this run is finished; its results are there")
+    return json.loads((workdir / SUMMARY_FILE).read_text(encoding="utf-8"))
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("checked")
   mesh = axes.make_mesh(config.mesh)
@@ -47,13 +55,10 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     longest_edge=config.model.longest_edge,
     split_images=config.model.split_images,
   )
-  parallel = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-  size = config.train.batch_size
-  stream = pipeline.training_stream(config.data, processor, size, seed=config.seed, **parallel)
-  validation = pipeline.validation_batches(config.data, processor, size, **parallel)
+  streams = open_streams(config, processor)
   model = build_model(config, mesh)
   trainable = peft.trainable_filter(model, config.peft)
-  trained, total = peft.count_parameters(model, trainable)
+  counts = peft.count_parameters(model, trainable)
   split = state_lib.Split(model, trainable, mesh)
   del model
   rate = optim.schedule(config.optim, config.train.steps)
@@ -65,50 +70,61 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   scores = Scores(config, split, processor, workdir)
 
   # Only now, when all that can be wrong at the start has been seen: a claimed folder keeps its settings.
-  identity = {"model": {"from_scratch": True} if config.model.from_scratch else hub.identity(folder)}
-  continues = claim(workdir, config, identity)
-  if jax.process_index() == 0:
-    print(
-      f"{'continues' if continues else 'begins'} in {workdir}: {trained:,} of {total:,} parameters are "
-      f"trained ({trained / total:.2%}), mesh {dict(mesh.shape)}",
-      flush=True,
-    )
+  continues = claim(workdir, config)
+  begins = "continues" if continues else "begins"
+  say(
+    f"{begins} in {workdir}: {counts[0]:,} of {counts[1]:,} parameters are trained "
+    f"({counts[0] / counts[1]:.2%}), mesh {dict(mesh.shape)}"
+  )
   scores.before(fresh)
+  train_step = step_lib.make_train_step(
+    split,
+    tx,
+    terms,
+    seed=config.seed,
+    accumulation=config.train.accumulation,
+    clip_norm=config.optim.clip_norm,
+    ema=config.optim.ema,
+    rate=rate,
+  )
   parts = Parts(
     mesh=mesh,
-    train_step=step_lib.make_train_step(
-      split,
-      tx,
-      terms,
-      seed=config.seed,
-      accumulation=config.train.accumulation,
-      clip_norm=config.optim.clip_norm,
-      ema=config.optim.ema,
-      rate=rate,
-    ),
+    train_step=train_step,
     loss_step=step_lib.make_loss_step(split, terms),
     frozen=split.frozen,
-    stream=stream,
-    validation=validation,
+    stream=streams[0],
+    validation=streams[1],
     evaluate=scores.during if config.train.evaluate_every else None,
     pad_id=processor.pad_id,
     tile_size=processor.layout.tile_size,
   )
-  settings = config_lib.to_dict(config)
-  outcome = fit(config, parts, fresh, workdir, settings)
+  outcome = fit(config, parts, fresh, workdir, config_lib.to_dict(config))
   if outcome.signal:
-    if jax.process_index() == 0:
-      print(
-        f"stopped by signal {outcome.signal} at step {int(outcome.state.step)}; the same command continues"
-      )
-    return {"finished": False, "step": int(outcome.state.step), "signal": outcome.signal}
+    step = int(outcome.state.step)
+    say(f"stopped by signal {outcome.signal} at step {step}; the same command continues")
+    return {"finished": False, "step": step, "signal": outcome.signal}
   return finish(config, split, outcome, scores, folder, workdir)
 
 
-def claim(workdir: pathlib.Path, config: RunConfig, identity: dict[str, Any]) -> bool:
-  """Process 0 makes the workdir while the others wait: half of one would look like somebody else's folder."""
-  continues = False
+def say(text: str) -> None:
   if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def open_streams(config: RunConfig, processor: Processor) -> tuple[Iterator, Iterable | None]:
+  """This process's share of the training stream and of the validation batches."""
+  share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  size = config.train.batch_size
+  training = pipeline.training_stream(config.data, processor, size, seed=config.seed, **share)
+  return training, pipeline.validation_batches(config.data, processor, size, **share)
+
+
+def claim(workdir: pathlib.Path, config: RunConfig) -> bool:
+  """Process 0 makes the workdir while the others wait: half of one would look like somebody else's folder."""
+  continues, model = False, config.model
+  if jax.process_index() == 0:
+    base = {"from_scratch": True} if model.from_scratch else hub.identity(model.path, model.revision)
+    identity = {"model": base}
     continues = workdir_lib.claim(workdir, config, identity)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("workdir")
@@ -178,6 +194,6 @@ def finish(config, split, outcome, scores, source: pathlib.Path, workdir: pathli
     "scores": scores.after(state),
   }
   if jax.process_index() == 0:
-    workdir_lib.write_json(workdir / "summary.json", summary)
-    print(f"trained {summary['step']} steps; results are in {workdir}", flush=True)
+    workdir_lib.write_json(workdir / SUMMARY_FILE, summary)
+  say(f"trained {summary['step']} steps; results are in {workdir}")
   return summary
