@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spatialvlm.core import attention
 from spatialvlm.core.attention import KVCache, attend
 from spatialvlm.core.masks import attention_mask, cached_mask, positions
 from tests.models.support import jit
@@ -40,6 +41,40 @@ def test_attend(heads, kv_heads, kind):
   f32 = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
   got = jit(attend, static_argnums=4)(*f32, None if mask is None else jnp.asarray(mask), "xla")
   np.testing.assert_allclose(got, slow(q, k, v, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1 << 20, 40, 8])
+@pytest.mark.parametrize("kind", ["none", "full", "keys"])
+def test_blocks_change_no_value_and_no_gradient(kind, block, monkeypatch):
+  """Blocks of a whole head, of parts of its queries, and smaller than one query's scores."""
+  monkeypatch.setattr(attention, "_BLOCK", block)
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in draw(6, 5, 4, 2))
+  mask = {"none": None, "full": RNG.random((2, 6, 5)) < 0.6, "keys": RNG.random((2, 1, 5)) < 0.6}[kind]
+  if mask is not None:
+    mask[..., 0] = True
+    mask[1, -1] = False  # and one that sees nothing
+    mask = jnp.asarray(mask)
+  chunks = attention._chunks(6, 2 * 5)
+  assert chunks == {1 << 20: 1, 40: 2, 8: 1}[block]
+
+  def both(q, k, v):
+    loss = lambda fn: jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(fn(*x))), argnums=(0, 1, 2))(q, k, v)
+    whole = lambda q, k, v: attention._attend_whole(q, k, v, mask)
+    blocks = lambda q, k, v: attention._attend_in_blocks(q, k, v, mask, chunks)
+    return loss(whole), loss(blocks)
+
+  one, other = jit(both)(q, k, v)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5)
+
+
+def test_long_sequences_on_a_cpu_are_done_in_blocks(monkeypatch):
+  called = []
+  monkeypatch.setattr(attention, "_attend_in_blocks", lambda *args: called.append(args[-1]) or args[0])
+  q = jnp.zeros((1, 1024, 12, 8))
+  attend(q, q, q, None, "xla")
+  attend(q[:, :64], q, q, None, "xla")
+  assert called == [1]  # one tile: a head at a time; a short question: at once
 
 
 def test_query_that_sees_nothing_makes_no_nan():
