@@ -19,6 +19,8 @@ from spatialvlm.types import UserError
 from tests.evaluation import support
 
 CONFIG = ScoreConfig(batch_size=4, lengths=(128, 224), tiles=(3, 5), pool_tiles=40, bootstrap=20)
+# Fewer shapes to compile where a real model scores.
+REAL = dataclasses.replace(CONFIG, tiles=(5,))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def vlm(encoder):
 
 @pytest.fixture(scope="module")
 def scored(vlm, encoder):
-  return evaluate(support.questions(), VlmScorer(vlm), encoder, CONFIG).rows
+  return evaluate(support.questions(), VlmScorer(vlm), encoder, REAL).rows
 
 
 class Counting:
@@ -79,7 +81,7 @@ def test_logprobs_are_those_of_the_plain_model(vlm, encoder, scored):
 
 def test_batch_of_n_equals_batch_of_1(vlm, encoder, scored):
   single = evaluate(
-    support.questions(), VlmScorer(vlm), encoder, dataclasses.replace(CONFIG, batch_size=1)
+    support.questions(), VlmScorer(vlm), encoder, dataclasses.replace(REAL, batch_size=1)
   ).rows
   for a, b in zip(scored, single, strict=True):
     np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=1e-5, atol=1e-6)
@@ -89,7 +91,7 @@ def test_batch_of_n_equals_batch_of_1(vlm, encoder, scored):
 def test_order_does_not_matter(vlm, encoder, scored):
   shuffled = support.questions()
   np.random.default_rng(1).shuffle(shuffled)
-  again = evaluate(shuffled, VlmScorer(vlm), encoder, CONFIG).rows
+  again = evaluate(shuffled, VlmScorer(vlm), encoder, REAL).rows
   assert [row.idx for row in again] == [q.idx for q in shuffled]
   for row in again:
     (same,) = [r for r in scored if r.idx == row.idx]
@@ -98,7 +100,7 @@ def test_order_does_not_matter(vlm, encoder, scored):
 
 def test_a_mesh_gives_the_scores_of_one_device(vlm, encoder, scored):
   mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-  config = dataclasses.replace(CONFIG, batch_size=3)  # rounded up to the four shards of a batch
+  config = dataclasses.replace(REAL, batch_size=3)  # rounded up to the four shards of a batch
   meshed = evaluate(support.questions(), VlmScorer(vlm, mesh), encoder, config).rows
   for a, b in zip(scored, meshed, strict=True):
     np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=1e-5, atol=1e-5)
@@ -108,7 +110,7 @@ def test_models_of_one_structure_share_compiled_programs(encoder, scored):
   """Before and after training nothing is compiled anew."""
   before = score._score._cache_size(), score._encode._cache_size()
   other = support.model(encoder._processor.image_id, seed=1)
-  rows = evaluate(support.questions(), VlmScorer(other), encoder, CONFIG).rows
+  rows = evaluate(support.questions(), VlmScorer(other), encoder, REAL).rows
   assert (score._score._cache_size(), score._encode._cache_size()) == before
   assert not np.allclose(rows[0].logprobs, scored[0].logprobs, atol=1e-3)
 

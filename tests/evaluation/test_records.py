@@ -1,6 +1,8 @@
 """The file of predictions."""
 
 import dataclasses
+import errno
+import os
 
 import numpy as np
 import pytest
@@ -77,3 +79,19 @@ def test_boxes_make_no_other_image():
   assert records.image_name(one) != records.image_name(dataclasses.replace(one, source_dataset="t"))
   unnamed = dataclasses.replace(one, source_filename="")
   assert records.image_name(unnamed) == records.image_hash(one.image)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
+  rows = [support.row(i) for i in range(3)]
+  writer = records.Writer(tmp_path)
+  writer.write(rows[:2])
+  real = os.fsync
+
+  def full(fd):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, "fsync", full)
+  with pytest.raises(UserError, match="no space left"):
+    writer.write(rows[2:])
+  monkeypatch.setattr(os, "fsync", real)
+  assert records.read(tmp_path)[:2] == rows[:2]
