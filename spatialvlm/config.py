@@ -50,8 +50,14 @@ class PeftConfig:
     method: "lora", or "none" (only what `full` names is trained).
     target: linear layers that receive an adapter.
     rank_pattern, alpha_pattern: regex -> value, overriding `rank` and `alpha`.
-    full: parameters trained in full, beside adapters (PEFT's modules_to_save): regex over names.
-    resume_from: PEFT folder whose adapter is the start, None for a fresh one.
+    dropout: of the adapters' input, in training.
+    rslora: scale by alpha / sqrt(rank) instead of alpha / rank.
+    dora: train each output's magnitude beside its direction.
+    full: parameters trained in full, beside adapters (PEFT's modules_to_save): regex over names of
+      parameters, or of modules at any height.
+    resume_from: PEFT folder whose adapter is the start, None for a fresh one. Its layers, ranks and scales
+      then hold, and of these settings `full`, `dropout` and `seed`.
+    seed: of the factors' first values.
   """
 
   method: str = "lora"
@@ -315,17 +321,17 @@ def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig)
       hints = typing.get_type_hints(hint)
       if part not in hints:
         raise UserError(f"{where}.{part}: unknown key; {nearest(part, hints)}")
-      hint = _without_none(hints[part])
+      full = hints[part]
     elif origin is not None and issubclass(origin, Mapping):
-      hint = _without_none(typing.get_args(hint)[1])
+      full = typing.get_args(hint)[1]
     else:
       raise UserError(f"{where}.{part}: unknown key; {where} is a single value")
-    where = f"{where}.{part}"
+    hint, where = _without_none(full), f"{where}.{part}"
     if i + 1 < len(parts):
       if values.get(part) is None:
         values[part] = {}
       values = values[part]
-  values[parts[-1]] = _literal(hint, text)
+  values[parts[-1]] = _literal(hint, text, optional=hint is not full)
 
 
 def _without_none(hint: Any) -> Any:
@@ -334,9 +340,9 @@ def _without_none(hint: Any) -> Any:
   return hint
 
 
-def _literal(hint: Any, text: str) -> Any:
+def _literal(hint: Any, text: str, optional: bool) -> Any:
   """Text as a value; what is no literal stays text, and is refused later if it should be something else."""
-  if text in ("None", "none"):
+  if text in ("None", "none") and (optional or hint is not str):
     return None
   if hint is str:
     return text

@@ -37,6 +37,7 @@ def test_overrides_have_the_types_of_the_config(recipe):
     "model.revision=abc",
     "model.max_tiles=None",
     "name=7",
+    "peft.method=none",
     "optim.kwargs.b2=0.95",
     "losses.answer.weight=2",
     "losses.answer.weight=0.5",
@@ -46,6 +47,7 @@ def test_overrides_have_the_types_of_the_config(recipe):
   assert config.train.steps == 7 and config.train.remat is True and config.data.lengths == (32, 64)
   assert config.optim.learning_rate == 1.0 and config.optim.kwargs == {"b2": 0.95}
   assert config.model.revision == "abc" and config.model.max_tiles is None and config.name == "7"
+  assert config.peft.method == "none"
   assert config.losses["answer"].weight == 0.5 and config.data.sources["own"].weight == 2.0
   assert config.eval.limit == 3 and config.eval.batch_size == 32
   assert load(recipe).eval is None
