@@ -24,7 +24,7 @@ class Two(nnx.Module):
 
 @pytest.fixture(scope="module")
 def split():
-  return state_lib.Split(Two(), nnx.Param, axes.make_mesh(MeshConfig(data=2, fsdp=4)))
+  return state_lib.Split(Two(), nnx.Param, axes.make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2]))
 
 
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))

@@ -102,7 +102,7 @@ def test_frozen_stays_and_old_state_is_donated():
 
 
 def test_two_weighted_terms_are_each_divided_by_their_own_weight():
-  mesh = axes.make_mesh(MeshConfig(data=8))
+  mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   split = state_lib.Split(fakes.TinyVlm(), fakes.trainable, mesh)
 
   def odd_rows(model, batch, key):
@@ -140,7 +140,9 @@ def test_moving_average_follows_its_formula():
 
 
 def test_label_smoothing_and_z_loss_match_optax():
-  split = state_lib.Split(fakes.TinyVlm(), fakes.trainable, axes.make_mesh(MeshConfig(data=8)))
+  split = state_lib.Split(
+    fakes.TinyVlm(), fakes.trainable, axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  )
   model = split.model(split.params, split.frozen)
   batch = jax.tree.map(jnp.asarray, fakes.Stream(4).batch(0)[0])
   total, weight, metrics = answer_loss(label_smoothing=0.1, z_loss=1e-2)(model, batch, jax.random.key(0))

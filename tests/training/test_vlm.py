@@ -16,6 +16,7 @@ from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.losses import answer_loss
 from spatialvlm.types import UserError
+from tests import tiny_model
 from tests.peft import support
 from tests.training.helpers import make_config, run
 
@@ -27,7 +28,9 @@ PEFT = PeftConfig(
 
 def make(dtype: str, remat: bool):
   """A step, its state moved from where adapters do nothing, frozen arrays, a batch, and a loss step."""
-  vlm = peft.apply(support.build(dtype), PEFT)
+  shallow = tiny_model.config_json(depth=1)
+  shallow = {part: shallow[part] for part in ("text_config", "vision_config")}
+  vlm = peft.apply(support.build(dtype, **shallow), PEFT)
   vlm.vision.stack.remat = vlm.decoder.stack.remat = remat
   mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   split = state_lib.Split(vlm, peft.trainable_filter(vlm, PEFT), mesh)
