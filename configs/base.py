@@ -46,12 +46,13 @@ WORDS = {
 }
 NO_BOX = 3
 LATER_TASKS = {**DEFAULT_TASKS, "letters": 1.0, "choose": 1.0, "describe": 0.3}
+LAST_TASKS = {**LATER_TASKS, "name": 2.0, "which_box": 2.0, "box_where": 1.0, "where": 2.5}
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
   """`tiny`, `tiny,stage=1` .. `tiny,stage=6`; `tiny` is the last."""
   stages = {f"tiny,stage={i}": stage for i, stage in enumerate(STAGES, 1)}
-  stages["tiny"] = _last
+  stages["tiny"] = STAGES[-1]
   if arg not in stages:
     raise UserError(f"configs/base.py: unknown argument {arg!r}; known: {', '.join(stages)}")
   return ConfigDict(to_dict(stages[arg]()), convert_dict=False)
@@ -122,27 +123,19 @@ def _vision_again() -> RunConfig:
   )
 
 
-def _letters() -> RunConfig:
-  return dataclasses.replace(
-    _start(),
-    name="base-tiny-letters",
-    model=ModelConfig(path="runs/base-tiny-4/model"),
-    peft=PeftConfig(method="none", target="", full=r"model\.text_model\.(layers\..*|norm\..*)"),
-    data=_data(seed=13, turns=5, tasks={"letters": 1.0}),
-    optim=_muon(rate=3e-3, schedule="wsd", warmup_steps=30),
-    losses={"answer": LossConfig("answer")},
-    train=_train(steps=1200, batch_size=32),
-  )
-
-
-def _last() -> RunConfig:
+def _decoder() -> RunConfig:
   return dataclasses.replace(
     _places(),
     name="base-tiny-6",
     model=ModelConfig(path="runs/base-tiny-5/model"),
-    data=_data(seed=11, turns=5, tasks=LATER_TASKS, text=0.08),
-    optim=_muon(rate=1.5e-3, schedule="cosine", warmup_steps=50),
-    train=_train(steps=1500, batch_size=16),
+    peft=PeftConfig(method="none", target="", full=r"model\.(text_model|connector)\..*"),
+    data=_data(seed=11, turns=5, tasks=LAST_TASKS, text=0.15),
+    optim=_muon(rate=2e-3, schedule="cosine", warmup_steps=50),
+    losses={
+      "answer": LossConfig("answer"),
+      **_words(color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1),
+    },
+    train=_train(steps=2100, batch_size=16),
   )
 
 
@@ -194,4 +187,4 @@ def _train(steps: int, batch_size: int) -> TrainConfig:
   )
 
 
-STAGES = (_start, _vision, _joint, _places, _vision_again, _letters, _last)
+STAGES = (_start, _vision, _joint, _places, _vision_again, _decoder)
