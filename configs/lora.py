@@ -1,8 +1,8 @@
 """LoRA on SmolVLM for spatial questions.
 
-`--config=configs/lora.py:tiny` puts adapters on the small model that ships with the project and trains them on the
-embedded world, on two cores in minutes; `--config=configs/lora.py` is the same on SmolVLM-500M-Instruct, for one
-GPU. Both score held-out questions before and after.
+`--config=configs/lora.py:tiny` puts adapters on the small model that ships with the project and trains them on
+the embedded world, on two cores in minutes; `--config=configs/lora.py` is the same on SmolVLM-500M-Instruct,
+for one GPU. Both score held-out questions before and after.
 """
 
 from ml_collections import ConfigDict
