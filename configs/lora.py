@@ -1,7 +1,7 @@
 """LoRA on SmolVLM for spatial questions.
 
 `--config=configs/lora.py:tiny` puts adapters on the small model that ships with the project and trains them
-on the embedded world, on two cores in minutes; `--config=configs/lora.py` is the same on SmolVLM-500M-Instruct,
+on the embedded world, on two cores in minutes; `--config=configs/lora.py` is the same on SmolVLM-500M,
 for one GPU. Both score held-out questions before and after.
 """
 
