@@ -90,8 +90,8 @@ def load_adapter(vlm: Vlm, folder: str | Path, dropout: float | None = None) -> 
     variable = select.get(vlm, parameters[name])
     dotted = ".".join(map(str, parameters[name]))
     value = rules.from_file(np.asarray(entries[name].read(), np.float32), dotted, vlm.config.family)
-    old = variable.get_raw_value()
-    variable.set_raw_value(surgery.placed(value, old.sharding, getattr(old.sharding, "spec", None)))
+    sharding = surgery.mesh_sharding(variable.get_raw_value())
+    variable.set_raw_value(surgery.placed(value, sharding, sharding and sharding.spec))
   return vlm
 
 

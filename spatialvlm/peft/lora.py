@@ -92,18 +92,19 @@ class LoraLinear(nnx.Linear):
 
   def weight_norm(self) -> jax.Array:
     """(d_out,) float32 length of each column of W + s A B, a constant to the gradient (DoRA, section 4.3)."""
-    return jnp.linalg.norm(jax.lax.stop_gradient(self.adapted_kernel()), axis=0)
-
-  def adapted_kernel(self) -> jax.Array:
-    """(d_in, d_out) float32 W + s A B, before DoRA's rescaling."""
-    product = jnp.dot(self.lora_a[...], self.lora_b[...], precision=jax.lax.Precision.HIGHEST)
-    return self.kernel[...].astype(jnp.float32) + self.spec.scale * product
+    kernel = adapted_kernel(self.kernel[...], self.lora_a[...], self.lora_b[...], self.spec.scale)
+    return jnp.linalg.norm(jax.lax.stop_gradient(kernel), axis=0)
 
   def _dropped(self, x: jax.Array) -> jax.Array:
     if self.dropout_key is None or not self.spec.dropout:
       return x
     keep = jax.random.bernoulli(self.dropout_key[...], 1.0 - self.spec.dropout, x.shape)
     return jnp.where(keep, x / (1.0 - self.spec.dropout), 0).astype(x.dtype)
+
+
+def adapted_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+  """(d_in, d_out) float32 W + s A B, before DoRA's rescaling."""
+  return kernel.astype(jnp.float32) + scale * jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def seed_dropout(model: nnx.Module, key: jax.Array) -> nnx.Module:

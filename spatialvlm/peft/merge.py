@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from spatialvlm.peft import select, surgery
-from spatialvlm.peft.lora import FullParam, LoraLinear
+from spatialvlm.peft.lora import FullParam, LoraLinear, adapted_kernel
 
 
 def merge(vlm: nnx.Module) -> nnx.Module:
@@ -46,9 +47,18 @@ def _plain(layer: LoraLinear) -> nnx.Linear:
 
 
 def _folded(layer: LoraLinear) -> jax.Array:
-  kernel = layer.adapted_kernel()
-  if layer.magnitude is not None:
-    kernel = kernel * (layer.magnitude[...] / layer.weight_norm())
-  base = layer.kernel[...]
-  kernel = kernel.astype(base.dtype)
-  return kernel if isinstance(kernel, jax.core.Tracer) else jax.device_put(kernel, base.sharding)
+  sharding = surgery.mesh_sharding(layer.kernel.get_raw_value())
+  factors = (layer.lora_a[...], layer.lora_b[...], None if layer.magnitude is None else layer.magnitude[...])
+  return jax.jit(fold, static_argnums=4, out_shardings=sharding)(
+    layer.kernel[...], *factors, layer.spec.scale
+  )
+
+
+def fold(
+  kernel: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array | None, scale: float
+) -> jax.Array:
+  """The adapted kernel (d_in, d_out) in the dtype of `kernel`, computed in float32."""
+  adapted = adapted_kernel(kernel, a, b, scale)
+  if magnitude is not None:
+    adapted = adapted * (magnitude / jnp.linalg.norm(adapted, axis=0))
+  return adapted.astype(kernel.dtype)

@@ -114,10 +114,8 @@ def adapted(
   With DoRA and `magnitude` None, the magnitude is the base's own, so that a zero B changes nothing.
   """
   in_name, out_name = base.kernel.get_metadata().get("out_sharding") or (None, None)
-  sharding = getattr(base.kernel.get_raw_value(), "sharding", None)
-  in_mesh, out_mesh = None, None
-  if isinstance(sharding, NamedSharding):
-    in_mesh, out_mesh = (*sharding.spec, None, None)[:2]
+  sharding = mesh_sharding(base.kernel.get_raw_value())
+  in_mesh, out_mesh = (*sharding.spec, None, None)[:2] if sharding else (None, None)
 
   def factor(value, names, places):
     metadata = axes.logical(*names) if in_name or out_name else {}
@@ -133,7 +131,8 @@ def adapted(
   )
   if spec.dora:
     if magnitude is None:
-      magnitude = jnp.linalg.norm(base.kernel[...].astype(jnp.float32), axis=0)
+      out = sharding and NamedSharding(sharding.mesh, PartitionSpec(out_mesh))
+      magnitude = jax.jit(_column_norms, out_shardings=out)(base.kernel[...])
     layer.magnitude = factor(magnitude, (out_name,), (out_mesh,))
   return layer
 
@@ -194,16 +193,27 @@ def check(config: PeftConfig) -> None:
     raise UserError(f"peft.dropout: {config.dropout} is not in [0, 1)")
 
 
-def placed(value: Any, sharding: Any, spec: PartitionSpec) -> jax.Array:
+def mesh_sharding(array: jax.Array) -> NamedSharding | None:
+  """Where `array` lies on a mesh; None on a single device, and for a value that is only traced."""
+  sharding = None if isinstance(array, jax.core.Tracer) else array.sharding
+  return sharding if isinstance(sharding, NamedSharding) else None
+
+
+def placed(value: Any, sharding: NamedSharding | None, spec: PartitionSpec) -> jax.Array:
   """`value` in float32 on the mesh of `sharding`, split as `spec` says; each device gets its own part only.
 
   Copies, since an array that aliases NumPy's memory can never be donated.
   """
-  if not isinstance(sharding, NamedSharding):
-    return jnp.array(value, jnp.float32, copy=True)
-  target = NamedSharding(sharding.mesh, spec)
   if isinstance(value, jax.Array):
-    return jax.device_put(value.astype(jnp.float32), target)
+    return value
+  if sharding is None:
+    return jnp.array(value, jnp.float32, copy=True)
   return jax.make_array_from_callback(
-    value.shape, target, lambda index: np.array(value[index], np.float32, copy=True)
+    value.shape,
+    NamedSharding(sharding.mesh, spec),
+    lambda index: np.array(value[index], np.float32, copy=True),
   )
+
+
+def _column_norms(kernel: jax.Array) -> jax.Array:
+  return jnp.linalg.norm(kernel.astype(jnp.float32), axis=0)

@@ -19,7 +19,7 @@ from spatialvlm.config import PeftConfig
 from spatialvlm.hub import rules
 from spatialvlm.peft import select
 from spatialvlm.types import UserError
-from tests.models.support import answer_loss, batch_of
+from tests.models.support import answer_loss, batch_of, call, jit
 from tests.oracle import adapters, reference
 
 CASE = reference.cases()["right"]
@@ -54,8 +54,7 @@ def bases(tmp_path_factory):
 
 
 def logits(vlm):
-  # Op by op: what one adapter has compiled serves the next, while whole programs differ.
-  return np.asarray(vlm(BATCH))
+  return np.asarray(call(vlm, BATCH))
 
 
 def assert_close(ours, expected, relative=1e-5):
@@ -115,7 +114,7 @@ def test_our_folder_gives_our_logits_in_peft(bases, name, tmp_path):
   assert config["base_model_name_or_path"] == "some/base"
 
 
-@pytest.mark.parametrize("name", ["suffixes", "regex", "dora", "saved"])
+@pytest.mark.parametrize("name", ["regex", "dora", "saved"])
 def test_gradients_are_those_of_peft(bases, name, tmp_path):
   options, family = adapters.CASES[name]
   model, folder = bases[family]
@@ -131,7 +130,7 @@ def test_gradients_are_those_of_peft(bases, name, tmp_path):
   vlm = peft.load_adapter(hub.load_model(folder), adapters.save(adapted, tmp_path))
   graphdef, params, rest = nnx.split(vlm, peft.trainable_filter(vlm, PeftConfig()), ...)
   loss = lambda params: answer_loss(nnx.merge(graphdef, params, rest)(BATCH), jnp.asarray(LABELS))
-  ours = nnx.merge(graphdef, jax.grad(loss)(params), rest)
+  ours = nnx.merge(graphdef, jit(jax.grad(loss))(params), rest)
 
   checked = set()
   for module, path in select.linear_paths(ours).items():

@@ -11,6 +11,7 @@ from spatialvlm.models.registry import FAMILIES
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import Batch
 from tests import tiny_model
+from tests.models.support import call
 
 TRAINED = nnx.Any(nnx.LoRAParam, peft.FullParam)
 
@@ -46,8 +47,7 @@ def batch(dtype=np.float32) -> Batch:
 
 
 def logits(vlm) -> np.ndarray:
-  # Op by op: what one adapter has compiled serves the next, while whole programs differ.
-  return np.asarray(vlm(batch()))
+  return np.asarray(call(vlm, batch()))
 
 
 def moved(vlm, size=0.2, seed=3):

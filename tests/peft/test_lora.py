@@ -108,3 +108,30 @@ def test_layers_draw_different_masks_and_no_key_is_kept():
   _, params, frozen = nnx.split(fresh, support.TRAINED, ...)
   kinds = {type(v) for _, v in nnx.to_flat_state(params)} | {type(v) for _, v in nnx.to_flat_state(frozen)}
   assert kinds == {nnx.LoRAParam, nnx.Param}
+
+
+def products(jaxpr):
+  """The shapes of all matrix products in a program, those of its inner programs included."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      yield equation.outvars[0].aval.shape
+    for value in equation.params.values():
+      for inner in value if isinstance(value, (list, tuple)) else [value]:
+        inner = getattr(inner, "jaxpr", inner)
+        if hasattr(inner, "eqns"):
+          yield from products(inner)
+
+
+def test_nothing_frozen_is_differentiated():
+  """No gradient of a frozen kernel is computed, and no backward pass of a tower without trainables."""
+  vlm = peft.apply(support.build(), PeftConfig(target=r".*text_model.*\.(q|v)_proj", rank=3))
+  graphdef, params, frozen = nnx.split(vlm, support.TRAINED, ...)
+  batch = support.batch()
+  loss = lambda params: nnx.merge(graphdef, params, frozen).hidden(batch).sum()
+  shapes = list(products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+  kernels = {leaf.shape for leaf in jax.tree.leaves(frozen) if leaf.ndim == 2}
+  assert not [s for s in shapes if s in kernels or s[::-1] in kernels]
+  assert {(24, 3), (3, 32), (3, 16)} <= {s if s in ((24, 3), (3, 32), (3, 16)) else s[::-1] for s in shapes}
+  forward = jax.make_jaxpr(vlm.encode_images)(batch.pixels_NHWC).jaxpr
+  sight = [s for s in products(forward) if s[:2] == (2, 16)]  # (samples, patches, ...)
+  assert sight and len([s for s in shapes if s[:2] == (2, 16)]) == len(sight)
