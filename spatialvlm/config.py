@@ -180,7 +180,8 @@ class TrainConfig:
   Attributes:
     batch_size: examples of one optimizer step, over all devices and microbatches.
     accumulation: microbatches that one step is divided into.
-    log_every, validate_every, evaluate_every, checkpoint_every: in steps, 0 for never.
+    log_every, validate_every, evaluate_every, checkpoint_every: in steps, 0 for never. Where there is
+      validation, the last step is validated too; the last step, and one that a signal stops, is always saved.
     keep: last checkpoints that stay, beside the best by validation loss.
     patience: validations without a better loss before training stops early, 0 for never.
     remat: recompute activations of decoder layers in the backward pass.

@@ -160,7 +160,7 @@ class _Loop:
         self.fetch()
       if train.log_every and (last or _due(step, train.log_every)):
         self.log(step)
-      if last or _due(step, train.validate_every):
+      if _due(step, train.validate_every) or (last and train.validate_every):
         self.validate(step)
       if self.memory.stopped and train.log_every and (self.pending or self.memory.window):
         self.fetch()

@@ -21,7 +21,7 @@ def get_config(arg="lora"):
   sources = dict(sources=dict(own=source), validation=dict(own=source), validation_size=4)
   config.data = dict(**sources, lengths=(96,), tiles=(1,), workers=1)
   config.peft = dict(method="lora", rank=2) if arg == "lora" else dict(method="none", full=".*")
-  config.train = dict(steps=6, batch_size=4, log_every=2, checkpoint_every=2)
+  config.train = dict(steps=6, batch_size=4, log_every=2, validate_every=4, checkpoint_every=2)
   config.optim = dict(learning_rate=1e-3, warmup_steps=2)
   return config
 """
