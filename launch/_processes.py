@@ -24,9 +24,7 @@ def join() -> None:
     return
   if found and len(found) < 3:
     missing = ", ".join(name for name in (ADDRESS, COUNT, INDEX) if name not in found)
-    raise UserError(
-      f"several processes: {missing} is not set; set all three or none"
-    )
+    raise UserError(f"several processes: {missing} is not set; set all three or none")
   import jax
 
   try:
