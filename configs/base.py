@@ -45,7 +45,23 @@ WORDS = {
   "column": (284, 3),
 }
 NO_BOX = 3
-LATER_TASKS = {**DEFAULT_TASKS, "letters": 1.0, "choose": 1.0, "describe": 0.3}
+# What the first stages asked: questions by one word came in with the last one.
+FIRST_TASKS = {name: weight for name, weight in DEFAULT_TASKS.items() if name not in ("color_of", "shape_of")}
+LATER_TASKS = {**FIRST_TASKS, "letters": 1.0, "choose": 1.0, "describe": 0.3}
+SEARCH_TASKS = {
+  "name": 0.7,
+  "color": 0.2,
+  "shape": 0.2,
+  "color_of": 2.0,
+  "shape_of": 2.0,
+  "which_box": 2.5,
+  "box_where": 1.5,
+  "where": 3.0,
+  "present": 1.5,
+  "describe": 0.1,
+  "choose": 0.7,
+  "letters": 1.0,
+}
 LAST_TASKS = {**LATER_TASKS, "name": 2.0, "which_box": 2.0, "box_where": 1.0, "where": 2.5}
 
 
@@ -89,7 +105,7 @@ def _joint() -> RunConfig:
     _start(),
     name="base-tiny-3",
     model=ModelConfig(path="runs/base-tiny-2/model"),
-    data=_data(seed=5, turns=5, tasks={**DEFAULT_TASKS, "letters": 1.0, "choose": 1.0}, text=0.08),
+    data=_data(seed=5, turns=5, tasks={**FIRST_TASKS, "letters": 1.0, "choose": 1.0}, text=0.08),
     optim=_muon(schedule="constant", warmup_steps=100),
     losses={"answer": LossConfig("answer"), **_words(color=0.3, shape=0.5, box=0.5, depth=0.2)},
     train=_train(steps=700, batch_size=16),
@@ -135,13 +151,34 @@ def _decoder() -> RunConfig:
       "answer": LossConfig("answer"),
       **_words(color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1),
     },
-    train=_train(steps=2100, batch_size=16),
+    train=_train(steps=250, batch_size=16),
+  )
+
+
+def _finer() -> RunConfig:
+  return dataclasses.replace(
+    _vision_again(),
+    name="base-tiny-7",
+    model=ModelConfig(path="runs/base-tiny-6/model-64"),
+    data=_data(seed=15, turns=1),
+    train=_train(steps=1200, batch_size=32),
+  )
+
+
+def _search() -> RunConfig:
+  return dataclasses.replace(
+    _decoder(),
+    name="base-tiny-8",
+    model=ModelConfig(path="runs/base-tiny-7/model"),
+    data=_data(seed=19, turns=5, tasks=SEARCH_TASKS, text=0.1),
+    optim=_muon(rate=3e-3, schedule="cosine", warmup_steps=50),
+    train=_train(steps=1500, batch_size=16),
   )
 
 
 def _data(seed: int, turns: int, tasks: dict[str, float] | None = None, text: float = 0.0) -> DataConfig:
   """Conversations about pictures, and a share `text` of letter questions without any."""
-  pictures = SourceConfig(kind="skills", seed=seed, turns=turns, tasks=tasks or {})
+  pictures = SourceConfig(kind="skills", seed=seed, turns=turns, tasks=tasks or FIRST_TASKS)
   sources = {"skills": pictures}
   if text:
     letters = dataclasses.replace(pictures, tasks={"letters": 1.0}, weight=text)
@@ -150,7 +187,7 @@ def _data(seed: int, turns: int, tasks: dict[str, float] | None = None, text: fl
     sources=sources,
     validation={"skills": dataclasses.replace(pictures, seed=2)},
     validation_size=128,
-    lengths=(112, 160),
+    lengths=(160, 208),
     tiles=(1,),
     targets=32,
     workers=1,
@@ -187,4 +224,4 @@ def _train(steps: int, batch_size: int) -> TrainConfig:
   )
 
 
-STAGES = (_start, _vision, _joint, _places, _vision_again, _decoder)
+STAGES = (_start, _vision, _joint, _places, _vision_again, _decoder, _finer, _search)

@@ -89,6 +89,18 @@ def _which_box(picture: Picture, rng: np.random.Generator) -> Turn | None:
   return Turn(f"Which box is around the {picture.boxes[color].name}?", color)
 
 
+def _by_one_word(question: str, key: str, answer: str) -> Skill:
+  """A skill that finds an object by its colour or shape alone, where no other object in sight shares it."""
+
+  def ask(picture: Picture, rng: np.random.Generator) -> Turn | None:
+    words = [getattr(o, key) for o in picture.frame.objects]
+    alone = [o for o in picture.frame.objects if o.clear and words.count(getattr(o, key)) == 1]
+    o = _pick(rng, alone)
+    return Turn(question.format(getattr(o, key)), getattr(o, answer)) if o else None
+
+  return ask
+
+
 def _where(picture: Picture, rng: np.random.Generator) -> Turn | None:
   o = _pick(rng, picture.frame.named())
   return Turn(f"Where is the {o.name}?", cell(picture, o)) if o else None
@@ -154,6 +166,8 @@ SKILLS: dict[str, Skill] = {
   "name": _of_box("What is in the {} box?", lambda p, o: o.name),
   "color": _of_box("What color is in the {} box?", lambda p, o: o.color),
   "shape": _of_box("What shape is in the {} box?", lambda p, o: o.shape),
+  "color_of": _by_one_word("What color is the {}?", "shape", "color"),
+  "shape_of": _by_one_word("What shape is the {} object?", "color", "shape"),
   "which_box": _which_box,
   "box_where": _of_box("Where is the {} box?", cell),
   "where": _where,
@@ -166,6 +180,8 @@ DEFAULT_TASKS = {
   "name": 3.0,
   "color": 1.0,
   "shape": 1.0,
+  "color_of": 1.0,
+  "shape_of": 1.0,
   "which_box": 1.5,
   "box_where": 0.5,
   "where": 1.5,

@@ -8,7 +8,7 @@ from typing import Any
 
 from spatialvlm.data.scenes import vocabulary
 
-IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, MAX_LENGTH = 96, 12, 2, 512
+IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, MAX_LENGTH = 96, 12, 1, 512
 TOKENS_PER_TILE = (IMAGE_SIZE // PATCH_SIZE // SCALE_FACTOR) ** 2
 VISION = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "num_hidden_layers": 4}
 TEXT = {
