@@ -172,9 +172,10 @@ def _saving(folder: pathlib.Path) -> Iterator[None]:
 
 def _is_full(error: BaseException | None) -> bool:
   while error is not None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
       return True
-    if "no space left" in str(error).lower() or "disk quota exceeded" in str(error).lower():
+    # TensorStore passes the system's words on, not its number.
+    if any(words in str(error).lower() for words in ("no space left", "quota exceeded", "file too large")):
       return True
     error = error.__cause__ or error.__context__
   return False
