@@ -1,5 +1,7 @@
 """A small model, a prompt with an image, and what the tests of adapters ask of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,21 +18,30 @@ from tests.models.support import call
 TRAINED = nnx.Any(nnx.LoRAParam, peft.FullParam)
 
 
-def build(dtype="float32", mesh=None, **settings) -> Vlm:
+def build(dtype="float32", mesh=None, tied=False) -> Vlm:
   """A SmolVLM of two layers each, always with the same random numbers; nothing is compiled for it."""
-  config = FAMILIES["smolvlm"].parse_config(
-    tiny_model.config_json() | settings, dtype=dtype, attention="xla", where="test"
-  )
+  graphdef, state = _drawn(dtype, tied)
+
+  def place(variable):
+    value = variable[...]
+    return variable.replace(value if mesh is None else jax.device_put(value, sharding_of(variable, mesh)))
+
+  return nnx.merge(graphdef, jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+
+
+@functools.cache
+def _drawn(dtype, tied):
+  source = tiny_model.config_json() | {"tie_word_embeddings": tied}
+  config = FAMILIES["smolvlm"].parse_config(source, dtype=dtype, attention="xla", where="test")
   graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0))))
   rng = np.random.default_rng(0)
 
-  def draw(variable):
-    shape = variable.shape
+  def draw(leaf):
+    shape = leaf.shape
     value = rng.normal(size=shape) / shape[0] ** 0.5 if len(shape) > 1 else rng.uniform(0.5, 1, shape)
-    value = jnp.asarray(value, variable.dtype)
-    return variable.replace(value if mesh is None else jax.device_put(value, sharding_of(variable, mesh)))
+    return jnp.asarray(value, leaf.dtype)
 
-  return nnx.merge(graphdef, jax.tree.map(draw, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+  return graphdef, jax.tree.map(draw, abstract)
 
 
 def batch(dtype=np.float32) -> Batch:

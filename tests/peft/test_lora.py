@@ -89,8 +89,8 @@ def test_dropout_is_off_until_a_step_turns_it_on():
   assert np.array_equal(first, again)
   assert not np.allclose(first, other) and not np.allclose(first, still)
   # inverted dropout: the mean over many masks is the value without
-  mean = np.mean([step(jax.random.key(i)) for i in range(400)], axis=0)
-  np.testing.assert_allclose(np.mean(mean - still, axis=0), 0, atol=0.15)
+  mean = np.mean([step(jax.random.key(i)) for i in range(200)], axis=0)
+  np.testing.assert_allclose(np.mean(mean - still, axis=0), 0, atol=0.2)
   # the base's own product never drops anything
   quiet = nnx.merge(graphdef, jax.tree.map(jnp.zeros_like, params), rest)
   assert np.array_equal(peft.seed_dropout(quiet, jax.random.key(1))(x), x @ made.kernel[...] + made.bias[...])

@@ -99,7 +99,7 @@ def test_full_training_alone_and_of_one_parameter(plain):
 
 
 def test_a_tied_embedding_is_trained_once():
-  vlm = support.build(tie_word_embeddings=True)
+  vlm = support.build(tied=True)
   before = support.logits(vlm)
   peft.apply(vlm, PeftConfig(target=r".*q_proj", full=r".*embed_tokens"))
   assert np.array_equal(support.logits(vlm), before)
