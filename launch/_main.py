@@ -113,7 +113,7 @@ def _take_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def _find(name: str) -> pathlib.Path:
-  path = pathlib.Path(name)
+  path = pathlib.Path(name).expanduser()
   if path.suffix == ".py":
     # An installed command finds our recipes from any folder by the path they have in a checkout.
     ours = RECIPES / path.name

@@ -31,7 +31,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tran
 def choose(flag: str | None, config: Any) -> pathlib.Path:
   """The folder of a run: what the user names, else `runs/<name>-<fingerprint>`."""
   if flag:
-    return pathlib.Path(flag)
+    return pathlib.Path(flag).expanduser()
   return pathlib.Path("runs") / f"{config.name}-{config_lib.fingerprint(config)}"
 
 

@@ -108,6 +108,7 @@ def open_cvbench(
   Raises:
     UserError: nothing there, no network, or what `CVBench` raises.
   """
+  path = os.path.expanduser(path)  # a shell leaves the ~ of --config.data.path=~/x as it is
   if path and Path(path).exists():
     return CVBench(local_files(Path(path), split), size)
   if path and (path.count("/") != 1 or path.startswith((".", "/", "~")) or path.endswith(".parquet")):

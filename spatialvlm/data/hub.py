@@ -131,7 +131,7 @@ def open_dataset(path: str, *, split: str, revision: str | None = None) -> Any:
     raise UserError("a source of kind 'hf' needs a `path`: a local folder or a hub id")
   import datasets
 
-  local = Path(path)
+  local = Path(path).expanduser()
   try:
     if local.exists():
       opened = _open_local(datasets, local, split)

@@ -51,7 +51,7 @@ def open_image(source: ImageSource, name: str = "") -> np.ndarray:
     if isinstance(source, Image.Image):
       return _to_rgb(ImageOps.exif_transpose(source), name)
     if isinstance(source, (str, os.PathLike)):
-      source = Path(source).read_bytes()
+      source = Path(source).expanduser().read_bytes()
     if not source:
       raise UserError(f"{name}: the image file is empty")
     with Image.open(io.BytesIO(source)) as image:

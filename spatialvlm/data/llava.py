@@ -39,8 +39,8 @@ class Llava(Sequence[Example]):
   """
 
   def __init__(self, path: str | Path, image_root: str | Path = "", size: int = 0):
-    path = Path(path)
-    root = Path(image_root) if image_root else path.parent
+    path = Path(path).expanduser()
+    root = Path(image_root).expanduser() if image_root else path.parent
     self._records = []
     for where, raw in _read(path):
       if size and len(self._records) == size:

@@ -358,7 +358,7 @@ def load_processor(
   Raises:
     UserError: a file is missing, broken or of another kind of model.
   """
-  folder = Path(folder)
+  folder = Path(folder).expanduser()
   if not folder.is_dir():
     raise UserError(f"{folder}: no such folder; pass a checkpoint in Hugging Face's format")
   config = files.read_json(folder, "config.json")
