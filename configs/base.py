@@ -39,12 +39,12 @@ from spatialvlm.types import UserError
 WORDS = {
   "color": (259, 6),
   "shape": (265, 4),
-  "box": (269, 4),
+  "box": (269, 3),
   "depth": (273, 8),
   "row": (281, 3),
   "column": (284, 3),
 }
-NO_BOX = 3
+NONE = 272
 # What the first stages asked: questions by one word came in with the last one.
 FIRST_TASKS = {name: weight for name, weight in DEFAULT_TASKS.items() if name not in ("color_of", "shape_of")}
 LATER_TASKS = {**FIRST_TASKS, "letters": 1.0, "choose": 1.0, "describe": 0.3}
@@ -165,13 +165,29 @@ def _finer() -> RunConfig:
   )
 
 
+def _objects() -> RunConfig:
+  return dataclasses.replace(
+    _finer(),
+    name="base-tiny-8",
+    model=ModelConfig(path="runs/base-tiny-7b/model"),
+    data=_data(seed=21, turns=1),
+    optim=_muon(rate=2.5e-3, schedule="cosine", warmup_steps=30, final_fraction=0.1),
+    losses=_words(objects=True, color=0.7, shape=2.0, box=1.0, depth=0.1, row=0.3, column=0.3),
+    train=_train(steps=1200, batch_size=32),
+  )
+
+
 def _search() -> RunConfig:
   return dataclasses.replace(
     _decoder(),
-    name="base-tiny-8",
-    model=ModelConfig(path="runs/base-tiny-7/model"),
-    data=_data(seed=19, turns=5, tasks=SEARCH_TASKS, text=0.1),
+    name="base-tiny-9",
+    model=ModelConfig(path="runs/base-tiny-8/model"),
+    data=_data(seed=23, turns=5, tasks=SEARCH_TASKS, text=0.1),
     optim=_muon(rate=3e-3, schedule="cosine", warmup_steps=50),
+    losses={
+      "answer": LossConfig("answer"),
+      **_words(objects=True, color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1),
+    },
     train=_train(steps=1500, batch_size=16),
   )
 
@@ -206,14 +222,17 @@ def _muon(rate: float = 4e-3, **settings) -> OptimConfig:
   )
 
 
-def _words(**weights: float) -> dict[str, LossConfig]:
-  """A dense term for each target: image tokens say the word of what they show."""
+def _words(objects: bool = False, **weights: float) -> dict[str, LossConfig]:
+  """A dense term for each target: image tokens say the word of what they show.
+
+  Without a drawn box they say "none"; with `objects`, without an object too.
+  """
   terms = {}
   for target, weight in weights.items():
     first, classes = WORDS[target]
     kwargs = {"first": first, "classes": classes}
-    if target == "box":
-      kwargs["background"] = NO_BOX
+    if target == "box" or objects:
+      kwargs["none"] = NONE
     terms[target] = LossConfig("words", target=target, weight=weight, kwargs=kwargs)
   return terms
 
@@ -224,4 +243,4 @@ def _train(steps: int, batch_size: int) -> TrainConfig:
   )
 
 
-STAGES = (_start, _vision, _joint, _places, _vision_again, _decoder, _finer, _search)
+STAGES = (_start, _vision, _joint, _places, _vision_again, _decoder, _finer, _objects, _search)

@@ -13,20 +13,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spatialvlm.types import Batch, UserError
 
 
-def words_loss(target: str = "", first: int = -1, classes: int = 0, background: int = -1, share: float = 0.1):
+def words_loss(target: str = "", first: int = -1, classes: int = 0, none: int = -1, share: float = 0.1):
   """Cross-entropy over `classes` neighbouring words of the vocabulary, at every image token.
 
   Args:
     target: a map of `Batch.dense`: integers (N, H, W), -1 where there is nothing; it is cut into the grid of
       image tokens, and a token's class is the commonest of its pixels.
     first: vocabulary id of the first class's word.
-    background: class of tokens with less than `share` of labelled pixels; -1 leaves them out.
+    none: vocabulary id of the word for tokens with less than `share` of labelled pixels; -1 leaves them out.
   """
-  first, classes, background = int(first), int(classes), int(background)
+  first, classes, none = int(first), int(classes), int(none)
+  words = np.array([*range(first, first + classes), none] if none >= 0 else range(first, first + classes))
   if not target or first < 0 or classes < 2:
     raise UserError("config.losses: a loss of kind 'words' needs a target, first and classes of 2 or more")
 
@@ -40,13 +42,13 @@ def words_loss(target: str = "", first: int = -1, classes: int = 0, background: 
     features_NPD = batch.features_NPD
     if features_NPD is None:
       features_NPD = model.encode_images(batch.pixels_NHWC, batch.pixel_mask_NHW)
-    label_NP, weight_NP = token_labels(batch.dense[target], features_NPD.shape[1], classes, background, share)
+    label_NP, weight_NP = token_labels(batch.dense[target], features_NPD.shape[1], classes, none >= 0, share)
     x_NPD = features_NPD.astype(jnp.float32)
     x_NPD *= jax.lax.rsqrt(jnp.square(x_NPD).mean(-1, keepdims=True) + 1e-6)
-    logits_NPK = model.unembed(x_NPD)[..., first : first + classes].astype(jnp.float32)
+    logits_NPK = model.unembed(x_NPD)[..., words].astype(jnp.float32)
     log_p_NPK = jax.nn.log_softmax(logits_NPK)
     nll_NP = -jnp.take_along_axis(log_p_NPK, label_NP[..., None], axis=-1)[..., 0]
-    foreground_NP = weight_NP * (label_NP != background)
+    foreground_NP = weight_NP * (label_NP < classes)
     right_NP = (logits_NPK.argmax(-1) == label_NP).astype(jnp.float32)
     metrics = {"accuracy": ((right_NP * foreground_NP).sum(), foreground_NP.sum())}
     return (nll_NP * weight_NP).sum(), weight_NP.sum(), metrics
@@ -55,9 +57,11 @@ def words_loss(target: str = "", first: int = -1, classes: int = 0, background: 
 
 
 def token_labels(
-  map_NHW: jax.Array, tokens: int, classes: int, background: int, share: float
+  map_NHW: jax.Array, tokens: int, classes: int, background: bool, share: float
 ) -> tuple[jax.Array, jax.Array]:
   """Class and weight (0 or 1) of each token of a square grid, both (N, tokens), from a map of pixels.
+
+  With `background`, tokens with less than `share` of labelled pixels are one class more, else of no weight.
 
   Raises:
     UserError: the map does not divide into the grid.
@@ -70,10 +74,9 @@ def token_labels(
   share_NPK = jnp.stack([(cells == k).mean((2, 4)) for k in range(classes)], -1).reshape(N, tokens, classes)
   label_NP = share_NPK.argmax(-1)
   seen_NP = share_NPK.sum(-1) >= share
-  if background < 0:
+  if not background:
     return label_NP, seen_NP.astype(jnp.float32)
   # A tile without any such target (it belongs to another example) is all -1 and must not teach "nothing".
   given_N1 = (map_NHW >= 0).any((1, 2))[:, None]
-  return jnp.where(seen_NP, label_NP, background), jnp.broadcast_to(given_N1, seen_NP.shape).astype(
-    jnp.float32
-  )
+  weight_NP = jnp.broadcast_to(given_N1, seen_NP.shape).astype(jnp.float32)
+  return jnp.where(seen_NP, label_NP, classes), weight_NP

@@ -35,7 +35,7 @@ def cells(maps):
 
 def test_labels_are_the_commonest_class(maps):
   maps[0, :3, 3:] = -1
-  label_NP, weight_NP = token_labels(jnp.asarray(maps), 4, CLASSES, -1, 0.5)
+  label_NP, weight_NP = token_labels(jnp.asarray(maps), 4, CLASSES, False, 0.5)
   for n, row in enumerate(cells(maps)):
     for p, pixels in enumerate(row):
       counts = np.bincount(pixels[pixels >= 0], minlength=CLASSES)
@@ -48,8 +48,8 @@ def test_labels_are_the_commonest_class(maps):
 def test_background_is_a_class_but_not_of_tiles_without_target(maps):
   maps[0, :3, 3:] = -1
   maps[1] = -1
-  label_NP, weight_NP = token_labels(jnp.asarray(maps), 4, CLASSES, 2, 0.5)
-  assert label_NP[0, 1] == 2 and weight_NP[0].tolist() == [1, 1, 1, 1]
+  label_NP, weight_NP = token_labels(jnp.asarray(maps), 4, CLASSES, True, 0.5)
+  assert label_NP[0, 1] == CLASSES and weight_NP[0].tolist() == [1, 1, 1, 1]
   assert weight_NP[1].tolist() == [0, 0, 0, 0]
 
 
@@ -87,6 +87,6 @@ def test_missing_target_and_bad_settings_are_named(maps):
   with pytest.raises(UserError, match=r"color.*shape"):
     words_loss("color", FIRST, CLASSES)(None, batch, jax.random.key(0))
   with pytest.raises(UserError, match="does not divide"):
-    token_labels(jnp.asarray(maps), 16, CLASSES, -1, 0.1)
+    token_labels(jnp.asarray(maps), 16, CLASSES, False, 0.1)
   with pytest.raises(UserError, match="needs a target"):
     make_losses({"shape": LossConfig(kind="words", target="shape")})
