@@ -48,7 +48,7 @@ def _tiny() -> ConfigDict:
       peft=dict(method="lora", target=EVERY_LINEAR, rank=16, alpha=32.0, full=r"model\.connector\..*"),
       data=_scenes(image_size=96, lengths=(136, 152), tiles=(1,)),
       optim=dict(name="adamw", learning_rate=2e-3, schedule="cosine", warmup_steps=50),
-      train=dict(steps=2000, batch_size=16, log_every=20, validate_every=500, checkpoint_every=500),
+      train=dict(steps=800, batch_size=16, log_every=20, validate_every=200, checkpoint_every=200),
       eval=dict(
         source=dict(kind="scenes", seed=1_000_000, size=1200, image_size=96),
         lengths=(136, 152),
