@@ -57,7 +57,8 @@ def attend(
     (B, T, N, H) in the dtype of q.
   """
   if implementation == "cudnn":
-    mask = None if mask_BTS is None else mask_BTS[:, None]
+    B, T, S = q_BTNH.shape[0], q_BTNH.shape[1], k_BSKH.shape[1]
+    mask = None if mask_BTS is None else jnp.broadcast_to(mask_BTS, (B, T, S))[:, None]
     return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, implementation="cudnn")
   B, T, N, _ = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]

@@ -244,9 +244,16 @@ def test_files_that_are_no_safetensors(folder):
   file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
   with pytest.raises(UserError, match=r"not a safetensors file"):
     hub.load_model(folder)
-  file.write_bytes(struct.pack("<Q", 4) + b"what" + bytes(8))
-  with pytest.raises(UserError, match=r"header is no JSON"):
-    hub.load_model(folder)
+  for header, says in (
+    (b"what", "header is no JSON"),
+    (b'"no"', "header is no JSON object"),
+    (b'{"x": {"dtype": "F32"}}', "entry of tensor x is damaged"),
+    (b'{"x": {"dtype": "F9", "shape": [1], "data_offsets": [0, 4]}}', "dtype F9, which is not supported"),
+    (b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "4 bytes do not hold shape"),
+  ):
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    with pytest.raises(UserError, match=says):
+      hub.load_model(folder)
 
 
 def test_pickles_are_refused(folder):
@@ -278,6 +285,9 @@ def test_settings_that_are_not_computed(folder):
   source = json.loads((folder / "config.json").read_text())
   edit_config(folder, text_config={**source["text_config"], "model_type": "mistral"})
   with pytest.raises(UserError, match=r"text_config.model_type 'mistral'"):
+    hub.load_model(folder)
+  edit_config(folder, text_config={**source["text_config"], "hidden_size": "wide"})
+  with pytest.raises(UserError, match=r"text_config.hidden_size: expected a whole number .* got 'wide'"):
     hub.load_model(folder)
   edit_config(folder, text_config={**source["text_config"], "hidden_act": "relu"})
   with pytest.raises(UserError, match=r"hidden_act 'relu'"):
