@@ -47,19 +47,28 @@ def open_image(source: ImageSource, name: str = "") -> np.ndarray:
   if isinstance(source, (str, os.PathLike)):
     name = name or str(source)
   name = name or "image"
+  if isinstance(source, (str, os.PathLike)):
+    source = _read(Path(source).expanduser(), name)
+  if isinstance(source, bytes) and not source:
+    raise UserError(f"{name}: the image file is empty")
+  return _to_rgb(_decode(source, name), name)
+
+
+def _read(path: Path, name: str) -> bytes:
+  try:
+    return path.read_bytes()
+  except FileNotFoundError:
+    raise UserError(f"{name}: no such image file{'' if path.name in name else f' as {path}'}") from None
+  except OSError as error:
+    raise UserError(f"{name}: the image file cannot be read ({error.strerror})") from None
+
+
+def _decode(source: bytes | Image.Image, name: str) -> Image.Image:
   try:
     if isinstance(source, Image.Image):
-      return _to_rgb(ImageOps.exif_transpose(source), name)
-    if isinstance(source, (str, os.PathLike)):
-      source = Path(source).expanduser().read_bytes()
-    if not source:
-      raise UserError(f"{name}: the image file is empty")
+      return ImageOps.exif_transpose(source)
     with Image.open(io.BytesIO(source)) as image:
-      return _to_rgb(ImageOps.exif_transpose(image), name)
-  except UserError:
-    raise
-  except FileNotFoundError:
-    raise UserError(f"{name}: no such image file{'' if str(source) in name else f' as {source}'}") from None
+      return ImageOps.exif_transpose(image)
   except UnidentifiedImageError:
     raise UserError(f"{name}: cannot be read as an image (its format is not known)") from None
   except Image.DecompressionBombError as error:
@@ -73,11 +82,14 @@ def open_image(source: ImageSource, name: str = "") -> np.ndarray:
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
   if image.mode.startswith("I") or image.mode == "F":
     return _from_array(_deep_grey(image, name), name)
-  if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    image = Image.alpha_composite(white, image)
-  return np.array(image.convert("RGB"))
+  try:
+    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
+      image = image.convert("RGBA")
+      white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+      image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+  except ValueError as error:
+    raise UserError(f"{name}: {error}; save the image as RGB") from error
 
 
 def _deep_grey(image: Image.Image, name: str) -> np.ndarray:
