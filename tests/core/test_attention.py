@@ -65,7 +65,8 @@ def test_blocks_change_no_value_and_no_gradient(kind, block, monkeypatch):
 
   one, other = jit(both)(q, k, v)
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-    np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5)
+    # Sums in another order: a few units of float32 rounding on gradients of size one.
+    np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_long_sequences_on_a_cpu_are_done_in_blocks(monkeypatch):
