@@ -64,11 +64,15 @@ class Metrics:
   def close(self) -> None:
     if not self._main:
       return
-    self._file.close()
-    if self._board:
-      self._board.close()
-    if self._wandb:
-      self._wandb.finish()
+    try:
+      # After a write that failed, closing tries it again.
+      with workdir_lib.writing(self._path):
+        self._file.close()
+    finally:
+      if self._board:
+        self._board.close()
+      if self._wandb:
+        self._wandb.finish()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

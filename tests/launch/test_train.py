@@ -68,7 +68,10 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(trained):
     ([("model.dtype", "float16")], "float16.*too small.*use float32 or bfloat16"),
     ([("train.batch_size", "6")], "batch_size: 6 is not divided by 8 shards"),
     ([("mesh.data", "3")], "does not fit 8 device"),
-    ([("train.patience", "2")], "patience: needs train.validate_every"),
+    (
+      [*SHARDED, ("train.patience", "2"), ("train.validate_every", "0")],
+      "patience: needs train.validate_every",
+    ),
     ([("data.sources", "{}")], "data.sources: empty"),
   ],
 )

@@ -10,7 +10,7 @@ from spatialvlm.training import optim
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.losses import answer_loss, make_losses
-from spatialvlm.types import UserError
+from spatialvlm.types import Batch, UserError
 from tests.training import fakes
 from tests.training.helpers import make_config, make_parts
 
@@ -41,18 +41,25 @@ def one_device():
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.0))
   params, opt_state, found = split.params, tx.init(split.params), []
 
-  def loss(params, batch):
-    model = split.model(params, split.frozen)
-    log_p_BTV = jax.nn.log_softmax(model.unembed(model.hidden(batch)))
-    rows, columns = np.nonzero(batch.target_index_BK > 0)
-    places = batch.target_index_BK[rows, columns]
-    return -log_p_BTV[rows, places - 1, batch.tokens_BT[rows, places]].mean()
+  @jax.jit
+  def gradient(params, tokens_BT, supervised_BT):
+    def loss(params):
+      model = split.model(params, split.frozen)
+      log_p_BTV = jax.nn.log_softmax(model.unembed(model.hidden(Batch(tokens_BT, None))))
+      picked_BT = jnp.take_along_axis(log_p_BTV[:, :-1], tokens_BT[:, 1:, None], axis=2)[..., 0]
+      return -(picked_BT * supervised_BT[:, 1:]).sum() / supervised_BT.sum()
 
+    return jax.value_and_grad(loss)(params)
+
+  update = jax.jit(tx.update)
   for number in range(4):
     batch, _ = fakes.Stream(16).batch(number)
-    value, grads = jax.jit(jax.value_and_grad(lambda p, batch=batch: loss(p, batch)))(params)
+    supervised = np.zeros(batch.tokens_BT.shape)
+    rows, columns = np.nonzero(batch.target_index_BK > 0)
+    supervised[rows, batch.target_index_BK[rows, columns]] = 1
+    value, grads = gradient(params, batch.tokens_BT, supervised)
     found.append([float(value), float(optax.global_norm(grads))])
-    updates, opt_state = tx.update(grads, opt_state, params)
+    updates, opt_state = update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
   return np.array(found)
 
@@ -67,9 +74,8 @@ def truth():
   [
     (MeshConfig(data=8), 1),
     (MeshConfig(data=1, fsdp=8), 1),
-    (MeshConfig(data=2, fsdp=2, tensor=2), 1),
     (MeshConfig(data=1, fsdp=1, tensor=8), 4),
-    (MeshConfig(data=4, fsdp=1, tensor=2), 4),
+    (MeshConfig(data=2, fsdp=2, tensor=2), 4),
   ],
   ids=lambda v: "x".join(map(str, (v.data, v.fsdp, v.tensor))) if isinstance(v, MeshConfig) else f"acc{v}",
 )
@@ -127,7 +133,6 @@ def test_two_weighted_terms_are_each_divided_by_their_own_weight():
 
 
 def test_moving_average_follows_its_formula():
-  found = losses_of(make_config(optim={"ema": 0.5}), steps=3)[1]
   parts, state = make_parts(make_config(optim={"ema": 0.5}))
   average, jitted = state.params, jax.jit(parts.train_step)
   for number in range(3):
@@ -135,25 +140,29 @@ def test_moving_average_follows_its_formula():
     decay = min(0.5, (1 + number) / (10 + number))
     average = {name: decay * average[name] + (1 - decay) * state.params[name] for name in average}
   for name in average:
-    np.testing.assert_allclose(found.ema[name], average[name], rtol=1e-5, atol=1e-7)
-  assert state_lib.weights(found) is found.ema
+    np.testing.assert_allclose(state.ema[name], average[name], rtol=1e-5, atol=1e-7)
+  assert state_lib.weights(state) is state.ema
 
 
 def test_label_smoothing_and_z_loss_match_optax():
   split = state_lib.Split(
     fakes.TinyVlm(), fakes.trainable, axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   )
-  model = split.model(split.params, split.frozen)
-  batch = jax.tree.map(jnp.asarray, fakes.Stream(4).batch(0)[0])
-  total, weight, metrics = answer_loss(label_smoothing=0.1, z_loss=1e-2)(model, batch, jax.random.key(0))
-  logits = model.unembed(model.hidden(batch))
-  expected, count = 0.0, 0
-  for row in range(4):
-    for t in [int(t) for t in batch.target_index_BK[row] if t > 0]:
-      soft = optax.smooth_labels(jax.nn.one_hot(batch.tokens_BT[row, t], fakes.VOCAB), 0.1)
-      expected += optax.softmax_cross_entropy(logits[row, t - 1], soft)
-      expected += 1e-2 * jax.nn.logsumexp(logits[row, t - 1]) ** 2
-      count += 1
+  batch = fakes.Stream(4).batch(0)[0]
+  smoothed = answer_loss(label_smoothing=0.1, z_loss=1e-2)
+
+  @jax.jit
+  def run(batch):
+    model = split.model(split.params, split.frozen)
+    return smoothed(model, batch, jax.random.key(0)), model.unembed(model.hidden(batch))
+
+  (total, weight, metrics), logits = run(batch)
+  rows, columns = np.nonzero(batch.target_index_BK > 0)
+  places, count = batch.target_index_BK[rows, columns], len(rows)
+  logits_KV = logits[rows, places - 1]
+  soft_KV = optax.smooth_labels(jax.nn.one_hot(batch.tokens_BT[rows, places], fakes.VOCAB), 0.1)
+  expected = optax.softmax_cross_entropy(logits_KV, soft_KV).sum()
+  expected += 1e-2 * (jax.nn.logsumexp(logits_KV, axis=-1) ** 2).sum()
   assert float(weight) == count
   assert float(total) == pytest.approx(float(expected), rel=1e-5)
   assert set(metrics) == {"accuracy", "nll"}

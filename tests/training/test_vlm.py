@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from spatialvlm import peft
 from spatialvlm.config import MeshConfig, PeftConfig
 from spatialvlm.core import axes
+from spatialvlm.models.registry import FAMILIES
+from spatialvlm.models.vlm import Vlm
 from spatialvlm.training import fit as fit_lib
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
@@ -26,11 +29,20 @@ PEFT = PeftConfig(
 )
 
 
+def shallow(dtype: str) -> Vlm:
+  """A SmolVLM of one layer in each tower, every parameter random."""
+  config = FAMILIES["smolvlm"].parse_config(
+    tiny_model.config_json(depth=1), dtype=dtype, attention="xla", where="test"
+  )
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0))))
+  rng = np.random.default_rng(0)
+  draw = lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype)
+  return nnx.merge(graphdef, jax.tree.map(draw, state))
+
+
 def make(dtype: str, remat: bool):
   """A step, its state moved from where adapters do nothing, frozen arrays, a batch, and a loss step."""
-  shallow = tiny_model.config_json(depth=1)
-  shallow = {part: shallow[part] for part in ("text_config", "vision_config")}
-  vlm = peft.apply(support.build(dtype, **shallow), PEFT)
+  vlm = peft.apply(shallow(dtype), PEFT)
   vlm.vision.stack.remat = vlm.decoder.stack.remat = remat
   mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   split = state_lib.Split(vlm, peft.trainable_filter(vlm, PEFT), mesh)
