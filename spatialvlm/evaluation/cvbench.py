@@ -2,7 +2,8 @@
 
 Official formula (nyu-visionx/CV-Bench, data set card): 2D is the mean of the accuracies on ADE20K and COCO,
 3D the accuracy on Omni3D, overall the mean of 2D and 3D. It is not the plain mean over questions, which some
-harnesses report (lmms-eval does): 3D weighs 50 % instead of 45.5 %, ADE20K more than COCO. Both are given.
+harnesses report (lmms-eval does): 3D weighs 50 % instead of 45.5 %, ADE20K more than COCO. Both are given,
+and the mean of the tasks (macro).
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ def aggregation(rows: Sequence[Prediction]) -> Aggregation:
   why = _why_not_official([row.source for row in rows])
   scores = dict(OFFICIAL) if not why else {}
   scores |= {name: {name: 1.0} for name in groups}
+  tasks = [name for name in groups if name.startswith("task/")]
+  if len(tasks) > 1:
+    scores["macro"] = dict.fromkeys(tasks, 1 / len(tasks))
+    first = ("official", "official/2D", "official/3D", "plain", "macro")
+    scores = {name: scores[name] for name in (*(n for n in first if n in scores), *scores)}
   return Aggregation(groups, scores, why)
 
 

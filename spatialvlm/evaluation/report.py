@@ -30,6 +30,7 @@ LABELS = {
   "official/2D": "2D, official",
   "official/3D": "3D, official",
   "plain": "all, plain mean",
+  "macro": "mean of the tasks",
 }
 
 

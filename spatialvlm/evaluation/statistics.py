@@ -1,13 +1,20 @@
-"""Intervals for scores: a bootstrap that resamples images, not questions, within each source.
+"""What a score, or a difference of two, can be trusted to say.
+
+Intervals come from a bootstrap that resamples images, not questions, within each source.
 
 Questions on one image share its difficulty, so they are drawn together (cluster bootstrap: Davison and
 Hinkley, Bootstrap Methods and their Application, 1997, section 3.8); the official formula fixes the sources'
 weights, so each source is resampled within itself (stratified). Percentile intervals.
+
+Two runs are also held against each other question by question (exact McNemar test), which takes the questions
+for independent; where images have several questions, the interval is the more careful of the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -38,7 +45,11 @@ def paired(
 ) -> dict[str, dict[str, float]]:
   """What changed between two runs on the same questions: both drawn with the same resampled images.
 
-  Returns, by the name of the score: before, after, difference, low, high (of the difference) and n.
+  Returns, by the name of the score: before, after, difference, low, high (of the difference) and n;
+  `detectable`, the true difference that these questions would show with 80 % power (`minimum_detectable`),
+  from the bootstrap's standard error, 0 where the runs are alike; for plain means over questions also
+  `gained` and `lost` (questions that only one of the runs has right) and `p`, McNemar's; for tasks `p_holm`,
+  corrected for their number.
 
   Raises:
     UserError: the runs are not of the same questions.
@@ -62,8 +73,62 @@ def paired(
       "low": low,
       "high": high,
       "n": counts[name],
+      "detectable": minimum_detectable(float(np.nanstd(values[:, 1] - values[:, 0])), level=level),
     }
+    if name in table.groups:
+      was_N, now_N = correct_N2[table.groups[name]].T > 0
+      found[name] |= mcnemar(was_N, now_N)
+  tasks = [name for name in found if name.startswith("task/")]
+  for name, p in holm({name: found[name]["p"] for name in tasks}).items():
+    found[name]["p_holm"] = p
   return found
+
+
+def mcnemar(before_N: np.ndarray, after_N: np.ndarray) -> dict[str, float]:
+  """McNemar's exact test of two runs on the same questions (McNemar, Psychometrika 12, 1947).
+
+  Where the runs are equally good, a question that only one of them has right is as likely either's: `lost` is
+  binomial with chance 1/2 of all that differ. `p` is two-sided, twice the smaller tail.
+
+  Args:
+    before_N, after_N: bool, whether each question was right.
+
+  Returns:
+    gained, lost (int) and p.
+  """
+  gained = int(np.sum(~before_N & after_N))
+  lost = int(np.sum(before_N & ~after_N))
+  differ = gained + lost
+  tail = sum(math.comb(differ, k) for k in range(min(gained, lost) + 1))
+  # Integers of any size divide exactly rounded, so that 2,638 questions do not underflow.
+  return {"gained": gained, "lost": lost, "p": min(1.0, 2 * tail / 2**differ)}
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+  """Holm's step-down correction for several tests (Scandinavian Journal of Statistics 6, 1979), by name."""
+  adjusted, highest = {}, 0.0
+  for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+    highest = max(highest, min(1.0, (len(p_values) - rank) * p))
+    adjusted[name] = highest
+  return {name: adjusted[name] for name in p_values}
+
+
+def minimum_detectable(deviation: float, *, level: float = 0.95, power: float = 0.8) -> float:
+  """The smallest true difference that a two-sided test at `level` finds with this power.
+
+  Args:
+    deviation: standard error of the difference, e.g. the bootstrap's.
+  """
+  normal = statistics.NormalDist()
+  return (normal.inv_cdf(0.5 + level / 2) + normal.inv_cdf(power)) * deviation
+
+
+def at_chance(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+  """The scores (`summary["scores"]`) that do not lie above their interval of guessing, by name.
+
+  Low ones count as well: a run far below guessing does not answer, or answers in a form that nobody reads.
+  """
+  return [name for name, score in scores.items() if score["low"] <= score["guessing"]]
 
 
 def _resample(

@@ -75,3 +75,9 @@ def test_sources_data_sets_stand_apart():
   assert list(table.scores) == [
     "plain", "type/3D", "task/Depth", "source/Omni3D", "source_dataset/Omni3D_a", "source_dataset/Omni3D_b",
   ]  # fmt: skip
+
+
+def test_macro_is_the_mean_of_the_tasks():
+  found = cvbench.aggregation(rows := real_rows({("Depth", "Omni3D"): 300, ("Count", "COCO"): 394}))
+  assert found.values(np.array([r.correct for r in rows]))["macro"] == pytest.approx((0.5 + 0.5) / 4)
+  assert list(found.scores)[:5] == ["official", "official/2D", "official/3D", "plain", "macro"]

@@ -1,7 +1,10 @@
 """Intervals against their theory."""
 
+import itertools
+
 import numpy as np
 import pytest
+import scipy.stats
 
 from spatialvlm.evaluation import statistics
 from spatialvlm.types import UserError
@@ -80,3 +83,69 @@ def test_a_run_against_itself_does_not_differ():
 def test_other_questions_are_refused():
   with pytest.raises(UserError, match="number 4 is in one of them only"):
     statistics.paired([row(i) for i in range(4)], [row(i) for i in range(5)])
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (5, 0), (3, 9), (14, 14), (700, 610), (2638, 0)])
+def test_mcnemar_is_the_two_sided_binomial_test(gained, lost):
+  before = np.array([False] * gained + [True] * lost + [True, False] * 7)
+  after = np.array([True] * gained + [False] * lost + [True, False] * 7)
+  found = statistics.mcnemar(before, after)
+  expected = scipy.stats.binomtest(lost, gained + lost).pvalue if gained + lost else 1.0
+  assert (found["gained"], found["lost"]) == (gained, lost)
+  assert found["p"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_by_brute_force():
+  """Of all ways in which 7 coins may fall, the share that is at least as lopsided as 1 to 6."""
+  sums = np.array([sum(coins) for coins in itertools.product((0, 1), repeat=7)])
+  found = statistics.mcnemar(np.array([True] + [False] * 6), np.array([False] + [True] * 6))
+  assert found["p"] == pytest.approx(np.mean(np.abs(sums - 3.5) >= 2.5))
+
+
+def test_holm():
+  """Holm's rule as he states it: go up the ordered values while p <= level / (tests that are left)."""
+  p_values = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
+  found = statistics.holm(p_values)
+  assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+  assert list(found) == list(p_values)
+  rng = np.random.default_rng(0)
+  for level in (0.01, 0.05, 0.2):
+    some = {str(i): p for i, p in enumerate(rng.beta(0.3, 2, 8))}
+    rejected, left = set(), 8
+    for name, p in sorted(some.items(), key=lambda item: item[1]):
+      if p > level / left:
+        break
+      rejected, left = rejected | {name}, left - 1
+    assert {name for name, p in statistics.holm(some).items() if p <= level} == rejected
+  assert statistics.holm({}) == {}
+
+
+def test_minimum_detectable_has_its_power():
+  """Of a normal estimate whose true value lies so far off, four in five exclude zero."""
+  effect = statistics.minimum_detectable(0.013)
+  assert effect == pytest.approx((scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(0.8)) * 0.013)
+  drawn = np.random.default_rng(0).normal(effect, 0.013, 40_000)
+  assert np.mean(np.abs(drawn) > 1.96 * 0.013) == pytest.approx(0.8, abs=0.01)
+
+
+def test_paired_tests_and_their_correction():
+  rows = [row(i, i % 2 > 0, task=("Depth", "Count")[i // 40], source="s") for i in range(80)]
+  other = [row(i, i % 2 > 0 or i < 30, task=("Depth", "Count")[i // 40], source="s") for i in range(80)]
+  found = statistics.paired(rows, other, resamples=2000)
+  assert (found["task/Depth"]["gained"], found["task/Depth"]["lost"]) == (15, 0)
+  assert found["task/Depth"]["p"] == pytest.approx(2 * 0.5**15)
+  assert found["task/Depth"]["p_holm"] == pytest.approx(4 * 0.5**15)
+  assert found["task/Count"]["p_holm"] == 1.0
+  assert "p_holm" not in found["plain"] and found["plain"]["p"] == pytest.approx(2 * 0.5**15)
+  # The difference is no plain mean over questions: there is nothing to count.
+  assert "p" not in found["macro"]
+  deviation = np.sqrt(15 / 80 * (1 - 15 / 80) / 80)
+  assert found["plain"]["detectable"] == pytest.approx(2.8016 * deviation, rel=0.05)
+
+
+def test_at_chance():
+  def score(low, guessing):
+    return {"score": low + 0.05, "low": low, "high": low + 0.1, "guessing": guessing}
+
+  scores = {"plain": score(0.45, 0.42), "task/Depth": score(0.46, 0.5), "task/Count": score(0.01, 0.25)}
+  assert statistics.at_chance(scores) == ["task/Depth", "task/Count"]
