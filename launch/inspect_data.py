@@ -27,12 +27,7 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
 
   if arguments:
     raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
-  processor = load_processor(
-    hub.resolve(config.model.path, config.model.revision),
-    max_tiles=config.model.max_tiles,
-    longest_edge=config.model.longest_edge,
-    split_images=config.model.split_images,
-  )
+  processor = load_processor(hub.resolve(config.model.path, config.model.revision), **config.model.tiling)
   found = inspect.inspect_data(
     config.data, processor, config.train.batch_size, seed=config.seed, scan=_SCAN.value, show=_SHOW.value
   )

@@ -36,6 +36,7 @@ def load_vlm(
   max_tiles: int | None = None,
   longest_edge: int | None = None,
   split_images: bool | None = None,
+  enlarge: bool = True,
 ) -> LoadedVlm:
   """Loads a SmolVLM from a local folder or the hub, in Hugging Face's format.
 
@@ -44,7 +45,7 @@ def load_vlm(
     mesh: devices to shard the model over: a mesh, or its sizes such as `{"fsdp": 4}`.
     revision: of a hub repository.
     attention: "xla", or "cudnn" on a GPU in bfloat16.
-    max_tiles, longest_edge, split_images: the processor's tile budget, as in `load_processor`.
+    max_tiles, longest_edge, split_images, enlarge: the processor's tile budget, as in `load_processor`.
 
   Raises:
     UserError: the model cannot be found or read, or does not fit its config.
@@ -53,7 +54,12 @@ def load_vlm(
     mesh = make_mesh(mesh)
   folder = hub.resolve(path_or_hub_id, revision)
   model = hub.load_model(folder, dtype=dtype, mesh=mesh, attention=attention)
-  options = {"max_tiles": max_tiles, "longest_edge": longest_edge, "split_images": split_images}
+  options = {
+    "max_tiles": max_tiles,
+    "longest_edge": longest_edge,
+    "split_images": split_images,
+    "enlarge": enlarge,
+  }
   return LoadedVlm(model, folder, str(path_or_hub_id), mesh, options)
 
 

@@ -29,6 +29,8 @@ class ModelConfig:
     max_tiles: tile budget of an image, the global view counted; None for the checkpoint's own.
     longest_edge: images are resized to this longest edge before they are split; None for the checkpoint's.
     split_images: None for the checkpoint's own choice.
+    enlarge: false: a small image is not enlarged to more tiles than it fills by itself. The published models
+      were trained with true.
   """
 
   path: str = "checkpoints/smolvlm-tiny"
@@ -40,6 +42,13 @@ class ModelConfig:
   max_tiles: int | None = None
   longest_edge: int | None = None
   split_images: bool | None = None
+  enlarge: bool = True
+
+  @property
+  def tiling(self) -> dict[str, Any]:
+    """How images are cut, as keyword arguments of `data.processor.load_processor`."""
+    names = ("max_tiles", "longest_edge", "split_images", "enlarge")
+    return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

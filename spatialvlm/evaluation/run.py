@@ -34,12 +34,7 @@ def run(config: EvaluateConfig, folder: pathlib.Path) -> Result:
   workdir.check(folder, config)
   mesh = axes.make_mesh(config.mesh)
   source = hub.resolve(config.model.path, config.model.revision)
-  processor = load_processor(
-    source,
-    max_tiles=config.model.max_tiles,
-    longest_edge=config.model.longest_edge,
-    split_images=config.model.split_images,
-  )
+  processor = load_processor(source, **config.model.tiling)
   encoder = ProcessorEncoder(processor, config.score.protocol)
   questions = open_questions(config.data)
   if not len(questions):

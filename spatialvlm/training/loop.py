@@ -49,12 +49,7 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   mesh = axes.make_mesh(config.mesh)
   check_batch(config, mesh)
   folder = hub.resolve(config.model.path, config.model.revision)
-  processor = load_processor(
-    folder,
-    max_tiles=config.model.max_tiles,
-    longest_edge=config.model.longest_edge,
-    split_images=config.model.split_images,
-  )
+  processor = load_processor(folder, **config.model.tiling)
   streams = open_streams(config, processor)
   model = build_model(config, mesh)
   trainable = peft.trainable_filter(model, config.peft)
