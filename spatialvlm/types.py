@@ -41,6 +41,7 @@ class Example:
     images: uint8 arrays (H, W, 3), RGB.
     turns: the conversation. Where no prompt holds an `<image>` mark, all images stand before the first
       prompt, as SmolVLM was trained.
+    files: names of the images' files, as far as the source knows them: empty, or as many as images.
     dense: targets per pixel of `images[0]`, e.g. `depth` (H, W) float32 in metres, for auxiliary losses.
   """
 
@@ -49,6 +50,7 @@ class Example:
   id: str = ""
   task: str = ""
   source: str = ""
+  files: tuple[str, ...] = ()
   dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 

@@ -70,7 +70,10 @@ class HubExamples(Sequence[Example]):
     except UserError as error:
       raise UserError(f"{where}: {error}") from error
     task, source = str(row.get("task") or ""), str(row.get("source") or "")
-    return Example(images=images, turns=turns, id=str(row.get("id", "")), task=task, source=source)
+    files = _files(row)
+    return Example(
+      images=images, turns=turns, id=str(row.get("id", "")), task=task, source=source, files=files
+    )
 
 
 class HubQuestions(Sequence[Question]):
@@ -191,10 +194,20 @@ def _with_encoded_images(rows: Any) -> Any:
 
 
 def _images(row: Mapping[str, Any], where: str) -> tuple[np.ndarray, ...]:
+  return tuple(_image(cell, f"{where}, image {i}") for i, cell in enumerate(_cells(row)))
+
+
+def _files(row: Mapping[str, Any]) -> tuple[str, ...]:
+  """The name that each image of a row carries, empty where it carries none."""
+  cells = _cells(row)
+  paths = [cell.get("path") if isinstance(cell, Mapping) else cell for cell in cells]
+  return tuple(Path(path).name if isinstance(path, str) else "" for path in paths)
+
+
+def _cells(row: Mapping[str, Any]) -> list[Any]:
   cells = row.get("images")
   cells = [row.get("image")] if cells is None else cells
-  cells = [cell for cell in (cells if isinstance(cells, list) else [cells]) if cell is not None]
-  return tuple(_image(cell, f"{where}, image {i}") for i, cell in enumerate(cells))
+  return [cell for cell in (cells if isinstance(cells, list) else [cells]) if cell is not None]
 
 
 def _image(cell: Any, where: str) -> np.ndarray:

@@ -56,7 +56,8 @@ class Llava(Sequence[Example]):
   def __getitem__(self, index: int) -> Example:
     record = self._records[index]
     images = tuple(open_image(path, f"{record.where}, image {path}") for path in record.images)
-    return Example(images=images, turns=record.turns, id=record.id, task=record.task)
+    files = tuple(path.name for path in record.images)
+    return Example(images=images, turns=record.turns, id=record.id, task=record.task, files=files)
 
 
 def _read(path: Path) -> Iterator[tuple[str, Any]]:

@@ -61,6 +61,7 @@ def question_to_example(question: Question) -> Example:
     id=str(question.idx),
     task=question.task,
     source=question.source,
+    files=(question.source_filename,),
   )
 
 

@@ -88,6 +88,24 @@ def comparison(
   return out
 
 
+def leaks(found: Mapping[str, Any], shown: int = 10) -> Table:
+  """What `leaks.summary` holds: counts by source, and the first few pictures by name in the caption."""
+  kinds = ("name and picture", "picture", "mirrored picture", "name")
+  out = _table("", "examples", *(k if k != "name" else "name alone" for k in kinds))
+  for name, counts in found["sources"].items():
+    style = "bold red" if any(counts[k] for k in kinds[:3]) else ""
+    out.add_row(Text(name, style), str(counts["examples"]), *(Text(str(counts[k]), style) for k in kinds))
+  lines = [
+    f"{leak['source']}[{leak['index']}] {leak['id']}: {leak['how']}, {leak['benchmark']}, "
+    f"questions {', '.join(map(str, leak['questions'][:5]))}{' ...' if len(leak['questions']) > 5 else ''}"
+    for leak in sorted(found["leaks"], key=lambda leak: leak["distance"] is None)[:shown]
+  ]
+  lines += [f"and {len(found['leaks']) - shown} more"] if len(found["leaks"]) > shown else []
+  none = [f"None of the benchmark's {found['pictures_in_benchmark']} pictures was found."]
+  out.caption = Text("\n".join(lines or none))
+  return out
+
+
 def show(renderable: Any) -> None:
   """Prints a table; where the output is no terminal, without cutting it to a guessed width."""
   console = Console()

@@ -1,0 +1,71 @@
+"""Looks for a benchmark's pictures in training data: `python launch/leaks.py --config=configs/lora.py`.
+
+Compares every picture of the config's sources (`--config.data.sources...`) with the benchmark's, by the name
+of the file and by a perceptual hash. Ends with exit code 1 where a picture is found, so that a script can
+stop there.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from spatialvlm.launch import _main
+
+_BENCHMARK = flags.DEFINE_string(
+  "benchmark", "", "parquet file, folder or hub id in CV-Bench's schema; empty for CV-Bench itself"
+)
+_SPLIT = flags.DEFINE_string("split", "test", "of the benchmark, where its files are named by splits")
+_SCAN = flags.DEFINE_integer(
+  "scan", 0, "only the first so many examples of a source, 0 for all", lower_bound=0
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for everything that was found")
+# Of a source without an end, where --scan does not say otherwise.
+ENDLESS_SCAN = 1000
+
+
+def main(config, workdir: str | None, arguments: list[str]) -> int:
+  import pathlib
+
+  from spatialvlm import workdir as workdir_lib
+  from spatialvlm.data import cvbench, mixture, sources
+  from spatialvlm.evaluation import leaks, report
+  from spatialvlm.types import UserError
+
+  if arguments:
+    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
+  opened = {name: sources.open_source(s) for name, s in config.data.sources.items() if s.weight > 0}
+  if not opened:
+    raise UserError("config.data.sources: there is no source with a weight above 0 to look at")
+  output = (
+    pathlib.Path(_OUTPUT.value or pathlib.Path(workdir, "leaks.json")) if _OUTPUT.value or workdir else None
+  )
+  if output:  # before minutes are spent
+    with workdir_lib.writing(output):
+      output.parent.mkdir(parents=True, exist_ok=True)
+  benchmark = leaks.Benchmark(cvbench.open_cvbench(_BENCHMARK.value, split=_SPLIT.value))
+  found, looked = [], {}
+  for name, source in opened.items():
+    limit = _SCAN.value or (ENDLESS_SCAN if len(source) == mixture.ENDLESS else 0)
+    with report.progress(f"looking at {name}") as show:
+      some, count = leaks.find(
+        benchmark,
+        {name: source},
+        limit=limit,
+        on_progress=lambda _, done, total, show=show: show(done, total),
+      )
+    found, looked = found + some, looked | count
+  report.show(report.leaks(leaks.summary(found, looked, benchmark)))
+  if output:
+    workdir_lib.write_json(output, leaks.summary(found, looked, benchmark))
+    print(f"all of them: {output}")
+  return int(any(leak.distance is not None for leak in found))
+
+
+def run() -> None:
+  from spatialvlm.config import RunConfig
+
+  _main.run(main, RunConfig)
+
+
+if __name__ == "__main__":
+  run()
