@@ -1,0 +1,95 @@
+"""Which option a free answer names, as each published harness decides it.
+
+Each rule is that of one harness, with its quirks, since a published number rests on them: lmms-eval reads the
+first character and so takes `Answer: B` for A; VLMEvalKit gives up on `B because the desk is nearer to ...`.
+None of them asks a judge. A letter that is no option of the question is no answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from spatialvlm.config import nearest
+from spatialvlm.types import UserError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def extract_choice(output: str, choices: Sequence[str], protocol: str) -> str:
+  """The option that a model's raw output names under a protocol's rule.
+
+  Args:
+    output: what was generated, without special tokens.
+    choices: texts of the options, in the order of their letters.
+    protocol: "lmms_eval", "vlmevalkit" (exact matching, no judge), "cambrian" or "vsi".
+
+  Returns:
+    An upper-case letter among those of the options, else "".
+
+  Raises:
+    UserError: no such rule, or more options than letters.
+  """
+  if protocol not in EXTRACTORS:
+    raise UserError(f"no rule reads answers of protocol {protocol!r}; {nearest(protocol, EXTRACTORS)}")
+  if len(choices) > len(LETTERS):
+    raise UserError(f"{len(choices)} options, but letters run from A to Z")
+  found = EXTRACTORS[protocol](output, [str(choice) for choice in choices])
+  return found if len(found) == 1 and found in LETTERS[: len(choices)] else ""
+
+
+def _lmms_eval(output: str, choices: Sequence[str]) -> str:
+  """The first character that is neither white space nor an opening bracket, in either case."""
+  match = re.match(r"[(\s]*([A-Za-z])", output)
+  return match[1].upper() if match else ""
+
+
+# What VLMEvalKit takes for the refusal of a hosted model.
+_REFUSALS = (
+  "Sorry, I can't help with images of people yet.",
+  "I can't process this file.",
+  "I'm sorry, but without the image provided",
+  "Cannot determine the answer",
+)
+
+
+def _vlmevalkit(output: str, choices: Sequence[str]) -> str:
+  """A lone upper-case letter near the end, else `answer is X`, else the text of exactly one option."""
+  if any(refusal in output for refusal in _REFUSALS):
+    return ""
+  letters = LETTERS[: len(choices)]
+  tokens = re.sub(r"[.()\[\],:;!*#{}]", " ", output).split()
+  named = [letter for letter in letters if letter in tokens]
+  if len(named) == 1 and tokens.index(named[0]) >= len(tokens) - 4:
+    return named[0]
+  if not named and "Z" in tokens:
+    return ""  # its own mark of an answer that cannot be read
+  match = re.search(r"(?:correct )?answer is \**([ABCD])", output, re.IGNORECASE)
+  if match and match[1].upper() in letters:
+    return match[1].upper()
+  if len(output) > 2 * sum(map(len, choices)):
+    return ""
+  within = [i for i, choice in enumerate(choices) if choice.lower() in output.lower()]
+  return letters[within[0]] if len(within) == 1 else ""
+
+
+def _cambrian(output: str, choices: Sequence[str]) -> str:
+  """The first character after the last `answer is` or `answer:`, brackets and white space passed over."""
+  text = output.lower()
+  marks = [m.end() for m in re.finditer(r"answer is|answer:", text)]
+  text = text[marks[-1] :] if marks else text
+  return text.strip().lstrip("(").strip()[:1].upper()
+
+
+def _vsi(output: str, choices: Sequence[str]) -> str:
+  """The first capital from A to F, wherever it stands."""
+  match = re.search(r"[A-F]", output)
+  return match[0] if match else ""
+
+
+EXTRACTORS: dict[str, Callable[[str, Sequence[str]], str]] = {
+  "lmms_eval": _lmms_eval,
+  "vlmevalkit": _vlmevalkit,
+  "cambrian": _cambrian,
+  "vsi": _vsi,
+}
