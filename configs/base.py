@@ -1,7 +1,7 @@
 """Base training of the tiny SmolVLM from drawn weights, on skills of rendered scenes.
 
-`python launch/make_tiny.py --out=checkpoints/smolvlm-tiny` writes what this reads: sizes and tokenizer. Six
-stages, each a run of its own that starts from the model of the one before; N is 1 to 6:
+`python launch/make_tiny.py --out=checkpoints/smolvlm-tiny` writes what this reads: sizes and tokenizer. Each
+stage is a run of its own that starts from the model of the one before:
 
   python launch/train.py --config=configs/base.py:tiny,stage=N --workdir=runs/base-tiny-N
 
@@ -10,8 +10,14 @@ stages, each a run of its own that starts from the model of the one before; N is
    words stand still, and a picture costs a third.
 3. Everything again, so that the decoder reads shapes too.
 4. Everything at half the rate; image tokens also say where their object is.
-5. Vision tower and connector again.
-6. Everything, to the end of the schedule.
+5. Vision tower and connector again. 6. Decoder and connector. 7. Vision tower and connector.
+8. Decoder and connector. 9. The same, mostly searching for what one word names.
+10. Vision tower and connector; image tokens without an object say "none".
+11. The same, mostly shapes; floor and furniture say how far they are.
+12. Decoder and connector, searching.
+
+The model card in checkpoints/smolvlm-tiny says what each stage gave, and where the
+weights that ship went another way.
 """
 
 from __future__ import annotations
@@ -47,7 +53,9 @@ WORDS = {
 NONE = 272
 # What the first stages asked: questions by one word came in with the last one.
 FIRST_TASKS = {name: weight for name, weight in DEFAULT_TASKS.items() if name not in ("color_of", "shape_of")}
-LATER_TASKS = {**FIRST_TASKS, "letters": 1.0, "choose": 1.0, "describe": 0.3}
+JOINT_TASKS = {**FIRST_TASKS, "letters": 1.0, "choose": 1.0}
+PLACE_TASKS = {**JOINT_TASKS, "describe": 0.3}
+BOX_TASKS = {**PLACE_TASKS, "name": 2.0, "which_box": 2.0, "box_where": 1.0, "where": 2.5}
 SEARCH_TASKS = {
   "name": 0.7,
   "color": 0.2,
@@ -62,15 +70,14 @@ SEARCH_TASKS = {
   "choose": 0.7,
   "letters": 1.0,
 }
-LAST_TASKS = {**LATER_TASKS, "name": 2.0, "which_box": 2.0, "box_where": 1.0, "where": 2.5}
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
-  """`tiny`, `tiny,stage=1` .. `tiny,stage=6`; `tiny` is the last."""
+  """`tiny,stage=1` .. `tiny,stage=12`; `tiny` is the last."""
   stages = {f"tiny,stage={i}": stage for i, stage in enumerate(STAGES, 1)}
   stages["tiny"] = STAGES[-1]
   if arg not in stages:
-    raise UserError(f"configs/base.py: unknown argument {arg!r}; known: {', '.join(stages)}")
+    raise UserError(f"configs/base.py: unknown argument {arg!r}; known: tiny, tiny,stage=1 .. {len(STAGES)}")
   return ConfigDict(to_dict(stages[arg]()), convert_dict=False)
 
 
@@ -80,116 +87,65 @@ def _start() -> RunConfig:
     model=ModelConfig(path="checkpoints/smolvlm-tiny", from_scratch=True),
     peft=PeftConfig(method="none", target="", full=".*"),
     data=_data(seed=1, turns=5),
-    optim=_muon(schedule="constant", warmup_steps=300),
+    optim=_muon(4e-3, schedule="constant", warmup_steps=300),
     losses={"answer": LossConfig("answer"), **_words(color=0.5, shape=0.5, box=1.0, depth=0.2)},
     train=_train(steps=1100, batch_size=16),
     log=LogConfig(tensorboard=False),
   )
 
 
-def _vision() -> RunConfig:
-  return dataclasses.replace(
-    _start(),
-    name="base-tiny-2",
-    model=ModelConfig(path="runs/base-tiny-1/model"),
-    peft=PeftConfig(method="none", target="", full=r"model\.(vision_model|connector)\..*"),
-    data=_data(seed=3, turns=1),
-    optim=_muon(schedule="cosine", warmup_steps=50, final_fraction=0.3),
-    losses=_words(color=0.5, shape=1.5, box=1.0, depth=0.3),
-    train=_train(steps=1000, batch_size=32),
-  )
-
-
 def _joint() -> RunConfig:
-  return dataclasses.replace(
-    _start(),
-    name="base-tiny-3",
-    model=ModelConfig(path="runs/base-tiny-2/model"),
-    data=_data(seed=5, turns=5, tasks={**FIRST_TASKS, "letters": 1.0, "choose": 1.0}, text=0.08),
-    optim=_muon(schedule="constant", warmup_steps=100),
+  return _after(
+    3,
+    data=_data(seed=5, turns=5, tasks=JOINT_TASKS, text=0.08),
+    optim=_muon(4e-3, warmup_steps=100, schedule_steps=3600),
     losses={"answer": LossConfig("answer"), **_words(color=0.3, shape=0.5, box=0.5, depth=0.2)},
     train=_train(steps=700, batch_size=16),
   )
 
 
 def _places() -> RunConfig:
-  return dataclasses.replace(
-    _joint(),
-    name="base-tiny-4",
-    model=ModelConfig(path="runs/base-tiny-3/model"),
-    data=_data(seed=7, turns=5, tasks=LATER_TASKS, text=0.08),
-    optim=_muon(rate=2e-3, schedule="constant", warmup_steps=50),
-    losses={
-      "answer": LossConfig("answer"),
-      **_words(color=0.3, shape=1.0, box=0.5, depth=0.1, row=0.3, column=0.3),
-    },
+  places = _words(color=0.3, shape=1.0, box=0.5, depth=0.1, row=0.3, column=0.3)
+  return _after(
+    4,
+    data=_data(seed=7, turns=5, tasks=PLACE_TASKS, text=0.08),
+    optim=_muon(2e-3, warmup_steps=50, schedule_steps=3200),
+    losses={"answer": LossConfig("answer"), **places},
     train=_train(steps=750, batch_size=16),
   )
 
 
-def _vision_again() -> RunConfig:
-  return dataclasses.replace(
-    _vision(),
-    name="base-tiny-5",
-    model=ModelConfig(path="runs/base-tiny-4/model"),
-    data=_data(seed=9, turns=1),
-    optim=_muon(rate=3e-3, schedule="cosine", warmup_steps=30, final_fraction=0.1),
-    losses=_words(color=0.5, shape=1.5, box=1.0, depth=0.1, row=0.3, column=0.3),
-    train=_train(steps=1300, batch_size=32),
+def _vision(stage: int, seed: int, steps: int, rate: float, words: dict, cosine: int = 0) -> RunConfig:
+  """Vision tower and connector alone; `cosine` is the schedule's length where the run ends before it."""
+  return _after(
+    stage,
+    peft=PeftConfig(method="none", target="", full=r"model\.(vision_model|connector)\..*"),
+    data=_data(seed=seed, turns=1),
+    optim=_muon(rate, warmup_steps=30, final_fraction=0.1, schedule_steps=cosine),
+    losses=words,
+    train=_train(steps=steps, batch_size=32),
   )
 
 
-def _decoder() -> RunConfig:
-  return dataclasses.replace(
-    _places(),
-    name="base-tiny-6",
-    model=ModelConfig(path="runs/base-tiny-5/model"),
+def _decoder(
+  stage: int, seed: int, steps: int, cosine: int, rate: float, tasks: dict, text: float, objects: bool = False
+) -> RunConfig:
+  """Decoder and connector, on conversations."""
+  words = _words(objects, color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1)
+  return _after(
+    stage,
     peft=PeftConfig(method="none", target="", full=r"model\.(text_model|connector)\..*"),
-    data=_data(seed=11, turns=5, tasks=LAST_TASKS, text=0.15),
-    optim=_muon(rate=2e-3, schedule="cosine", warmup_steps=50),
-    losses={
-      "answer": LossConfig("answer"),
-      **_words(color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1),
-    },
-    train=_train(steps=250, batch_size=16),
+    data=_data(seed=seed, turns=5, tasks=tasks, text=text),
+    optim=_muon(rate, warmup_steps=50, schedule_steps=cosine),
+    losses={"answer": LossConfig("answer"), **words},
+    train=_train(steps=steps, batch_size=16),
   )
 
 
-def _finer() -> RunConfig:
-  return dataclasses.replace(
-    _vision_again(),
-    name="base-tiny-7",
-    model=ModelConfig(path="runs/base-tiny-6/model-64"),
-    data=_data(seed=15, turns=1),
-    train=_train(steps=1200, batch_size=32),
-  )
-
-
-def _objects() -> RunConfig:
-  return dataclasses.replace(
-    _finer(),
-    name="base-tiny-8",
-    model=ModelConfig(path="runs/base-tiny-7b/model"),
-    data=_data(seed=21, turns=1),
-    optim=_muon(rate=2.5e-3, schedule="cosine", warmup_steps=30, final_fraction=0.1),
-    losses=_words(objects=True, color=0.7, shape=2.0, box=1.0, depth=0.1, row=0.3, column=0.3),
-    train=_train(steps=1200, batch_size=32),
-  )
-
-
-def _search() -> RunConfig:
-  return dataclasses.replace(
-    _decoder(),
-    name="base-tiny-9",
-    model=ModelConfig(path="runs/base-tiny-8/model"),
-    data=_data(seed=23, turns=5, tasks=SEARCH_TASKS, text=0.1),
-    optim=_muon(rate=3e-3, schedule="cosine", warmup_steps=50),
-    losses={
-      "answer": LossConfig("answer"),
-      **_words(objects=True, color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1),
-    },
-    train=_train(steps=1500, batch_size=16),
-  )
+def _after(stage: int, **settings) -> RunConfig:
+  """A stage that starts from the model of the one before."""
+  path = f"runs/base-tiny-{stage - 1}/model"
+  return dataclasses.replace(_start(), name=f"base-tiny-{stage}", model=ModelConfig(path=path), **settings)
 
 
 def _data(seed: int, turns: int, tasks: dict[str, float] | None = None, text: float = 0.0) -> DataConfig:
@@ -211,7 +167,7 @@ def _data(seed: int, turns: int, tasks: dict[str, float] | None = None, text: fl
   )
 
 
-def _muon(rate: float = 4e-3, **settings) -> OptimConfig:
+def _muon(rate: float, **settings) -> OptimConfig:
   return OptimConfig(
     name="muon",
     learning_rate=rate,
@@ -225,13 +181,13 @@ def _muon(rate: float = 4e-3, **settings) -> OptimConfig:
 def _words(objects: bool = False, **weights: float) -> dict[str, LossConfig]:
   """A dense term for each target: image tokens say the word of what they show.
 
-  Without a drawn box they say "none"; with `objects`, without an object too.
+  Without a drawn box they say "none"; with `objects`, without an object too. Every surface has a depth.
   """
   terms = {}
   for target, weight in weights.items():
     first, classes = WORDS[target]
     kwargs = {"first": first, "classes": classes}
-    if target == "box" or objects:
+    if target == "box" or (objects and target != "depth"):
       kwargs["none"] = NONE
     terms[target] = LossConfig("words", target=target, weight=weight, kwargs=kwargs)
   return terms
@@ -243,4 +199,20 @@ def _train(steps: int, batch_size: int) -> TrainConfig:
   )
 
 
-STAGES = (_start, _vision, _joint, _places, _vision_again, _decoder, _finer, _objects, _search)
+PLACES = _words(color=0.5, shape=1.5, box=1.0, depth=0.1, row=0.3, column=0.3)
+OBJECTS = _words(objects=True, color=0.7, shape=2.0, box=1.0, depth=0.1, row=0.3, column=0.3)
+SHAPES = _words(objects=True, color=0.4, shape=3.0, box=0.7, depth=0.5, row=0.15, column=0.15)
+STAGES = (
+  _start,
+  lambda: _vision(2, 3, 1000, 4e-3, _words(color=0.5, shape=1.5, box=1.0, depth=0.3), cosine=1500),
+  _joint,
+  _places,
+  lambda: _vision(5, 9, 1300, 3e-3, PLACES),
+  lambda: _decoder(6, 11, 350, 2100, 2e-3, BOX_TASKS, text=0.15),
+  lambda: _vision(7, 15, 1200, 3e-3, PLACES),
+  lambda: _decoder(8, 17, 350, 1500, 2e-3, BOX_TASKS, text=0.15),
+  lambda: _decoder(9, 19, 450, 1500, 3e-3, SEARCH_TASKS, text=0.1),
+  lambda: _vision(10, 21, 1200, 2.5e-3, OBJECTS),
+  lambda: _vision(11, 25, 2400, 2.5e-3, SHAPES),
+  lambda: _decoder(12, 27, 1500, 0, 3e-3, SEARCH_TASKS, text=0.1, objects=True),
+)

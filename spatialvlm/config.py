@@ -148,6 +148,8 @@ class OptimConfig:
   Attributes:
     name: a key of `training.optim.OPTIMIZERS`: adamw, adafactor, lion, muon, schedule_free_adamw, sgd...
     schedule: "cosine", "wsd" (warm-up, stable, linear decay) or "constant".
+    schedule_steps: length of the schedule, 0 for `train.steps`. A longer one ends the run before the rate has
+      come down, for a later run to go on from.
     decay_fraction: share of the steps in which WSD decays.
     weight_decay_mask: regex over parameter names that decay; "matrices" for all of two or more axes.
     ema: decay of an exponential moving average of the trainables, 0 for none. Where it is kept, it is what
@@ -158,6 +160,7 @@ class OptimConfig:
   name: str = "adamw"
   learning_rate: float = 1e-4
   schedule: str = "cosine"
+  schedule_steps: int = 0
   warmup_steps: int = 20
   decay_fraction: float = 0.2
   final_fraction: float = 0.0

@@ -22,7 +22,8 @@ Schedule = Callable[[Any], jax.Array]
 def schedule(config: OptimConfig, steps: int) -> Schedule:
   """Learning rate of step 0, 1, ...: a linear warm-up to the peak, then what `config.schedule` names.
 
-  The first step has a rate of `learning_rate / warmup_steps`, not zero; the last ends the decay.
+  The first step has a rate of `learning_rate / warmup_steps`, not zero; the last ends the decay. `steps` is
+  the length of the run, which `config.schedule_steps` overrides where it is not 0.
 
   Raises:
     UserError: an unknown schedule.
@@ -31,7 +32,7 @@ def schedule(config: OptimConfig, steps: int) -> Schedule:
     raise UserError(
       f"config.optim.schedule: unknown {config.schedule!r}; {nearest(config.schedule, SCHEDULES)}"
     )
-  shape = SCHEDULES[config.schedule]
+  shape, steps = SCHEDULES[config.schedule], config.schedule_steps or steps
 
   def rate(step):
     step = jnp.asarray(step, jnp.float32)

@@ -63,6 +63,12 @@ def test_schedules():
     optim.schedule(OptimConfig(schedule="cosin"), 10)
 
 
+def test_a_schedule_longer_than_the_run_ends_it_before_the_decay_is_done():
+  long, cut = OptimConfig(schedule="cosine"), OptimConfig(schedule="cosine", schedule_steps=100)
+  for step in (0, 9, 25, 49):
+    assert float(optim.schedule(cut, 50)(step)) == float(optim.schedule(long, 100)(step))
+
+
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "adafactor", "schedule_free_adamw"])
 def test_only_what_the_mask_names_decays(split, name):
   config = OptimConfig(

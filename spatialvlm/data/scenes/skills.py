@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from spatialvlm.config import nearest
 from spatialvlm.data.mixture import ENDLESS
@@ -28,8 +29,8 @@ LETTERS = "ABCDEF"
 CHOOSE = "Select from the following choices."
 # Share of pictures with no, one, two and three boxes drawn.
 _BOX_SHARES = (0.04, 0.16, 0.3, 0.5)
-# Depth of an object in steps, geometric from 2 to 9 metres: the classes of the dense target "depth".
 DENSE = ("color", "shape", "box", "depth", "row", "column")
+# The classes of the dense target "depth": geometric steps from 2.5 to 9 metres.
 DEPTH_STEPS, _NEAREST, _FARTHEST = 8, 2.5, 9.0
 
 
@@ -314,23 +315,32 @@ def _show(frame: world.Frame, rng: np.random.Generator) -> Picture:
 
 
 def dense_targets(picture: Picture) -> dict[str, np.ndarray]:
-  """What each pixel shows, int8 (H, W), -1 for everything that is no object.
+  """What each pixel shows, int8 (H, W), -1 where there is nothing to say.
 
-  "color" and "shape" index COLORS and SHAPES; "box" is the box drawn around the pixel's object (index into
-  BOXES, 3 for none); "depth" is the object's distance along the optical axis in DEPTH_STEPS geometric steps;
-  "row" and "column" index ROWS and COLUMNS, the third of the picture that the object's box is centred on.
+  "color" and "shape" of the pixel's object index COLORS and SHAPES; "box" is the box drawn around it (index
+  into BOXES, 3 for none); "row" and "column" index ROWS and COLUMNS, the third of the picture that its box is
+  centred on; "depth" is the distance of its centre along the optical axis in DEPTH_STEPS geometric steps.
+  "depth" is given for floor and furniture too, since what an object stands on tells how far it is; but not
+  near objects, so that an image token which shows an object is asked for that object's.
   """
   frame = picture.frame
   highlighted = {o.index: BOXES.index(color) for color, o in picture.boxes.items()}
   table = np.full((len(DENSE), world.render.MAX_OBJECTS + 1), -1, np.int8)
   for o in frame.objects:
-    step = np.log(o.center_camera[2] / _NEAREST) / np.log(_FARTHEST / _NEAREST) * DEPTH_STEPS
     table[:, o.index] = (
       world.COLORS.index(o.color),
       world.SHAPES.index(o.shape),
       highlighted.get(o.index, len(BOXES)),
-      int(np.clip(step, 0, DEPTH_STEPS - 1)),
+      _depth_step(o.center_camera[2]),
       *_thirds(o, picture.size),
     )
-  maps = table[:, frame.instance]  # -1, no object, is the last column
-  return dict(zip(DENSE, maps, strict=True))
+  maps = dict(zip(DENSE, table[:, frame.instance], strict=True))  # -1, no object, is the last column
+  near = ndimage.maximum_filter(frame.instance >= 0, size=picture.size // 8 + 1)
+  around = (frame.depth > 0) & ~near
+  maps["depth"][around] = _depth_step(frame.depth[around])
+  return maps
+
+
+def _depth_step(depth):
+  steps = np.log(depth / _NEAREST) / np.log(_FARTHEST / _NEAREST) * DEPTH_STEPS
+  return np.clip(steps, 0, DEPTH_STEPS - 1).astype(np.int8)

@@ -117,8 +117,9 @@ def test_none_of_the_four_kinds_is_asked(conversations):
 def test_dense_targets_lie_on_the_objects(frames, conversations):
   for frame, example in zip(frames, conversations, strict=True):
     empty = frame.instance < 0
-    for target in example.dense.values():
-      assert target.dtype == np.int8 and (target[empty] == -1).all() and (target[~empty] >= 0).all()
+    for name, target in example.dense.items():
+      assert target.dtype == np.int8 and (target[~empty] >= 0).all()
+      assert name == "depth" or (target[empty] == -1).all()
     for o in frame.objects:
       at = frame.instance == o.index
       assert (example.dense["color"][at] == world.COLORS.index(o.color)).all()
@@ -130,6 +131,18 @@ def test_dense_targets_lie_on_the_objects(frames, conversations):
     near = [example.dense["depth"][frame.instance == o.index][0] for o in frame.objects]
     order = np.argsort([o.center_camera[2] for o in frame.objects])
     assert (np.diff(np.array(near)[order]) >= 0).all()
+
+
+def test_depth_of_floor_and_furniture_is_given_away_from_objects(frames, conversations):
+  for frame, example in zip(frames, conversations, strict=True):
+    given = (example.dense["depth"] >= 0) & (frame.instance < 0)
+    assert (frame.depth[given] > 0).all()
+    steps = np.log(frame.depth[given] / 2.5) / np.log(9 / 2.5) * skills.DEPTH_STEPS
+    np.testing.assert_array_equal(example.dense["depth"][given], np.clip(np.floor(steps), 0, 7))
+    rows, columns = np.nonzero(frame.instance >= 0)
+    for y, x in np.argwhere(given)[::97]:
+      assert np.maximum(abs(rows - y), abs(columns - x)).min() > 6
+    assert given.any()
 
 
 def test_asked_gives_the_skill_only():
