@@ -32,6 +32,7 @@ class Prediction:
     gold, choice: letters.
     logprobs: log-probability of each option's letter, over the whole vocabulary, in order.
     rules: what simple rules of two dimensions would choose, where they are known (`baselines.rule_letters`).
+    question: its text, without the options.
   """
 
   idx: int
@@ -47,6 +48,7 @@ class Prediction:
   correct: bool
   logprobs: tuple[float, ...]
   rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  question: str = ""
 
   def to_json(self) -> str:
     row = dataclasses.asdict(self)
@@ -97,6 +99,7 @@ def predict(
     correct=best == question.answer,
     logprobs=values,
     rules=dict(rules or {}),
+    question=question.question,
   )
 
 
