@@ -70,6 +70,7 @@ SEARCH_TASKS = {
   "choose": 0.7,
   "letters": 1.0,
 }
+LAST_TASKS = {**SEARCH_TASKS, "name": 1.5, "choose": 1.5}
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
@@ -214,5 +215,5 @@ STAGES = (
   lambda: _decoder(9, 19, 450, 1500, 3e-3, SEARCH_TASKS, text=0.1),
   lambda: _vision(10, 21, 1200, 2.5e-3, OBJECTS),
   lambda: _vision(11, 25, 2400, 2.5e-3, SHAPES),
-  lambda: _decoder(12, 27, 1500, 0, 3e-3, SEARCH_TASKS, text=0.1, objects=True),
+  lambda: _decoder(12, 27, 1500, 0, 3e-3, LAST_TASKS, text=0.1, objects=True),
 )
