@@ -42,7 +42,7 @@ def label(name: str) -> str:
 def table(summary: Mapping[str, Any], title: str = "") -> Table:
   """The scores of one run, in percent: with 95 % interval, guessing, the best shortcut, and counts."""
   out = _table(title, "score", "95 % interval", "guessing", "best shortcut", "n")
-  for name, section, score in _rows(summary["scores"]):
+  for name, section, score in rows_of(summary["scores"]):
     best, shortcut = _best_shortcut(summary, name)
     value = Text(f"{_percent(score['score'])}", style="bold")
     inside = score["low"] <= score["guessing"] <= score["high"]
@@ -69,7 +69,7 @@ def comparison(
     summary: of either run: the baselines are those of the questions.
   """
   out = _table(title, "before", "after", "change", "95 % interval", "guessing", "best shortcut", "n")
-  for name, section, change in _rows(changes):
+  for name, section, change in rows_of(changes):
     best, shortcut = _best_shortcut(summary, name)
     sure = change["low"] > 0 or change["high"] < 0
     style = ("bold green" if change["low"] > 0 else "bold red") if sure else ""
@@ -202,13 +202,18 @@ def _table(title: str, *columns: str) -> Table:
   return out
 
 
-def _rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
+def rows_of(scores: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
+  """The scores worth a row, with whether a line follows: (name, line, score)."""
   # A lone source is all questions once more.
   kinds = collections.Counter(name.split("/")[0] for name in scores)
   names = [n for n in scores if kinds[n.split("/")[0]] > 1 or "/" not in n or n.startswith("task/")]
   for i, name in enumerate(names):
-    last = i + 1 < len(names) and names[i + 1].split("/")[0] != name.split("/")[0]
+    last = i + 1 < len(names) and _kind(names[i + 1]) != _kind(name)
     yield name, last, scores[name]
+
+
+def _kind(name: str) -> str:
+  return "plain" if name == "macro" else name.split("/")[0]
 
 
 def _best_shortcut(summary: Mapping[str, Any], name: str) -> tuple[str, float]:
