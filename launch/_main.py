@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from spatialvlm import config as config_lib
-from spatialvlm.launch import _processes
+from spatialvlm.launch import _compiled, _processes
 from spatialvlm.types import UserError
 
 RECIPES = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -58,6 +58,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
 
   def wrapped(argv: list[str]) -> int:
     try:
+      _compiled.keep()
       if config_class is None:
         return main(argv[1:]) or 0
       config = load_config(flags.FLAGS.config, overrides, config_class)
