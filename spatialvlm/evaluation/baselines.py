@@ -7,11 +7,13 @@ it never sees the answer it predicts. What it says of a question is a distributi
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
 from spatialvlm.data.scenes import shortcuts
+from spatialvlm.evaluation import boxes
 from spatialvlm.evaluation.cvbench import guessing
 from spatialvlm.evaluation.records import LETTERS, Prediction
 from spatialvlm.types import Question
@@ -45,12 +47,34 @@ def majority_text(rows: Sequence[Prediction], seed: int = 0) -> np.ndarray:
 def rule_letters(question: Question) -> Mapping[str, str]:
   """What simple rules of two dimensions ("the bigger box is nearer") choose, where they say anything.
 
-  Only for rendered scenes, whose boxes are known to be those of the objects asked about, in order.
+  For rendered scenes, whose boxes are known to be those of the objects asked about, in order; of other
+  questions for Depth and Distance, where the boxes are found in the picture in the colours that the question
+  names.
   """
-  if question.source != SCENES:
-    return {}
-  found = {rule: shortcuts.rule_choice(rule, question) for rule in shortcuts.RULES}
+  if question.source == SCENES:
+    found = {rule: shortcuts.rule_choice(rule, question) for rule in shortcuts.RULES}
+  else:
+    found = _rules_by_drawn_boxes(question)
   return {rule: LETTERS[choice] for rule, choice in found.items() if choice is not None}
+
+
+def _rules_by_drawn_boxes(question: Question) -> dict[str, int | None]:
+  options = [choice.lower() for choice in question.choices]
+  if question.task not in ("Depth", "Distance") or len(options) != 2:
+    return {}
+  named = boxes.named_boxes(question)
+  if named is None or not set(options) <= named.keys():
+    return {}
+  pair = [named[option] for option in options]
+  # Distance names its reference first; without one, nearness to it says nothing.
+  reference = [box for name, box in named.items() if name not in options]
+  placed = dataclasses.replace(question, bbox=(*reference, *pair))
+  found: dict[str, int | None] = {}
+  for rule, preference in shortcuts.RULES.items():
+    if rule != "nearer in the image" or reference:
+      value = preference(placed, pair)
+      found[rule] = None if value == 0 else int(value < 0)
+  return found
 
 
 def rules(rows: Sequence[Prediction]) -> dict[str, np.ndarray]:
