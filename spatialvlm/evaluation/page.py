@@ -64,12 +64,13 @@ class Browser:
 
   Attributes:
     views: names of the passes, or runs, whose answers can be looked at.
-    second: the view that the first one is held against, None for none.
+    first, second: the view that is shown to begin with, and the one it is held against, None for none.
     result: the filter to begin with, e.g. "changed".
   """
 
   views: tuple[str, ...]
   rows: Sequence[Asked]
+  first: int = 0
   second: int | None = None
   result: str = ""
 
@@ -147,6 +148,19 @@ def embed(images: Iterable[tuple[int, np.ndarray]], limit: int = PICTURE_BYTES) 
   return found
 
 
+def within(pictures: Mapping[int, str], limit: int = PICTURE_BYTES) -> dict[int, str]:
+  """As many of these pictures as `limit` allows."""
+  found: dict[int, str] = {}
+  left, known = limit, set()
+  for idx, text in pictures.items():
+    cost = 0 if text in known else len(text)
+    if cost > left:
+      break
+    found[idx], left = text, left - cost
+    known.add(text)
+  return found
+
+
 def pictures_of(path: pathlib.Path) -> dict[int, str]:
   """The pictures of an earlier page, so that it can be written anew without the data; {} without one."""
   if not path.is_file():
@@ -216,7 +230,7 @@ def _data(browser: Browser, pictures: Mapping[int, str]) -> str:
   ]
   questions = {
     "views": browser.views,
-    "first": 0,
+    "first": browser.first,
     "second": browser.second,
     "result": browser.result,
     "rows": rows,

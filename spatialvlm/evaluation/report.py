@@ -23,8 +23,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from spatialvlm.evaluation import tables
+
 # Seconds between lines of progress where the output is no terminal.
 QUIET = 30.0
+# Characters of a column's head in the terminal; a longer one becomes a letter, explained below the table.
+WIDEST = 14
 LABELS = {
   "official": "official",
   "official/2D": "2D, official",
@@ -103,6 +107,24 @@ def leaks(found: Mapping[str, Any], shown: int = 10) -> Table:
   lines += [f"and {len(found['leaks']) - shown} more"] if len(found["leaks"]) > shown else []
   none = [f"None of the benchmark's {found['pictures_in_benchmark']} pictures was found."]
   out.caption = Text("\n".join(lines or none))
+  return out
+
+
+def rich(table: tables.Table) -> Table:
+  """A table of the report for the terminal."""
+  styles = {"strong": "bold", "good": "bold green", "bad": "bold red", "alarm": "yellow"}
+  keep = [i for i in range(len(table.columns)) if i == 0 or any(row[i].text for row in table.rows)]
+  heads, key = [], []
+  for text in (table.columns[i].text for i in keep[1:]):
+    if len(text) > WIDEST:
+      key.append(f"{chr(ord('A') + len(key))}: {text}")
+      text = key[-1][0]
+    heads.append(text)
+  out = _table(table.title, *heads)
+  for number, row in enumerate(table.rows):
+    cells = [Text(row[i].text, styles.get(row[i].kind, "")) for i in keep]
+    out.add_row(*cells, end_section=number in table.rules)
+  out.caption = Text("\n".join([*key, table.note]))
   return out
 
 

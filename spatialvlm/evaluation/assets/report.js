@@ -98,7 +98,7 @@
     const list = element("div", "list");
     row.c.forEach((text, k) => list.append(option(text, String.fromCharCode(65 + k), given, k)));
     made.append(list);
-    if (given[3] !== null) made.append(element("p", "raw", `said: ${given[3]}`));
+    if (given[3] !== null) made.append(element("p", "raw", given[3] === "" ? "said nothing" : `said: ${given[3]}`));
     if (there !== null && other.value !== view.value) {
       const label = data.views[Number(other.value)];
       const verdict = right(there) ? "right" : there[0] === "" ? "no answer" : "wrong";
