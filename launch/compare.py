@@ -1,0 +1,43 @@
+"""Holds finished evaluations against each other: `python launch/compare.py RUN_A RUN_B [...]`.
+
+Every run is compared with the first one: differences with intervals, exact McNemar tests, the questions on
+which they differ. `RUN:PROTOCOL` takes another protocol than the run's headline, so that one run can be held
+against itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from spatialvlm.launch import _main
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "folder for report, tables and plot; runs/compare-A-B by default"
+)
+_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 2000, "resamples of the intervals", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "of the resamples")
+
+
+def main(arguments: Sequence[str]) -> None:
+  import pathlib
+  import re
+
+  from spatialvlm.evaluation import contrast, report
+
+  runs = contrast.open_runs(arguments)
+  name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", run.name) for run in runs)
+  folder = pathlib.Path(_WORKDIR.value or f"runs/compare-{name[:120]}").expanduser()
+  changes = contrast.contrast(runs, resamples=_BOOTSTRAP.value, seed=_SEED.value)
+  for table in contrast.write(runs, changes, folder):
+    report.show(report.rich(table))
+  print(f"report, tables, forest plot and differing questions: {folder}")
+
+
+def run() -> None:
+  _main.run(main)
+
+
+if __name__ == "__main__":
+  run()
