@@ -14,7 +14,8 @@ stage is a run of its own that starts from the model of the one before:
 8. Decoder and connector. 9. The same, mostly searching for what one word names.
 10. Vision tower and connector; image tokens without an object say "none".
 11. The same, mostly shapes; floor and furniture say how far they are.
-12. Decoder and connector, searching. 13. The same, most of all what is hardest: by shape, by both words, letters.
+12. Decoder and connector, searching.
+13. The same, mostly what is hardest: by shape, by both words, letters.
 
 The model card in checkpoints/smolvlm-tiny says what each stage gave, and where the
 weights that ship went another way.
