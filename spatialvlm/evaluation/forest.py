@@ -17,30 +17,31 @@ import numpy as np
 
 from spatialvlm.evaluation import baselines
 from spatialvlm.evaluation.records import LETTERS, Prediction
+from spatialvlm.types import UserError
 
-TREES = 100
 LEAF = 5
 # Weight of guessing in a rate, in questions: what was seldom seen says little.
 PRIOR = 2.0
 _WORD = re.compile(r"[a-z]+")
 
 
-def text_forest(rows: Sequence[Prediction], texts: Sequence[str], seed: int = 0) -> np.ndarray:
+def text_forest(rows: Sequence[Prediction], seed: int = 0, trees: int = 100) -> np.ndarray:
   """The chance of being right of a forest fitted on the folds that it is not asked about, float64 (N,).
 
   A question's image, and so all of its questions, are in one fold (`baselines.folds`); rates that serve as
-  features leave the question's own image out, in fitting too, so that the forest learns how far to trust
-  them.
+  features leave the question's own image out, in fitting too, so that the forest learns how far to trust them.
 
-  Args:
-    texts: the question of each row, without its options.
+  Raises:
+    UserError: scikit-learn is not installed.
   """
-  if len(texts) != len(rows):
-    raise ValueError(f"{len(rows)} rows, but {len(texts)} texts")
   # Loading scikit-learn takes a second, which only those pay who ask for this.
-  from sklearn.ensemble import RandomForestClassifier
-
-  items = [_Item(row, text) for row, text in zip(rows, texts, strict=True)]
+  try:
+    from sklearn.ensemble import RandomForestClassifier
+  except ImportError as e:
+    raise UserError(
+      "score.text_forest needs scikit-learn: pip install scikit-learn, or set --config.score.text_forest=0"
+    ) from e
+  items = [_Item(row) for row in rows]
   fold_N = baselines.folds(rows, seed)
   right = baselines.guessing(rows)
   for fold in sorted(set(fold_N)):
@@ -49,7 +50,7 @@ def text_forest(rows: Sequence[Prediction], texts: Sequence[str], seed: int = 0)
       continue
     rates = _Rates(fitted)
     labels = np.concatenate([item.labels for item in fitted])
-    model = RandomForestClassifier(TREES, min_samples_leaf=LEAF, random_state=seed, n_jobs=1)
+    model = RandomForestClassifier(trees, min_samples_leaf=LEAF, random_state=seed, n_jobs=1)
     model.fit(np.concatenate([_features(item, rates) for item in fitted]), labels)
     places = np.flatnonzero(fold_N == fold)
     chance = model.predict_proba(np.concatenate([_features(items[i], rates) for i in places]))[:, 1]
@@ -65,12 +66,12 @@ def text_forest(rows: Sequence[Prediction], texts: Sequence[str], seed: int = 0)
 class _Item:
   """A question as the forest reads it: keys whose rates are asked for, and plain numbers, of each option."""
 
-  def __init__(self, row: Prediction, text: str):
+  def __init__(self, row: Prediction):
     self.image = row.image
     count = len(row.choices)
     self.even = 1 / count
     self.labels = np.arange(count) == LETTERS.index(row.gold)
-    lower = text.lower()
+    lower = row.question.lower()
     words = sorted(set(_WORD.findall(lower)))
     options = tuple(sorted(row.choices))
     self.keys: list[list[Hashable]] = []
@@ -82,7 +83,7 @@ class _Item:
           ("text", row.task, option),
           ("source", row.task, row.source_dataset or row.source, option),
           ("rival", row.task, options, option),
-          ("question", text, option),
+          ("question", row.question, option),
         ]
       )
       self.word_keys.append([("word", row.task, word, option) for word in words])
