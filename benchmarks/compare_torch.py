@@ -105,6 +105,7 @@ def decoding(vlm, torch_model):
 
   from spatialvlm.evaluation.score import VlmScorer
   from spatialvlm.generation import generate
+  from spatialvlm.types import Batch
 
   arrays = inputs(1, 1, 120)
   batch, tensors = batch_of(arrays), {key: torch.tensor(value) for key, value in arrays.items()}
@@ -118,11 +119,20 @@ def decoding(vlm, torch_model):
       )
 
   def score():
-    import dataclasses
 
     features = scorer.encode(np.asarray(batch.pixels_NHWC))
-    cached = dataclasses.replace(batch, pixels_NHWC=None, features_NPD=features)
-    return jax.block_until_ready(scorer(cached, letters, np.ones_like(letters, bool)))
+    image = np.flatnonzero(np.asarray(batch.image_slot_BT[0]) >= 0)[-1] + 1
+    head, text = ({k: np.asarray(getattr(batch, k))[:, part] for k in ("tokens_BT", "valid_BT")}
+                  for part in (slice(image), slice(image, None)))  # fmt: skip
+    prefix = Batch(
+      **head,
+      features_NPD=features,
+      tile_index_BI=np.arange(len(features), dtype=np.int32)[None],
+      image_slot_BT=np.asarray(batch.image_slot_BT)[:, :image],
+    )
+    prefixes = scorer.prefix(prefix)
+    read = scorer.read(prefixes, np.zeros(1, np.int32), text["tokens_BT"], text["valid_BT"], room=0)
+    return jax.block_until_ready(scorer.letters(read, letters, np.ones_like(letters, bool)))
 
   ours = lambda: generate(vlm, batch, max_new_tokens=8, stop=False)
   return {"generate8": (ours, theirs), "letters": (score, theirs)}

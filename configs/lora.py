@@ -33,7 +33,6 @@ def _smolvlm_500m() -> ConfigDict:
       ),
       eval=dict(
         source=dict(kind="scenes", seed=1_000_000, size=2000, image_size=384),
-        lengths=(128, 192, 256, 384),
         tiles=(1,),
       ),
     )
@@ -51,7 +50,6 @@ def _tiny() -> ConfigDict:
       train=dict(steps=800, batch_size=16, log_every=20, validate_every=200, checkpoint_every=200),
       eval=dict(
         source=dict(kind="scenes", seed=1_000_000, size=1200, image_size=96),
-        lengths=(136, 152),
         tiles=(1,),
       ),
     )

@@ -226,24 +226,33 @@ class ScoreConfig:
   """How multiple-choice questions are scored.
 
   Attributes:
-    batch_size: questions of one prefill.
+    batch_size: prompts of one batch.
     limit: only the first so many questions, 0 for all.
-    protocol: a key of `evaluation.protocols.PROTOCOLS`.
-    lengths: sequence buckets, ascending; a longer prompt is refused.
+    protocols: keys of `evaluation.protocols.PROTOCOLS`; the first is the headline.
+    controls: keys of `evaluation.controls.CONTROLS`, under which the headline is asked again.
+    new_tokens: cuts generated answers shorter than the protocols' own limits do; 0 for theirs alone.
+    lengths: buckets of the text behind an image, in tokens, ascending; a longer text is refused.
     tiles: buckets of tiles per question, ascending.
-    pool_tiles: encoded tiles kept on the device for further questions on the same images; the least
+    pool_tiles: encoded tiles kept on the device for further prompts with the same images; the least
       recently used go first.
+    pool_prefixes: keys and values of images' prefixes kept on the device for further prompts, of each length
+      apart; 0 for two batches.
     bootstrap: resamples of the intervals.
-    seed: of the resamples and folds.
+    text_forest: trees of the prior that is fitted on the texts (`evaluation.forest`), 0 for none.
+    seed: of the resamples, folds and trees.
   """
 
   batch_size: int = 32
   limit: int = 0
-  protocol: str = "native"
-  lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+  protocols: tuple[str, ...] = ("native",)
+  controls: tuple[str, ...] = ()
+  new_tokens: int = 0
+  lengths: tuple[int, ...] = (32, 64, 96, 128, 192, 256, 512, 1024, 2048)
   tiles: tuple[int, ...] = (1, 5, 13, 17)
   pool_tiles: int = 1024
+  pool_prefixes: int = 0
   bootstrap: int = 2000
+  text_forest: int = 0
   seed: int = 0
 
 
@@ -294,6 +303,7 @@ class EvaluateConfig:
   Attributes:
     adapter: PEFT folder that is laid over the model, None for the model alone.
     data: where the questions come from, kind "cvbench" or "scenes".
+    published: numbers in percent that others gave, by their names, set beside each protocol's.
   """
 
   name: str = "evaluate"
@@ -301,6 +311,7 @@ class EvaluateConfig:
   adapter: str | None = None
   data: SourceConfig = SourceConfig(kind="cvbench", split="test")
   score: ScoreConfig = ScoreConfig()
+  published: Mapping[str, float] = dataclasses.field(default_factory=dict)
   mesh: MeshConfig = MeshConfig()
 
 

@@ -128,6 +128,49 @@ def stream(
       logits_BV, cache = _step(graphdef, state, tokens_B, cache)
 
 
+def decode(
+  graphdef: Any,
+  state: Any,
+  logits_BV: jax.Array,
+  cache: KVCache,
+  *,
+  room: int,
+  limit: int,
+  done_B: Any,
+  stop_ids: Sequence[int],
+  pad_id: int,
+) -> jax.Array:
+  """Goes on greedily from prompts that are read already; the cache is used up.
+
+  Args:
+    graphdef, state: of the `Vlm`, as `nnx.split` gives them.
+    logits_BV: of the first new token.
+    room: free slots of the cache; new tokens fit into them.
+    limit: most new tokens.
+    done_B: bool, rows that are not waited for.
+
+  Returns:
+    int32 (B, room) on the device: new tokens, the stop token included, then pads.
+  """
+  new_BT, _ = _decode(
+    graphdef,
+    state,
+    logits_BV,
+    cache,
+    np.int32(min(limit, room)),
+    done_B,
+    _padded(stop_ids),
+    np.int32(pad_id),
+    np.float32(1.0),
+    np.float32(1.0),
+    jax.random.key(0),
+    room=room,
+    sampled=False,
+    nucleus=False,
+  )
+  return new_BT
+
+
 @functools.partial(jax.jit, static_argnames=("graphdef", "length"))
 def _prefill(graphdef, state, batch: Batch, length: int) -> tuple[jax.Array, KVCache]:
   vlm = nnx.merge(graphdef, state)

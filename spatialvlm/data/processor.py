@@ -174,12 +174,18 @@ class Processor:
     return self._encode(text, spans, example)
 
   def encode_prompt(
-    self, images: Sequence[np.ndarray], prompt: str, answer_prefix: str = "", id: str = ""
+    self,
+    images: Sequence[np.ndarray | image_lib.Tiles],
+    prompt: str,
+    answer_prefix: str = "",
+    id: str = "",
+    pixels: bool = True,
   ) -> Encoded:
     """A prompt that the model is to answer: ends after `Assistant:`, or after `answer_prefix` behind it.
 
     `prompt` may hold `<image>` marks, like a `Turn`. The prefix is joined as the template joins an answer,
-    by a space: `answer_prefix="Answer:"` gives `Assistant: Answer:`.
+    by a space: `answer_prefix="Answer:"` gives `Assistant: Answer:`. An image may come already cut
+    (`tiler(image)`), so that several prompts share the work; `pixels` false leaves `tiles` empty.
 
     Raises:
       UserError: as `encode`.
@@ -190,7 +196,7 @@ class Processor:
     if answer_prefix:
       start, _ = self._answer_span(whole := self.template.render(messages), messages[:1], id)
       text = whole[: whole.index(answer_prefix, start) + len(answer_prefix)]
-    return self._encode(text, [], Example(tuple(images), (turn,), id=id))
+    return self._encode(text, [], Example(tuple(images), (turn,), id=id), pixels)
 
   def answer_ids(self, answer: str, answer_prefix: str = "") -> tuple[int, ...]:
     """Tokens of an answer as it stands right after `encode_prompt(..., answer_prefix)`, without its end.
@@ -231,9 +237,11 @@ class Processor:
 
   # Within.
 
-  def _encode(self, text: str, spans: Sequence[tuple[int, int]], example: Example) -> Encoded:
+  def _encode(
+    self, text: str, spans: Sequence[tuple[int, int]], example: Example, with_pixels: bool = True
+  ) -> Encoded:
     name = f"example {example.id!r}" if example.id else "prompt"
-    cut = [self.tiler(image) for image in example.images]
+    cut = [i if isinstance(i, image_lib.Tiles) else self.tiler(i) for i in example.images]
     blocks = [self._block(t.rows, t.cols) for t in cut]
     ids, loss = self._expand(text, blocks, spans, name)
     tokens = np.array(ids, np.int32)
@@ -246,7 +254,8 @@ class Processor:
     is_image = tokens == self.image_id
     slots = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32)
     size = self.tiler.tile_size
-    pixels = np.concatenate([t.pixels for t in cut]) if cut else np.zeros((0, size, size, 3), np.uint8)
+    shown = cut if with_pixels else []
+    pixels = np.concatenate([t.pixels for t in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
     return Encoded(
       tokens=tokens,
       loss_mask=np.array(loss, bool),

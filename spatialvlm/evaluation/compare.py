@@ -29,7 +29,7 @@ def compare(
   if jax.process_index() == 0:
     table = report.comparison(changes, after.summary, title)
     content: dict[str, Any] = {
-      "protocol": config.protocol,
+      "protocol": after.summary["protocol"],
       "official_note": after.summary["official_note"],
       "changes": changes,
       "baselines": after.summary["baselines"],

@@ -1,4 +1,4 @@
-"""What is kept of every question that was scored, and the file that it is kept in."""
+"""What is kept of every answer, and the file that it is kept in."""
 
 from __future__ import annotations
 
@@ -18,21 +18,32 @@ from spatialvlm.types import Question, UserError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FILE = "predictions.jsonl"
+SIGHTED = "sighted"
+
+Key = tuple[str, str, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """One scored question.
+  """One answer to one question: a row of a pass.
 
   Attributes:
     idx, type, task, source, source_dataset, filename: as in the data set.
     image: the photo or scene, as the data set names it, else a hash of the pixels. Questions on one image
       are resampled together; boxes drawn for one question do not make another image of it.
     choices: texts of the options, in the order of their letters.
-    gold, choice: letters.
-    logprobs: log-probability of each option's letter, over the whole vocabulary, in order.
+    gold: the letter that is right, as the question was asked (`flip` swaps left and right).
+    choice: a letter, or "" where none was answered. Letters are those of the unshifted options.
+    logprobs: log-probability of each option, over the whole vocabulary, in order: of its letter, or the mean
+      over the tokens of its text. Empty where an answer was generated.
     rules: what simple rules of two dimensions would choose, where they are known (`baselines.rule_letters`).
     question: its text, without the options.
+    protocol, condition: the pass.
+    shift: how far the options were rotated: option (j + shift) % K stood j-th.
+    image_shown: name of the other image that was shown instead.
+    tokens: number of tokens of each option's text, where texts were scored.
+    output: the raw answer, where one was generated.
+    ended: whether it ended by itself, or was cut at the limit of its length.
   """
 
   idx: int
@@ -49,9 +60,20 @@ class Prediction:
   logprobs: tuple[float, ...]
   rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
   question: str = ""
+  protocol: str = "native"
+  condition: str = SIGHTED
+  shift: int = 0
+  image_shown: str = ""
+  tokens: tuple[int, ...] = ()
+  output: str | None = None
+  ended: bool | None = None
+
+  @property
+  def key(self) -> Key:
+    return self.protocol, self.condition, self.idx, self.shift
 
   def to_json(self) -> str:
-    row = dataclasses.asdict(self)
+    row = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     row["logprobs"] = dict(zip(LETTERS, self.logprobs, strict=False))
     return json.dumps(row, ensure_ascii=False)
 
@@ -71,9 +93,13 @@ def image_name(question: Question) -> str:
 
 
 def predict(
-  question: Question, logprobs: Sequence[float], rules: Mapping[str, str] | None = None
+  question: Question, logprobs: Sequence[float], rules: Mapping[str, str] | None = None, **fields: Any
 ) -> Prediction:
-  """Chooses the likeliest letter, the first of equals.
+  """Chooses the likeliest option, the first of equals.
+
+  Args:
+    logprobs: of the options, in their order.
+    fields: further fields of `Prediction`.
 
   Raises:
     UserError: a log-probability is not finite, which no healthy model gives.
@@ -84,30 +110,47 @@ def predict(
       f"question {question.idx}: the log-probabilities are {values}; the model's numbers overflow: "
       f"try --config.model.dtype=float32, or check its weights"
     )
-  best = int(np.argmax(values))
-  return Prediction(
+  return answer(question, LETTERS[int(np.argmax(values))], rules, logprobs=values, **fields)
+
+
+def answer(
+  question: Question, choice: str, rules: Mapping[str, str] | None = None, **fields: Any
+) -> Prediction:
+  """The row of a question whose answer is `choice`, a letter or ""; `fields` as in `predict`."""
+  gold = LETTERS[question.answer]
+  values = dict(
     idx=int(question.idx),
     type=question.type,
     task=question.task,
     source=question.source,
     source_dataset=question.source_dataset,
     filename=question.filename,
-    image=image_name(question),
     choices=tuple(question.choices),
-    gold=LETTERS[question.answer],
-    choice=LETTERS[best],
-    correct=best == question.answer,
-    logprobs=values,
+    gold=gold,
+    choice=choice,
+    correct=choice == gold,
+    logprobs=(),
     rules=dict(rules or {}),
     question=question.question,
   )
+  if "image" not in fields:
+    values["image"] = image_name(question)
+  return Prediction(**(values | fields))
+
+
+def passes(rows: Iterable[Prediction]) -> dict[tuple[str, str], list[Prediction]]:
+  """The rows of each pass, (protocol, condition), in the order in which they come."""
+  found: dict[tuple[str, str], list[Prediction]] = {}
+  for row in rows:
+    found.setdefault((row.protocol, row.condition), []).append(row)
+  return found
 
 
 def read(folder: pathlib.Path) -> list[Prediction]:
-  """Reads a run's predictions back. A torn last line, the trace of a kill, is cut from the file.
+  """Reads a run's rows back, of all passes. A torn last line, the trace of a kill, is cut from the file.
 
   Raises:
-    UserError: a line before the last is damaged, or a question stands twice.
+    UserError: a line before the last is damaged, or a row stands twice.
   """
   path = folder / FILE
   if not path.exists():
@@ -117,17 +160,21 @@ def read(folder: pathlib.Path) -> list[Prediction]:
   if whole < len(data):
     with workdir.writing(path), open(path, "r+b") as f:
       f.truncate(whole)
-  return parse(data[:whole], str(path))
+  return parse(data[:whole], str(path), _single_protocol(folder))
 
 
-def parse(data: bytes, where: str) -> list[Prediction]:
-  """The predictions in the bytes of a file of whole lines; errors as `read`, which name `where`."""
+def parse(data: bytes, where: str, protocol: str = "native") -> list[Prediction]:
+  """The rows in the bytes of a file of whole lines; errors as `read`, which name `where`.
+
+  Args:
+    protocol: of rows that name none, as runs of a single pass once wrote them.
+  """
   rows, seen = [], set()
   for number, line in enumerate(data.splitlines(), start=1):
-    row = _parse(line, f"{where}:{number}")
-    if row.idx in seen:
+    row = _parse(line, f"{where}:{number}", protocol)
+    if row.key in seen:
       raise UserError(f"{where}:{number}: question {row.idx} stands twice; name another --workdir")
-    seen.add(row.idx)
+    seen.add(row.key)
     rows.append(row)
   return rows
 
@@ -153,15 +200,25 @@ class Writer:
 
 
 def rewrite(folder: pathlib.Path, rows: Sequence[Prediction]) -> None:
-  """Puts the finished file in the order of the questions, whole or not at all."""
+  """Puts the finished file in the order of passes and questions, whole or not at all."""
   workdir.write_text(folder / FILE, "".join(row.to_json() + "\n" for row in rows))
 
 
-def _parse(line: bytes, where: str) -> Prediction:
+def _parse(line: bytes, where: str, protocol: str) -> Prediction:
   try:
     row: dict[str, Any] = json.loads(line)
     row["logprobs"] = tuple(row["logprobs"].values())
     row["choices"] = tuple(row["choices"])
+    row["tokens"] = tuple(row.get("tokens", ()))
+    row.setdefault("protocol", protocol)
     return Prediction(**row)
   except (ValueError, TypeError, KeyError, AttributeError) as e:
     raise UserError(f"{where}: not a prediction ({e}); remove the line, or name another --workdir") from e
+
+
+def _single_protocol(folder: pathlib.Path) -> str:
+  """The protocol of a run from before there were passes, as its config names it."""
+  try:
+    return str(json.loads((folder / workdir.CONFIG_FILE).read_text())["score"]["protocol"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return "native"

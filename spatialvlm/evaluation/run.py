@@ -14,7 +14,7 @@ from spatialvlm.config import EvaluateConfig
 from spatialvlm.core import axes
 from spatialvlm.data.processor import load_processor
 from spatialvlm.data.sources import open_questions
-from spatialvlm.evaluation import report
+from spatialvlm.evaluation import protocols, report
 from spatialvlm.evaluation.evaluate import Result, evaluate
 from spatialvlm.evaluation.protocols import ProcessorEncoder
 from spatialvlm.evaluation.score import VlmScorer
@@ -35,7 +35,7 @@ def run(config: EvaluateConfig, folder: pathlib.Path) -> Result:
   mesh = axes.make_mesh(config.mesh)
   source = hub.resolve(config.model.path, config.model.revision)
   processor = load_processor(source, **config.model.tiling)
-  encoder = ProcessorEncoder(processor, config.score.protocol)
+  encoder = ProcessorEncoder(processor)
   questions = open_questions(config.data)
   if not len(questions):
     raise UserError(
@@ -71,6 +71,7 @@ def check(config: EvaluateConfig) -> None:
   if config.model.dtype not in ("float32", "bfloat16"):
     raise UserError(f"config.model.dtype: {config.model.dtype!r} is not offered; use float32 or bfloat16")
   score = config.score
+  protocols.check(score)
   if score.batch_size < 1 or score.limit < 0 or score.bootstrap < 1:
     raise UserError("config.score: batch_size and bootstrap must be at least 1, limit at least 0")
   for name in ("lengths", "tiles"):

@@ -1,48 +1,99 @@
-"""Log-likelihood of option letters: one prefill per question, images encoded once.
+"""What an evaluation asks of a model: images encoded, their prefixes read, questions read behind them.
 
-The hidden state of a prompt's last token alone goes through the vocabulary product; the softmax runs over the
-whole vocabulary, in float32, and the options are picked from it.
+A prompt is cut behind its image. The part with the image, the long one, is read once for all questions,
+option orders and protocols on that image; its keys and values are kept, and a question's text is read behind
+a copy of them. The options of a question, or its generated answer, go on from there.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from spatialvlm import generation
 from spatialvlm.core import axes
-from spatialvlm.types import Batch, UserError
+from spatialvlm.core.attention import KVCache
+from spatialvlm.types import Batch
 
 if TYPE_CHECKING:
+  from collections.abc import Sequence
+
   from spatialvlm.models.vlm import Vlm
 
-# Tiles that one call of the vision tower encodes: enough to keep a device busy, and one compiled shape only.
-CHUNK = 16
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefixes:
+  """Keys and values of prompts' beginnings, rows along the first axis.
+
+  Attributes:
+    keys, values: for each layer (B, S, K, H).
+    valid_BS: false at padding.
+  """
+
+  keys: tuple[Any, ...]
+  values: tuple[Any, ...]
+  valid_BS: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """Prompts read to their end.
+
+  Attributes:
+    logits_BV: float32, of the token that comes next.
+    finite_B: whether all of a row's logits are.
+    cache: the prompts' keys and values with the room that was asked for; None where none was.
+  """
+
+  logits_BV: Any
+  finite_B: Any
+  cache: Any
 
 
 class Scorer(Protocol):
-  """What an evaluation asks of a model.
+  """A model as an evaluation sees it.
 
   Attributes:
     multiple: batch sizes are rounded up to a multiple of it (the shards of a batch).
+    max_length: the model's context.
+    programs: (name, shapes) of each distinct program that was called.
   """
 
   multiple: int
+  max_length: int
+  programs: set[tuple]
 
-  def encode(self, pixels_NHWC: np.ndarray) -> jax.Array:
+  def encode(self, pixels_NHWC: np.ndarray) -> Any:
     """Image tokens after the connector, features_NPD."""
 
-  def __call__(self, batch: Batch, option_ids_BK: np.ndarray, option_mask_BK: np.ndarray) -> jax.Array:
-    """Log-probabilities (B, K) float32 of the options as the next token; -inf where the mask is false."""
+  def prefix(self, batch: Batch) -> Any:
+    """Prefixes of prompts, a tree of arrays with leading axis B."""
+
+  def read(
+    self, prefixes: Any, index_B: np.ndarray, tokens_BT: np.ndarray, valid_BT: np.ndarray, room: int
+  ) -> Read:
+    """Reads texts, padded on the right, each behind the prefix of its index; `room` slots stay free."""
+
+  def letters(self, read: Read, ids_BK: np.ndarray, mask_BK: np.ndarray) -> Any:
+    """Log-probabilities (B, K) float32 of single tokens as the next; -inf where the mask is false."""
+
+  def texts(self, read: Read, tokens_BKT: np.ndarray, valid_BKT: np.ndarray) -> Any:
+    """Summed log-probabilities (B, K) float32 of texts as what comes next; 0 where none is valid."""
+
+  def generate(
+    self, read: Read, room: int, limit: int, done_B: np.ndarray, stop_ids: Sequence[int], pad_id: int
+  ) -> Any:
+    """Greedy tokens (B, room) int32, at most `limit`, each row up to its stop token; uses the cache up."""
 
 
 class VlmScorer:
@@ -55,19 +106,66 @@ class VlmScorer:
   def __init__(self, vlm: Vlm, mesh: Mesh | None = None):
     self._graphdef, self._state = nnx.split(vlm)
     self._mesh = mesh
+    self.max_length = vlm.config.text.max_length
+    self.programs: set[tuple] = set()
     self.multiple = 1
     if mesh is not None:
       self.multiple = int(np.prod([mesh.shape[axis] for axis in axes.RULES["batch"]]))
 
   def encode(self, pixels_NHWC: np.ndarray) -> jax.Array:
+    self._note("images", pixels_NHWC)
     with self._context():
       return _encode(self._graphdef, self._state, self._put(pixels_NHWC))
 
-  def __call__(self, batch: Batch, option_ids_BK: np.ndarray, option_mask_BK: np.ndarray) -> jax.Array:
+  def prefix(self, batch: Batch) -> Prefixes:
+    self._note("prefix", batch)
     features, batch = batch.features_NPD, dataclasses.replace(batch, features_NPD=None)
     batch = dataclasses.replace(self._put(batch), features_NPD=features)
     with self._context():
-      return _score(self._graphdef, self._state, batch, self._put(option_ids_BK), self._put(option_mask_BK))
+      return _prefix(self._graphdef, self._state, batch)
+
+  def read(
+    self, prefixes: Prefixes, index_B: np.ndarray, tokens_BT: np.ndarray, valid_BT: np.ndarray, room: int
+  ) -> Read:
+    self._note("text", prefixes, tokens_BT, room)
+    index_B, tokens_BT, valid_BT = self._put((index_B, tokens_BT, valid_BT))
+    with self._context():
+      return _read(self._graphdef, self._state, prefixes, index_B, tokens_BT, valid_BT, room=room)
+
+  def letters(self, read: Read, ids_BK: np.ndarray, mask_BK: np.ndarray) -> jax.Array:
+    self._note("letters", ids_BK)
+    with self._context():
+      return _letters(read.logits_BV, self._put(ids_BK), self._put(mask_BK))
+
+  def texts(self, read: Read, tokens_BKT: np.ndarray, valid_BKT: np.ndarray) -> jax.Array:
+    self._note("options", read.cache, tokens_BKT)
+    # Options that no question of the batch has are not read.
+    count = np.int32(valid_BKT.any(axis=(0, 2)).sum())
+    tokens_BKT, valid_BKT = self._put((tokens_BKT, valid_BKT))
+    with self._context():
+      return _texts(self._graphdef, self._state, read.logits_BV, read.cache, tokens_BKT, valid_BKT, count)
+
+  def generate(
+    self, read: Read, room: int, limit: int, done_B: np.ndarray, stop_ids: Sequence[int], pad_id: int
+  ) -> jax.Array:
+    self._note("generation", read.cache, room)
+    with self._context():
+      new_BT = generation.decode(
+        self._graphdef,
+        self._state,
+        read.logits_BV,
+        read.cache,
+        room=room,
+        limit=limit,
+        done_B=self._put(done_B),
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+      )
+      return _gathered(new_BT)
+
+  def _note(self, name: str, *arguments: Any) -> None:
+    shapes = tuple(np.shape(leaf) or leaf for leaf in jax.tree.leaves(arguments))
+    self.programs.add((name, tuple(s for s in shapes if isinstance(s, tuple | int))))
 
   def _put(self, tree: Any) -> Any:
     return jax.device_put(tree, axes.batch_sharding(self._mesh)) if self._mesh is not None else tree
@@ -82,99 +180,56 @@ def _encode(graphdef, state, pixels_NHWC):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(graphdef, state, batch, option_ids_BK, option_mask_BK):
+def _prefix(graphdef, state, batch):
   vlm = nnx.merge(graphdef, state)
-  x_BTD = vlm.hidden(batch)
-  # Right for padding on either side: the last position that is valid.
-  last_B = batch.valid_BT.shape[1] - 1 - jnp.argmax(batch.valid_BT[:, ::-1], axis=1)
-  x_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
-  logprob_BV = jax.nn.log_softmax(vlm.unembed(x_BD).astype(jnp.float32), axis=-1)
-  logprob_BK = jnp.take_along_axis(logprob_BV, option_ids_BK, axis=1)
-  return _replicated(jnp.where(option_mask_BK, logprob_BK, -jnp.inf))
+  B, S = batch.tokens_BT.shape
+  _, cache = vlm.extend(batch, vlm.init_cache(B, S))
+  return _replicated(Prefixes(cache.keys, cache.values, cache.valid_BS))
 
 
-def _replicated(x):
-  """Every process reads the result, and every shard of a later batch may need any image."""
+@functools.partial(jax.jit, static_argnums=0, static_argnames="room")
+def _read(graphdef, state, prefixes, index_B, tokens_BT, valid_BT, *, room: int):
+  vlm = nnx.merge(graphdef, state)
+  T, S = tokens_BT.shape[1], prefixes.valid_BS.shape[1]
+  more = lambda x: jnp.pad(x[index_B], ((0, 0), (0, T + room)) + ((0, 0),) * (x.ndim - 2))
+  keys, values = (tuple(map(more, arrays)) for arrays in (prefixes.keys, prefixes.values))
+  cache = KVCache(keys, values, more(prefixes.valid_BS), jnp.int32(S))
+  last_BD, cache = vlm.prefill(Batch(tokens_BT=tokens_BT, valid_BT=valid_BT), cache)
+  logits_BV = vlm.unembed(last_BD).astype(jnp.float32)
+  return Read(logits_BV, _replicated(jnp.isfinite(logits_BV).all(axis=-1)), cache if room else None)
+
+
+@jax.jit
+def _letters(logits_BV, ids_BK, mask_BK):
+  logprob_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+  return _replicated(jnp.where(mask_BK, jnp.take_along_axis(logprob_BV, ids_BK, axis=1), -jnp.inf))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _texts(graphdef, state, logits_BV, cache, tokens_BKT, valid_BKT, count):
+  vlm = nnx.merge(graphdef, state)
+  first_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+
+  def option(k, sums_BK):
+    tokens_BT = jax.lax.dynamic_index_in_dim(tokens_BKT, k, 1, keepdims=False)
+    valid_BT = jax.lax.dynamic_index_in_dim(valid_BKT, k, 1, keepdims=False)
+    logprob_BT = jnp.take_along_axis(first_BV, tokens_BT[:, :1], axis=1)
+    if tokens_BT.shape[1] > 1:
+      hidden_BTD, _ = vlm.extend(Batch(tokens_BT=tokens_BT[:, :-1], valid_BT=valid_BT[:, :-1]), cache)
+      rest_BTV = jax.nn.log_softmax(vlm.unembed(hidden_BTD), axis=-1)
+      rest_BT = jnp.take_along_axis(rest_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+      logprob_BT = jnp.concatenate([logprob_BT, rest_BT], axis=1)
+    return sums_BK.at[:, k].set(jnp.where(valid_BT, logprob_BT, 0.0).sum(axis=1))
+
+  return _replicated(jax.lax.fori_loop(0, count, option, jnp.zeros(tokens_BKT.shape[:2], jnp.float32)))
+
+
+_gathered = jax.jit(lambda x: _replicated(x))
+
+
+def _replicated(tree):
+  """Every process reads the result, and every shard of a later batch may need any row."""
   mesh = jax.sharding.get_abstract_mesh()
-  return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec())
-
-
-class FeaturePool:
-  """Encoded images on the device, by key, in a fixed number of tile slots.
-
-  An image that is still in the pool is not encoded again. Those that no waiting question needs go first, the
-  least recently used first of all. The array keeps one shape, so a batch that points into it compiles once.
-  """
-
-  def __init__(self, scorer: Scorer, slots: int):
-    self._scorer = scorer
-    self._slots = slots
-    self._free = list(range(slots - 1, -1, -1))
-    self._images: collections.OrderedDict[Hashable, tuple[int, ...]] = collections.OrderedDict()
-    self._pins: collections.Counter = collections.Counter()
-    self._staged: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
-    self._array_NPD: jax.Array | None = None
-    self._chunk = -(-CHUNK // scorer.multiple) * scorer.multiple
-
-  def place(self, key: Hashable, tiles: np.ndarray) -> tuple[int, ...] | None:
-    """Pins an image's slots for a question, one per tile; None where waiting questions hold too many.
-
-    Args:
-      key: names the pixels of all its tiles.
-      tiles: (I, H, W, C) float32, normalised.
-
-    Raises:
-      UserError: the image has more tiles than the pool has slots.
-    """
-    if len(tiles) > self._slots:
-      raise UserError(
-        f"an image of {len(tiles)} tiles does not fit a pool of {self._slots}; raise score.pool_tiles"
-      )
-    if key not in self._images:
-      unpinned = [k for k in self._images if not self._pins[k]]
-      while len(self._free) < len(tiles) and unpinned:
-        self._free.extend(self._images.pop(unpinned.pop(0)))
-      if len(self._free) < len(tiles):
-        return None
-      self._images[key] = tuple(self._free.pop() for _ in tiles)
-      for i, slot in enumerate(self._images[key]):
-        self._staged[slot] = tiles[i]
-      # At once, where a full chunk has come together: pixels are large, features small.
-      while len(self._staged) >= self._chunk:
-        self._encode_chunk()
-    self._images.move_to_end(key)
-    self._pins[key] += 1
-    return self._images[key]
-
-  def release(self, key: Hashable) -> None:
-    """One question less waits for this image."""
-    self._pins[key] -= 1
-
-  def features(self, slots: Sequence[int]) -> jax.Array:
-    """The pool's features_NPD, these slots encoded."""
-    while any(slot in self._staged for slot in slots):
-      self._encode_chunk()
-    return self._array_NPD
-
-  def _encode_chunk(self) -> None:
-    taken = [self._staged.popitem(last=False) for _ in range(min(self._chunk, len(self._staged)))]
-    pixels = np.zeros((self._chunk, *taken[0][1].shape), np.float32)
-    # Padding is written past the end, where the scatter drops it.
-    index = np.full(self._chunk, self._slots, np.int32)
-    for row, (slot, tile) in enumerate(taken):
-      index[row], pixels[row] = slot, tile
-    features_NPD = self._scorer.encode(pixels)
-    if self._array_NPD is None:
-      self._array_NPD = _zeros(self._slots, features_NPD)
-    self._array_NPD = _write(self._array_NPD, index, features_NPD)
-
-
-def _zeros(slots: int, like: jax.Array) -> jax.Array:
-  sharding = getattr(like, "sharding", None)
-  out = sharding if isinstance(sharding, NamedSharding) else None
-  return jax.jit(lambda: jnp.zeros((slots, *like.shape[1:]), like.dtype), out_shardings=out)()
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _write(pool_NPD, index_N, features_NPD):
-  return pool_NPD.at[index_N].set(features_NPD, mode="drop")
+  if mesh.empty:
+    return tree
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)

@@ -27,7 +27,8 @@ class Scores:
     if self._config is None:
       return
     self._questions = pipeline.open_questions(self._config.source)
-    self._encoder = protocols.ProcessorEncoder(processor, self._config.protocol)
+    protocols.check(self._config)
+    self._encoder = protocols.ProcessorEncoder(processor)
 
   def before(self, state: TrainState) -> None:
     """Scores the model as it was loaded; kept in `evaluation/before`, so that a continued run reads it."""

@@ -25,8 +25,8 @@ def processor(folder):
   return load_processor(write_processor(folder, longest_edge=32))
 
 
-def encoder(folder, protocol="native"):
-  return ProcessorEncoder(processor(folder), protocol)
+def encoder(folder):
+  return ProcessorEncoder(processor(folder))
 
 
 def model(image_id: int, vocabulary: int = 512, seed: int = 0) -> Vlm:

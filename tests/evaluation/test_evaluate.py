@@ -18,7 +18,7 @@ from spatialvlm.evaluation.score import VlmScorer
 from spatialvlm.types import UserError
 from tests.evaluation import support
 
-CONFIG = ScoreConfig(batch_size=4, lengths=(128, 224), tiles=(3, 5), pool_tiles=40, bootstrap=20)
+CONFIG = ScoreConfig(batch_size=4, lengths=(96, 128), tiles=(3, 5), pool_tiles=40, bootstrap=20)
 # Fewer shapes to compile where a real model scores.
 REAL = dataclasses.replace(CONFIG, tiles=(5,))
 
@@ -45,25 +45,54 @@ class Counting:
   """
 
   multiple = 1
+  max_length = 512
 
   def __init__(self, stop_after=None, bad=False):
-    self.tiles, self.rows, self.batches = 0, 0, 0
+    self.tiles, self.prefixes, self.rows, self.batches = 0, 0, 0, 0
     self.stop_after, self.bad = stop_after, bad
 
   def encode(self, pixels_NHWC):
     self.tiles += int(np.any(pixels_NHWC != 0, axis=(1, 2, 3)).sum())
     return np.mean(pixels_NHWC, axis=(1, 2), keepdims=False)[:, None, :]
 
-  def __call__(self, batch, option_ids_BK, option_mask_BK):
+  def prefix(self, batch):
+    self.prefixes += int((batch.valid_BT.sum(1) > 1).sum())
+    sum_B = np.where(batch.valid_BT, batch.tokens_BT, 0).sum(1).astype(np.float32)
+    if batch.features_NPD is not None:
+      features = np.asarray(batch.features_NPD)[np.maximum(batch.tile_index_BI, 0), 0].sum(-1)
+      sum_B += np.where(batch.tile_index_BI >= 0, features, 0).sum(1)
+    return sum_B
+
+  def read(self, prefixes, index_B, tokens_BT, valid_BT, room):
     if self.batches == self.stop_after:
       raise KeyboardInterrupt
     self.batches += 1
-    self.rows += int(batch.example_mask_B.sum())
-    features = np.asarray(batch.features_NPD)[np.maximum(batch.tile_index_BI, 0), 0].sum(-1)
-    seen_B = np.where(batch.tile_index_BI >= 0, features, 0).sum(1)
-    text_B = np.where(batch.valid_BT, batch.tokens_BT, 0).sum(1)
-    score_BK = -np.abs(np.sin(option_ids_BK + text_B[:, None] + seen_B[:, None])).astype(np.float32)
-    return np.where(option_mask_BK, np.nan if self.bad else score_BK, -np.inf)
+    self.rows += int((valid_BT.sum(1) > 1).sum())
+    places_T = np.arange(tokens_BT.shape[1])
+    sum_B = np.asarray(prefixes)[index_B] + np.where(valid_BT, tokens_BT * places_T, 0).sum(1)
+    return score.Read(sum_B, np.ones(len(sum_B), bool), None)
+
+  def letters(self, read, ids_BK, mask_BK):
+    score_BK = -np.abs(np.sin(ids_BK + read.logits_BV[:, None])).astype(np.float32)
+    return np.where(mask_BK, np.nan if self.bad else score_BK, -np.inf)
+
+  def texts(self, read, tokens_BKT, valid_BKT):
+    return self.letters(read, (tokens_BKT * valid_BKT).sum(2), valid_BKT.any(2))
+
+  def generate(self, read, room, limit, done_B, stop_ids, pad_id):
+    """`(B)`, or another letter, and an end; now and then an answer that is longer than the first room."""
+    letter_B = np.abs(read.logits_BV).astype(int) % 5
+    long_B = np.abs(read.logits_BV).astype(int) % 7 == 0
+    new_BT = np.full((len(done_B), room), pad_id, np.int32)
+    for row in np.flatnonzero(~done_B):
+      words = [
+        *self.words[" no"] * (30 * int(long_B[row])),
+        *self.words[f"({'ABCDE'[letter_B[row]]})"],
+        stop_ids[0],
+      ]
+      words = words[: min(room, limit)]
+      new_BT[row, : len(words)] = words
+    return new_BT
 
 
 def test_logprobs_are_those_of_the_plain_model(vlm, encoder, scored):
@@ -108,10 +137,11 @@ def test_a_mesh_gives_the_scores_of_one_device(vlm, encoder, scored):
 
 def test_models_of_one_structure_share_compiled_programs(encoder, scored):
   """Before and after training nothing is compiled anew."""
-  before = score._score._cache_size(), score._encode._cache_size()
+  programs = lambda: [f._cache_size() for f in (score._encode, score._prefix, score._read, score._letters)]
+  before = programs()
   other = support.model(encoder._processor.image_id, seed=1)
   rows = evaluate(support.questions(), VlmScorer(other), encoder, REAL).rows
-  assert (score._score._cache_size(), score._encode._cache_size()) == before
+  assert programs() == before and min(before) > 0
   assert not np.allclose(rows[0].logprobs, scored[0].logprobs, atol=1e-3)
 
 
@@ -121,15 +151,16 @@ def test_repeated_images_are_encoded_once(encoder):
   scorer = Counting()
   evaluate(questions, scorer, encoder, CONFIG)
   assert scorer.rows == 20
-  assert scorer.tiles == distinct
+  assert scorer.tiles == distinct and scorer.prefixes == 5
 
 
 def test_a_full_pool_evicts_and_stays_right(encoder):
   questions = support.questions(count=20, images=20)
-  tight, scorer = dataclasses.replace(CONFIG, pool_tiles=1, batch_size=2), Counting()
+  tight, scorer = dataclasses.replace(CONFIG, pool_tiles=1, pool_prefixes=1, batch_size=2), Counting()
   wide = evaluate(questions, Counting(), encoder, CONFIG).rows
   assert evaluate(questions, scorer, encoder, tight).rows == wide
   assert scorer.tiles == sum(len(encoder(q).encoded.tiles) for q in questions)
+  assert scorer.prefixes == 20
 
 
 @pytest.mark.parametrize("ids", [False, True])
@@ -195,7 +226,7 @@ def test_bad_input(encoder, tmp_path):
   with pytest.raises(UserError, match=r"question 1\d\d: the log-probabilities"):
     evaluate(questions, Counting(bad=True), encoder, CONFIG, folder=tmp_path / "nan")
   with pytest.raises(UserError, match="tokens does not fit"):
-    evaluate(questions, Counting(), encoder, dataclasses.replace(CONFIG, lengths=(32,)))
+    evaluate(questions, Counting(), encoder, dataclasses.replace(CONFIG, lengths=(16,)))
   evaluate(questions, Counting(), encoder, CONFIG, folder=tmp_path / "run")
   with pytest.raises(UserError, match=r"holds question \d+, which is not in the data"):
     evaluate(questions[:-2], Counting(), encoder, CONFIG, folder=tmp_path / "run")

@@ -94,7 +94,7 @@ def test_nothing_is_written_before_all_is_known_to_be_good(config, files, tmp_pa
     (dict(model=dataclasses.replace(config.model, dtype="float16")), "float16"),
     (dict(adapter=str(tmp_path / "none")), "no such folder"),
     (dict(mesh=MeshConfig(data=3)), "does not fit 8 device"),
-    (dict(score=dataclasses.replace(config.score, protocol="naive")), "did you mean 'native'"),
+    (dict(score=dataclasses.replace(config.score, protocols=("naive",))), "did you mean 'native'"),
     (dict(score=dataclasses.replace(config.score, lengths=(64, 32))), "ascending"),
     (dict(score=dataclasses.replace(config.score, batch_size=0)), "at least 1"),
   ):

@@ -1,0 +1,250 @@
+"""From a question to the prompts that its passes ask, those that share a text and an image as one."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Callable, Collection, Hashable, Mapping
+from typing import Any
+
+import numpy as np
+
+from spatialvlm.config import ScoreConfig
+from spatialvlm.data.images import Tiles
+from spatialvlm.evaluation import controls, records
+from spatialvlm.evaluation.extraction import extract_choice
+from spatialvlm.evaluation.protocols import PROTOCOLS, Encoder
+from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
+from spatialvlm.types import Question
+
+# Images whose tiles stay on the host for a moment, since the next questions may show them too.
+KEPT_TILES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """One answer that is read off a prompt.
+
+  Attributes:
+    choices: options in the order in which they were shown.
+    letters: int32 (K,), tokens of their letters.
+    answers: tokens of their texts, where texts are scored.
+    limit: most tokens of a generated answer, else 0.
+    fields: further fields of the row.
+  """
+
+  protocol: str
+  condition: str
+  shift: int
+  choices: tuple[str, ...]
+  letters: np.ndarray
+  answers: tuple[tuple[int, ...], ...] = ()
+  limit: int = 0
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def kind(self) -> str:
+    return PROTOCOLS[self.protocol].reading
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stem:
+  """A prompt, and all that is read off it.
+
+  Attributes:
+    question: as it was asked, but for the order of its options; without pixels.
+    image: name of the question's own image, for its row.
+    tokens, image_slot: int32 (T,), as in `Encoded`.
+    cut: length of the prefix that ends with the image.
+    shown: key of the image that is shown; None without one.
+    tiles: makes its pixels, float32 (I, S, S, 3); None without one, or once they are placed.
+  """
+
+  question: Question
+  image: str
+  tokens: np.ndarray
+  image_slot: np.ndarray
+  cut: int
+  shown: Hashable | None
+  tiles: Callable[[], np.ndarray] | None
+  tile_count: int
+  readings: tuple[Reading, ...]
+
+
+def keys(
+  idx: int, task: str, question: str, choices: tuple[str, ...], gold: str, config: ScoreConfig
+) -> list[Key]:
+  """The rows that a question gets, in the order of the file within a pass.
+
+  Args:
+    gold: the letter that is right on the image as it is.
+  """
+  found = [(protocol, SIGHTED, idx, 0) for protocol in config.protocols]
+  for condition in config.controls:
+    if condition == "flip" and controls.flipped_letter(task, question, choices, gold) is None:
+      continue
+    shifts = controls.shifts(condition, len(choices))
+    found += [(config.protocols[0], condition, idx, shift) for shift in shifts]
+  return found
+
+
+def keys_of_question(question: Question, config: ScoreConfig) -> list[Key]:
+  """`keys` of a question."""
+  return keys(
+    int(question.idx),
+    question.task,
+    question.question,
+    tuple(question.choices),
+    records.LETTERS[question.answer],
+    config,
+  )
+
+
+def keys_of_row(row: Prediction, config: ScoreConfig) -> list[Key]:
+  """`keys` of the question of any row."""
+  gold = row.gold
+  if row.condition == "flip":
+    gold = controls.flipped_letter(row.task, row.question, row.choices, gold) or gold
+  return keys(row.idx, row.task, row.question, row.choices, gold, config)
+
+
+class Asker:
+  """Makes the stems of questions. Safe to use from several threads."""
+
+  def __init__(self, encoder: Encoder, config: ScoreConfig):
+    self._encoder, self._config = encoder, config
+    self._tiles: collections.OrderedDict[Hashable, Tiles] = collections.OrderedDict()
+    self._lock = threading.Lock()
+
+  def stems(
+    self,
+    question: Question,
+    image: str,
+    rules: Mapping[str, str],
+    missing: Collection[Key],
+    donor: tuple[Question, str] | None = None,
+  ) -> list[Stem]:
+    """The prompts of a question's missing rows.
+
+    Args:
+      image: hash of its pixels.
+      rules: see `Prediction`.
+      donor: another question and the hash of its image, for `other_image`.
+    """
+    name = records.image_name(question)
+    stems: dict[Hashable, Stem] = {}
+    for key in keys_of_question(question, self._config):
+      if key not in missing:
+        continue
+      protocol, condition, _, shift = key
+      asked, shown, fields = self._asked(question, image, condition, shift, donor)
+      if condition == SIGHTED and protocol == self._config.protocols[0]:
+        fields = fields | {"rules": dict(rules)}
+      stem = self._stem(asked, protocol, condition, shift, shown, fields, name)
+      same = (stem.shown, stem.tokens.tobytes())
+      if same in stems:
+        stem = dataclasses.replace(stems[same], readings=stems[same].readings + stem.readings)
+      stems[same] = stem
+    return list(stems.values())
+
+  def _asked(
+    self,
+    question: Question,
+    image: str,
+    condition: str,
+    shift: int,
+    donor: tuple[Question, str] | None,
+  ) -> tuple[Question, tuple[Hashable, np.ndarray] | None, dict[str, Any]]:
+    """The question under a condition, the image that is shown with its key, further fields of the row."""
+    own = (image, question.image)
+    if condition == "circular":
+      return controls.rotated(question, shift), own, {}
+    if condition == "grey":
+      return question, (("grey", question.image.shape), question.image), {}
+    if condition == "no_image":
+      return question, None, {}
+    if condition == "other_image":
+      other, other_hash = donor
+      return question, (other_hash, other.image), {"image_shown": records.image_name(other)}
+    if condition == "flip":
+      mirrored = controls.flipped(question)
+      return mirrored, (("flip", image), mirrored.image), {}
+    return question, own, {}
+
+  def _stem(
+    self,
+    asked: Question,
+    protocol: str,
+    condition: str,
+    shift: int,
+    shown: tuple[Hashable, np.ndarray] | None,
+    fields: Mapping[str, Any],
+    name: str,
+  ) -> Stem:
+    tiles = self._cut(*shown) if shown else None
+    encoded, letters = self._encoder(asked, protocol, tiles, blind=tiles is None)
+    rule = PROTOCOLS[protocol]
+    limit = rule.limit and min(rule.limit, self._config.new_tokens or rule.limit)
+    reading = Reading(
+      protocol=protocol,
+      condition=condition,
+      shift=shift,
+      choices=tuple(asked.choices),
+      letters=letters,
+      answers=self._encoder.answers(asked.choices) if rule.reading == "texts" else (),
+      limit=limit,
+      fields=fields,
+    )
+    images = np.flatnonzero(encoded.image_slot >= 0)
+    return Stem(
+      question=_without_pixels(controls.rotated(asked, -shift % len(asked.choices))),
+      image=name,
+      tokens=encoded.tokens,
+      image_slot=encoded.image_slot,
+      cut=int(images[-1]) + 1 if len(images) else 1,
+      shown=shown[0] if shown else None,
+      tiles=(lambda: self._encoder.normalise(tiles)) if tiles is not None else None,
+      tile_count=len(tiles.pixels) if tiles is not None else 0,
+      readings=(reading,),
+    )
+
+  def _cut(self, key: Hashable, image: np.ndarray) -> Tiles:
+    with self._lock:
+      if key in self._tiles:
+        self._tiles.move_to_end(key)
+        return self._tiles[key]
+    grey = isinstance(key, tuple) and key[0] == "grey"
+    tiles = self._encoder.cut(controls.grey(image) if grey else image)
+    with self._lock:
+      self._tiles[key] = tiles
+      while len(self._tiles) > KEPT_TILES:
+        self._tiles.popitem(last=False)
+    return tiles
+
+
+def row(
+  stem: Stem, reading: Reading, *, logprobs: np.ndarray | None = None, output: str = "", ended: bool = False
+) -> Prediction:
+  """The row of a reading; log-probabilities come in the order in which the options were shown."""
+  count = len(reading.choices)
+  fields = dict(
+    image=stem.image,
+    protocol=reading.protocol,
+    condition=reading.condition,
+    shift=reading.shift,
+    **reading.fields,
+  )
+  if reading.kind == "generated":
+    shown = extract_choice(output, reading.choices, reading.protocol)
+    choice = controls.unrotated(shown, reading.shift, count)
+    return records.answer(stem.question, choice, output=output, ended=ended, **fields)
+  values = np.roll(np.asarray(logprobs, np.float64)[:count], reading.shift)
+  if reading.kind == "texts":
+    lengths = np.roll([len(answer) for answer in reading.answers], reading.shift)
+    return records.predict(stem.question, values / lengths, tokens=tuple(int(n) for n in lengths), **fields)
+  return records.predict(stem.question, values, **fields)
+
+
+def _without_pixels(question: Question) -> Question:
+  return dataclasses.replace(question, image=np.zeros((0, 0, 3), np.uint8))

@@ -1,0 +1,304 @@
+"""Prompts in batches of one shape each; what they share is computed once.
+
+An image's features and its prefix stay in pools; a prompt's text is read once for all that is read off it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spatialvlm import generation
+from spatialvlm.config import ScoreConfig
+from spatialvlm.evaluation import asks
+from spatialvlm.evaluation.asks import Reading, Stem
+from spatialvlm.evaluation.pool import SlotPool
+from spatialvlm.evaluation.protocols import Encoder
+from spatialvlm.evaluation.records import Prediction
+from spatialvlm.evaluation.score import Scorer
+from spatialvlm.types import Batch, UserError
+
+# Tiles that one call of the vision tower encodes: enough to keep a device busy, and one compiled shape only.
+CHUNK = 16
+# Options of a batch; a question with more of them makes it double.
+OPTIONS = 8
+# Tokens that an answer is given room for at first: most end earlier, and a short cache is read faster. What
+# has not ended by then is generated again, from the start, with all the room of its protocol.
+FIRST = 32
+
+
+class Shape(NamedTuple):
+  """What one compiled program reads.
+
+  Attributes:
+    prefix, text: tokens, padding included.
+    tiles: of the image, padding included.
+    room: for what follows the prompt.
+    width: tokens of an option's text, padding included.
+  """
+
+  prefix: int
+  tiles: int
+  text: int
+  room: int
+  width: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Root:
+  """A prefix that waits to be read: its tokens, and the slots of its image's tiles."""
+
+  tokens: np.ndarray
+  image_slot: np.ndarray
+  shown: Hashable | None
+  slots: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Waiting:
+  stem: Stem
+  root: Hashable
+  slot: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Flight:
+  """A batch on the device: what each of its rows is, and the results that are on their way."""
+
+  shape: Shape
+  items: list[_Waiting]
+  finite: Any
+  letters: Any = None
+  texts: Any = None
+  generated: Any = None
+
+
+class Engine:
+  """Groups prompts into batches of one shape; keeps one batch on its way while the next is made."""
+
+  def __init__(self, scorer: Scorer, encoder: Encoder, config: ScoreConfig):
+    self._scorer, self._encoder, self._config = scorer, encoder, config
+    shards = scorer.multiple
+    self._batch = -(-config.batch_size // shards) * shards
+    chunk = -(-CHUNK // shards) * shards
+    # A full batch of the largest images must always find room.
+    slots = max(config.pool_tiles, self._batch * max(config.tiles))
+    self._images = SlotPool(slots, chunk, lambda tiles: self._encode(tiles, chunk))
+    self._prefixes: dict[tuple[int, int], SlotPool] = {}
+    self._queues: dict[Shape, list[_Waiting]] = collections.defaultdict(list)
+    self._flying: collections.deque[_Flight] = collections.deque()
+
+  def run(self, stems: Iterator[Stem]) -> Iterator[list[Prediction]]:
+    """The rows of all readings, as they come."""
+    for stem in stems:
+      shape = self._shape(stem, first=True)
+      while (item := self._placed(stem, shape)) is None:
+        if any(self._queues.values()):
+          self._launch(max(self._queues, key=lambda s: len(self._queues[s])))
+        else:
+          yield self._land()
+      self._queues[shape].append(item)
+      if len(self._queues[shape]) == self._batch:
+        self._launch(shape)
+      while len(self._flying) > 1:
+        yield self._land()
+    while self._flying or any(self._queues.values()):
+      for shape in sorted(s for s, queue in self._queues.items() if queue):
+        self._launch(shape)
+      while self._flying:
+        yield self._land()
+
+  def _shape(self, stem: Stem, first: bool) -> Shape:
+    """The shape in which a prompt is read; `first`: with little room for a generated answer."""
+    text, tiles = len(stem.tokens) - stem.cut, stem.tile_count
+    limit = max(r.limit for r in stem.readings)
+    longest = max((len(a) for r in stem.readings for a in r.answers), default=0)
+    width = generation.bucket(longest, 4) if longest > 1 else longest
+    room = max(min(limit, FIRST) if first else limit, width)
+    return Shape(
+      prefix=generation.bucket(stem.cut, 16),
+      tiles=_smallest(self._config.tiles, tiles, "image tiles", "tiles", stem) if tiles else 0,
+      text=_smallest(self._config.lengths, text, "tokens", "lengths", stem),
+      room=room,
+      width=width,
+    )
+
+  def _placed(self, stem: Stem, shape: Shape) -> _Waiting | None:
+    """The prompt with its prefix in the pool; None where waiting prompts hold all of it."""
+    pool = self._pool(shape)
+    prefix = stem.tokens[: stem.cut]
+    root = (stem.shown, prefix.tobytes())
+    slots = pool.hold(root)
+    if slots is None:
+      image = self._image(stem)
+      slots = pool.place(root, [_Root(prefix, stem.image_slot[: stem.cut], stem.shown, image)])
+      if slots is None:
+        if stem.shown is not None:
+          self._images.release(stem.shown)
+        return None
+    return _Waiting(dataclasses.replace(stem, tiles=None), root, slots[0])
+
+  def _image(self, stem: Stem) -> tuple[int, ...]:
+    if stem.shown is None:
+      return ()
+    slots = self._images.hold(stem.shown)
+    if slots is None:
+      tiles = stem.tiles()
+      slots = self._images.place(stem.shown, list(tiles))
+      if slots is None:  # prefixes that wait to be read hold the rest
+        for pool in self._prefixes.values():
+          pool.flush()
+        slots = self._images.place(stem.shown, list(tiles))
+    return slots
+
+  def _pool(self, shape: Shape) -> SlotPool:
+    key = shape.prefix, shape.tiles
+    if key not in self._prefixes:
+      slots = max(self._config.pool_prefixes or 2 * self._batch, self._batch)
+      self._prefixes[key] = SlotPool(slots, self._batch, lambda roots: self._read_prefixes(roots, *key))
+    return self._prefixes[key]
+
+  def _encode(self, tiles: Sequence[np.ndarray], chunk: int) -> Any:
+    pixels = np.zeros((chunk, *tiles[0].shape), np.float32)
+    pixels[: len(tiles)] = tiles
+    return self._scorer.encode(pixels)
+
+  def _read_prefixes(self, roots: Sequence[_Root], length: int, tiles: int) -> Any:
+    tokens_BT, valid_BT = self._texts([r.tokens for r in roots], length)
+    slot_BT = np.full(tokens_BT.shape, -1, np.int32)
+    index_BI = np.full((self._batch, tiles), -1, np.int32)
+    for row, root in enumerate(roots):
+      slot_BT[row, : len(root.tokens)] = root.image_slot
+      index_BI[row, : len(root.slots)] = root.slots
+    batch = Batch(tokens_BT=tokens_BT, valid_BT=valid_BT)
+    if tiles:
+      features = self._images.arrays([slot for root in roots for slot in root.slots])
+      batch = dataclasses.replace(batch, features_NPD=features, tile_index_BI=index_BI, image_slot_BT=slot_BT)
+    result = self._scorer.prefix(batch)
+    for root in roots:
+      if root.shown is not None:
+        self._images.release(root.shown)
+    return result
+
+  def _texts(self, rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token rows padded on the right to a full batch: tokens_BT and valid_BT."""
+    tokens_BT = np.full((self._batch, length), self._encoder.pad_id, np.int32)
+    valid_BT = np.zeros((self._batch, length), bool)
+    for row, tokens in enumerate(rows):
+      tokens_BT[row, : len(tokens)] = tokens
+      valid_BT[row, : len(tokens)] = True
+    # Padding rows repeat no prompt: one token that nobody reads keeps attention's softmax defined.
+    valid_BT[len(rows) :, 0] = True
+    return tokens_BT, valid_BT
+
+  def _launch(self, shape: Shape) -> None:
+    queue = self._queues[shape]
+    items, self._queues[shape] = queue[: self._batch], queue[self._batch :]
+    stems = [item.stem for item in items]
+    index_B = np.zeros(self._batch, np.int32)
+    index_B[: len(items)] = [item.slot for item in items]
+    prefixes = self._pool(shape).arrays([item.slot for item in items])
+    texts = self._texts([stem.tokens[stem.cut :] for stem in stems], shape.text)
+    read = self._scorer.read(prefixes, index_B, *texts, room=shape.room)
+    kinds = {reading.kind for stem in stems for reading in stem.readings}
+    flight = _Flight(shape, items, read.finite_B)
+    if "letters" in kinds:
+      flight = dataclasses.replace(flight, letters=self._scorer.letters(read, *self._letters(stems)))
+    if "texts" in kinds:
+      options = self._options(stems, shape.width)
+      flight = dataclasses.replace(flight, texts=self._scorer.texts(read, *options))
+    if "generated" in kinds:
+      limits = [max(r.limit for r in stem.readings) for stem in stems]
+      done_B = np.array([n == 0 for n in limits] + [True] * (self._batch - len(items)))
+      generated = self._scorer.generate(
+        read, shape.room, max(limits), done_B, self._encoder.stop_ids, self._encoder.pad_id
+      )
+      flight = dataclasses.replace(flight, generated=generated)
+    else:
+      for item in items:
+        self._pool(shape).release(item.root)
+    self._flying.append(flight)
+
+  def _letters(self, stems: Sequence[Stem]) -> tuple[np.ndarray, np.ndarray]:
+    readings = [_of_kind(stem, "letters") for stem in stems]
+    ids_BK = np.zeros((self._batch, _options(readings)), np.int32)
+    mask_BK = np.zeros(ids_BK.shape, bool)
+    for row, reading in enumerate(readings):
+      if reading is not None:
+        ids_BK[row, : len(reading.letters)] = reading.letters
+        mask_BK[row, : len(reading.letters)] = True
+    return ids_BK, mask_BK
+
+  def _options(self, stems: Sequence[Stem], width: int) -> tuple[np.ndarray, np.ndarray]:
+    readings = [_of_kind(stem, "texts") for stem in stems]
+    tokens_BKT = np.zeros((self._batch, _options(readings), width), np.int32)
+    valid_BKT = np.zeros(tokens_BKT.shape, bool)
+    for row, reading in enumerate(readings):
+      for k, answer in enumerate(reading.answers if reading is not None else ()):
+        tokens_BKT[row, k, : len(answer)] = answer
+        valid_BKT[row, k, : len(answer)] = True
+    return tokens_BKT, valid_BKT
+
+  def _land(self) -> list[Prediction]:
+    flight = self._flying.popleft()
+    finite = np.asarray(flight.finite)
+    letters, texts, generated = (
+      None if x is None else np.asarray(x) for x in (flight.letters, flight.texts, flight.generated)
+    )
+    found: list[Prediction] = []
+    for row, item in enumerate(flight.items):
+      stem, unfinished = item.stem, []
+      for reading in stem.readings:
+        if reading.kind != "generated":
+          values = letters if reading.kind == "letters" else texts
+          found.append(asks.row(stem, reading, logprobs=values[row]))
+          continue
+        if not finite[row]:
+          raise UserError(
+            f"question {stem.question.idx}: the logits are not finite; the model's numbers overflow: try"
+            " --config.model.dtype=float32, or check its weights"
+          )
+        tokens, ended = self._answer(stem, reading, generated[row])
+        if not ended and len(tokens) == flight.shape.room < reading.limit:
+          unfinished.append(reading)
+        else:
+          found.append(asks.row(stem, reading, output=self._encoder.decode(tokens), ended=ended))
+      if unfinished:
+        rest = dataclasses.replace(stem, readings=tuple(unfinished))
+        shape = self._shape(rest, first=False)
+        self._queues[shape].append(dataclasses.replace(item, stem=rest))
+      elif generated is not None:
+        self._pool(flight.shape).release(item.root)
+    return found
+
+  def _answer(self, stem: Stem, reading: Reading, tokens_T: np.ndarray) -> tuple[np.ndarray, bool]:
+    """A generated answer up to its stop token or its limit, and whether it ended by itself."""
+    room = max(self._scorer.max_length - len(stem.tokens), 1)
+    tokens_T = tokens_T[: min(reading.limit, room)]
+    stops = np.flatnonzero(np.isin(tokens_T, self._encoder.stop_ids))
+    return (tokens_T[: stops[0]], True) if len(stops) else (tokens_T, False)
+
+
+def _of_kind(stem: Stem, kind: str) -> Reading | None:
+  return next((reading for reading in stem.readings if reading.kind == kind), None)
+
+
+def _options(readings: Sequence[Reading | None]) -> int:
+  width = OPTIONS
+  while width < max(len(r.choices) for r in readings if r is not None):
+    width *= 2
+  return width
+
+
+def _smallest(sizes: Sequence[int], needed: int, what: str, setting: str, stem: Stem) -> int:
+  for size in sizes:
+    if size >= needed:
+      return size
+  raise UserError(
+    f"question {stem.question.idx}: {needed} {what} does not fit the largest bucket, {max(sizes)}; raise "
+    f"score.{setting}, or lower model.max_tiles or model.longest_edge"
+  )

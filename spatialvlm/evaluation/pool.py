@@ -1,0 +1,95 @@
+"""Results that several prompts share, kept on the device in a fixed number of slots."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+
+class SlotPool:
+  """Rows of arrays on the device, by key; each is computed once, for as long as it stays.
+
+  What is placed waits until a full chunk has come together or somebody needs it. Entries that nobody holds
+  go first, the least recently used first of all. The arrays keep one shape, so what points into them compiles
+  once.
+  """
+
+  def __init__(self, slots: int, chunk: int, compute: Callable[[Sequence[Any]], Any]):
+    """`compute` turns up to `chunk` items into a tree of arrays of `chunk` rows, the items' rows first."""
+    self.slots = slots
+    self._chunk = chunk
+    self._compute = compute
+    self._free = list(range(slots - 1, -1, -1))
+    self._entries: collections.OrderedDict[Hashable, tuple[int, ...]] = collections.OrderedDict()
+    self._holds: collections.Counter = collections.Counter()
+    self._staged: collections.OrderedDict[int, Any] = collections.OrderedDict()
+    self._arrays: Any = None
+
+  def hold(self, key: Hashable) -> tuple[int, ...] | None:
+    """An entry's slots, kept until `release`; None where there is no such entry."""
+    if key not in self._entries:
+      return None
+    self._entries.move_to_end(key)
+    self._holds[key] += 1
+    return self._entries[key]
+
+  def place(self, key: Hashable, items: Sequence[Any]) -> tuple[int, ...] | None:
+    """Makes an entry of one slot for each item, and holds it; None where too many slots are held."""
+    idle = [k for k in self._entries if not self._holds[k]]
+    while len(self._free) < len(items) and idle:
+      slots = self._entries.pop(idle.pop(0))
+      for slot in slots:
+        self._staged.pop(slot, None)
+      self._free.extend(slots)
+    if len(self._free) < len(items):
+      return None
+    self._entries[key] = tuple(self._free.pop() for _ in items)
+    self._holds[key] += 1
+    self._staged.update(zip(self._entries[key], items, strict=True))
+    # At once, where a full chunk has come together: pixels are large, what becomes of them is small.
+    while len(self._staged) >= self._chunk:
+      self._compute_chunk()
+    return self._entries[key]
+
+  def release(self, key: Hashable) -> None:
+    """One holder less."""
+    self._holds[key] -= 1
+
+  def arrays(self, slots: Sequence[int]) -> Any:
+    """The pool's arrays, these slots computed."""
+    while any(slot in self._staged for slot in slots):
+      self._compute_chunk()
+    return self._arrays
+
+  def flush(self) -> None:
+    """Computes all that waits."""
+    while self._staged:
+      self._compute_chunk()
+
+  def _compute_chunk(self) -> None:
+    taken = [self._staged.popitem(last=False) for _ in range(min(self._chunk, len(self._staged)))]
+    # Padding is written past the end, where the scatter drops it.
+    index = np.full(self._chunk, self.slots, np.int32)
+    index[: len(taken)] = [slot for slot, _ in taken]
+    rows = self._compute([item for _, item in taken])
+    if self._arrays is None:
+      self._arrays = jax.tree.map(lambda row: _zeros(self.slots, row), rows)
+    self._arrays = _write(self._arrays, index, rows)
+
+
+def _zeros(slots: int, like: jax.Array) -> jax.Array:
+  sharding = getattr(like, "sharding", None)
+  out = sharding if isinstance(sharding, NamedSharding) else None
+  return jax.jit(lambda: jnp.zeros((slots, *like.shape[1:]), like.dtype), out_shardings=out)()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(arrays, index_N, rows):
+  return jax.tree.map(lambda array, row: array.at[index_N].set(row, mode="drop"), arrays, rows)
