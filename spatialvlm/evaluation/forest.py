@@ -29,7 +29,7 @@ def text_forest(rows: Sequence[Prediction], seed: int = 0, trees: int = 100) -> 
   """The chance of being right of a forest fitted on the folds that it is not asked about, float64 (N,).
 
   A question's image, and so all of its questions, are in one fold (`baselines.folds`); rates that serve as
-  features leave the question's own image out, in fitting too, so that the forest learns how far to trust them.
+  features leave the question's own image out, in fitting too: the forest learns how far to trust them.
 
   Raises:
     UserError: scikit-learn is not installed.

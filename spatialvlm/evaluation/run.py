@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from spatialvlm.config import EvaluateConfig
 from spatialvlm.core import axes
 from spatialvlm.data.processor import load_processor
 from spatialvlm.data.sources import open_questions
-from spatialvlm.evaluation import protocols, report
+from spatialvlm.evaluation import protocols, report, rescore, run_page, run_tables, tables
 from spatialvlm.evaluation.evaluate import Result, evaluate
 from spatialvlm.evaluation.protocols import ProcessorEncoder
 from spatialvlm.evaluation.score import VlmScorer
@@ -57,12 +58,17 @@ def run(config: EvaluateConfig, folder: pathlib.Path) -> Result:
     count = min(len(questions), config.score.limit or len(questions))
     print(f"{'continues' if continues else 'begins'} in {folder}: {count} questions", flush=True)
   with report.progress() as show:
-    result = evaluate(questions, VlmScorer(vlm, mesh), encoder, config.score, folder=folder, on_progress=show)
+    scorer = VlmScorer(vlm, mesh)
+    result = evaluate(questions, scorer, encoder, config.score, folder=folder, on_progress=show)
   if jax.process_index() == 0:
     table = report.table(result.summary, title(config))
     workdir.write_text(folder / "table.txt", report.plain_text(table))
     report.show(table)
-    print(f"predictions, summary and table: {folder}")
+    for other in _other_tables(config, result):
+      report.show(report.rich(other))
+    print(programs(scorer.programs))
+    run_page.write(folder, result.all_rows, result.summary, title(config), questions)
+    print(f"predictions, summary, tables and report: {folder}")
   return result
 
 
@@ -78,6 +84,23 @@ def check(config: EvaluateConfig) -> None:
     sizes = getattr(score, name)
     if not sizes or sorted(set(sizes)) != list(sizes) or sizes[0] < 1:
       raise UserError(f"config.score.{name}: {sizes} must be ascending and positive")
+
+
+def programs(called: Collection[tuple]) -> str:
+  """One line on the distinct programs that were compiled, or taken from the cache of compiled ones."""
+  counts = collections.Counter(name for name, *_ in called)
+  parts = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+  return f"programs: {len(called)} ({parts})" if called else "programs: none, all was done"
+
+
+def _other_tables(config: EvaluateConfig, result: Result) -> Iterator[tables.Table]:
+  """Protocols and controls, where there are any beside the headline, and what others published."""
+  if len(result.summary["protocols"]) > 1:
+    yield run_tables.protocols(result.summary)
+  if result.summary["controls"]:
+    yield run_tables.controls(result.summary)
+  if config.published:
+    yield rescore.published(result.summary, config.published)
 
 
 def identity(config: EvaluateConfig, questions: Sequence[Question]) -> dict[str, Any]:

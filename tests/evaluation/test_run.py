@@ -52,6 +52,7 @@ def test_from_files_to_files(config, tmp_path, capsys):
   made = {f.name for f in (tmp_path / "run").iterdir()}
   assert made == {
     "config.json", "environment.json", "identity.json", "predictions.jsonl", "summary.json", "table.txt",
+    "report.html", "tables.md", "tables.tex",
   }  # fmt: skip
   identity = json.loads((tmp_path / "run" / "identity.json").read_text())
   assert len(identity["model"]["sha256"]) == 64 and len(identity["row_order"]) == 40
