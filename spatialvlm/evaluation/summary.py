@@ -37,7 +37,7 @@ def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]
   if config.text_forest:
     shortcuts["text forest"] = forest.text_forest(headline, config.seed, config.text_forest)
   shortcuts = {name: table.values(right) for name, right in shortcuts.items()}
-  found = _scores(headline, config)
+  found = scores(headline, config)
   return {
     "protocol": headline[0].protocol,
     "questions": len(headline),
@@ -67,8 +67,8 @@ def _headline(rows: Sequence[Prediction], config: ScoreConfig) -> str:
 
 
 def _protocol(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]:
-  scores = _scores(rows, config)
-  found = {"scores": scores, "answered": scores["plain"]["answered"], "at_chance": _at_chance(scores)}
+  every = scores(rows, config)
+  found = {"scores": every, "answered": every["plain"]["answered"], "at_chance": _at_chance(every)}
   if any(row.output is not None for row in rows):
     found["cut"] = float(np.mean([not row.ended for row in rows]))
   return found
@@ -80,7 +80,7 @@ def _control(
   if condition == "circular":
     found = _circular(headline, rows, config)
   else:
-    found = {"scores": _scores(rows, config)}
+    found = {"scores": scores(rows, config)}
   if condition in controls.BLIND:
     gaps = statistics.paired(rows, headline, resamples=config.bootstrap, seed=config.seed)
     found["gap"] = {
@@ -102,8 +102,8 @@ def _circular(
   all_N = np.array([all(row.correct for row in part) for part in parts], float)
   answered_N = np.array([np.mean([row.choice != "" for row in part]) for part in parts])
   return {
-    "scores": _scores(headline, config, right_N, answered_N),
-    "all_right": _scores(headline, config, all_N, answered_N),
+    "scores": scores(headline, config, right_N, answered_N),
+    "all_right": scores(headline, config, all_N, answered_N),
     "letters": _letters([row for part in parts for row in part]),
   }
 
@@ -118,8 +118,8 @@ def _flip(
     for was, now in zip(same, mirrored, strict=True)
   ]
   return {
-    "consistency": _scores(mirrored, config, np.array(follows)),
-    "sighted": _scores(same, config),
+    "consistency": scores(mirrored, config, np.array(follows)),
+    "sighted": scores(same, config),
   }
 
 
@@ -127,7 +127,7 @@ def _must_follow(row: Prediction) -> str | None:
   return controls.flipped_letter(row.task, row.question, row.choices, row.choice)
 
 
-def _scores(
+def scores(
   rows: Sequence[Prediction],
   config: ScoreConfig,
   right_N: np.ndarray | None = None,
@@ -153,8 +153,8 @@ def _scores(
   }
 
 
-def _at_chance(scores: Mapping[str, Mapping[str, float]]) -> bool:
-  score = scores.get("official", scores["plain"])
+def _at_chance(found: Mapping[str, Mapping[str, float]]) -> bool:
+  score = found.get("official", found["plain"])
   return bool(score["low"] <= score["guessing"] <= score["high"])
 
 

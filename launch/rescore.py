@@ -1,0 +1,37 @@
+"""Reads a finished evaluation anew: `python launch/rescore.py RUN`.
+
+Applies every rule of extraction and every aggregation to the answers that the run has kept, without the model
+and without the data. Shows the same answers under every rule and writes rescored.json into the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spatialvlm.launch import _main
+
+
+def main(arguments: Sequence[str]) -> None:
+  import pathlib
+
+  from spatialvlm import workdir
+  from spatialvlm.evaluation import report, rescore, run_tables
+  from spatialvlm.types import UserError
+
+  if len(arguments) != 1:
+    raise UserError("name one run: spatialvlm-rescore RUN, the workdir of a finished evaluation")
+  folder = pathlib.Path(arguments[0]).expanduser()
+  found = rescore.rescore(folder)
+  workdir.write_json(folder / rescore.FILE, found)
+  report.show(report.rich(run_tables.protocols(found["summary"])))
+  if found["extractors"]:
+    report.show(report.rich(rescore.table(found)))
+  print(f"all of it: {folder / rescore.FILE}")
+
+
+def run() -> None:
+  _main.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,135 @@
+"""Every rule of extraction and aggregation over the answers that a run has kept; no model, no images."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spatialvlm import config as config_lib
+from spatialvlm import workdir
+from spatialvlm.config import EvaluateConfig, ScoreConfig
+from spatialvlm.evaluation import asks, controls, extraction, records, report, summary, tables
+from spatialvlm.evaluation.records import SIGHTED, Prediction
+from spatialvlm.evaluation.tables import Table
+from spatialvlm.types import UserError
+
+FILE = "rescored.json"
+
+
+def rescore(folder: pathlib.Path) -> dict[str, Any]:
+  """Reads a finished run's rows anew.
+
+  Returns:
+    `summary`, as in `summary.json`, from answers extracted again by each protocol's own rule; and
+    `extractors[protocol][rule]`, the scores of the answers that a protocol generated under every rule, with
+    `answered` and `differs`, the questions that the protocol's own rule reads otherwise.
+
+  Raises:
+    UserError: no run there, a damaged one, or one that is not finished.
+  """
+  rows = records.read(folder)
+  if not rows:
+    raise UserError(f"{folder}: holds no {records.FILE}; name the workdir of an evaluation")
+  config = _settings(folder, rows)
+  _check_finished(folder, rows, config)
+  rows = [extracted(row, row.protocol) for row in rows]
+  found: dict[str, dict[str, Any]] = {}
+  for (protocol, condition), part in records.passes(rows).items():
+    if condition != SIGHTED or any(row.output is None for row in part):
+      continue
+    found[protocol] = {}
+    for rule in extraction.EXTRACTORS:
+      read = [extracted(row, rule) for row in part]
+      scores = summary.scores(read, config)
+      found[protocol][rule] = {
+        "scores": scores,
+        "answered": scores["plain"]["answered"],
+        "differs": sum(a.choice != b.choice for a, b in zip(part, read, strict=True)),
+      }
+  return {"summary": summary.summarize(rows, config), "extractors": found}
+
+
+def extracted(row: Prediction, rule: str) -> Prediction:
+  """The row with the letter that a rule finds in its raw answer; one without a raw answer as it is."""
+  if row.output is None:
+    return row
+  shown = row.choices[row.shift :] + row.choices[: row.shift]
+  choice = controls.unrotated(extraction.extract_choice(row.output, shown, rule), row.shift, len(row.choices))
+  return dataclasses.replace(row, choice=choice, correct=choice == row.gold)
+
+
+def table(found: Mapping[str, Any]) -> Table:
+  """Rows of protocols and rules, the protocol's own rule strong."""
+  names = [n for n in ("official", "plain") if n in found["summary"]["scores"]]
+  rows, rules = [], []
+  for protocol, read in found["extractors"].items():
+    for rule, part in read.items():
+      kind = "strong" if rule == protocol else ""
+      cells = [tables.Cell(tables.percent(part["scores"][n]["score"]), kind) for n in names]
+      answered = tables.Cell(tables.percent(part["answered"]), "alarm" if part["answered"] < 0.99 else "")
+      rows.append([f"{protocol}, read by {rule}", *cells, answered, str(part["differs"])])
+    rules.append(len(rows) - 1)
+  head = ["", *(report.label(n) for n in names), "answered", "read otherwise"]
+  return tables.make(
+    "extractors", "The same answers under every rule", head, rows, rules, note="In per cent."
+  )
+
+
+def published(found: Mapping[str, Any], others: Mapping[str, float]) -> Table:
+  """Numbers that others gave, in percent, and how far each protocol's aggregations lie from them."""
+  names = [n for n in ("official", "plain") if n in found["scores"]]
+  rows = []
+  for protocol, part in found["protocols"].items():
+    cells = []
+    for name in names:
+      score = part["scores"][name]
+      cells.append(tables.Cell(tables.percent(score["score"]), "strong"))
+      for value in others.values():
+        inside = score["low"] <= value / 100 <= score["high"]
+        cells.append(tables.Cell(tables.signed(score["score"] - value / 100), "good" if inside else ""))
+    rows.append([protocol, *cells, tables.percent(part["answered"])])
+  head = [""]
+  for name in names:
+    head += [report.label(name), *(f"minus {value:g}" for value in others.values())]
+  note = "In per cent. Marked: the published number lies within the interval. Published: "
+  note += "; ".join(f"{value:g}, {name}" for name, value in others.items()) + "."
+  return tables.make("published", "Beside what was published", [*head, "answered"], rows, note=note)
+
+
+def _settings(folder: pathlib.Path, rows: Sequence[Prediction]) -> ScoreConfig:
+  """The run's own settings; those of a run without a config, as training leaves, follow from its rows."""
+  file = folder / workdir.CONFIG_FILE
+  passes = records.passes(rows)
+  if not file.exists():
+    names = dict.fromkeys(protocol for protocol, condition in passes if condition == SIGHTED)
+    conditions = dict.fromkeys(condition for _, condition in passes if condition != SIGHTED)
+    return ScoreConfig(protocols=tuple(names), controls=tuple(conditions))
+  from spatialvlm.evaluation.run_page import read_json
+
+  stored = dict(read_json(file))
+  score = dict(stored.get("score") or {})
+  if "protocol" in score:  # from before there were passes
+    score["protocols"] = [score.pop("protocol")]
+  try:
+    return config_lib.from_config_dict({"score": score}, EvaluateConfig).score
+  except UserError as e:
+    raise UserError(f"{file}: not the config of an evaluation ({e})") from e
+
+
+def _check_finished(folder: pathlib.Path, rows: Sequence[Prediction], config: ScoreConfig) -> None:
+  there = {row.key for row in rows}
+  missing = {key for row in rows for key in asks.keys_of_row(row, config)} - there
+  stored = _question_count(folder)
+  count = len({row.idx for row in rows})
+  if missing or (stored and count < (min(stored, config.limit) if config.limit else stored)):
+    raise UserError(f"{folder}: is not finished; finish it with the command that began it")
+
+
+def _question_count(folder: pathlib.Path) -> int:
+  """Questions that the run's data hold, 0 where nobody says."""
+  from spatialvlm.evaluation.run_page import read_json
+
+  file = folder / workdir.IDENTITY_FILE
+  return int(read_json(file).get("questions", 0)) if file.exists() else 0
