@@ -20,6 +20,8 @@ from spatialvlm.evaluation.records import LETTERS, Prediction
 from spatialvlm.types import UserError
 
 LEAF = 5
+# Of the features in `_features`, those that may only raise the chance: rates (1), not counts and numbers (0).
+DIRECTIONS = [1] * 5 + [0] * 5 + [1] * 2 + [1] * 5 + [0] * 9
 # Weight of guessing in a rate, in questions: what was seldom seen says little.
 PRIOR = 2.0
 _WORD = re.compile(r"[a-z]+")
@@ -50,7 +52,12 @@ def text_forest(rows: Sequence[Prediction], seed: int = 0, trees: int = 100) -> 
       continue
     rates = _Rates(fitted)
     labels = np.concatenate([item.labels for item in fitted])
-    model = RandomForestClassifier(trees, min_samples_leaf=LEAF, random_state=seed, n_jobs=1)
+    # On questions that are balanced exactly, what is rarer among the rest is what was held out: a forest free
+    # to learn that would be right far above guessing, of nothing that texts say. What was right oftener may
+    # only be likelier.
+    model = RandomForestClassifier(
+      trees, min_samples_leaf=LEAF, random_state=seed, n_jobs=1, monotonic_cst=DIRECTIONS
+    )
     model.fit(np.concatenate([_features(item, rates) for item in fitted]), labels)
     places = np.flatnonzero(fold_N == fold)
     chance = model.predict_proba(np.concatenate([_features(items[i], rates) for i in places]))[:, 1]

@@ -71,3 +71,9 @@ def test_without_scikit_learn(monkeypatch):
   monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
   with pytest.raises(UserError, match=r"score\.text_forest needs scikit-learn"):
     text_forest([row(0)], ["?"])
+
+
+def test_exact_balance_is_nothing_to_be_had():
+  """Both letters are right equally often, whatever the text: what is rarer elsewhere is right here."""
+  rows = [row(i, gold="AB"[i % 2], task=("Depth", "Distance")[i // 2 % 2]) for i in range(80)]
+  assert text_forest(rows, [f"Which {i // 20}?" for i in range(80)]).mean() < 0.6
