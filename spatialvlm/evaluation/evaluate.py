@@ -73,7 +73,7 @@ def evaluate(
       need not be decoded again.
     folder: where `predictions.jsonl` grows and `summary.json` ends; what it holds already is continued. None
       keeps everything in memory. Its owner sees to it (`workdir.claim`) that it belongs to this model.
-    on_progress: called with the questions done so far, in every pass, and all.
+    on_progress: called with the questions done so far and all; of several passes, the share of their rows.
 
   Raises:
     UserError: an unknown protocol or control; a question stands twice, does not fit the buckets, or cannot be
@@ -102,7 +102,8 @@ def evaluate(
         rows[row.key] = row
         open_keys[row.idx].discard(row.key)
       if on_progress is not None:
-        on_progress(sum(not missing for missing in open_keys.values()), count)
+        missing = sum(map(len, open_keys.values()))
+        on_progress(len(open_keys) * len(rows) // (len(rows) + missing), count)
   finally:
     if writer is not None:
       writer.close()
