@@ -168,7 +168,7 @@ def _letters(stage: int, seed: int, steps: int, rate: float) -> RunConfig:
   return _after(
     stage,
     peft=PeftConfig(method="none", target="", full=r"model\.text_model\.(layers\..*|norm\..*)"),
-    data=dataclasses.replace(data, validation={"skills": held_out}),
+    data=dataclasses.replace(data, lengths=(96, 160), validation={"skills": held_out}),
     optim=_muon(rate, warmup_steps=50),
     losses={"answer": LossConfig("answer")},
     train=_train(steps=steps, batch_size=32),
