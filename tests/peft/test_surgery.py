@@ -122,9 +122,8 @@ def test_first_values_depend_on_seed_and_name_alone(plain):
   assert not np.array_equal(*drawn)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_factors_are_born_on_the_shards_of_their_base(dora):
-  config = PeftConfig(target=".*", rank=4, dora=dora, full=r"model\.text_model\.norm")
+def test_factors_are_born_on_the_shards_of_their_base():
+  config = PeftConfig(target=".*", rank=4, dora=True, full=r"model\.text_model\.norm")
   alone = support.moved(peft.apply(support.build(), config))
   mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   spread = peft.apply(support.build(mesh=mesh), config)
