@@ -12,11 +12,12 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-# One process per core, each on one thread, beats two processes that fight for both cores. Compiled programs
-# are kept, so a second run is faster. Nothing in a test may reach for the network.
+# One process per core, each on one thread, beats two processes that fight for both cores. Tests compile more
+# than they compute, so the compiler optimizes less here. Compiled programs are kept, so a second run is faster.
+# Nothing in a test may reach for the network.
 TEST_ENV := JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_VERBOSITY=error \
   TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
-  XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false" \
+  XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1" \
   JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 

@@ -1,0 +1,39 @@
+"""The typed configuration of a run, and the only way into it from an `ml_collections.ConfigDict`."""
+
+from spatialvlm.config.read import fingerprint, from_config_dict, nearest, override, to_dict
+from spatialvlm.config.schema import (
+  DataConfig,
+  EvalConfig,
+  EvaluateConfig,
+  LogConfig,
+  LossConfig,
+  MeshConfig,
+  ModelConfig,
+  OptimConfig,
+  PeftConfig,
+  RunConfig,
+  ScoreConfig,
+  SourceConfig,
+  TrainConfig,
+)
+
+__all__ = [
+  "DataConfig",
+  "EvalConfig",
+  "EvaluateConfig",
+  "LogConfig",
+  "LossConfig",
+  "MeshConfig",
+  "ModelConfig",
+  "OptimConfig",
+  "PeftConfig",
+  "RunConfig",
+  "ScoreConfig",
+  "SourceConfig",
+  "TrainConfig",
+  "fingerprint",
+  "from_config_dict",
+  "nearest",
+  "override",
+  "to_dict",
+]
