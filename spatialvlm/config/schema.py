@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +84,22 @@ class SourceConfig:
     path: folder, file or hub id, where the kind reads one.
     split: split name of a hub data set.
     weight: relative share of the mixture.
-    columns: names in the data set by our names (image, images, question, choices, answer, messages).
+    columns: of kind "hf": names in the data set by our names (image, images, question, choices, answer,
+      messages, id, task, type, source, source_dataset, prompt). Images and choices may lie in several columns,
+      their names separated by commas. An empty name: none, though a column carries our name.
+    templates: our name -> text in which `{column}` stands for a row's cell, e.g. `Is it true? {caption}`.
+    files: of kind "hf": which files of the folder or hub repository hold the rows, e.g. `val-*.parquet`.
+    choices: options of every question, where no column has them.
+    answers: how an answer is written: "index" (from 0), "letter" or "text"; "" for whichever fits.
+    shuffle_choices: put each question's options in an order drawn from `seed` and its row.
+    several_images: a question with several images is refused, left out, or gets them side by side in one.
     tasks: kinds of question, or skills, that are drawn, with weights; empty for all alike.
-    seed: of rendered worlds. Held-out worlds have another seed than trained ones.
+    seed: of rendered worlds, and of shuffled choices. Held-out worlds have another seed than trained ones.
     size: number of examples; 0 for all that there are.
     image_size: pixels of rendered images.
     turns: questions asked about one image in one conversation.
-    image_root: folder of images named by a jsonl file.
+    image_root: folder of images that the data name. Of kind "hf" it is the data's own folder unless it is set,
+      and a name (or URL) is looked up there whole, then without its first folder, its first two, ...
   """
 
   kind: str = "scenes"
@@ -99,6 +108,12 @@ class SourceConfig:
   revision: str | None = None
   weight: float = 1.0
   columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  files: str = ""
+  choices: tuple[str, ...] = ()
+  answers: Literal["", "index", "letter", "text"] = ""
+  shuffle_choices: bool = False
+  several_images: Literal["refuse", "skip", "join"] = "refuse"
   tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
   seed: int = 0
   size: int = 0
@@ -185,9 +200,14 @@ class TrainConfig:
     batch_size: examples of one optimizer step, over all devices and microbatches.
     accumulation: microbatches that one step is divided into.
     log_every, validate_every, evaluate_every, checkpoint_every: in steps, 0 for never. Where there is
-      validation, the last step is validated too; the last step, and one that a signal stops, is always saved.
-    keep: last checkpoints that stay, beside the best by validation loss.
-    patience: validations without a better loss before training stops early, 0 for never.
+      validation, or evaluation on `eval.during` questions, the last step has it too; the last step, and one
+      that a signal stops, is always saved.
+    best: what tells the best step, whose parameters are then kept, scored and exported: "validation" (the
+      lowest loss), or a score of the evaluation (the highest): "plain", "official", "macro", "task/Depth"...
+      None: those of the last step are, and the validation loss says which checkpoint is kept beside it.
+    keep: last checkpoints that stay, beside the best.
+    patience: measurements without a better one before training stops early, with the best step's parameters,
+      0 for never. They are validations, where `best` names no score.
     remat: recompute activations of decoder layers in the backward pass.
   """
 
@@ -198,6 +218,7 @@ class TrainConfig:
   validate_every: int = 0
   evaluate_every: int = 0
   checkpoint_every: int = 100
+  best: str | None = None
   keep: int = 2
   patience: int = 0
   remat: bool = False
@@ -255,10 +276,13 @@ class EvalConfig(ScoreConfig):
   Attributes:
     source: where the questions come from: kind "cvbench" (parquet of its schema, or the hub) or "scenes".
     before: whether training scores the untrained model as well.
+    during: how many of these questions training asks every `train.evaluate_every` steps, the headline alone;
+      drawn by `seed`, always the same. 0 for all.
   """
 
   source: SourceConfig = SourceConfig(kind="scenes", split="test", seed=1_000_000, size=1000)
   before: bool = True
+  during: int = 256
 
 
 @dataclasses.dataclass(frozen=True)

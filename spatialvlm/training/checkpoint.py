@@ -10,7 +10,7 @@ import contextlib
 import errno
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,35 +19,33 @@ from orbax.checkpoint import v1 as ocp
 from spatialvlm.training.state import TrainState
 from spatialvlm.types import UserError
 
-LOSS = "validation_loss"
+# What tells the best checkpoint, but for the scores of the evaluation.
+VALIDATION = "validation"
 # Bytes that a checkpoint takes beside its arrays.
 HEADROOM = 1 << 20
 
 
+def cost(measured: float, by: str) -> float:
+  """What is lower where it is better: a loss as it is, a score negated."""
+  return measured if by == VALIDATION else -measured
+
+
 class Checkpoints:
-  """The checkpoints below one folder: the last `keep`, and the best by validation loss.
+  """The checkpoints below one folder: the last `keep`, and the best, the first of equals.
 
   A save that was interrupted leaves a temporary folder that counts for nothing and is removed here.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int):
+  def __init__(self, folder: pathlib.Path, keep: int, best: str = VALIDATION):
+    """`best`: what `save` is told of a step: `VALIDATION`, the lowest is best, or a score, the highest is."""
     policies = ocp.training.preservation_policies
     self.folder = folder.absolute()
+    self._by = best
     with _saving(self.folder):
       self._orbax = ocp.training.Checkpointer(
         self.folder,
         save_decision_policy=_Always(),
-        preservation_policy=policies.AnyPreservationPolicy(
-          [
-            policies.LatestN(max(keep, 1)),
-            policies.BestN(
-              get_metric_fn=lambda metrics: metrics[LOSS],
-              reverse=True,
-              n=1,
-              keep_checkpoints_without_metrics=False,
-            ),
-          ]
-        ),
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(keep, 1)), _Best(best)]),
         cleanup_tmp_directories=True,
       )
 
@@ -62,17 +60,18 @@ class Checkpoints:
 
   @property
   def best(self) -> int | None:
-    """The step with the lowest validation loss; None where none was measured."""
-    measured = [(c.metrics[LOSS], c.step) for c in self._orbax.checkpoints if c.metrics]
-    return min(measured)[1] if measured else None
+    """The step that measured best; None where none was measured."""
+    return _best(self._orbax.checkpoints, self._by)
 
-  def save(self, state: TrainState, data: Any, memory: Mapping[str, Any], loss: float | None = None) -> None:
+  def save(
+    self, state: TrainState, data: Any, memory: Mapping[str, Any], measured: float | None = None
+  ) -> None:
     """Begins to save `state`; the disk is written in the background, from copies.
 
     Args:
       data: the iterator of batches, as it stands after the batch of this step.
       memory: JSON that `memory` gives back.
-      loss: validation loss of this very step, None where it was not measured.
+      measured: the loss or score of this very step that tells the best, None where there was none.
 
     Raises:
       UserError: the disk is full, now or while the save before this one was written.
@@ -85,7 +84,7 @@ class Checkpoints:
       self._orbax.save_checkpointables_async(
         step,
         {"state": _named(state), "data": data},
-        metrics=None if loss is None else {LOSS: loss},
+        metrics=None if measured is None else {self._by: measured},
         custom_metadata=dict(memory),
       )
 
@@ -129,6 +128,23 @@ class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
   def should_save(self, step, previous_steps, *, context) -> bool:
     del step, previous_steps, context
     return True
+
+
+class _Best(ocp.training.preservation_policies.PreservationPolicy):
+  """Keeps the first of the best; Orbax's own policy the last, and scores of few questions are often equal."""
+
+  def __init__(self, by: str):
+    self._by = by
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    best = _best(checkpoints, self._by)
+    return [c.step == best for c in checkpoints]
+
+
+def _best(checkpoints: Iterable[Any], by: str) -> int | None:
+  measured = [(cost(c.metrics[by], by), c.step) for c in checkpoints if c.metrics]
+  return min(measured)[1] if measured else None
 
 
 def _named(state: TrainState) -> dict[str, Any]:

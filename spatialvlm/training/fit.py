@@ -7,8 +7,6 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -20,9 +18,10 @@ from jax.sharding import Mesh
 
 from spatialvlm.config import RunConfig
 from spatialvlm.data import batch as batch_lib
+from spatialvlm.training import guards
 from spatialvlm.training import step as step_lib
-from spatialvlm.training.checkpoint import Checkpoints
-from spatialvlm.training.metrics import Metrics, Screen, scaled
+from spatialvlm.training.checkpoint import VALIDATION, Checkpoints, cost
+from spatialvlm.training.metrics import SCORES, Metrics, Screen, scaled
 from spatialvlm.training.state import Params, TrainState
 from spatialvlm.types import Batch, UserError
 
@@ -31,7 +30,7 @@ AHEAD = 2
 # The loss of every step is looked at, at the latest after so many steps.
 CHECK_EVERY = 100
 
-Evaluate = Callable[[TrainState, int], Mapping[str, Any]]
+Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Parts:
     frozen: the arrays that are not trained.
     stream: endless iterator of (Batch, BatchInfo) that a checkpoint can hold.
     validation: an iterable of the same, equal at every pass; None for no validation.
-    evaluate: scores questions with the state of a step and returns figures for the metrics.
+    evaluate: asks questions of a state's weights and returns the scores by name, of 1.
     pad_id, tile_size: of batches that grow to the bucket of another process.
   """
 
@@ -64,8 +63,8 @@ class Memory:
 
   Attributes:
     window: figures of the steps since the last row of metrics.
-    best: lowest validation loss, and `best_step` where it was seen.
-    waited: validations since then.
+    best: the best measurement (`TrainConfig.best`), and `best_step` where it was first seen.
+    waited: measurements since then.
     stopped: early stopping has ended the run.
   """
 
@@ -81,7 +80,7 @@ class Outcome:
   """How the loop ended.
 
   Attributes:
-    state: after the last step, or, where early stopping ended the run, of the best validation loss.
+    state: after the last step, or of the best one where `train.best` or early stopping asks for it.
     signal: the number of the signal that stopped it, else 0.
     seconds: of this process; compilations: of both programs.
   """
@@ -102,7 +101,8 @@ def fit(
     UserError: the loss is not finite (step and examples are named), memory or disk is exhausted, or an
       example is broken.
   """
-  with contextlib.closing(Checkpoints(folder / "checkpoints", config.train.keep)) as checkpoints:
+  by = config.train.best or VALIDATION
+  with contextlib.closing(Checkpoints(folder / "checkpoints", config.train.keep, by)) as checkpoints:
     memory = Memory()
     if (latest := checkpoints.latest) is not None:
       like = step_lib.abstract(state)
@@ -116,16 +116,17 @@ def fit(
       if 0 < start < config.train.steps:
         screen.say(f"continues at step {start}")
       loop = _Loop(config, parts, state, memory, checkpoints, metrics, screen)
-      with _signals() as received, _memory_errors(config):
+      with guards.signals() as received, guards.memory_errors(config):
         try:
           loop.run(received)
         finally:
           # Whatever happened, a save that has begun is brought to its end.
           checkpoints.wait()
       state, compilations = loop.state, len(loop.programs) + len(loop.loss_programs)
-      if memory.stopped and checkpoints.best is not None:
-        screen.say(f"takes the parameters of step {checkpoints.best}, the best validation loss")
-        state = checkpoints.restore(checkpoints.best, state)
+      best = checkpoints.best if _ends_with_best(config) and not received.number else None
+      if best is not None and best != int(state.step):
+        screen.say(f"takes the parameters of step {best}, the best by {_called(by)}")
+        state = checkpoints.restore(best, state)
       return Outcome(state, memory, received.number, loop.clock.total(), compilations)
 
 
@@ -145,15 +146,16 @@ class _Loop:
     # (step, figures on the devices, ids) of steps whose figures were not fetched yet
     self.pending: collections.deque = collections.deque()
     self.clock = _Clock()
-    self.loss: float | None = None
+    # The loss or score of the step at hand that tells the best.
+    self.measured: float | None = None
 
-  def run(self, received: _Received) -> None:
+  def run(self, received: guards.Received) -> None:
     train, step = self.config.train, int(self.state.step)
     while step < train.steps and not self.memory.stopped:
       batch, info = next(self.parts.stream)
       self.advance(step, *self.agreed(batch, info))
       step += 1
-      self.loss = None
+      self.measured = None
       self.screen.advance(step)
       last = step == train.steps
       if last or _due(step, train.log_every) or _due(step, CHECK_EVERY):
@@ -162,11 +164,11 @@ class _Loop:
         self.log(step)
       if _due(step, train.validate_every) or (last and train.validate_every):
         self.validate(step)
+      if _due(step, train.evaluate_every) or (last and train.evaluate_every):
+        self.evaluate(step)
       if self.memory.stopped and train.log_every and (self.pending or self.memory.window):
         self.fetch()
         self.log(step)
-      if _due(step, train.evaluate_every) and not last:
-        self.evaluate(step)
       stop = received.now(step, train.log_every)
       if last or stop or self.memory.stopped or _due(step, train.checkpoint_every) or self.is_best(step):
         self.save()
@@ -250,46 +252,54 @@ class _Loop:
         before = sums.get(name, (0.0, 0.0))
         sums[name] = (before[0] + float(total), before[1] + float(weight))
     means = {f"validation/{name}": value for name, value in step_lib.averages(sums, np).items()}
-    self.loss = float(sum(w * means[f"validation/{n}/loss"] for n, w in self.term_weights().items()))
-    self.metrics.write(
-      {"step": step, "validation/loss": self.loss, **{k: float(v) for k, v in means.items()}}
-    )
-    self.screen.say(f"step {step}: validation loss {self.loss:.4f}")
+    loss = float(sum(w * means[f"validation/{n}/loss"] for n, w in self.term_weights().items()))
+    self.metrics.write({"step": step, "validation/loss": loss, **{k: float(v) for k, v in means.items()}})
+    self.screen.say(f"step {step}: validation loss {loss:.4f}")
     self.clock.pause(time.perf_counter() - started)
-    self.remember(step)
+    self.remember(step, VALIDATION, loss)
 
   def term_weights(self) -> dict[str, float]:
     return {name: loss.weight for name, loss in self.config.losses.items() if loss.weight}
 
-  def remember(self, step: int) -> None:
-    """Early stopping: counts validations without a better loss."""
-    memory, patience = self.memory, self.config.train.patience
-    if memory.best is None or self.loss < memory.best:
-      memory.best, memory.best_step, memory.waited = self.loss, step, 0
+  def remember(self, step: int, by: str, measured: float) -> None:
+    """The best so far, and, for early stopping, the measurements since then."""
+    memory, train = self.memory, self.config.train
+    if by != (train.best or VALIDATION):
+      return
+    self.measured = measured
+    if memory.best is None or cost(measured, by) < cost(memory.best, by):
+      memory.best, memory.best_step, memory.waited = measured, step, 0
       return
     memory.waited += 1
-    if patience and memory.waited >= patience and step < self.config.train.steps:
+    if train.patience and memory.waited >= train.patience and step < train.steps:
       memory.stopped = True
-      self.screen.say(f"step {step}: no better validation loss since step {memory.best_step}; stops early")
+      self.screen.say(f"step {step}: no better {_called(by)} since step {memory.best_step}; stops early")
 
   def is_best(self, step: int) -> bool:
-    """Early stopping ends with the best parameters, so that they must be on the disk."""
-    return bool(self.config.train.patience) and self.memory.best_step == step
+    """A run that ends with the best parameters must have them on the disk."""
+    return _ends_with_best(self.config) and self.memory.best_step == step
 
   def evaluate(self, step: int) -> None:
     if self.parts.evaluate is None:
       return
+    self.fetch()  # a loss that is not finite says more than answers that are not
     started = time.perf_counter()
-    figures = self.parts.evaluate(self.state, step)
+    scores = self.parts.evaluate(self.state)
     seconds = time.perf_counter() - started
     self.clock.pause(seconds)
-    self.metrics.write({"step": step, **figures, "evaluation_seconds": seconds})
+    row = {f"{SCORES}{name}": score for name, score in scores.items()}
+    self.metrics.write({"step": step, **row, "evaluation_seconds": seconds})
+    best = self.config.train.best
+    name = best if best in scores else "official" if "official" in scores else "plain"
+    self.screen.say(f"step {step}: score {name} {100 * scores[name]:.1f} %, in {seconds:.1f} s")
+    if best in scores:
+      self.remember(step, best, scores[best])
 
   def save(self) -> None:
     """Never saves a step whose loss was not seen to be finite."""
     started = time.perf_counter()
     self.fetch()
-    self.checkpoints.save(self.state, self.parts.stream, dataclasses.asdict(self.memory), self.loss)
+    self.checkpoints.save(self.state, self.parts.stream, dataclasses.asdict(self.memory), self.measured)
     self.clock.pause(time.perf_counter() - started)
 
 
@@ -329,56 +339,13 @@ class _Clock:
     return time.perf_counter() - self._begin
 
 
-class _Received:
-  """A signal that asked the run to end in order."""
-
-  number = 0
-
-  def now(self, step: int, every: int) -> int:
-    """The signal to obey after this step; several processes agree on it, at steps that are logged."""
-    if jax.process_count() == 1:
-      return self.number
-    if not _due(step, every):
-      return 0
-    self.number = int(multihost_utils.process_allgather(np.int32(self.number)).max())
-    return self.number
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Received]:
-  """SIGTERM and the first Ctrl-C only take note; a second Ctrl-C ends at once."""
-  received = _Received()
-  if threading.current_thread() is not threading.main_thread():
-    yield received
-    return
-
-  def note(number, frame):
-    if number == signal.SIGINT and received.number:
-      raise KeyboardInterrupt
-    received.number = number
-
-  old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield received
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _memory_errors(config: RunConfig) -> Iterator[None]:
-  try:
-    yield
-  except jax.errors.JaxRuntimeError as e:
-    if "RESOURCE_EXHAUSTED" not in str(e) and "out of memory" not in str(e).lower():
-      raise
-    remat = "" if config.train.remat else ", set train.remat=True"
-    raise UserError(
-      f"out of device memory: lower train.batch_size (now {config.train.batch_size}) or raise "
-      f"train.accumulation (now {config.train.accumulation}){remat}, lower model.max_tiles or "
-      f"data.lengths, use model.dtype=bfloat16, or more devices along mesh.fsdp"
-    ) from e
-
-
 def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
+
+
+def _ends_with_best(config: RunConfig) -> bool:
+  return bool(config.train.best or config.train.patience)
+
+
+def _called(by: str) -> str:
+  return "validation loss" if by == VALIDATION else f"score {by}"

@@ -21,6 +21,7 @@ from spatialvlm.models.vlm import Vlm
 from spatialvlm.training import export, losses, optim, plots
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
+from spatialvlm.training.checkpoint import VALIDATION
 from spatialvlm.training.fit import Parts, fit
 from spatialvlm.training.scores import Scores
 from spatialvlm.types import UserError
@@ -63,6 +64,7 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   # The state holds copies; for training in full a second set of parameters would lie there for nothing.
   split.params = {}
   scores = Scores(config, split, processor, workdir)
+  scores.check(config.train)
 
   # Only now, when all that can be wrong at the start has been seen: a claimed folder keeps its settings.
   continues = claim(workdir, config)
@@ -137,8 +139,18 @@ def check(config: RunConfig) -> None:
   train = config.train
   if train.steps < 1 or train.batch_size < 1 or train.accumulation < 1:
     raise UserError("config.train: steps, batch_size and accumulation must be at least 1")
-  if train.patience and not (train.validate_every and config.data.validation):
-    raise UserError("config.train.patience: needs train.validate_every and data.validation")
+  if train.evaluate_every and config.eval is None:
+    raise UserError(
+      "config.train.evaluate_every: there are no questions to ask; set eval, e.g. eval.source.kind"
+    )
+  by_loss = train.best in (None, VALIDATION)
+  if by_loss and (train.patience or train.best) and not (train.validate_every and config.data.validation):
+    name = "best" if train.best else "patience"
+    raise UserError(f"config.train.{name}: needs train.validate_every and data.validation")
+  if not by_loss and not train.evaluate_every:
+    raise UserError(
+      f"config.train.best: {train.best!r} is a score, which needs train.evaluate_every and eval"
+    )
   if not config.data.sources:
     raise UserError("config.data.sources: empty; name at least one source")
 
@@ -174,15 +186,15 @@ def build_model(config: RunConfig, mesh: jax.sharding.Mesh) -> Vlm:
 def finish(config, split, outcome, scores, source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
   """After the last step: the parameters that count are scored and exported, and all is summed up."""
   state, memory = outcome.state, outcome.memory
+  best = {"by": config.train.best or VALIDATION, "value": memory.best, "step": memory.best_step}
   if jax.process_index() == 0:
-    plots.loss_curve(workdir)
+    plots.loss_curve(workdir, best if config.train.best or memory.stopped else None)
   exported = export.export(config, split.model(state_lib.weights(state), split.frozen), source, workdir)
   summary = {
     "finished": True,
     "step": int(state.step),
     "early_stop": memory.stopped,
-    "best_validation_loss": memory.best,
-    "best_step": memory.best_step,
+    "best": best,
     "seconds": outcome.seconds,
     "compilations": outcome.compilations,
     "exported": exported,

@@ -16,6 +16,8 @@ from spatialvlm.config import LogConfig
 from spatialvlm.types import UserError
 
 FILE = "metrics.jsonl"
+# Names of the evaluation's scores begin so.
+SCORES = "eval/"
 # Fields that differ between two runs of one config; all others are equal to the last bit.
 TIMED = (
   "time",
