@@ -1,23 +1,22 @@
-"""Any data set that Hugging Face `datasets` reads, by id or from disk, with a small column mapping.
-
-No code of a data set is ever run: `datasets` 4 and later has no loading scripts.
-"""
+"""Any data set that Hugging Face `datasets` reads, by id or from disk, with a small column mapping."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spatialvlm.config import nearest
+from spatialvlm.config import SourceConfig
 from spatialvlm.data.conversation import parse_turns
 from spatialvlm.data.cvbench import LETTERS, choice_prompt
-from spatialvlm.data.images import open_image
+from spatialvlm.data.hub_files import open_dataset
+from spatialvlm.data.hub_rows import Rows, file_names
 from spatialvlm.types import Example, Question, Turn, UserError
 
-OUR_COLUMNS = ("image", "images", "question", "choices", "answer", "messages", "id", "task", "source")
+__all__ = ["HubExamples", "HubQuestions", "open_dataset"]
 
 
 class HubExamples(Sequence[Example]):
@@ -27,25 +26,21 @@ class HubExamples(Sequence[Example]):
   becomes a lettered question (see `HubQuestions`). `image` or `images` may be absent.
 
   Args:
-    rows: an opened data set (`open_dataset`).
-    columns: our name -> the data set's; a column that carries our name needs no entry. The data sets' usual
-      `conversations` and `texts` are found as `messages`.
-    where: what errors call the data set.
-    size: only the first so many rows, 0 for all.
+    table: an opened data set (`open_dataset`).
+    config: `columns`, `templates`, `choices`, `answers`, `shuffle_choices`: what serves as what.
+    root: folder of images that are named.
 
   Raises:
     UserError: a column that is not there or cannot be used; when a row is read: its number and what is wrong.
   """
 
-  def __init__(self, rows: Any, columns: Mapping[str, str], where: str, size: int = 0):
-    self._columns = _columns(rows.column_names, columns, where)
-    self._where = where
-    self._rows = _with_encoded_images(rows)
-    self._size = min(size, len(rows)) if size else len(rows)
-    if "messages" not in self._columns and not {"question", "answer"} <= set(self._columns):
+  def __init__(self, table: Any, config: SourceConfig, root: Path | None = None):
+    self._rows, self._config = Rows(table, config, root), config
+    self._size = min(config.size, len(table)) if config.size else len(table)
+    if "messages" not in self._rows and not ("question" in self._rows and "answer" in self._rows):
       raise UserError(
-        f"{where}: no column serves as messages, nor two as question and answer; there are "
-        f"{', '.join(rows.column_names)}: map them in `columns`, e.g. columns.question='...'"
+        f"{config.path}: no column serves as messages, nor two as question and answer; there are "
+        f"{', '.join(table.column_names)}: map them in `columns`, e.g. columns.question='...'"
       )
 
   def __len__(self) -> int:
@@ -55,198 +50,206 @@ class HubExamples(Sequence[Example]):
     return self.__getitems__([index])[0]
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-    rows = self._rows[list(indices)]
-    by_name = {ours: rows[theirs] for ours, theirs in self._columns.items()}
-    return [
-      self._example({ours: values[i] for ours, values in by_name.items()}, index)
-      for i, index in enumerate(indices)
-    ]
+    rows = self._rows.read(indices)
+    return [self._example(row, index) for row, index in zip(rows, indices, strict=True)]
 
   def _example(self, row: Mapping[str, Any], index: int) -> Example:
-    where = f"{self._where}, row {index}"
-    images = _images(row, where)
-    try:
-      turns = _turns(row, len(images))
-    except UserError as error:
-      raise UserError(f"{where}: {error}") from error
-    task, source = str(row.get("task") or ""), str(row.get("source") or "")
-    files = _files(row)
+    images = self._rows.pixels(row, index)
     return Example(
-      images=images, turns=turns, id=str(row.get("id", "")), task=task, source=source, files=files
+      images=images,
+      turns=self._turns(row, index, len(images)),
+      id=str(row.get("id", "")),
+      task=str(row.get("task") or ""),
+      source=str(row.get("source") or ""),
+      files=file_names(row),
     )
+
+  def _turns(self, row: Mapping[str, Any], index: int, images: int) -> tuple[Turn, ...]:
+    if "messages" not in row and (self._config.choices or row.get("choices")):
+      fields = question_fields(self._rows, row, index, self._config)
+      return (Turn(fields["prompt"], LETTERS[fields["answer"]]),)
+    try:
+      if "messages" in row:
+        return parse_turns(row["messages"], images)
+      answer = row["answer"]
+      answer = str(answer) if isinstance(answer, (int, float)) else answer
+      return parse_turns([{"user": row["question"], "assistant": answer}], images)
+    except UserError as error:
+      raise UserError(f"{self._rows.where}, row {index}: {error}") from error
 
 
 class HubQuestions(Sequence[Question]):
-  """The rows of a data set as multiple-choice questions, in CV-Bench's prompt.
+  """The rows of a data set as multiple-choice questions.
 
-  `answer` is an index from 0, a letter (with or without parentheses), or the text of a choice.
+  Everything but the pixels is read and checked when it is opened, names of images' files too. The prompt is
+  CV-Bench's, unless `prompt` is mapped. A question's `idx` is the number of its row.
+
+  Args: as `HubExamples`, and `several_images` of the config.
+
+  Attributes:
+    ids: the `idx` of all questions, in order.
+    row_order: SHA-1 over all texts, to be kept with any result.
+
+  Raises:
+    UserError: the first cell that cannot be used, by row and column; when a question is read: a corrupt
+      image.
   """
 
-  def __init__(self, rows: Any, columns: Mapping[str, str], where: str, size: int = 0):
-    self._columns = _columns(rows.column_names, columns, where)
-    missing = [name for name in ("question", "choices", "answer") if name not in self._columns]
-    if missing:
-      raise UserError(
-        f"{where}: no column serves as {', '.join(missing)}; there are {', '.join(rows.column_names)}: "
-        "map them in `columns`"
-      )
-    self._rows, self._where = _with_encoded_images(rows), where
-    self._size = min(size, len(rows)) if size else len(rows)
+  def __init__(self, table: Any, config: SourceConfig, root: Path | None = None):
+    self._rows, self._config = Rows(table, config, root), config
+    _check_names(self._rows, config)
+    counts = self._rows.image_counts()
+    _refuse(self._rows, counts, config.several_images)
+    texts = list(self._rows.texts())
+    _refuse_duplicates(self._rows, texts)
+    kept = [i for i in range(len(texts)) if counts[i] == 1 or config.several_images != "skip"]
+    self.ids = tuple(kept[: config.size or None])
+    self._fields = [question_fields(self._rows, texts[i], i, config) for i in self.ids]
+    digest = hashlib.sha1(usedforsecurity=False)
+    for idx, fields in zip(self.ids, self._fields, strict=True):
+      digest.update(repr((idx, fields)).encode())
+    self.row_order = digest.hexdigest()
 
   def __len__(self) -> int:
-    return self._size
+    return len(self.ids)
 
   def __getitem__(self, index: int) -> Question:
-    row = self._rows[int(index)]
-    row = {ours: row[theirs] for ours, theirs in self._columns.items()}
-    where = f"{self._where}, row {index}"
-    images = _images(row, where)
-    if len(images) != 1:
-      raise UserError(f"{where}: a question has one image, this one {len(images)}")
-    try:
-      choices, answer = _choice(row)
-    except UserError as error:
-      raise UserError(f"{where}: {error}") from error
+    idx = self.ids[index]
+    (row,) = self._rows.read([idx])
+    images = self._rows.pixels(row, idx)
+    names = [name for name in file_names(row) if name]
     return Question(
-      idx=index,
-      type=str(row.get("task") or "all"),
-      task=str(row.get("task") or "all"),
-      image=images[0],
-      question=row["question"],
-      choices=choices,
-      answer=answer,
-      prompt=choice_prompt(row["question"], choices),
-      source=str(row.get("source") or self._where),
+      idx=idx,
+      image=images[0] if len(images) == 1 else side_by_side(images),
+      filename=",".join(names),
+      source_filename=",".join(names),
+      **self._fields[index],
     )
 
 
-def open_dataset(path: str, *, split: str, revision: str | None = None) -> Any:
-  """Opens a `datasets.Dataset`.
-
-  Args:
-    path: a folder that `save_to_disk` wrote, a folder or file of parquet, json or csv, a folder of images
-      with a metadata file (`imagefolder`), or a hub id, its configuration after a colon ("user/set:name").
+def question_fields(rows: Rows, row: Mapping[str, Any], index: int, config: SourceConfig) -> dict[str, Any]:
+  """The fields of a `Question` that are not its number or its image.
 
   Raises:
-    UserError: nothing there, no such split, or no network.
+    UserError: a cell that cannot be used, by row and column.
   """
-  if not path:
-    raise UserError("a source of kind 'hf' needs a `path`: a local folder or a hub id")
-  import datasets
+  question = row["question"]
+  if not isinstance(question, str) or not question.strip():
+    raise UserError(f"{rows.place(index, 'question')}: expected a text, got {question!r}")
+  choices = config.choices or _choices(row["choices"], rows.place(index, "choices"))
+  answer = parse_answer(row["answer"], choices, config.answers, rows.place(index, "answer"))
+  if config.shuffle_choices:
+    order = shuffled(len(choices), f"{config.seed}/{index}")
+    choices, answer = tuple(choices[i] for i in order), order.index(answer)
+  prompt = row.get("prompt", choice_prompt(question, choices))
+  if not isinstance(prompt, str) or not prompt.strip():
+    raise UserError(f"{rows.place(index, 'prompt')}: expected a text, got {prompt!r}")
+  return dict(
+    type=str(row.get("type") or ""),
+    task=str(row.get("task") or "all"),
+    question=question,
+    choices=choices,
+    answer=answer,
+    prompt=prompt,
+    source=str(row.get("source") or rows.where),
+    source_dataset=str(row.get("source_dataset") or ""),
+  )
 
-  local = Path(path).expanduser()
-  try:
-    if local.exists():
-      opened = _open_local(datasets, local, split)
-    else:
-      identity, _, name = path.partition(":")
-      opened = datasets.load_dataset(identity, name or None, split=split, revision=revision)
-  except UserError:
-    raise
-  except Exception as error:  # its own errors, the hub client's, fsspec's and pyarrow's
-    reason = str(error).strip().split("\n")[0]
+
+def parse_answer(answer: Any, choices: Sequence[str], how: str, where: str) -> int:
+  """The index of the right choice.
+
+  Args:
+    how: "index" (from 0), "letter" (with or without parentheses), "text" (of one choice), or "" for whichever
+      of them fits.
+
+  Raises:
+    UserError: none fits, or two of them say different things.
+  """
+  if answer is None or answer == "":
+    raise UserError(f"{where}: the cell is empty")
+  letter = str(answer).strip().strip("().").upper()
+  number = str(int(answer)) if isinstance(answer, int) else str(answer) if how == "index" else ""
+  text = str(answer) if how == "text" else answer
+  found = {
+    "index": int(number) if number.isdecimal() and int(number) < len(choices) else None,
+    "letter": LETTERS.index(letter) if letter in tuple(LETTERS[: len(choices)]) else None,
+    "text": list(choices).index(text) if list(choices).count(text) == 1 else None,
+  }
+  said = {value for kind, value in found.items() if value is not None and how in ("", kind)}
+  if len(said) == 1:
+    return said.pop()
+  if said:
     raise UserError(
-      f"data set {path!r}, split {split!r}: cannot be opened ({type(error).__name__}: {reason}); "
-      "give a local folder, or a hub id with network at hand"
-    ) from error
-  if isinstance(opened, datasets.DatasetDict):
-    if split not in opened:
-      raise UserError(f"data set {path!r}: no split {split!r}; {nearest(split, opened)}")
-    opened = opened[split]
-  return opened
+      f"{where}: {answer!r} is the text of one of {list(choices)} and the letter of another; "
+      "set `answers` to 'letter' or 'text'"
+    )
+  kinds = {"": "neither an index, a letter nor the text", "text": "not the text"}.get(how, f"not the {how}")
+  raise UserError(f"{where}: {answer!r} is {kinds} of one of {list(choices)}")
 
 
-def _open_local(datasets: Any, path: Path, split: str) -> Any:
-  if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-    return datasets.load_from_disk(str(path))
-  if path.is_file():
-    kinds = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-    if path.suffix not in kinds:
-      raise UserError(f"{path}: expected a file of {', '.join(kinds)}")
-    return datasets.load_dataset(kinds[path.suffix], data_files={split: str(path)}, split=split)
-  return datasets.load_dataset(str(path), split=split)
+def shuffled(count: int, key: str) -> list[int]:
+  """A permutation that depends on `key` alone, the same on any machine."""
+  return sorted(range(count), key=lambda i: hashlib.sha256(f"{key}/{i}".encode()).digest())
 
 
-def _columns(names: Sequence[str], mapping: Mapping[str, str], where: str) -> dict[str, str]:
-  for ours, theirs in mapping.items():
-    if ours not in OUR_COLUMNS:
-      raise UserError(f"{where}: columns.{ours}: not a name of ours; {nearest(ours, OUR_COLUMNS)}")
-    if theirs not in names:
-      raise UserError(f"{where}: columns.{ours}={theirs!r}: no such column; {nearest(theirs, names)}")
-  found = {name: name for name in OUR_COLUMNS if name in names} | dict(mapping)
-  for usual in ("conversations", "texts"):
-    if "messages" not in found and "question" not in found and usual in names:
-      found["messages"] = usual
-  return found
+def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
+  """One image of several, from left to right on white, uint8 (H, W, 3)."""
+  height = max(image.shape[0] for image in images)
+  return np.concatenate(
+    [np.pad(i, ((0, height - len(i)), (0, 0), (0, 0)), constant_values=255) for i in images], axis=1
+  )
 
 
-def _with_encoded_images(rows: Any) -> Any:
-  """The same rows, their images left as bytes, so that `open_image` alone decides how they are decoded."""
-  import datasets
-
-  for name, feature in rows.features.items():
-    inner = getattr(feature, "feature", None)
-    if isinstance(feature, datasets.Image):
-      rows = rows.cast_column(name, datasets.Image(decode=False))
-    elif isinstance(inner, datasets.Image):
-      rows = rows.cast_column(name, datasets.List(datasets.Image(decode=False)))
-  return rows
-
-
-def _images(row: Mapping[str, Any], where: str) -> tuple[np.ndarray, ...]:
-  return tuple(_image(cell, f"{where}, image {i}") for i, cell in enumerate(_cells(row)))
+def _choices(cell: Any, where: str) -> tuple[str, ...]:
+  if not isinstance(cell, list):
+    raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r}")
+  while cell and cell[-1] in (
+    None,
+    "",
+  ):  # of several columns, questions with fewer options leave the last empty
+    cell = cell[:-1]
+  if not 1 < len(cell) <= len(LETTERS):
+    raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r}")
+  if any(choice is None or choice == "" for choice in cell):
+    raise UserError(f"{where}: a choice is empty: {cell!r}")
+  return tuple(str(choice) for choice in cell)
 
 
-def _files(row: Mapping[str, Any]) -> tuple[str, ...]:
-  """The name that each image of a row carries, empty where it carries none."""
-  cells = _cells(row)
-  paths = [cell.get("path") if isinstance(cell, Mapping) else cell for cell in cells]
-  return tuple(Path(path).name if isinstance(path, str) else "" for path in paths)
+def _check_names(rows: Rows, config: SourceConfig) -> None:
+  missing = [name for name in ("question", "choices", "answer") if name not in rows]
+  missing = [name for name in missing if name != "choices" or not config.choices]
+  missing += [] if "image" in rows or "images" in rows else ["image"]
+  if missing:
+    raise UserError(
+      f"{config.path}: no column serves as {', '.join(missing)}; there are {', '.join(rows.names)}: "
+      "map them in `columns`"
+    )
+  if config.choices and not 1 < len(config.choices) <= len(LETTERS):
+    raise UserError(f"choices: expected 2 to 26, got {list(config.choices)}")
+  if config.shuffle_choices and "prompt" in rows:
+    raise UserError(
+      "shuffle_choices: the data's own `prompt` lists the options in their order; map no prompt"
+    )
 
 
-def _cells(row: Mapping[str, Any]) -> list[Any]:
-  cells = row.get("images")
-  cells = [row.get("image")] if cells is None else cells
-  return [cell for cell in (cells if isinstance(cells, list) else [cells]) if cell is not None]
+def _refuse(rows: Rows, counts: np.ndarray, several: str) -> None:
+  name = "images" if "images" in rows else "image"
+  for index in np.flatnonzero(counts == 0)[:1]:
+    raise UserError(f"{rows.place(index, name)}: the cell is empty, where an image is wanted")
+  for index in np.flatnonzero(counts > 1)[: several == "refuse"]:
+    raise UserError(
+      f"{rows.place(index, name)}: {counts[index]} images, where a question has one; "
+      "set several_images to 'join' (side by side) or 'skip'"
+    )
 
 
-def _image(cell: Any, where: str) -> np.ndarray:
-  if isinstance(cell, Mapping):
-    cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
-  if isinstance(cell, list):
-    cell = np.asarray(cell, np.uint8)
-  if cell is None or isinstance(cell, (int, float)):
-    raise UserError(f"{where}: expected an image, its bytes or its path, got {cell!r}")
-  return open_image(cell, where)
-
-
-def _turns(row: Mapping[str, Any], images: int) -> tuple[Turn, ...]:
-  if "messages" in row:
-    return parse_turns(row["messages"], images)
-  if row.get("choices"):
-    choices, answer = _choice(row)
-    return (Turn(choice_prompt(row["question"], choices), LETTERS[answer]),)
-  pair = {"user": row["question"], "assistant": _scalar(row["answer"])}
-  return parse_turns([pair], images)
-
-
-def _scalar(answer: Any) -> Any:
-  return str(answer) if isinstance(answer, (int, float)) else answer
-
-
-def _choice(row: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
-  question, choices, answer = row["question"], row["choices"], row["answer"]
-  if not isinstance(question, str) or not question:
-    raise UserError(f"the question is {question!r}")
-  if not isinstance(choices, list) or not 1 < len(choices) <= len(LETTERS):
-    raise UserError(f"expected 2 to 26 choices, got {choices!r}")
-  choices = tuple(str(choice) for choice in choices)
-  if isinstance(answer, int) and 0 <= answer < len(choices):
-    return choices, answer
-  if isinstance(answer, str):
-    if choices.count(answer) == 1:
-      return choices, choices.index(answer)
-    letter = answer.strip().strip("().").upper()
-    if letter in tuple(LETTERS[: len(choices)]):
-      return choices, LETTERS.index(letter)
-  raise UserError(f"the answer {answer!r} is neither an index, a letter nor the text of one of {choices}")
+def _refuse_duplicates(rows: Rows, texts: Sequence[Mapping[str, Any]]) -> None:
+  seen: dict[Any, int] = {}
+  for index, row in enumerate(texts if "id" in rows else ()):
+    if row["id"] in seen:
+      raise UserError(
+        f"{rows.place(index, 'id')}: {row['id']!r} stands already in row {seen[row['id']]}; "
+        "if it is no id of questions, set columns.id to another column, or to ''"
+      )
+    seen[row["id"]] = index

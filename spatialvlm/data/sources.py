@@ -131,7 +131,13 @@ _HEEDED_BY = {
   "turns": ("skills",),
   "tasks": ("scenes", "skills"),
   "columns": ("hf",),
-  "image_root": ("llava",),
+  "templates": ("hf",),
+  "files": ("hf",),
+  "choices": ("hf",),
+  "answers": ("hf",),
+  "shuffle_choices": ("hf",),
+  "several_images": ("hf",),
+  "image_root": ("hf", "llava"),
 }
 
 
@@ -178,15 +184,15 @@ def _llava(config: SourceConfig) -> Source:
 def _hub_examples(config: SourceConfig) -> Source:
   from spatialvlm.data.hub import HubExamples, open_dataset
 
-  rows = open_dataset(config.path, split=config.split, revision=config.revision)
-  return HubExamples(rows, config.columns, config.path, config.size)
+  rows, root = open_dataset(config.path, split=config.split, revision=config.revision, files=config.files)
+  return HubExamples(rows, config, root)
 
 
 def _hub_questions(config: SourceConfig) -> Sequence[Question]:
   from spatialvlm.data.hub import HubQuestions, open_dataset
 
-  rows = open_dataset(config.path, split=config.split, revision=config.revision)
-  return HubQuestions(rows, config.columns, config.path, config.size)
+  rows, root = open_dataset(config.path, split=config.split, revision=config.revision, files=config.files)
+  return HubQuestions(rows, config, root)
 
 
 QUESTIONS: dict[str, Callable[[SourceConfig], Sequence[Question]]] = {

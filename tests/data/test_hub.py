@@ -108,12 +108,18 @@ def test_mappings_that_do_not_hold_are_refused(tmp_path, mcq):
 @pytest.mark.parametrize(
   "columns, message",
   [
-    (dict(question=["Q"], choices=[["a", "b"]], answer=["z"]), "row 0: the answer 'z' is neither"),
-    (dict(question=["Q"], choices=[["a", "b"]], answer=[2]), "row 0: the answer 2 is neither"),
-    (dict(question=["Q"], choices=[["a"]], answer=["a"]), "row 0: expected 2 to 26 choices"),
+    (dict(question=["Q"], choices=[["a", "b"]], answer=["z"]), "row 0, column 'answer': 'z' is neither"),
+    (dict(question=["Q"], choices=[["a", "b"]], answer=[2]), "row 0, column 'answer': 2 is neither"),
+    (
+      dict(question=["Q"], choices=[["a"]], answer=["a"]),
+      "row 0, column 'choices': expected 2 to 26 choices",
+    ),
     (dict(question=["Q"], answer=[""]), "row 0: an answer is empty"),
-    (dict(question=["Q"], answer=["a"], image=[3]), "row 0, image 0: expected an image"),
-    (dict(question=["Q"], answer=["a"], image=["/gone.png"]), "row 0, image 0: no such image file"),
+    (dict(question=["Q"], answer=["a"], image=[3]), "row 0, column 'image', image 0: expected an image"),
+    (
+      dict(question=["Q"], answer=["a"], image=["/gone.png"]),
+      "row 0, column 'image', image 0: no such image file",
+    ),
   ],
 )
 def test_broken_rows_are_named(tmp_path, columns, message):
@@ -124,7 +130,7 @@ def test_broken_rows_are_named(tmp_path, columns, message):
 
 def test_corrupt_images_are_named(tmp_path):
   config = save(tmp_path, question=["Q"], answer=["A"], image=[b"junk"])
-  with pytest.raises(UserError, match="row 0, image 0: cannot be read as an image"):
+  with pytest.raises(UserError, match="row 0, column 'image', image 0: cannot be read as an image"):
     pipeline.open_source(SourceConfig(**config))[0]
 
 
