@@ -1,7 +1,8 @@
 """Reads a finished evaluation anew: `python launch/rescore.py RUN`.
 
 Applies every rule of extraction and every aggregation to the answers that the run has kept, without the model
-and without the data. Shows the same answers under every rule and writes rescored.json into the run.
+and without the data. Shows the same answers under every rule; writes rescored.json into the run, and its
+report and tables anew.
 """
 
 from __future__ import annotations
@@ -14,19 +15,17 @@ from spatialvlm.launch import _main
 def main(arguments: Sequence[str]) -> None:
   import pathlib
 
-  from spatialvlm import workdir
-  from spatialvlm.evaluation import report, rescore, run_tables
+  from spatialvlm.evaluation import report, rescore, run_page, run_tables
   from spatialvlm.types import UserError
 
   if len(arguments) != 1:
     raise UserError("name one run: spatialvlm-rescore RUN, the workdir of a finished evaluation")
   folder = pathlib.Path(arguments[0]).expanduser()
-  found = rescore.rescore(folder)
-  workdir.write_json(folder / rescore.FILE, found)
+  found = rescore.write(folder)
   report.show(report.rich(run_tables.protocols(found["summary"])))
   if found["extractors"]:
     report.show(report.rich(rescore.table(found)))
-  print(f"all of it: {folder / rescore.FILE}")
+  print(f"all of it: {folder / rescore.FILE}; report: {folder / run_page.PAGE}")
 
 
 def run() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import html
 import io
 import json
 import pathlib
@@ -26,6 +27,7 @@ from spatialvlm.evaluation.tables import escape
 PICTURE_BYTES = 8 * 2**20
 EDGE, QUALITY = 320, 72
 _ASSETS = pathlib.Path(__file__).parent / "assets"
+_TITLE = re.compile(r"<title>(.*?)</title>", re.S)
 _PICTURES = re.compile(r'<script type="application/json" id="pictures-data">(.*?)</script>', re.S)
 
 
@@ -171,6 +173,12 @@ def pictures_of(path: pathlib.Path) -> dict[int, str]:
     return {int(idx): str(kept["jpeg"][place]) for idx, place in kept["of"].items()}
   except (ValueError, KeyError, TypeError, IndexError, AttributeError):
     return {}  # not a page of ours: it is written anew, without pictures
+
+
+def title_of(path: pathlib.Path) -> str:
+  """The title of an earlier page, "" without one."""
+  match = _TITLE.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+  return html.unescape(match[1]) if match else ""
 
 
 def spread(keys: Sequence[str]) -> list[int]:

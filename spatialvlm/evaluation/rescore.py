@@ -10,7 +10,17 @@ from typing import Any
 from spatialvlm import config as config_lib
 from spatialvlm import workdir
 from spatialvlm.config import EvaluateConfig, ScoreConfig
-from spatialvlm.evaluation import asks, controls, extraction, records, report, summary, tables
+from spatialvlm.evaluation import (
+  asks,
+  controls,
+  extraction,
+  page,
+  records,
+  report,
+  run_page,
+  summary,
+  tables,
+)
 from spatialvlm.evaluation.records import SIGHTED, Prediction
 from spatialvlm.evaluation.tables import Table
 from spatialvlm.types import UserError
@@ -29,12 +39,7 @@ def rescore(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: no run there, a damaged one, or one that is not finished.
   """
-  rows = records.read(folder)
-  if not rows:
-    raise UserError(f"{folder}: holds no {records.FILE}; name the workdir of an evaluation")
-  config = _settings(folder, rows)
-  _check_finished(folder, rows, config)
-  rows = [extracted(row, row.protocol) for row in rows]
+  rows, config = _read(folder)
   found: dict[str, dict[str, Any]] = {}
   for (protocol, condition), part in records.passes(rows).items():
     if condition != SIGHTED or any(row.output is None for row in part):
@@ -49,6 +54,21 @@ def rescore(folder: pathlib.Path) -> dict[str, Any]:
         "differs": sum(a.choice != b.choice for a, b in zip(part, read, strict=True)),
       }
   return {"summary": summary.summarize(rows, config), "extractors": found}
+
+
+def write(folder: pathlib.Path) -> dict[str, Any]:
+  """Writes what `rescore` finds to rescored.json, and the run's report and tables anew; returns it.
+
+  The page keeps its title and its pictures.
+
+  Raises:
+    UserError: as `rescore`, or the folder cannot be written.
+  """
+  found = rescore(folder)
+  workdir.write_json(folder / FILE, found)
+  title = page.title_of(folder / run_page.PAGE) or str(folder)
+  run_page.write(folder, _read(folder)[0], found["summary"], title)
+  return found
 
 
 def extracted(row: Prediction, rule: str) -> Prediction:
@@ -98,17 +118,28 @@ def published(found: Mapping[str, Any], others: Mapping[str, float]) -> Table:
   return tables.make("published", "Beside what was published", [*head, "answered"], rows, note=note)
 
 
+def _read(folder: pathlib.Path) -> tuple[list[Prediction], ScoreConfig]:
+  """A finished run's rows, their answers extracted again by their protocols' own rules, and its settings."""
+  rows = records.read(folder)
+  if not rows:
+    raise UserError(f"{folder}: holds no {records.FILE}; name the workdir of an evaluation")
+  config = _settings(folder, rows)
+  _check_finished(folder, rows, config)
+  return [extracted(row, row.protocol) for row in rows], config
+
+
 def _settings(folder: pathlib.Path, rows: Sequence[Prediction]) -> ScoreConfig:
-  """The run's own settings; those of a run without a config, as training leaves, follow from its rows."""
-  file = folder / workdir.CONFIG_FILE
+  """The run's own settings; those of a run without a config follow from its rows."""
+  file = run_page.settings_folder(folder) / workdir.CONFIG_FILE
   passes = records.passes(rows)
   if not file.exists():
     names = dict.fromkeys(protocol for protocol, condition in passes if condition == SIGHTED)
     conditions = dict.fromkeys(condition for _, condition in passes if condition != SIGHTED)
     return ScoreConfig(protocols=tuple(names), controls=tuple(conditions))
-  from spatialvlm.evaluation.run_page import read_json
-
-  stored = dict(read_json(file))
+  stored = dict(run_page.read_json(file))
+  if stored.get("eval"):  # of a training
+    kept = {field.name for field in dataclasses.fields(ScoreConfig)}
+    stored["score"] = {name: value for name, value in stored["eval"].items() if name in kept}
   score = dict(stored.get("score") or {})
   if "protocol" in score:  # from before there were passes
     score["protocols"] = [score.pop("protocol")]
@@ -129,7 +160,5 @@ def _check_finished(folder: pathlib.Path, rows: Sequence[Prediction], config: Sc
 
 def _question_count(folder: pathlib.Path) -> int:
   """Questions that the run's data hold, 0 where nobody says."""
-  from spatialvlm.evaluation.run_page import read_json
-
   file = folder / workdir.IDENTITY_FILE
-  return int(read_json(file).get("questions", 0)) if file.exists() else 0
+  return int(run_page.read_json(file).get("questions", 0)) if file.exists() else 0

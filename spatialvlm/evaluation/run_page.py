@@ -127,11 +127,13 @@ def browser(rows: Sequence[Prediction], summary: Mapping[str, Any]) -> Browser:
 
 def facts(folder: pathlib.Path, summary: Mapping[str, Any]) -> dict[str, str]:
   """What was scored, from the files that a run begins with; what is not there is left out."""
+  home = settings_folder(folder)
   config, identity, environment = (
-    read_json(folder / name)
-    for name in (workdir.CONFIG_FILE, workdir.IDENTITY_FILE, workdir.ENVIRONMENT_FILE)
+    read_json(home / name) for name in (workdir.CONFIG_FILE, workdir.IDENTITY_FILE, workdir.ENVIRONMENT_FILE)
   )
-  model, data = config.get("model") or {}, config.get("data") or {}
+  model = config.get("model") or {}
+  data = (config["eval"] or {}).get("source") if "eval" in config else config.get("data")
+  data = data or {}
   weights = identity.get("model") or {}
   tiles = model.get("max_tiles")
   return {
@@ -270,10 +272,17 @@ def _pictures(rows: Sequence[Prediction], questions: Sequence[Question]) -> Iter
       yield rows[place].idx, question.image
 
 
+def settings_folder(folder: pathlib.Path) -> pathlib.Path:
+  """Where the description of a run lies: itself, or, of a training's evaluations, two folders above."""
+  above = folder.absolute().parent
+  within = above.name == "evaluation" and not (folder / workdir.CONFIG_FILE).exists()
+  return above.parent if within else folder
+
+
 def read_json(path: pathlib.Path) -> Mapping[str, Any]:
   """A JSON object, {} where there is none."""
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError):
-    return {}  # e.g. the scores within a training run, whose config lies elsewhere
+    return {}
   return found if isinstance(found, dict) else {}

@@ -202,5 +202,5 @@ def finish(config, split, outcome, scores, source: pathlib.Path, workdir: pathli
   }
   if jax.process_index() == 0:
     workdir_lib.write_json(workdir / SUMMARY_FILE, summary)
-  say(f"trained {summary['step']} steps; results are in {workdir}")
+  say(f"ends with the parameters of step {summary['step']}; results are in {workdir}")
   return summary

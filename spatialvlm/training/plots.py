@@ -38,6 +38,7 @@ def loss_curve(workdir: pathlib.Path, best: Mapping[str, Any] | None = None) -> 
     axis = below = figure.add_subplot()
   axis.set_ylabel("loss")
   below.set_xlabel("step")
+  below.xaxis.get_major_locator().set_params(integer=True)
   _draw_losses(axis, trained, validated)
   if best and best.get("step"):
     for each in {axis, below}:

@@ -5,11 +5,13 @@ import json
 
 import pytest
 
+from spatialvlm import config as config_lib
 from spatialvlm import workdir
-from spatialvlm.config import EvaluateConfig, ScoreConfig
-from spatialvlm.evaluation import extract_choice, records, rescore
+from spatialvlm.config import EvalConfig, EvaluateConfig, ModelConfig, RunConfig, ScoreConfig
+from spatialvlm.evaluation import extract_choice, page, records, rescore, run_page
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.protocols import ProcessorEncoder
+from spatialvlm.evaluation.summary import summarize
 from spatialvlm.launch import rescore as command
 from spatialvlm.types import UserError
 from tests.evaluation import support
@@ -64,6 +66,39 @@ def test_a_changed_choice_is_put_right(finished, tmp_path):
   assert rescore.rescore(tmp_path)["summary"]["scores"]["plain"] != {}
   again = [rescore.extracted(row, row.protocol) for row in rows]
   assert again == list(result.all_rows)
+
+
+def test_the_report_is_written_anew_with_its_pictures(finished, tmp_path):
+  folder, result = finished
+  for name in (workdir.CONFIG_FILE, "identity.json"):
+    (tmp_path / name).write_bytes((folder / name).read_bytes())
+  wrong = [dataclasses.replace(r, choice="", correct=False) if r.output else r for r in result.all_rows]
+  records.rewrite(tmp_path, wrong)
+  title = "a <model> & its run"
+  run_page.write(tmp_path, wrong, summarize(wrong, SCORE), title, support.questions(count=8, images=5))
+  pictures, tables = page.pictures_of(tmp_path / "report.html"), (tmp_path / "tables.md").read_text()
+  assert len(pictures) == 8
+  rescore.write(tmp_path)
+  assert page.pictures_of(tmp_path / "report.html") == pictures
+  assert page.title_of(tmp_path / "report.html") == title
+  other = tmp_path / "other"
+  other.mkdir()
+  run_page.write(other, result.all_rows, result.summary, title)
+  for name in ("tables.md", "tables.tex"):
+    assert (tmp_path / name).read_text() == (other / name).read_text()
+  assert (tmp_path / "tables.md").read_text() != tables
+
+
+def test_the_scores_of_a_training_take_its_settings(finished, tmp_path):
+  _, result = finished
+  folder = tmp_path / "evaluation" / "after"
+  folder.mkdir(parents=True)
+  records.rewrite(folder, result.all_rows)
+  score = {f.name: getattr(SCORE, f.name) for f in dataclasses.fields(SCORE)}
+  config = RunConfig(eval=EvalConfig(**score), model=ModelConfig(path="the base"))
+  workdir.write_json(tmp_path / workdir.CONFIG_FILE, config_lib.to_dict(config))
+  assert rescore.write(folder)["summary"] == result.summary
+  assert "<dd>the base</dd>" in (folder / "report.html").read_text()
 
 
 def test_published_numbers_stand_beside_each_protocol(finished):
