@@ -20,6 +20,11 @@ if TYPE_CHECKING:
   from spatialvlm.models.vlm import Vlm
 
 
+# A token that is none: the logits that should have chosen it are not finite.
+BROKEN = -1
+NOT_FINITE = "the logits are not finite: the numbers overflow (try dtype float32), or the weights are damaged"
+
+
 def bucket(size: int, least: int = 1) -> int:
   """The next of few sizes, at most an eighth above `size`, so that few shapes are ever compiled.
 
@@ -84,7 +89,10 @@ def generate(
       sampled=temperature > 0,
       nucleus=top_p < 1,
     )
-  return np.asarray(new_BT)[:, :max_new_tokens]
+  new_BT = np.asarray(new_BT)[:, :max_new_tokens]
+  if (new_BT == BROKEN).any():
+    raise UserError(NOT_FINITE)
+  return new_BT
 
 
 def stream(
@@ -150,7 +158,8 @@ def decode(
     done_B: bool, rows that are not waited for.
 
   Returns:
-    int32 (B, room) on the device: new tokens, the stop token included, then pads.
+    int32 (B, room) on the device: new tokens, the stop token included, then pads. `BROKEN` stands where the
+    logits were not finite, and ends the row.
   """
   new_BT, _ = _decode(
     graphdef,
@@ -213,8 +222,9 @@ def _decode(
     chosen_B = _choose(
       logits_BV, temperature, top_p, jax.random.fold_in(key, index), sampled=sampled, nucleus=nucleus
     )
-    tokens_B = jnp.where(done_B, pad_id, chosen_B)
-    return tokens_B, done_B | (tokens_B[:, None] == stop_ids_K).any(axis=1)
+    finite_B = jnp.isfinite(logits_BV).all(axis=-1)
+    tokens_B = jnp.where(done_B, pad_id, jnp.where(finite_B, chosen_B, BROKEN))
+    return tokens_B, done_B | ~finite_B | (tokens_B[:, None] == stop_ids_K).any(axis=1)
 
   def unfinished(carry):
     index, _, done_B, _, _ = carry
@@ -253,15 +263,13 @@ _choose_jit = jax.jit(_choose, static_argnames=("sampled", "nucleus"))
 
 def _padded(stop_ids: Sequence[int]) -> np.ndarray:
   """Stop tokens in an array of one usual shape, filled up with what no token is."""
-  return np.array([*stop_ids, *[-1] * (-len(stop_ids) % 4 or 4 * (not stop_ids))], np.int32)
+  return np.array([*stop_ids, *[-2] * (-len(stop_ids) % 4 or 4 * (not stop_ids))], np.int32)
 
 
 def _check_finite(logits_BV: jax.Array) -> None:
   """The likeliest of numbers that are none would be a token all the same, and the answer nonsense."""
   if not bool(jnp.isfinite(logits_BV).all()):
-    raise UserError(
-      "the logits are not finite: the numbers overflow (try dtype float32), or the weights are damaged"
-    )
+    raise UserError(NOT_FINITE)
 
 
 def _finished(batch: Batch) -> np.ndarray:

@@ -26,9 +26,9 @@ from spatialvlm.types import Batch, UserError
 CHUNK = 16
 # Options of a batch; a question with more of them makes it double.
 OPTIONS = 8
-# Tokens that an answer is given room for at first: most end earlier, and a short cache is read faster. What
-# has not ended by then is generated again, from the start, with all the room of its protocol.
-FIRST = 32
+# Where a generated answer pauses, in tokens. Most end before the first: a short cache is read faster, and the
+# few that go on do so together, each behind its prompt and all that it has said so far.
+PAUSES = (32, 256)
 
 
 class Shape(NamedTuple):
@@ -60,14 +60,26 @@ class _Root:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Waiting:
+  """A prompt that waits for its batch, and what has been answered so far, int32 (T,)."""
+
   stem: Stem
   root: Hashable
   slot: int
+  said: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+
+  @property
+  def text(self) -> np.ndarray:
+    """What is read behind the prefix."""
+    return np.concatenate([self.stem.tokens[self.stem.cut :], self.said])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Flight:
-  """A batch on the device: what each of its rows is, and the results that are on their way."""
+  """A batch on the device: what each of its rows is, and the results that are on their way.
+
+  Attributes:
+    limit: tokens that were generated at most.
+  """
 
   shape: Shape
   items: list[_Waiting]
@@ -75,6 +87,7 @@ class _Flight:
   letters: Any = None
   texts: Any = None
   generated: Any = None
+  limit: int = 0
 
 
 class Engine:
@@ -95,15 +108,15 @@ class Engine:
   def run(self, stems: Iterator[Stem]) -> Iterator[list[Prediction]]:
     """The rows of all readings, as they come."""
     for stem in stems:
-      shape = self._shape(stem, first=True)
+      shape = self._shape(stem)
       while (item := self._placed(stem, shape)) is None:
         if any(self._queues.values()):
           self._launch(max(self._queues, key=lambda s: len(self._queues[s])))
         else:
           yield self._land()
       self._queues[shape].append(item)
-      if len(self._queues[shape]) == self._batch:
-        self._launch(shape)
+      while (full := next((s for s, q in self._queues.items() if len(q) >= self._batch), None)) is not None:
+        self._launch(full)
       while len(self._flying) > 1:
         yield self._land()
     while self._flying or any(self._queues.values()):
@@ -112,18 +125,18 @@ class Engine:
       while self._flying:
         yield self._land()
 
-  def _shape(self, stem: Stem, first: bool) -> Shape:
-    """The shape in which a prompt is read; `first`: with little room for a generated answer."""
+  def _shape(self, stem: Stem, said: int = 0) -> Shape:
+    """The shape in which a prompt is read of which `said` tokens of the answer are known."""
     text, tiles = len(stem.tokens) - stem.cut, stem.tile_count
-    limit = max(r.limit for r in stem.readings)
     longest = max((len(a) for r in stem.readings for a in r.answers), default=0)
     width = generation.bucket(longest, 4) if longest > 1 else longest
-    room = max(min(limit, FIRST) if first else limit, width)
+    limit = max(r.limit for r in stem.readings)
+    pause = next((p for p in PAUSES if said < p < limit), limit)
     return Shape(
       prefix=generation.bucket(stem.cut, 16),
       tiles=_smallest(self._config.tiles, tiles, "image tiles", "tiles", stem) if tiles else 0,
-      text=_smallest(self._config.lengths, text, "tokens", "lengths", stem),
-      room=room,
+      text=_smallest(self._config.lengths, text, "tokens", "lengths", stem) + said,
+      room=max(pause - said, width),
       width=width,
     )
 
@@ -202,7 +215,7 @@ class Engine:
     index_B = np.zeros(self._batch, np.int32)
     index_B[: len(items)] = [item.slot for item in items]
     prefixes = self._pool(shape).arrays([item.slot for item in items])
-    texts = self._texts([stem.tokens[stem.cut :] for stem in stems], shape.text)
+    texts = self._texts([item.text for item in items], shape.text)
     read = self._scorer.read(prefixes, index_B, *texts, room=shape.room)
     kinds = {reading.kind for stem in stems for reading in stem.readings}
     flight = _Flight(shape, items, read.finite_B)
@@ -212,12 +225,13 @@ class Engine:
       options = self._options(stems, shape.width)
       flight = dataclasses.replace(flight, texts=self._scorer.texts(read, *options))
     if "generated" in kinds:
-      limits = [max(r.limit for r in stem.readings) for stem in stems]
-      done_B = np.array([n == 0 for n in limits] + [True] * (self._batch - len(items)))
+      rests = [self._most(item.stem) - len(item.said) for item in items]
+      done_B = np.array([n <= 0 for n in rests] + [True] * (self._batch - len(items)))
+      limit = min(max(rests), shape.room)
       generated = self._scorer.generate(
-        read, shape.room, max(limits), done_B, self._encoder.stop_ids, self._encoder.pad_id
+        read, shape.room, limit, done_B, self._encoder.stop_ids, self._encoder.pad_id
       )
-      flight = dataclasses.replace(flight, generated=generated)
+      flight = dataclasses.replace(flight, generated=generated, limit=limit)
     else:
       for item in items:
         self._pool(shape).release(item.root)
@@ -251,36 +265,53 @@ class Engine:
     )
     found: list[Prediction] = []
     for row, item in enumerate(flight.items):
-      stem, unfinished = item.stem, []
+      stem = item.stem
       for reading in stem.readings:
         if reading.kind != "generated":
           values = letters if reading.kind == "letters" else texts
           found.append(asks.row(stem, reading, logprobs=values[row]))
-          continue
-        if not finite[row]:
-          raise UserError(
-            f"question {stem.question.idx}: the logits are not finite; the model's numbers overflow: try"
-            " --config.model.dtype=float32, or check its weights"
-          )
-        tokens, ended = self._answer(stem, reading, generated[row])
-        if not ended and len(tokens) == flight.shape.room < reading.limit:
-          unfinished.append(reading)
-        else:
-          found.append(asks.row(stem, reading, output=self._encoder.decode(tokens), ended=ended))
-      if unfinished:
-        rest = dataclasses.replace(stem, readings=tuple(unfinished))
-        shape = self._shape(rest, first=False)
-        self._queues[shape].append(dataclasses.replace(item, stem=rest))
-      elif generated is not None:
-        self._pool(flight.shape).release(item.root)
+      if not finite[row]:
+        raise _not_finite(stem)
+      if generated is not None:
+        found += self._answers(flight, item, generated[row, : flight.limit])
     return found
 
-  def _answer(self, stem: Stem, reading: Reading, tokens_T: np.ndarray) -> tuple[np.ndarray, bool]:
-    """A generated answer up to its stop token or its limit, and whether it ended by itself."""
-    room = max(self._scorer.max_length - len(stem.tokens), 1)
-    tokens_T = tokens_T[: min(reading.limit, room)]
-    stops = np.flatnonzero(np.isin(tokens_T, self._encoder.stop_ids))
-    return (tokens_T[: stops[0]], True) if len(stops) else (tokens_T, False)
+  def _answers(self, flight: _Flight, item: _Waiting, new_T: np.ndarray) -> list[Prediction]:
+    """The rows of answers that are complete; a prompt with others waits for its next turn."""
+    stem, said = item.stem, np.concatenate([item.said, new_T])
+    found, rest = [], []
+    for reading in stem.readings:
+      if reading.kind != "generated":
+        continue
+      most = min(reading.limit, self._most(stem))
+      tokens = said[:most]
+      stops = np.flatnonzero(np.isin(tokens, self._encoder.stop_ids))
+      tokens = tokens[: stops[0]] if len(stops) else tokens
+      if generation.BROKEN in tokens:
+        raise _not_finite(stem)
+      if not len(stops) and len(tokens) < most:
+        rest.append(reading)
+      else:
+        output = self._encoder.decode(tokens)
+        found.append(asks.row(stem, reading, output=output, ended=bool(len(stops))))
+    if rest:
+      stem = dataclasses.replace(stem, readings=tuple(rest))
+      self._queues[self._shape(stem, len(said))].append(dataclasses.replace(item, stem=stem, said=said))
+    else:
+      self._pool(flight.shape).release(item.root)
+    return found
+
+  def _most(self, stem: Stem) -> int:
+    """Tokens that the longest answer to a prompt may have: its limit, or what the context leaves."""
+    limit = max(reading.limit for reading in stem.readings)
+    return min(limit, max(self._scorer.max_length - len(stem.tokens), 1))
+
+
+def _not_finite(stem: Stem) -> UserError:
+  return UserError(
+    f"question {stem.question.idx}: the logits are not finite; the model's numbers overflow: try"
+    " --config.model.dtype=float32, or check its weights"
+  )
 
 
 def _of_kind(stem: Stem, kind: str) -> Reading | None:

@@ -46,9 +46,13 @@ class Counting:
 
   multiple = 1
   max_length = 512
+  # Tokens of words; a long answer says " no" so often before it comes to its letter.
+  words = {}
+  longest = 30
 
   def __init__(self, stop_after=None, bad=False):
     self.tiles, self.prefixes, self.rows, self.batches = 0, 0, 0, 0
+    self.said = 0
     self.stop_after, self.bad = stop_after, bad
 
   def encode(self, pixels_NHWC):
@@ -68,9 +72,14 @@ class Counting:
       raise KeyboardInterrupt
     self.batches += 1
     self.rows += int((valid_BT.sum(1) > 1).sum())
+    # The answer so far, which `generate` goes on with, does not change what it began with.
+    last_B = valid_BT.sum(1)
+    said_B = np.array([_trailing(row[:last], self.words.get(" no", ())) for row, last in zip(tokens_BT, last_B, strict=True)])
+    self.said += int(said_B.sum())
     places_T = np.arange(tokens_BT.shape[1])
-    sum_B = np.asarray(prefixes)[index_B] + np.where(valid_BT, tokens_BT * places_T, 0).sum(1)
-    return score.Read(sum_B, np.ones(len(sum_B), bool), None)
+    prompt_BT = valid_BT & (places_T < (last_B - said_B)[:, None])
+    sum_B = np.asarray(prefixes)[index_B] + np.where(prompt_BT, tokens_BT * places_T, 0).sum(1)
+    return score.Read(sum_B, np.ones(len(sum_B), bool), said_B)
 
   def letters(self, read, ids_BK, mask_BK):
     score_BK = -np.abs(np.sin(ids_BK + read.logits_BV[:, None])).astype(np.float32)
@@ -80,19 +89,28 @@ class Counting:
     return self.letters(read, (tokens_BKT * valid_BKT).sum(2), valid_BKT.any(2))
 
   def generate(self, read, room, limit, done_B, stop_ids, pad_id):
-    """`(B)`, or another letter, and an end; now and then an answer that is longer than the first room."""
+    """`(B)`, or another letter, and an end; now and then an answer that is longer than the first room.
+
+    What was said already is not said again.
+    """
     letter_B = np.abs(read.logits_BV).astype(int) % 5
     long_B = np.abs(read.logits_BV).astype(int) % 7 == 0
     new_BT = np.full((len(done_B), room), pad_id, np.int32)
     for row in np.flatnonzero(~done_B):
       words = [
-        *self.words[" no"] * (30 * int(long_B[row])),
+        *self.words[" no"] * self.longest * int(long_B[row]),
         *self.words[f"({'ABCDE'[letter_B[row]]})"],
         stop_ids[0],
       ]
-      words = words[: min(room, limit)]
+      words = words[read.cache[row] :][: min(room, limit)]
       new_BT[row, : len(words)] = words
     return new_BT
+
+
+def _trailing(tokens, word):
+  """How many tokens of `word` stand at the end."""
+  others = np.flatnonzero(~np.isin(tokens, word))
+  return len(tokens) - (others[-1] + 1 if len(others) else 0)
 
 
 def test_logprobs_are_those_of_the_plain_model(vlm, encoder, scored):

@@ -14,7 +14,7 @@ from spatialvlm import generation
 from spatialvlm.api import LoadedVlm
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data.batch import collate
-from spatialvlm.evaluation import controls, extract_choice, records
+from spatialvlm.evaluation import controls, engine, extract_choice, records
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.protocols import PROTOCOLS, ProcessorEncoder
 from spatialvlm.evaluation.score import VlmScorer
@@ -60,7 +60,10 @@ def questions():
 
 @pytest.fixture(scope="module")
 def result(vlm, encoder, questions):
-  return evaluate(questions, VlmScorer(vlm), encoder, ALL)
+  """Generated answers pause twice on their way to 40 tokens."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(engine, "PAUSES", (16, 24))
+    return evaluate(questions, VlmScorer(vlm), encoder, ALL)
 
 
 @pytest.fixture(scope="module")
