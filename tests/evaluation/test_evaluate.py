@@ -46,13 +46,13 @@ class Counting:
 
   multiple = 1
   max_length = 512
-  # Tokens of words; a long answer says " no" so often before it comes to its letter.
-  words = {}
+  # How often a long answer says " no" before it comes to its letter.
   longest = 30
 
   def __init__(self, stop_after=None, bad=False):
     self.tiles, self.prefixes, self.rows, self.batches = 0, 0, 0, 0
     self.said = 0
+    self.words = {}  # the tokens of a few
     self.stop_after, self.bad = stop_after, bad
 
   def encode(self, pixels_NHWC):
@@ -74,7 +74,8 @@ class Counting:
     self.rows += int((valid_BT.sum(1) > 1).sum())
     # The answer so far, which `generate` goes on with, does not change what it began with.
     last_B = valid_BT.sum(1)
-    said_B = np.array([_trailing(row[:last], self.words.get(" no", ())) for row, last in zip(tokens_BT, last_B, strict=True)])
+    no = self.words.get(" no", ())
+    said_B = np.array([_trailing(row[:n], no) for row, n in zip(tokens_BT, last_B, strict=True)])
     self.said += int(said_B.sum())
     places_T = np.arange(tokens_BT.shape[1])
     prompt_BT = valid_BT & (places_T < (last_B - said_B)[:, None])

@@ -14,7 +14,13 @@ from tests.evaluation import support
 from tests.evaluation.test_passes import Words
 
 CONFIG = ScoreConfig(
-  batch_size=2, protocols=("cambrian",), new_tokens=300, lengths=(192,), tiles=(1,), pool_tiles=8, bootstrap=20
+  batch_size=2,
+  protocols=("cambrian",),
+  new_tokens=300,
+  lengths=(192,),
+  tiles=(1,),
+  pool_tiles=8,
+  bootstrap=20,
 )
 
 
