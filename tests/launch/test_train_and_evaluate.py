@@ -1,0 +1,122 @@
+"""A training that asks questions as it goes: what it leaves, and that the chosen weights are those scored."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from spatialvlm.config import (
+  EvalConfig,
+  MeshConfig,
+  ModelConfig,
+  OptimConfig,
+  RunConfig,
+  SourceConfig,
+  TrainConfig,
+)
+from spatialvlm.data.cvbench import write_cvbench
+from spatialvlm.evaluation import contrast, page, records, score
+from spatialvlm.launch import _main
+from spatialvlm.training import loop
+from spatialvlm.training.checkpoint import Checkpoints
+from spatialvlm.types import UserError
+from tests.evaluation import support
+from tests.launch import tiny
+from tests.tiny_model import write_checkpoint
+
+BY = "source/COCO"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data")
+  write_cvbench(folder / "test.parquet", support.questions(count=12, images=4))
+  write_checkpoint(folder / "checkpoint", longest_edge=16, split=False)
+  config = _main.load_config(str(tiny.write_all(folder)), [], RunConfig)
+  source = SourceConfig(kind="cvbench", path=str(folder / "test.parquet"), split="test")
+  return dataclasses.replace(
+    config,
+    model=ModelConfig(path=str(folder / "checkpoint")),
+    optim=OptimConfig(learning_rate=0.3, schedule="constant", warmup_steps=0, ema=0.5),
+    train=TrainConfig(steps=6, batch_size=8, evaluate_every=2, best=BY, checkpoint_every=0, keep=1),
+    eval=EvalConfig(source=source, during=0, batch_size=8, lengths=(160,), tiles=(1,), bootstrap=20),
+    mesh=MeshConfig(data=8),
+  )
+
+
+@pytest.fixture(scope="module")
+def trained(settings, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run") / "w"
+  programs = lambda: [f._cache_size() for f in (score._encode, score._prefix, score._read, score._letters)]
+  before = programs()
+  summary = loop.train(settings, workdir)
+  return workdir, summary, [b - a for a, b in zip(before, programs(), strict=True)]
+
+
+def test_the_step_that_scored_best_is_what_is_scored_and_exported(trained):
+  workdir, summary, _ = trained
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  found = {row["step"]: row for row in rows if f"eval/{BY}" in row}
+  assert list(found) == [2, 4, 6]
+  best = max(found, key=lambda step: found[step][f"eval/{BY}"])  # the first of equals
+  assert summary["step"] == best and summary["best"]["step"] == best and summary["best"]["by"] == BY
+  # Asked in training and asked afterwards, from what was restored, the moving average says the same.
+  assert found[best][f"eval/{BY}"] == summary["best"]["value"] == summary["scores"][BY]["score"]
+  assert {n: s["score"] for n, s in summary["scores"].items()} == {
+    name.removeprefix("eval/"): value for name, value in found[best].items() if name.startswith("eval/")
+  }
+  assert best in Checkpoints(workdir / "checkpoints", keep=1, best=BY).steps
+  assert len({tuple(sorted(row.items())) for row in map(_numbers, found.values())}) > 1
+
+
+def _numbers(row):
+  return {k: v for k, v in row.items() if k.startswith("eval/")}
+
+
+def test_all_evaluations_of_a_run_share_their_programs(trained):
+  assert trained[2] == [1, 1, 1, 1]
+
+
+def test_the_workdir_holds_three_reports(trained):
+  folder = trained[0] / "evaluation"
+  made = {"predictions.jsonl", "summary.json", "report.html", "tables.md", "tables.tex"}
+  for name in ("before", "after"):
+    assert {f.name for f in (folder / name).iterdir()} == made
+    assert len(page.pictures_of(folder / name / "report.html")) == 12
+    assert page.title_of(folder / name / "report.html") == f"tiny, {name} training"
+  changed = {f.name for f in (folder / "comparison").iterdir()}
+  assert changed == made - {"predictions.jsonl", "summary.json"} | {
+    contrast.JSON, contrast.DIFFERENCES, contrast.PLOT
+  }  # fmt: skip
+  before, after = (records.read(folder / name) for name in ("before", "after"))
+  differ = sum(a.choice != b.choice for a, b in zip(before, after, strict=True))
+  assert len((folder / "comparison" / contrast.DIFFERENCES).read_text().splitlines()) == differ > 0
+
+
+def test_the_exported_adapter_is_the_best_steps(trained):
+  workdir, summary, _ = trained
+  adapter = load_file(workdir / "adapter" / "adapter_model.safetensors")
+  assert np.isfinite(np.concatenate([v.ravel() for v in adapter.values()])).all()
+  assert summary["step"] in Checkpoints(workdir / "checkpoints", keep=1, best=BY).steps
+
+
+@pytest.mark.parametrize(
+  ("train", "message"),
+  [
+    ({"best": "task/Deph"}, r"train\.best: unknown score 'task/Deph'; did you mean 'task/Depth'\?"),
+    ({"best": "official", "evaluate_every": 0}, r"'official' is a score, which needs train\.evaluate_every"),
+    ({"best": "validation"}, r"train\.best: needs train\.validate_every and data\.validation"),
+  ],
+)
+def test_what_cannot_tell_the_best_is_refused(settings, tmp_path, train, message):
+  config = dataclasses.replace(settings, train=dataclasses.replace(settings.train, **train))
+  with pytest.raises(UserError, match=message):
+    loop.train(config, tmp_path / "w")
+  assert not (tmp_path / "w").exists()
+
+
+def test_evaluation_without_questions_is_refused(settings, tmp_path):
+  with pytest.raises(UserError, match=r"train\.evaluate_every: there are no questions to ask; set eval"):
+    loop.train(dataclasses.replace(settings, eval=None), tmp_path / "w")
