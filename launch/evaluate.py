@@ -1,4 +1,7 @@
-"""Scores a model: `python launch/evaluate.py --config=configs/cvbench.py[:tiny] [--config.key=value]`."""
+"""Scores a model: `python launch/evaluate.py --config=configs/cvbench.py[:tiny] [--config.key=value]`.
+
+`--config.model.path` names a model's folder or hub id, a PEFT adapter's, or the workdir of a training run.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from spatialvlm.launch import _main
 def main(config, workdir: str | None, arguments: list[str]) -> None:
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.evaluation.run import run as evaluate
+  from spatialvlm.training import runs
   from spatialvlm.types import UserError
 
   if arguments:
     raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
-  evaluate(config, workdir_lib.choose(workdir, config))
+  evaluate(config, workdir_lib.choose(workdir, config), runs.find)
 
 
 def run() -> None:

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spatialvlm import generation, hub, peft
+from spatialvlm.config import ModelConfig
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.data import processor as processor_lib
 from spatialvlm.data import processor_files as files
@@ -23,6 +24,7 @@ from spatialvlm.data.arrays import batch_from_arrays
 from spatialvlm.data.images import ImageSource, open_image
 from spatialvlm.data.processor import Encoded, Processor
 from spatialvlm.models.vlm import Vlm
+from spatialvlm.training import runs
 from spatialvlm.types import Batch, UserError
 
 
@@ -40,6 +42,8 @@ def load_vlm(
 ) -> LoadedVlm:
   """Loads a SmolVLM from a local folder or the hub, in Hugging Face's format.
 
+  The folder may also hold a PEFT adapter, which names its base, or be the workdir of a training run.
+
   Args:
     dtype: "float32" or "bfloat16".
     mesh: devices to shard the model over: a mesh, or its sizes such as `{"fsdp": 4}`.
@@ -52,15 +56,14 @@ def load_vlm(
   """
   if mesh is not None and not isinstance(mesh, Mesh):
     mesh = make_mesh(mesh)
-  folder = hub.resolve(path_or_hub_id, revision)
-  model = hub.load_model(folder, dtype=dtype, mesh=mesh, attention=attention)
+  found = runs.find(ModelConfig(str(path_or_hub_id), revision, dtype, attention=attention))
   options = {
     "max_tiles": max_tiles,
     "longest_edge": longest_edge,
     "split_images": split_images,
     "enlarge": enlarge,
   }
-  return LoadedVlm(model, folder, str(path_or_hub_id), mesh, options)
+  return LoadedVlm(found.load(mesh), found.folder, found.base, mesh, options)
 
 
 def load_processor(
@@ -84,7 +87,7 @@ class LoadedVlm:
   Attributes:
     model: the `models.vlm.Vlm`.
     folder: local folder that it came from.
-    name: as the user named it.
+    name: path or hub id of the model, without an adapter.
     mesh: the devices that it is sharded over, or None.
   """
 

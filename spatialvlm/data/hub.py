@@ -204,10 +204,7 @@ def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
 def _choices(cell: Any, where: str) -> tuple[str, ...]:
   if not isinstance(cell, list):
     raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r}")
-  while cell and cell[-1] in (
-    None,
-    "",
-  ):  # of several columns, questions with fewer options leave the last empty
+  while cell and cell[-1] in (None, ""):  # fewer options than there are columns
     cell = cell[:-1]
   if not 1 < len(cell) <= len(LETTERS):
     raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r}")

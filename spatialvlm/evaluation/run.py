@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 
-from spatialvlm import hub, peft, workdir
-from spatialvlm.config import EvaluateConfig
+from spatialvlm import workdir
+from spatialvlm.config import EvaluateConfig, ModelConfig
 from spatialvlm.core import axes
 from spatialvlm.data.processor import load_processor
 from spatialvlm.data.sources import open_questions
-from spatialvlm.evaluation import protocols, report, rescore, run_page, run_tables, tables
+from spatialvlm.evaluation import models, protocols, report, rescore, run_page, run_tables, tables
 from spatialvlm.evaluation.evaluate import Result, evaluate
 from spatialvlm.evaluation.protocols import ProcessorEncoder
 from spatialvlm.evaluation.score import VlmScorer
 from spatialvlm.types import Question, UserError
 
 
-def run(config: EvaluateConfig, folder: pathlib.Path) -> Result:
+def run(
+  config: EvaluateConfig,
+  folder: pathlib.Path,
+  find: Callable[[ModelConfig, str | None], models.Found] = models.find,
+) -> Result:
   """Scores the model on the questions, or continues what was begun in `folder`, and shows the table.
 
   Afterwards the folder holds config.json, environment.json, identity.json, predictions.jsonl, summary.json
   and table.txt. Everything that can be checked is checked before anything is written.
+
+  Args:
+    find: what finds the config's model and adapter; `training.runs.find` knows training runs too.
 
   Raises:
     UserError: anything in the config, data, weights or folder that the user can mend.
@@ -34,40 +40,31 @@ def run(config: EvaluateConfig, folder: pathlib.Path) -> Result:
   check(config)
   workdir.check(folder, config)
   mesh = axes.make_mesh(config.mesh)
-  source = hub.resolve(config.model.path, config.model.revision)
-  processor = load_processor(source, **config.model.tiling)
+  model = find(config.model, config.adapter)
+  processor = load_processor(model.folder, **config.model.tiling)
   encoder = ProcessorEncoder(processor)
   questions = open_questions(config.data)
   if not len(questions):
     raise UserError(
       f"{config.data.path or config.data.kind}: holds no questions; look at data.path and data.tasks"
     )
-  vlm = hub.load_model(
-    config.model.path,
-    revision=config.model.revision,
-    dtype=config.model.dtype,
-    mesh=mesh,
-    attention=config.model.attention,
-    from_scratch=config.model.from_scratch,
-    seed=config.model.seed,
-  )
-  if config.adapter:
-    peft.load_adapter(vlm, config.adapter)
-  continues = workdir.claim(folder, config, identity(config, questions))
+  vlm = model.load(mesh)
+  continues = workdir.claim(folder, config, model.identity() | identity(questions))
   if jax.process_index() == 0:
     count = min(len(questions), config.score.limit or len(questions))
-    print(f"{'continues' if continues else 'begins'} in {folder}: {count} questions", flush=True)
+    begins = "continues" if continues else "begins"
+    print(f"{begins} in {folder}: {count} questions to {model.name}", flush=True)
   with report.progress() as show:
     scorer = VlmScorer(vlm, mesh)
     result = evaluate(questions, scorer, encoder, config.score, folder=folder, on_progress=show)
   if jax.process_index() == 0:
-    table = report.table(result.summary, title(config))
+    table = report.table(result.summary, title(config, model.name))
     workdir.write_text(folder / "table.txt", report.plain_text(table))
     report.show(table)
     for other in _other_tables(config, result):
       report.show(report.rich(other))
     print(programs(scorer.programs))
-    run_page.write(folder, result.all_rows, result.summary, title(config), questions)
+    run_page.write(folder, result.all_rows, result.summary, title(config, model.name), questions)
     print(f"predictions, summary, tables and report: {folder}")
   return result
 
@@ -103,28 +100,15 @@ def _other_tables(config: EvaluateConfig, result: Result) -> Iterator[tables.Tab
     yield rescore.published(result.summary, config.published)
 
 
-def identity(config: EvaluateConfig, questions: Sequence[Question]) -> dict[str, Any]:
-  """What the names in the config stood for: hashes of weights and adapter, the order of the questions."""
-  found: dict[str, Any] = {"model": {"from_scratch": True}}
-  if not config.model.from_scratch:
-    found["model"] = dict(hub.identity(config.model.path, config.model.revision))
-  if config.adapter:
-    found["adapter"] = _hash(sorted(hub.resolve(config.adapter).glob("adapter_*")))
-  found["questions"] = len(questions)
+def identity(questions: Sequence[Question]) -> dict[str, Any]:
+  """What the name of the data stood for: how many questions, and which in which order."""
+  found: dict[str, Any] = {"questions": len(questions)}
   if hasattr(questions, "row_order"):
     found["row_order"] = questions.row_order
   return found
 
 
-def title(config: EvaluateConfig) -> str:
+def title(config: EvaluateConfig, model: str) -> str:
   """What was scored on what, as the table is headed."""
-  model = config.model.path + (f" + {config.adapter}" if config.adapter else "")
   data = config.data.path or {"cvbench": "CV-Bench", "scenes": "held-out scenes"}.get(config.data.kind, "")
   return f"{model} on {data or config.data.kind}"
-
-
-def _hash(files: Sequence[pathlib.Path]) -> str:
-  digest = hashlib.sha256()
-  for file in files:
-    digest.update(file.name.encode() + file.read_bytes())
-  return digest.hexdigest()

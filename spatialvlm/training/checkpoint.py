@@ -36,8 +36,13 @@ class Checkpoints:
   A save that was interrupted leaves a temporary folder that counts for nothing and is removed here.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int, best: str = VALIDATION):
-    """`best`: what `save` is told of a step: `VALIDATION`, the lowest is best, or a score, the highest is."""
+  def __init__(self, folder: pathlib.Path, keep: int, best: str = VALIDATION, reads: bool = False):
+    """Opens them.
+
+    Args:
+      best: what `save` is told of a step: `VALIDATION`, the lowest is best, or a score, the highest is.
+      reads: only; a run may be saving there right now, whose half-written folder must stay.
+    """
     policies = ocp.training.preservation_policies
     self.folder = folder.absolute()
     self._by = best
@@ -46,7 +51,7 @@ class Checkpoints:
         self.folder,
         save_decision_policy=_Always(),
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(keep, 1)), _Best(best)]),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not reads,
       )
 
   @property

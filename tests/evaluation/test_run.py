@@ -77,7 +77,21 @@ def test_an_adapter_counts_and_is_known_by_its_content(config, files, tmp_path):
   rows = run(adapted, tmp_path / "adapted").rows
   assert not np.allclose(rows[0].logprobs, plain[0].logprobs, atol=1e-3)
   settings = files / "adapter" / "adapter_config.json"
-  settings.write_text(settings.read_text() + "\n")
+  said = json.loads(settings.read_text())
+
+  # An adapter's folder in the place of the model's: it names its base.
+  alone = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(files / "adapter")))
+  settings.write_text(json.dumps(said | {"base_model_name_or_path": str(files / "model")}))
+  assert run(alone, tmp_path / "alone").rows == rows
+  identity = json.loads((tmp_path / "alone" / "identity.json").read_text())
+  assert identity["model"]["id"] == str(files / "model") and len(identity["adapter"]) == 64
+  for base, why in ((None, "names no base_model"), (str(tmp_path / "gone"), "whose base is not found")):
+    settings.write_text(json.dumps(said | {"base_model_name_or_path": base}))
+    with pytest.raises(UserError, match=rf"{why}.*give the base as config\.model\.path, and"):
+      run(alone, tmp_path / "none")
+  with pytest.raises(UserError, match=r"is an adapter, and config\.adapter"):
+    run(dataclasses.replace(alone, adapter=adapted.adapter), tmp_path / "none")
+  settings.write_text(json.dumps(said) + "\n")
   with pytest.raises(UserError, match=r"began with other inputs \(adapter"):
     run(adapted, tmp_path / "adapted")
 

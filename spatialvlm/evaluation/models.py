@@ -1,0 +1,121 @@
+"""What the path of a model may name: a model's folder or hub id, or that of an adapter, which has a base."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from spatialvlm import hub, peft
+from spatialvlm.config import ModelConfig
+from spatialvlm.hub.resolve import read_json
+from spatialvlm.models.vlm import Vlm
+from spatialvlm.types import UserError
+
+ADAPTER_FILE = "adapter_config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A model that was found and is not loaded yet.
+
+  Attributes:
+    name: as tables and the screen call it.
+    base: the base's path or hub id.
+    folder: the base's local folder, with the processor's files.
+    load: puts the model on a mesh (None: the default device).
+    identity: what the names stood for: hashes of everything that `load` reads.
+  """
+
+  name: str
+  base: str
+  folder: Path
+  load: Callable[[Mesh | None], Vlm]
+  identity: Callable[[], dict[str, Any]]
+
+
+def find(model: ModelConfig, adapter: str | None = None) -> Found:
+  """Finds what `model.path` names.
+
+  Args:
+    adapter: PEFT folder or hub id that is laid over the model, None for the model alone.
+
+  Raises:
+    UserError: nothing there, an adapter whose base is not there, or two adapters.
+  """
+  name = model.path + (f" + {adapter}" if adapter else "")
+  folder = hub.resolve(model.path, model.revision)
+  if is_adapter(folder):
+    if adapter:
+      raise UserError(
+        f"config.model.path: {model.path} is an adapter, and config.adapter another; leave out one of them"
+      )
+    model, folder, adapter = _base(model, folder), None, str(folder)
+  return Found(
+    name=name,
+    base=model.path,
+    folder=folder or hub.resolve(model.path, model.revision),
+    load=lambda mesh: _load(model, adapter, mesh),
+    identity=lambda: identity(model, adapter),
+  )
+
+
+def is_adapter(folder: Path) -> bool:
+  """Whether a folder holds an adapter, and no whole model."""
+  return (folder / ADAPTER_FILE).is_file() and not any((folder / name).is_file() for name in WEIGHTS)
+
+
+def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
+  """The model of a folder or hub id, as the config says."""
+  return hub.load_model(
+    model.path,
+    revision=model.revision,
+    dtype=model.dtype,
+    mesh=mesh,
+    attention=model.attention,
+    from_scratch=model.from_scratch,
+    seed=model.seed,
+  )
+
+
+def identity(model: ModelConfig, adapter: str | None = None) -> dict[str, Any]:
+  """Hashes of the weights and of the adapter."""
+  found: dict[str, Any] = {"model": {"from_scratch": True}}
+  if not model.from_scratch:
+    found["model"] = dict(hub.identity(model.path, model.revision))
+  if adapter:
+    folder = hub.resolve(adapter)
+    found["adapter"] = hash_files(folder, sorted(folder.glob("adapter_*")))
+  return found
+
+
+def hash_files(folder: Path, files: Sequence[Path]) -> str:
+  """SHA-256 over names below `folder` and contents, in the order given."""
+  digest = hashlib.sha256()
+  for file in files:
+    digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+  return digest.hexdigest()
+
+
+def _load(model: ModelConfig, adapter: str | None, mesh: Mesh | None) -> Vlm:
+  vlm = load_base(model, mesh)
+  return peft.load_adapter(vlm, adapter) if adapter else vlm
+
+
+def _base(model: ModelConfig, folder: Path) -> ModelConfig:
+  """The config of the base that an adapter names."""
+  said: Mapping[str, Any] = read_json(folder / ADAPTER_FILE)
+  base, revision = said.get("base_model_name_or_path"), said.get("revision")
+  way_out = f"give the base as config.model.path, and {model.path} as config.adapter"
+  if not base or not isinstance(base, str):
+    raise UserError(f"{folder / ADAPTER_FILE}: names no base_model_name_or_path; {way_out}")
+  try:
+    hub.resolve(base, revision)
+  except UserError as error:
+    raise UserError(f"{model.path}: an adapter whose base is not found ({error}); {way_out}") from error
+  return dataclasses.replace(model, path=base, revision=revision)

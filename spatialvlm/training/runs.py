@@ -1,0 +1,133 @@
+"""The model of a training run: its base with the trainables of one of its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from spatialvlm import hub, peft
+from spatialvlm import workdir as workdir_lib
+from spatialvlm.config import ModelConfig, RunConfig, from_config_dict
+from spatialvlm.core import axes
+from spatialvlm.evaluation import models
+from spatialvlm.evaluation.models import Found
+from spatialvlm.models.vlm import Vlm
+from spatialvlm.types import UserError
+
+CHECKPOINTS = "checkpoints"
+SUMMARY_FILE = "summary.json"
+
+
+def find(model: ModelConfig, adapter: str | None = None) -> Found:
+  """Finds what `model.path` names: a training run's workdir, a checkpoint of it, or what `models.find` knows.
+
+  Of a workdir (`runs/x`) the checkpoint is the one whose parameters the finished run exports; before the end
+  it is the best one where `train.best` names what is best, else the last. `runs/x/checkpoints/300` names one.
+  Base, revision and seed are the run's; numbers, attention and image settings are those of `model`.
+
+  Raises:
+    UserError: as `models.find`; a run without checkpoints, without that one, or on other weights than it
+      began with.
+  """
+  path = Path(model.path).expanduser()
+  chosen = path.name if path.parent.name == CHECKPOINTS and is_run(path.parent.parent) else None
+  workdir = path.parent.parent if chosen else path
+  if not is_run(workdir):
+    return models.find(model, adapter)
+  if adapter:
+    raise UserError(f"config.adapter: {workdir} is a training run, with its own; leave config.adapter out")
+  config = from_config_dict(_read(workdir / workdir_lib.CONFIG_FILE), RunConfig)
+  config = dataclasses.replace(config, model=_model(config.model, model))
+  step = _step(workdir, config, chosen)
+  base = models.identity(config.model)
+  _check_base(workdir, base)
+  return Found(
+    name=f"{workdir}, step {step}",
+    base=config.model.path,
+    folder=hub.resolve(config.model.path, config.model.revision),
+    load=lambda mesh: _load(workdir, config, step, mesh),
+    identity=lambda: base | {"run": _identity(workdir / CHECKPOINTS / str(step), step)},
+  )
+
+
+def is_run(folder: Path) -> bool:
+  """Whether a folder is a training run's workdir."""
+  try:
+    config = json.loads((folder / workdir_lib.CONFIG_FILE).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return False
+  return isinstance(config, Mapping) and {"model", "peft", "train", "optim"} <= set(config)
+
+
+def _model(run: ModelConfig, asked: ModelConfig) -> ModelConfig:
+  return dataclasses.replace(
+    asked, path=run.path, revision=run.revision, from_scratch=run.from_scratch, seed=run.seed
+  )
+
+
+def _step(workdir: Path, config: RunConfig, chosen: str | None) -> int:
+  from spatialvlm.training.checkpoint import VALIDATION, Checkpoints
+
+  folder = workdir / CHECKPOINTS
+  if not folder.is_dir():
+    raise UserError(f"{workdir}: a training run without checkpoints yet; wait for its first, or name a model")
+  with contextlib.closing(
+    Checkpoints(folder, config.train.keep, config.train.best or VALIDATION, reads=True)
+  ) as kept:
+    steps, best = kept.steps, kept.best
+  if not steps:
+    raise UserError(f"{folder}: holds no whole checkpoint yet; wait for the first, or name a model")
+  if chosen is not None:
+    step: Any = int(chosen) if chosen.isdecimal() else chosen
+  elif (workdir / SUMMARY_FILE).exists():
+    step = _read(workdir / SUMMARY_FILE).get("step")
+  else:
+    step = best if config.train.best and best is not None else max(steps)
+  if step not in steps:
+    raise UserError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+  return step
+
+
+def _check_base(workdir: Path, base: Mapping[str, Any]) -> None:
+  """The trainables fit one base only, and nothing else would tell that another lies under its name."""
+  began = _read(workdir / workdir_lib.IDENTITY_FILE).get("model") or {}
+  if began.get("sha256") != base["model"].get("sha256"):
+    raise UserError(f"{workdir}: trained on other weights than lie at its base's path now; restore the base")
+
+
+def _load(workdir: Path, config: RunConfig, step: int, mesh: Mesh | None) -> Vlm:
+  from spatialvlm.training import loop, optim
+  from spatialvlm.training import state as state_lib
+  from spatialvlm.training import step as step_lib
+  from spatialvlm.training.checkpoint import Checkpoints
+
+  mesh = mesh or axes.make_mesh({}, jax.devices()[:1])
+  model = loop.build_model(config, mesh)
+  split = state_lib.Split(model, peft.trainable_filter(model, config.peft), mesh)
+  del model
+  rate = optim.schedule(config.optim, config.train.steps)
+  tx = optim.make_optimizer(config.optim, rate, split.params)
+  like = step_lib.abstract(state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh))
+  split.params = {}
+  with contextlib.closing(Checkpoints(workdir / CHECKPOINTS, config.train.keep, reads=True)) as kept:
+    state = kept.restore(step, like)
+  return split.model(state_lib.weights(state), split.frozen)
+
+
+def _identity(folder: Path, step: int) -> dict[str, Any]:
+  files = sorted(file for file in folder.rglob("*") if file.is_file())
+  return {"step": step, "sha256": models.hash_files(folder, files)}
+
+
+def _read(file: Path) -> dict[str, Any]:
+  try:
+    return json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(f"{file}: cannot be read ({error}); the workdir of the run is not whole") from error
