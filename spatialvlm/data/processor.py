@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from tokenizers import Tokenizer
 from spatialvlm.data import arrays, prompts
 from spatialvlm.data import images as image_lib
 from spatialvlm.data import processor_files as files
-from spatialvlm.types import IMAGE_MARK, Example, ImageLayout, Turn, UserError
+from spatialvlm.data.expansion import Expander
+from spatialvlm.types import Example, ImageLayout, Turn, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,14 +85,8 @@ class Processor:
     self.stop_ids = tuple(stop_ids)
     self.max_length = max_length
     self.padding_side = padding_side
-    self.image_id = self._special(IMAGE_MARK, where)
-    self.end_id = self._special(prompts.END_OF_UTTERANCE, where)
-    self._special(prompts.FAKE_TOKEN, where)
-    if len(tokenizer.encode("a").ids) != len(tokenizer.encode("a", add_special_tokens=False).ids):
-      raise UserError(f"{where}: the tokenizer adds tokens of its own to a text; SmolVLM's adds none")
-    self._cuts = self._safe_cuts()
-    self._ids = functools.lru_cache(maxsize=8192)(self._tokenize)
-    self._block = functools.lru_cache(maxsize=128)(self._block_ids)
+    self._expand = Expander(tokenizer, tokens_per_tile, where)
+    self.image_id, self.end_id = self._expand.image_id, self._expand.end_id
 
   @functools.cached_property
   def layout(self) -> ImageLayout:
@@ -141,7 +135,7 @@ class Processor:
         size = self.tiler.tile_size
         tiles = [self.tiler.normalise(np.concatenate([t.pixels for t in row])) if row else () for row in cut]
         result |= arrays.pixel_arrays(tiles, size)
-      blocks = [[self._block(t.rows, t.cols) for t in sample] for sample in cut]
+      blocks = [[self._expand.block(t.rows, t.cols) for t in sample] for sample in cut]
     if texts is not None:
       rows = []
       for index, sample in enumerate(texts):
@@ -242,7 +236,7 @@ class Processor:
   ) -> Encoded:
     name = f"example {example.id!r}" if example.id else "prompt"
     cut = [i if isinstance(i, image_lib.Tiles) else self.tiler(i) for i in example.images]
-    blocks = [self._block(t.rows, t.cols) for t in cut]
+    blocks = [self._expand.block(t.rows, t.cols) for t in cut]
     ids, loss = self._expand(text, blocks, spans, name)
     tokens = np.array(ids, np.int32)
     if len(tokens) > self.max_length:
@@ -278,70 +272,6 @@ class Processor:
         f" {prompts.END_OF_UTTERANCE}, so the loss cannot be placed"
       )
     return len(prefix), end + len(prompts.END_OF_UTTERANCE)
-
-  def _expand(
-    self,
-    text: str,
-    blocks: Sequence[Sequence[int]] | None,
-    spans: Sequence[tuple[int, int]] = (),
-    name: str = "prompt",
-  ) -> tuple[list[int], list[bool]]:
-    """Ids of a text with each `<image>` mark replaced by its block, and which of them lie in `spans`.
-
-    The text is tokenised in the pieces between special tokens, where the tokenizer itself cuts first, so
-    the ids are those of the whole text. Without `blocks` the text is taken as it stands.
-    """
-    marks = text.count(IMAGE_MARK)
-    if blocks is not None and marks != len(blocks):
-      raise UserError(f"{name}: {marks} <image> marks in the text, but {len(blocks)} images")
-    ids: list[int] = []
-    loss: list[bool] = []
-    at, image = 0, 0
-    for piece in self._cuts.split(text):
-      if piece == IMAGE_MARK and blocks is not None:
-        ids += blocks[image]
-        loss += [False] * len(blocks[image])
-        image += 1
-      elif piece:
-        piece_ids, offsets = self._ids(piece)
-        ids += piece_ids
-        near = [s for s in spans if s[0] < at + len(piece) and s[1] > at]
-        if near:
-          loss += [any(at + a < stop and at + b > start for start, stop in near) for a, b in offsets]
-        else:
-          loss += [False] * len(piece_ids)
-      at += len(piece)
-    return ids, loss
-
-  def _tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    encoding = self.tokenizer.encode(text, add_special_tokens=False)
-    return encoding.ids, encoding.offsets
-
-  def _block_ids(self, rows: int, cols: int) -> list[int]:
-    known = self.tokenizer.token_to_id
-    if rows and known("<row_1_col_1>") is not None and known(f"<row_{rows}_col_{cols}>") is None:
-      raise UserError(
-        f"an image would become {rows} x {cols} tiles, for which this tokenizer has no markers;"
-        " lower longest_edge or max_tiles"
-      )
-    block = prompts.image_block(rows, cols, self.tokens_per_tile)
-    return self.tokenizer.encode(block, add_special_tokens=False).ids
-
-  def _special(self, token: str, where: str) -> int:
-    index = self.tokenizer.token_to_id(token)
-    if index is None or self.tokenizer.encode(token, add_special_tokens=False).ids != [index]:
-      raise UserError(f"{where}: the tokenizer has no special token {token}; is it SmolVLM's?")
-    return index
-
-  def _safe_cuts(self) -> re.Pattern[str]:
-    """Splits a text at the special tokens that the tokenizer takes out first, whatever stands beside them."""
-    wanted = (IMAGE_MARK, prompts.END_OF_UTTERANCE, prompts.FAKE_TOKEN)
-    added = {t.content: t for t in self.tokenizer.get_added_tokens_decoder().values()}
-    for token in wanted:
-      flags = added.get(token)
-      if flags is None or flags.lstrip or flags.rstrip or flags.single_word or flags.normalized:
-        raise UserError(f"the tokenizer's token {token} must be special and keep the white space beside it")
-    return re.compile("(" + "|".join(map(re.escape, wanted)) + ")")
 
 
 def load_processor(
