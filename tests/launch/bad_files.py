@@ -31,6 +31,14 @@ def cut(file: Path, size: int) -> None:
   file.write_bytes(file.read_bytes()[:size])
 
 
+def write_talk(file: Path, count: int, answer: str = "A", image: str | None = None) -> Path:
+  """Conversations of one turn each, in LLaVA's schema."""
+  said = [{"from": "human", "value": "Which is closer?"}, {"from": "gpt", "value": answer}]
+  record = {"conversations": said} | ({"image": image} if image else {})
+  file.write_text("".join(json.dumps(record | {"id": str(i)}) + "\n" for i in range(count)))
+  return file
+
+
 def with_header(header: bytes) -> bytes:
   return struct.pack("<Q", len(header)) + header + bytes(64)
 

@@ -1,11 +1,8 @@
 """What users get wrong, through the commands: exit code 2, one line on stderr, nothing half-written."""
 
 import ast
-import json
 import re
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,94 +10,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from flax import nnx
 
-import spatialvlm
 from spatialvlm import hub, peft
 from spatialvlm.config import PeftConfig, SourceConfig
-from spatialvlm.data.cvbench import write_cvbench
 from spatialvlm.data.sources import open_questions, open_source
-from spatialvlm.evaluation import records
 from spatialvlm.training import loop
 from spatialvlm.types import UserError
-from tests.evaluation.support import questions
-from tests.launch import bad_files, command
+from tests.launch import bad_files
 from tests.tiny_model import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN = """
-def get_config():
-  source = dict(kind="llava", path="{folder}/talk.jsonl")
-  return dict(
-    name="train",
-    model=dict(path="{folder}/model"),
-    peft=dict(rank=2),
-    data=dict(sources=dict(own=source), lengths=(96,), tiles=(1,), workers=1),
-    train=dict(steps=3, batch_size=2, log_every=1, checkpoint_every=1),
-    mesh=dict(data=1, tensor=8),
-    log=dict(tensorboard=False),
-  )
-"""
-EVALUATE = """
-def get_config():
-  return dict(
-    name="evaluate",
-    model=dict(path="{folder}/model"),
-    data=dict(kind="cvbench", path="{folder}/table.parquet", split="test"),
-    score=dict(batch_size=4, lengths=(160,), tiles=(1,), pool_tiles=8, bootstrap=20),
-    mesh=dict(data=1, tensor=8),
-  )
-"""
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  """A checkpoint, an adapter for it, conversations, questions, images, and a recipe for each command."""
-  folder = tmp_path_factory.mktemp("world")
-  write_checkpoint(folder / "model", longest_edge=16, split=False)
-  peft.save_adapter(peft.apply(hub.load_model(folder / "model"), PeftConfig(rank=2)), folder / "adapter")
-  write_cvbench(folder / "table.parquet", questions(count=12, images=4))
-  write_talk(folder / "talk.jsonl", 4)
-  bad_files.write_readable_images(folder / "good")
-  bad_files.write_unreadable_images(folder / "bad")
-  (folder / "train.py").write_text(TRAIN.replace("{folder}", str(folder)))
-  (folder / "evaluate.py").write_text(EVALUATE.replace("{folder}", str(folder)))
-  return folder
-
-
-def write_talk(file, count, answer="A", image=None):
-  said = [{"from": "human", "value": "Which is closer?"}, {"from": "gpt", "value": answer}]
-  record = {"conversations": said} | ({"image": image} if image else {})
-  file.write_text("".join(json.dumps(record | {"id": str(i)}) + "\n" for i in range(count)))
-  return file
-
-
-@pytest.fixture
-def typed(world, tmp_path, capfd):
-  """Runs a command on the world, its workdir below `tmp_path`."""
-
-  def run(name, *arguments):
-    recipe = {"train": "train", "inspect_data": "train", "evaluate": "evaluate"}.get(name)
-    common = [f"--config={world}/{recipe}.py", f"--workdir={tmp_path}/run"] if recipe else []
-    return command.run(capfd, name, *common, *arguments)
-
-  return run
-
-
-@pytest.fixture
-def refused(world, tmp_path, typed):
-  """Runs a command that must end in one line that matches; nothing may be written anywhere."""
-
-  def run(message, name, *arguments, writes=False):
-    before = command.files(world), command.files(tmp_path)
-    done = typed(name, *arguments)
-    assert done.code == 2, done
-    assert done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
-    assert re.search(message, done.err), done.err
-    if not writes:
-      assert (command.files(world), command.files(tmp_path)) == before and done.out == ""
-
-  return run
 
 
 # Checkpoints and adapters.
@@ -158,7 +77,10 @@ def test_an_adapter_of_another_base(world, tmp_path, refused):
     ("--config.data.sources.own.pth=x", r"sources\.own\.pth: unknown key; did you mean 'path'\?"),
     ("--config.train.steps=many", r"config\.train\.steps: expected int, got 'many'"),
     ("--config.data.lengths=96", r"config\.data\.lengths: expected tuple, got 96"),
-    ("--config=nothing.py", r"--config=nothing\.py: no such file; recipes of ours are base, cvbench, lora"),
+    (
+      "--config=nothing.py",
+      r"--config=nothing\.py: no such file; recipes of ours are base, benchmarks, cvbench, lora",
+    ),
     ("--config=lra", r"no such recipe; did you mean 'lora'\?"),
     ("--workdr=x", r"Unknown command line flag 'workdr'\. Did you mean: workdir"),
     ("lora", "unexpected argument 'lora'"),
@@ -216,7 +138,7 @@ def test_a_tilde_is_the_home_folder(world, refused, monkeypatch):
 def test_readable_images_are_read_rightly(world, tmp_path, typed):
   truth = bad_files.write_readable_images(tmp_path / "good")
   for name, wanted in truth.items():
-    talk = write_talk(tmp_path / "talk.jsonl", 1, image=f"good/{name}")
+    talk = bad_files.write_talk(tmp_path / "talk.jsonl", 1, image=f"good/{name}")
     (spoken,) = open_source(SourceConfig(kind="llava", path=str(talk)))[0].images
     cell = {"bytes": (tmp_path / "good" / name).read_bytes(), "path": None}
     table = bad_files.write_table(tmp_path / "one.parquet", world / "table.parquet", image=cell)
@@ -234,7 +156,7 @@ def test_unreadable_images(world, tmp_path, refused):
   for name, message in bad_files.write_unreadable_images(tmp_path / "bad").items():
     file = tmp_path / "bad" / name
     refused(message, "chat", f"--model={world}/model", f"--image={file}", "Which is closer?")
-    talk = write_talk(tmp_path / "talk.jsonl", 3, image=f"bad/{name}")
+    talk = bad_files.write_talk(tmp_path / "talk.jsonl", 3, image=f"bad/{name}")
     # The page is still written, and shows the sample: that is what it is for.
     refused(message, "inspect_data", f"--config.data.sources.own.path={talk}", "--scan=2", writes=True)
     cell = {"bytes": file.read_bytes(), "path": None} if file.exists() else {"bytes": None, "path": name}
@@ -270,136 +192,9 @@ def test_a_prompt_longer_than_the_context(world, tmp_path, refused):
   table = bad_files.write_table(tmp_path / "t.parquet", world / "table.parquet", 9, prompt=long)
   refused(f"question 127.*{exceeds}", "evaluate", f"--config.data.path={table}", writes=True)
   shutil.rmtree(tmp_path / "run")
-  talk = write_talk(tmp_path / "talk.jsonl", 3, answer="A cube. " * 60)
+  talk = bad_files.write_talk(tmp_path / "talk.jsonl", 3, answer="A cube. " * 60)
   path = f"--config.data.sources.own.path={talk}"
   refused(r"'own', example \d.*more than the longest sequence of 96; shorten", "train", path, writes=True)
-
-
-# Workdirs and disks.
-
-
-def test_workdirs(world, tmp_path, refused, capfd):
-  evaluated = tmp_path / "evaluated"
-  recipe = f"--config={world}/evaluate.py"
-  assert command.run(capfd, "evaluate", recipe, f"--workdir={evaluated}").code == 0
-  refused("a run with other settings .score.seed: 0, now 1.; name another --workdir", "evaluate",
-          f"--workdir={evaluated}", "--config.score.seed=1")  # fmt: skip
-  refused("holds a run of another command or version", "train", f"--workdir={evaluated}")
-  refused("not empty, and it holds no run", "train", f"--workdir={world}")
-  refused("is a file; name a folder", "train", f"--workdir={world}/train.py")
-  refused("cannot be written .Not a directory.", "evaluate", f"--workdir={world}/train.py/run")
-
-
-def test_a_folder_that_may_only_be_read(world, tmp_path, refused):
-  closed = tmp_path / "closed"
-  closed.mkdir()
-  mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(closed)]
-  try:
-    mounted = subprocess.run(mount, capture_output=True).returncode == 0
-  except FileNotFoundError:
-    mounted = False
-  closed.chmod(0o555) if not mounted else None
-  try:
-    if not mounted and (closed / "probe").mkdir() is None:  # root may write anywhere
-      pytest.skip("neither a read-only mount nor a user without privileges")
-  except PermissionError:
-    pass
-  try:
-    for name in ("train", "evaluate", "inspect_data"):
-      refused("cannot be written .*name another folder", name, f"--workdir={closed}/run")
-    with pytest.raises(UserError, match="could not be saved"):
-      spatialvlm.load_vlm(world / "model").save(closed / "model")
-  finally:
-    if mounted:
-      subprocess.run(["umount", "-l", str(closed)], check=True)
-
-
-class small_files:
-  """No file may grow beyond `size` bytes: what a full disk is, without a disk."""
-
-  def __init__(self, size):
-    self.size = size
-
-  def __enter__(self):
-    self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    self.handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
-
-  def __exit__(self, *error):
-    resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
-    signal.signal(signal.SIGXFSZ, self.handler)
-
-
-def test_a_save_that_finds_no_room_leaves_nothing(world, tmp_path):
-  vlm = spatialvlm.load_vlm(world / "model").load_adapter(world / "adapter")
-  vlm.save(tmp_path / "old"), vlm.save_adapter(tmp_path / "old_adapter")
-  before = command.files(tmp_path)
-  with small_files(1000):
-    for target in ("new", "old"):
-      with pytest.raises(UserError, match=f"{target}: could not be saved"):
-        vlm.save(tmp_path / target)
-      with pytest.raises(UserError, match=f"{target}_adapter: the adapter could not be saved"):
-        vlm.save_adapter(tmp_path / f"{target}_adapter")
-  assert command.files(tmp_path) == before
-
-
-def test_an_evaluation_without_room_or_interrupted_goes_on_where_it_was(
-  tmp_path, refused, typed, monkeypatch
-):
-  assert typed("evaluate", f"--workdir={tmp_path}/whole").code == 0
-  wanted = (tmp_path / "whole" / records.FILE).read_bytes()
-  with small_files(len(wanted) // 2):
-    refused(r"predictions\.jsonl: too large for a file there", "evaluate", writes=True)
-  assert not (tmp_path / "run" / "summary.json").exists()
-  write = records.Writer.write
-
-  def interrupted(writer, rows):
-    write(writer, rows)
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(records.Writer, "write", interrupted)
-  done = typed("evaluate")
-  assert done.code == 130 and done.err == "interrupted\n"
-  monkeypatch.undo()
-  assert 0 < (tmp_path / "run" / records.FILE).stat().st_size < len(wanted)
-  assert typed("evaluate").code == 0
-  assert (tmp_path / "run" / records.FILE).read_bytes() == wanted
-
-
-def test_a_training_without_room_loses_nothing(tmp_path, refused, typed, monkeypatch):
-  steps = ["--config.train.steps=12", "--config.train.checkpoint_every=0"]
-  done = typed("train", f"--workdir={tmp_path}/whole", *steps)
-  assert done.code == 0, done
-  real = shutil.disk_usage
-  monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=0))
-  full = "checkpoints: no space left on the disk for a checkpoint; earlier ones are whole: free some"
-  refused(full, "train", *steps, writes=True)
-  monkeypatch.undo()
-  with small_files(3000):
-    refused(r"metrics\.jsonl: too large for a file there", "train", *steps, writes=True)
-  assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "summary.json").exists()
-  assert typed("train", *steps).code == 0
-  for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
-    assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-  rows = [(tmp_path / run / "metrics.jsonl").read_text().count("\n") for run in ("run", "whole")]
-  assert rows[0] == rows[1]
-
-
-# Numbers.
-
-
-def test_numbers_that_are_none(world, tmp_path, refused):
-  sick = hub.load_model(world / "model")
-  sick.decoder.norm.scale = nnx.Param(sick.decoder.norm.scale[...] * np.nan)
-  hub.save_model(sick, tmp_path / "sick", world / "model")
-  refused("logits are not finite", "chat", f"--model={tmp_path}/sick", "hello", writes=True)
-  path = f"--config.model.path={tmp_path}/sick"
-  refused(
-    r"question 100: the log-probabilities are \(nan, .*check its weights", "evaluate", path, writes=True
-  )
-  assert (tmp_path / "run" / records.FILE).read_bytes() == b""
-  run = f"--workdir={tmp_path}/trained"
-  refused(r"step 1: loss nan.*examples own\[.*no checkpoint was written yet", "train", path, run, writes=True)
 
 
 # What is no mistake of the user.
@@ -418,7 +213,7 @@ def test_only_foreign_code_may_raise_anything():
   """`except Exception` hides mistakes of ours, so it may stand around calls of other libraries alone."""
   allowed = {
     "spatialvlm/data/cvbench.py": "huggingface_hub, on the network",
-    "spatialvlm/data/hub.py": "datasets",
+    "spatialvlm/data/hub_files.py": "datasets",
     "spatialvlm/data/images.py": "Pillow on malformed bytes",
     "spatialvlm/data/processor_files.py": "tokenizers raises bare Exception",
     "spatialvlm/data/scenes/pools.py": "handed on to every thread that waits, and raised there",
