@@ -107,6 +107,7 @@ def _read(datasets: Any, files: Sequence[Path], split: str) -> Any:
     features = datasets.Features({name: text for name in _header(files[0], separator)})
     options = {"sep": separator, "features": features, "keep_default_na": False, "na_values": [""]}
   names = {split: [str(file) for file in files]}
+  datasets.disable_progress_bars()  # files on this disk are read in a moment
   return datasets.load_dataset(kind, data_files=names, split=split, **options)
 
 

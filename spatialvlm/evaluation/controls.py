@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from spatialvlm.config import SourceConfig
 from spatialvlm.evaluation.records import LETTERS
 from spatialvlm.types import Question, UserError
 
@@ -24,6 +25,15 @@ CONTROLS = {
 BLIND = ("grey", "no_image", "other_image")
 
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+def check(source: SourceConfig, conditions: Sequence[str]) -> None:
+  """Raises a UserError for a control that the questions cannot be asked under."""
+  if source.several_images == "join" and "flip" in conditions:
+    raise UserError(
+      "score.controls: 'flip' would swap images that stand side by side; set data.several_images to 'skip',"
+      " or leave 'flip' out"
+    )
 
 
 def shifts(condition: str, options: int) -> range:

@@ -14,7 +14,7 @@ from spatialvlm.config import EvaluateConfig, ModelConfig
 from spatialvlm.core import axes
 from spatialvlm.data.processor import load_processor
 from spatialvlm.data.sources import open_questions
-from spatialvlm.evaluation import models, protocols, report, rescore, run_page, run_tables, tables
+from spatialvlm.evaluation import controls, models, protocols, report, rescore, run_page, run_tables, tables
 from spatialvlm.evaluation.evaluate import Result, evaluate
 from spatialvlm.evaluation.protocols import ProcessorEncoder
 from spatialvlm.evaluation.score import VlmScorer
@@ -75,6 +75,7 @@ def check(config: EvaluateConfig) -> None:
     raise UserError(f"config.model.dtype: {config.model.dtype!r} is not offered; use float32 or bfloat16")
   score = config.score
   protocols.check(score)
+  controls.check(config.data, score.controls)
   if score.batch_size < 1 or score.limit < 0 or score.bootstrap < 1:
     raise UserError("config.score: batch_size and bootstrap must be at least 1, limit at least 0")
   for name in ("lengths", "tiles"):

@@ -13,7 +13,7 @@ import numpy as np
 from spatialvlm.config import EvalConfig, RunConfig, TrainConfig, nearest
 from spatialvlm.data import pipeline, sources
 from spatialvlm.data.processor import Processor
-from spatialvlm.evaluation import contrast, cvbench, protocols, report, run_page
+from spatialvlm.evaluation import contrast, controls, cvbench, protocols, report, run_page
 from spatialvlm.evaluation.compare import compare
 from spatialvlm.evaluation.evaluate import Result, evaluate
 from spatialvlm.evaluation.score import VlmScorer
@@ -36,6 +36,7 @@ class Scores:
       return
     self._questions = pipeline.open_questions(self._config.source)
     protocols.check(self._config)
+    controls.check(self._config.source, self._config.controls)
     if config.train.evaluate_every:
       self._some = some(self._questions, self._config)
     self._encoder = protocols.ProcessorEncoder(processor)

@@ -3,18 +3,22 @@
 import dataclasses
 import json
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from flax import nnx
+from PIL import Image
 
 from spatialvlm import hub, peft
 from spatialvlm.config import EvaluateConfig, MeshConfig, ModelConfig, PeftConfig, ScoreConfig, SourceConfig
 from spatialvlm.data.cvbench import write_cvbench
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.run import run
+from spatialvlm.evaluation.score import VlmScorer
+from spatialvlm.launch import _main
 from spatialvlm.types import UserError
 from tests.evaluation import support
 from tests.launch.tiny import write_model
@@ -71,6 +75,21 @@ def test_from_files_to_files(config, tmp_path, capsys):
     run(other, tmp_path / "run")
 
 
+def test_features_on_disk_change_no_bit(config, tmp_path, capsys, monkeypatch):
+  wanted = (run(config, tmp_path / "plain"), (tmp_path / "plain" / records.FILE).read_bytes())[1]
+  kept = dataclasses.replace(config, score=dataclasses.replace(config.score, features=str(tmp_path / "kept")))
+  run(kept, tmp_path / "first")
+  shown = capsys.readouterr().out
+  assert "image features: 0 images read, 4 encoded and kept; " in shown and "peak memory: process " in shown
+  monkeypatch.setattr(VlmScorer, "encode", None)  # whoever calls it fails
+  run(kept, tmp_path / "second")
+  assert "image features: 4 images read, 0 encoded and kept; " in capsys.readouterr().out
+  for name in ("first", "second"):
+    assert (tmp_path / name / records.FILE).read_bytes() == wanted
+  # A run may go on without the folder, or with another.
+  assert run(config, tmp_path / "first").notes == ()
+
+
 def test_an_adapter_counts_and_is_known_by_its_content(config, files, tmp_path):
   plain = run(config, tmp_path / "plain").rows
   adapted = dataclasses.replace(config, adapter=str(files / "adapter"))
@@ -96,6 +115,45 @@ def test_an_adapter_counts_and_is_known_by_its_content(config, files, tmp_path):
     run(adapted, tmp_path / "adapted")
 
 
+CAPTIONS = [f"A mug {where} a table" for where in ("on", "under", "to the left of", "to the right of")]
+
+
+def test_another_benchmark_under_protocols_and_controls(config, tmp_path, monkeypatch):
+  """What's Up, from the files of its authors: captions, of which the first is right."""
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  rows = [
+    {"image_path": f"data/controlled_images/{i}.png", "caption_options": CAPTIONS[i:] + CAPTIONS[:i]}
+    for i in range(4)
+  ]
+  (tmp_path / "controlled_images").mkdir()
+  for i in range(4):
+    Image.fromarray(QUESTIONS[i].image).save(tmp_path / "controlled_images" / f"{i}.png")
+  (tmp_path / "controlled_images_dataset.json").write_text(json.dumps(rows))
+  recipe = _main.load_config("benchmarks:whatsup-a", [("data.path", str(tmp_path))], EvaluateConfig)
+  asked = dict(protocols=("native", "options"), controls=("circular", "other_image", "flip"), lengths=(192,))
+  score = dataclasses.replace(config.score, **asked)
+  result = run(
+    dataclasses.replace(recipe, model=config.model, score=score, mesh=config.mesh), tmp_path / "run"
+  )
+  summary = result.summary
+  assert "these questions are from What's Up" in summary["official_note"]
+  assert set(summary["scores"]) == {
+    "plain",
+    "task/Relation",
+    "source/What's Up",
+    "source_dataset/Controlled A",
+  }
+  assert {name: part["scores"]["plain"]["n"] for name, part in summary["controls"].items()} == dict.fromkeys(
+    ("circular", "other_image", "flip"), 4
+  )
+  right = {row.choices[records.LETTERS.index(row.gold)] for row in result.rows}
+  assert right == set(CAPTIONS) and summary["scores"]["plain"]["guessing"] == 0.25
+  flipped = [row for row in result.all_rows if row.condition == "flip"]
+  gold = [row.choices[records.LETTERS.index(row.gold)] for row in flipped]
+  assert gold == [CAPTIONS[i] for i in (0, 1, 3, 2)]  # left and right have swapped
+  assert "s Up" in (tmp_path / "run" / "tables.md").read_text()
+
+
 def test_nothing_is_written_before_all_is_known_to_be_good(config, files, tmp_path):
   table = pq.read_table(files / "data" / "test.parquet")
   (tmp_path / "bad").mkdir()
@@ -109,6 +167,13 @@ def test_nothing_is_written_before_all_is_known_to_be_good(config, files, tmp_pa
     (dict(model=dataclasses.replace(config.model, dtype="float16")), "float16"),
     (dict(adapter=str(tmp_path / "none")), "no such folder"),
     (dict(mesh=MeshConfig(data=3)), "does not fit 8 device"),
+    (
+      dict(
+        data=SourceConfig(kind="hf", several_images="join"),
+        score=dataclasses.replace(config.score, controls=("flip",)),
+      ),
+      "'flip' would swap images",
+    ),
     (dict(score=dataclasses.replace(config.score, protocols=("naive",))), "did you mean 'native'"),
     (dict(score=dataclasses.replace(config.score, lengths=(64, 32))), "ascending"),
     (dict(score=dataclasses.replace(config.score, batch_size=0)), "at least 1"),
