@@ -81,7 +81,7 @@ def _step(workdir: Path, config: RunConfig, chosen: str | None) -> int:
   with contextlib.closing(
     Checkpoints(folder, config.train.keep, config.train.best or VALIDATION, reads=True)
   ) as kept:
-    steps, best = kept.steps, kept.best
+    steps, best = kept.steps, kept.best if config.train.best else None
   if not steps:
     raise UserError(f"{folder}: holds no whole checkpoint yet; wait for the first, or name a model")
   if chosen is not None:
@@ -89,7 +89,7 @@ def _step(workdir: Path, config: RunConfig, chosen: str | None) -> int:
   elif (workdir / SUMMARY_FILE).exists():
     step = _read(workdir / SUMMARY_FILE).get("step")
   else:
-    step = best if config.train.best and best is not None else max(steps)
+    step = max(steps) if best is None else best
   if step not in steps:
     raise UserError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
   return step

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,17 +10,20 @@ from safetensors.numpy import load_file
 
 from spatialvlm.config import (
   EvalConfig,
+  EvaluateConfig,
   MeshConfig,
   ModelConfig,
   OptimConfig,
   RunConfig,
+  ScoreConfig,
   SourceConfig,
   TrainConfig,
 )
 from spatialvlm.data.cvbench import write_cvbench
 from spatialvlm.evaluation import contrast, page, records, score
+from spatialvlm.evaluation.run import run
 from spatialvlm.launch import _main
-from spatialvlm.training import loop
+from spatialvlm.training import loop, runs
 from spatialvlm.training.checkpoint import Checkpoints
 from spatialvlm.types import UserError
 from tests.evaluation import support
@@ -100,6 +104,59 @@ def test_the_exported_adapter_is_the_best_steps(trained):
   adapter = load_file(workdir / "adapter" / "adapter_model.safetensors")
   assert np.isfinite(np.concatenate([v.ravel() for v in adapter.values()])).all()
   assert summary["step"] in Checkpoints(workdir / "checkpoints", keep=1, best=BY).steps
+
+
+def evaluation(settings, path):
+  """The run's own evaluation as one on its own, of whatever lies at `path`."""
+  score = {field.name: getattr(settings.eval, field.name) for field in dataclasses.fields(ScoreConfig)}
+  return EvaluateConfig(
+    model=ModelConfig(path=str(path)),
+    data=settings.eval.source,
+    score=ScoreConfig(**score),
+    mesh=settings.mesh,
+  )
+
+
+def test_a_run_and_its_adapter_are_scored_by_their_paths(settings, trained, tmp_path, capsys):
+  workdir, summary, _ = trained
+  after = records.read(workdir / "evaluation" / "after")
+  assert list(run(evaluation(settings, workdir), tmp_path / "run", runs.find).all_rows) == list(after)
+  assert f"questions to {workdir}, step {summary['step']}" in capsys.readouterr().out
+  assert json.loads((tmp_path / "run/identity.json").read_text())["run"]["step"] == summary["step"]
+  adapter = evaluation(settings, workdir / "adapter")
+  assert list(run(adapter, tmp_path / "adapter", runs.find).all_rows) == list(after)
+  # Not that run any more: the checkpoint's content tells.
+  extra = workdir / "checkpoints" / str(summary["step"]) / "extra"
+  extra.write_text("x")
+  with pytest.raises(UserError, match=r"began with other inputs \(run\.sha256"):
+    run(evaluation(settings, workdir), tmp_path / "run", runs.find)
+  extra.unlink()
+
+
+def test_which_checkpoint_of_a_run(settings, trained, tmp_path):
+  """Without a summary the run has not ended: then the best where the settings say what is, else the last."""
+  copy = tmp_path / "w"
+  shutil.copytree(trained[0], copy)
+  steps = Checkpoints(copy / "checkpoints", keep=1, best=BY, reads=True).steps
+  name = lambda path: runs.find(ModelConfig(path=str(path))).name
+  (copy / "summary.json").unlink()
+  assert name(copy) == f"{copy}, step {trained[1]['step']}"
+  text = (copy / "config.json").read_text()
+  (copy / "config.json").write_text(text.replace(f'"best": "{BY}"', '"best": ""'))
+  assert name(copy) == f"{copy}, step {max(steps)}"
+  assert name(copy / "checkpoints" / str(steps[0])) == f"{copy}, step {steps[0]}"
+  for path, adapter, message in (
+    (copy / "checkpoints" / "7", None, rf"no checkpoint of step 7; there are {steps[0]}"),
+    (copy, "x", "is a training run, with its own"),
+  ):
+    with pytest.raises(UserError, match=message):
+      runs.find(ModelConfig(path=str(path)), adapter)
+  (copy / "identity.json").write_text('{"model": {"sha256": "0123"}}')
+  with pytest.raises(UserError, match="trained on other weights than lie at its base's path"):
+    name(copy)
+  shutil.rmtree(copy / "checkpoints")
+  with pytest.raises(UserError, match="a training run without checkpoints yet"):
+    name(copy)
 
 
 @pytest.mark.parametrize(
