@@ -86,7 +86,7 @@ def report_tables(rows: Sequence[Prediction], summary: Mapping[str, Any]) -> lis
 def sections(rows: Sequence[Prediction], summary: Mapping[str, Any]) -> list[Section]:
   """The parts of the page above the questions."""
   by_name = {
-    table.name: tables.to_html(table, caption=table.name not in ("scores", "protocols"))
+    table.name: tables.to_html(table, caption=table.name not in ("scores", "protocols", "letters"))
     for table in report_tables(rows, summary)
   }
 
