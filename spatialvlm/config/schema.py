@@ -12,7 +12,8 @@ class ModelConfig:
   """Which model, and in which numbers it computes.
 
   Attributes:
-    path: local folder or hub id, in Hugging Face's format.
+    path: local folder or hub id, in Hugging Face's format. Of an evaluation also a PEFT adapter's, which
+      names its base, or a training run's workdir, or one of its `checkpoints/STEP`.
     revision: hub revision, None for the default branch.
     dtype: "float32" or "bfloat16", of base weights and activations.
     from_scratch: ignore the folder's weights (it need not have any) and draw them from `seed`.
@@ -85,8 +86,8 @@ class SourceConfig:
     split: split name of a hub data set.
     weight: relative share of the mixture.
     columns: of kind "hf": names in the data set by our names (image, images, question, choices, answer,
-      messages, id, task, type, source, source_dataset, prompt). Images and choices may lie in several columns,
-      their names separated by commas. An empty name: none, though a column carries our name.
+      messages, id, task, type, source, source_dataset, prompt). Images and choices may lie in several
+      columns, their names separated by commas. An empty name: none, though a column carries our name.
     templates: our name -> text in which `{column}` stands for a row's cell, e.g. `Is it true? {caption}`.
     files: of kind "hf": which files of the folder or hub repository hold the rows, e.g. `val-*.parquet`.
     choices: options of every question, where no column has them.
@@ -98,8 +99,8 @@ class SourceConfig:
     size: number of examples; 0 for all that there are.
     image_size: pixels of rendered images.
     turns: questions asked about one image in one conversation.
-    image_root: folder of images that the data name. Of kind "hf" it is the data's own folder unless it is set,
-      and a name (or URL) is looked up there whole, then without its first folder, its first two, ...
+    image_root: folder of images that the data name. Of kind "hf" it is the data's own folder unless it is
+      set, and a name (or URL) is looked up there whole, then without its first folder, its first two, ...
   """
 
   kind: str = "scenes"
