@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,8 +19,10 @@ import jax
 from spatialvlm import config as config_lib
 from spatialvlm.types import UserError
 
-# Where a run computes and what watches it: a run may go on with other devices and trackers.
-PLACEMENT = ("mesh", "log")
+# Where a run computes, what watches it, and where it keeps what can be computed again: a run may go on with
+# others.
+PLACEMENT = ("mesh", "log", "score.features", "eval.features")
+_PLACED = rf"({'|'.join(map(re.escape, PLACEMENT))})\b"
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 IDENTITY_FILE = "identity.json"
@@ -57,7 +60,7 @@ def check(path: pathlib.Path, config: Any) -> bool:
   )
   if not isinstance(old, Mapping) or set(old) - set(new):
     raise UserError(f"{path}: holds a run of another command or version; {way_out}")
-  other = [found for found in _different(old, new) if found.split(".", 1)[0] not in PLACEMENT]
+  other = [found for found in _different(old, new) if not re.match(_PLACED, found)]
   if other:
     more = f" and {len(other) - 3} more" if len(other) > 3 else ""
     raise UserError(f"{path}: holds a run with other settings ({'; '.join(other[:3])}{more}); {way_out}")

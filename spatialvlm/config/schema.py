@@ -251,6 +251,8 @@ class ScoreConfig:
       recently used go first.
     pool_prefixes: keys and values of images' prefixes kept on the device for further prompts, of each length
       apart; 0 for two batches.
+    features: folder in which images' features are kept for further runs with the same vision weights, numbers
+      and tiles; None keeps none. A full disk there ends no run.
     bootstrap: resamples of the intervals.
     text_forest: trees of the prior that is fitted on the texts (`evaluation.forest`), 0 for none.
     seed: of the resamples, folds and trees.
@@ -265,6 +267,7 @@ class ScoreConfig:
   tiles: tuple[int, ...] = (1, 5, 13, 17)
   pool_tiles: int = 1024
   pool_prefixes: int = 0
+  features: str | None = None
   bootstrap: int = 2000
   text_forest: int = 0
   seed: int = 0

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import threading
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 import numpy as np
 
 from spatialvlm.config import ScoreConfig
-from spatialvlm.data.images import Tiles
 from spatialvlm.evaluation import controls, records
 from spatialvlm.evaluation.extraction import extract_choice
+from spatialvlm.evaluation.pictures import Picture, Pictures
 from spatialvlm.evaluation.protocols import PROTOCOLS, Encoder
 from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
 from spatialvlm.types import Question
-
-# Images whose tiles stay on the host for a moment, since the next questions may show them too.
-KEPT_TILES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +53,7 @@ class Stem:
     tokens, image_slot: int32 (T,), as in `Encoded`.
     cut: length of the prefix that ends with the image.
     shown: key of the image that is shown; None without one.
-    tiles: makes its pixels, float32 (I, S, S, 3); None without one, or once they are placed.
+    picture: gives its tiles or features; None without one, or once they are placed.
   """
 
   question: Question
@@ -67,7 +62,7 @@ class Stem:
   image_slot: np.ndarray
   cut: int
   shown: Hashable | None
-  tiles: Callable[[], np.ndarray] | None
+  picture: Callable[[], Picture] | None
   tile_count: int
   readings: tuple[Reading, ...]
 
@@ -112,10 +107,9 @@ def keys_of_row(row: Prediction, config: ScoreConfig) -> list[Key]:
 class Asker:
   """Makes the stems of questions. Safe to use from several threads."""
 
-  def __init__(self, encoder: Encoder, config: ScoreConfig):
+  def __init__(self, encoder: Encoder, config: ScoreConfig, pictures: Pictures | None = None):
     self._encoder, self._config = encoder, config
-    self._tiles: collections.OrderedDict[Hashable, Tiles] = collections.OrderedDict()
-    self._lock = threading.Lock()
+    self._pictures = pictures or Pictures(encoder)
 
   def stems(
     self,
@@ -182,8 +176,9 @@ class Asker:
     fields: Mapping[str, Any],
     name: str,
   ) -> Stem:
-    tiles = self._cut(*shown) if shown else None
-    encoded, letters = self._encoder(asked, protocol, tiles, blind=tiles is None)
+    layout = self._pictures.layout(shown[1]) if shown else None
+    tiles = len(layout.pixels) if shown else 0
+    encoded, letters = self._encoder(asked, protocol, layout, blind=layout is None)
     rule = PROTOCOLS[protocol]
     limit = rule.limit and min(rule.limit, self._config.new_tokens or rule.limit)
     reading = Reading(
@@ -204,23 +199,10 @@ class Asker:
       image_slot=encoded.image_slot,
       cut=int(images[-1]) + 1 if len(images) else 1,
       shown=shown[0] if shown else None,
-      tiles=(lambda: self._encoder.normalise(tiles)) if tiles is not None else None,
-      tile_count=len(tiles.pixels) if tiles is not None else 0,
+      picture=self._pictures.ahead(*shown, tiles) if shown else None,
+      tile_count=tiles,
       readings=(reading,),
     )
-
-  def _cut(self, key: Hashable, image: np.ndarray) -> Tiles:
-    with self._lock:
-      if key in self._tiles:
-        self._tiles.move_to_end(key)
-        return self._tiles[key]
-    grey = isinstance(key, tuple) and key[0] == "grey"
-    tiles = self._encoder.cut(controls.grey(image) if grey else image)
-    with self._lock:
-      self._tiles[key] = tiles
-      while len(self._tiles) > KEPT_TILES:
-        self._tiles.popitem(last=False)
-    return tiles
 
 
 def row(

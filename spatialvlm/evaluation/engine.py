@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from spatialvlm import generation
 from spatialvlm.config import ScoreConfig
 from spatialvlm.evaluation import asks
 from spatialvlm.evaluation.asks import Reading, Stem
+from spatialvlm.evaluation.features import FeatureStore, Place
 from spatialvlm.evaluation.pool import SlotPool
 from spatialvlm.evaluation.protocols import Encoder
 from spatialvlm.evaluation.records import Prediction
@@ -46,6 +47,14 @@ class Shape(NamedTuple):
   text: int
   room: int
   width: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tile:
+  """A tile on its way to the device: its pixels, uint8 (S, S, 3), or its features (P, D)."""
+
+  place: Place
+  row: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,17 +102,29 @@ class _Flight:
 class Engine:
   """Groups prompts into batches of one shape; keeps one batch on its way while the next is made."""
 
-  def __init__(self, scorer: Scorer, encoder: Encoder, config: ScoreConfig):
-    self._scorer, self._encoder, self._config = scorer, encoder, config
+  def __init__(
+    self,
+    scorer: Scorer,
+    encoder: Encoder,
+    config: ScoreConfig,
+    store: FeatureStore | None = None,
+    on_note: Callable[[str], None] | None = None,
+  ):
+    self._scorer, self._encoder, self._config, self._store = scorer, encoder, config, store
+    self._on_note, self._noted = on_note, ""
     shards = scorer.multiple
     self._batch = -(-config.batch_size // shards) * shards
-    chunk = -(-CHUNK // shards) * shards
+    self._chunk = -(-CHUNK // shards) * shards
     # A full batch of the largest images must always find room.
     slots = max(config.pool_tiles, self._batch * max(config.tiles))
-    self._images = SlotPool(slots, chunk, lambda tiles: self._encode(tiles, chunk))
+    self._images = SlotPool(slots, self._chunk, self._encode, self._restore)
     self._prefixes: dict[tuple[int, int], SlotPool] = {}
     self._queues: dict[Shape, list[_Waiting]] = collections.defaultdict(list)
     self._flying: collections.deque[_Flight] = collections.deque()
+
+  def has_image(self, key: Hashable) -> bool:
+    """Whether an image's features are on the device, or about to be. Safe to ask from any thread."""
+    return key in self._images
 
   def run(self, stems: Iterator[Stem]) -> Iterator[list[Prediction]]:
     """The rows of all readings, as they come."""
@@ -153,19 +174,22 @@ class Engine:
         if stem.shown is not None:
           self._images.release(stem.shown)
         return None
-    return _Waiting(dataclasses.replace(stem, tiles=None), root, slots[0])
+    return _Waiting(dataclasses.replace(stem, picture=None), root, slots[0])
 
   def _image(self, stem: Stem) -> tuple[int, ...]:
     if stem.shown is None:
       return ()
     slots = self._images.hold(stem.shown)
     if slots is None:
-      tiles = stem.tiles()
-      slots = self._images.place(stem.shown, list(tiles))
+      picture = stem.picture()
+      known = picture.features is not None
+      rows = picture.features if known else picture.tiles
+      items = [_Tile(Place(stem.shown, i, len(rows)), row) for i, row in enumerate(rows)]
+      slots = self._images.place(stem.shown, items, known)
       if slots is None:  # prefixes that wait to be read hold the rest
         for pool in self._prefixes.values():
           pool.flush()
-        slots = self._images.place(stem.shown, list(tiles))
+        slots = self._images.place(stem.shown, items, known)
     return slots
 
   def _pool(self, shape: Shape) -> SlotPool:
@@ -175,10 +199,21 @@ class Engine:
       self._prefixes[key] = SlotPool(slots, self._batch, lambda roots: self._read_prefixes(roots, *key))
     return self._prefixes[key]
 
-  def _encode(self, tiles: Sequence[np.ndarray], chunk: int) -> Any:
-    pixels = np.zeros((chunk, *tiles[0].shape), np.float32)
-    pixels[: len(tiles)] = tiles
-    return self._scorer.encode(pixels)
+  def _encode(self, tiles: Sequence[_Tile]) -> Any:
+    rows = self._scorer.encode(self._stacked(tiles), self._encoder.normal)
+    if self._store is not None:
+      self._store.add([tile.place for tile in tiles], rows)
+    return rows
+
+  def _restore(self, tiles: Sequence[_Tile]) -> Any:
+    return self._scorer.features(self._stacked(tiles))
+
+  def _stacked(self, tiles: Sequence[_Tile]) -> np.ndarray:
+    """Rows of tiles, padded to a chunk by zeros."""
+    first = tiles[0].row
+    rows = np.zeros((self._chunk, *first.shape), first.dtype)
+    rows[: len(tiles)] = [tile.row for tile in tiles]
+    return rows
 
   def _read_prefixes(self, roots: Sequence[_Root], length: int, tiles: int) -> Any:
     tokens_BT, valid_BT = self._texts([r.tokens for r in roots], length)
@@ -211,6 +246,7 @@ class Engine:
   def _launch(self, shape: Shape) -> None:
     queue = self._queues[shape]
     items, self._queues[shape] = queue[: self._batch], queue[self._batch :]
+    self._note(shape, items)
     stems = [item.stem for item in items]
     index_B = np.zeros(self._batch, np.int32)
     index_B[: len(items)] = [item.slot for item in items]
@@ -236,6 +272,16 @@ class Engine:
       for item in items:
         self._pool(shape).release(item.root)
     self._flying.append(flight)
+
+  def _note(self, shape: Shape, items: Sequence[_Waiting]) -> None:
+    """Long answers hold up a run: says so while they do."""
+    said = [len(item.said) for item in items if len(item.said)]
+    words = ""
+    if said:
+      words = f"answers longer than {min(said)} tokens: {len(said)}, up to {max(said) + shape.room} tokens"
+    if self._on_note is not None and words != self._noted:
+      self._on_note(words)
+    self._noted = words
 
   def _letters(self, stems: Sequence[Stem]) -> tuple[np.ndarray, np.ndarray]:
     readings = [_of_kind(stem, "letters") for stem in stems]

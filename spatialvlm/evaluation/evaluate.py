@@ -20,6 +20,8 @@ from spatialvlm.evaluation import asks, baselines, protocols, records
 from spatialvlm.evaluation.asks import Asker, Stem
 from spatialvlm.evaluation.controls import OtherImages
 from spatialvlm.evaluation.engine import Engine
+from spatialvlm.evaluation.features import open_store
+from spatialvlm.evaluation.pictures import Pictures
 from spatialvlm.evaluation.protocols import Encoder
 from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
 from spatialvlm.evaluation.score import Scorer
@@ -42,11 +44,13 @@ class Result:
     rows: predictions of the headline pass, in the order of the questions.
     summary: as in `summary.json`.
     all_rows: those of every pass, as in `predictions.jsonl`.
+    notes: lines for the screen on how it went; none of them belongs to the results.
   """
 
   rows: tuple[Prediction, ...]
   summary: Mapping[str, Any]
   all_rows: tuple[Prediction, ...] = ()
+  notes: tuple[str, ...] = ()
 
   @property
   def passes(self) -> dict[tuple[str, str], list[Prediction]]:
@@ -62,6 +66,7 @@ def evaluate(
   *,
   folder: pathlib.Path | None = None,
   on_progress: Callable[[int, int], None] | None = None,
+  on_note: Callable[[str], None] | None = None,
 ) -> Result:
   """Asks multiple-choice questions, in every pass that the config names.
 
@@ -74,11 +79,12 @@ def evaluate(
     folder: where `predictions.jsonl` grows and `summary.json` ends; what it holds already is continued. None
       keeps everything in memory. Its owner sees to it (`workdir.claim`) that it belongs to this model.
     on_progress: called with the questions done so far and all; of several passes, the share of their rows.
+    on_note: called with a few words on what takes long at the moment, "" when that is over.
 
   Raises:
     UserError: an unknown protocol or control; a question stands twice, does not fit the buckets, or cannot be
       asked under a control; the folder's predictions are damaged, or of other questions or passes;
-      numbers are not finite; the disk is full.
+      numbers are not finite; the disk is full; `config.features` cannot be written.
   """
   protocols.check(config)
   count = min(len(questions), config.limit) if config.limit else len(questions)
@@ -92,10 +98,16 @@ def evaluate(
   todo = [i for i in range(count) if order.get(i) not in finished]
   if todo and "other_image" in config.controls:
     todo = list(range(count))  # an image goes from question to question
+  store = None
+  if todo:
+    store = open_store(config.features, lambda: {"model": scorer.identity(), "images": encoder.identity()})
+  engine = Engine(scorer, encoder, config, store, on_note)
+  pictures = Pictures(encoder, store, engine.has_image)
   writer = records.Writer(folder) if folder is not None and jax.process_index() == 0 else None
-  work = _Work(questions, Asker(encoder, config), config, order, rows, open_keys)
+  work = _Work(questions, Asker(encoder, config, pictures), config, order, rows, open_keys)
+  notes: tuple[str, ...] = ()
   try:
-    for item in Engine(scorer, encoder, config).run(work.stems(todo, count)):
+    for item in engine.run(work.stems(todo, count)):
       if writer is not None:
         writer.write(item)
       for row in item:
@@ -105,6 +117,8 @@ def evaluate(
         missing = sum(map(len, open_keys.values()))
         on_progress(len(open_keys) * len(rows) // (len(rows) + missing), count)
   finally:
+    if store is not None:
+      notes += (store.close(),)
     if writer is not None:
       writer.close()
   result = _in_order(rows, [order[i] for i in range(count)], config)
@@ -113,7 +127,7 @@ def evaluate(
     records.rewrite(folder, result)
     workdir.write_json(folder / SUMMARY_FILE, summary)
   headline = records.passes(result)[config.protocols[0], SIGHTED]
-  return Result(tuple(headline), summary, result)
+  return Result(tuple(headline), summary, result, notes)
 
 
 class _Work:

@@ -21,16 +21,29 @@ class SlotPool:
   once.
   """
 
-  def __init__(self, slots: int, chunk: int, compute: Callable[[Sequence[Any]], Any]):
-    """`compute` turns up to `chunk` items into a tree of arrays of `chunk` rows, the items' rows first."""
+  def __init__(
+    self,
+    slots: int,
+    chunk: int,
+    compute: Callable[[Sequence[Any]], Any],
+    restore: Callable[[Sequence[Any]], Any] | None = None,
+  ):
+    """`compute` turns up to `chunk` items into a tree of arrays of `chunk` rows, the items' rows first.
+
+    `restore` does the same with items that are known results.
+    """
     self.slots = slots
     self._chunk = chunk
-    self._compute = compute
+    self._compute, self._restore = compute, restore
     self._free = list(range(slots - 1, -1, -1))
     self._entries: collections.OrderedDict[Hashable, tuple[int, ...]] = collections.OrderedDict()
     self._holds: collections.Counter = collections.Counter()
     self._staged: collections.OrderedDict[int, Any] = collections.OrderedDict()
+    self._known: collections.OrderedDict[int, Any] = collections.OrderedDict()
     self._arrays: Any = None
+
+  def __contains__(self, key: Hashable) -> bool:
+    return key in self._entries
 
   def hold(self, key: Hashable) -> tuple[int, ...] | None:
     """An entry's slots, kept until `release`; None where there is no such entry."""
@@ -40,22 +53,26 @@ class SlotPool:
     self._holds[key] += 1
     return self._entries[key]
 
-  def place(self, key: Hashable, items: Sequence[Any]) -> tuple[int, ...] | None:
-    """Makes an entry of one slot for each item, and holds it; None where too many slots are held."""
+  def place(self, key: Hashable, items: Sequence[Any], known: bool = False) -> tuple[int, ...] | None:
+    """Makes an entry of one slot for each item, and holds it; None where too many slots are held.
+
+    `known` items are results, for `restore`.
+    """
     idle = [k for k in self._entries if not self._holds[k]]
     while len(self._free) < len(items) and idle:
       slots = self._entries.pop(idle.pop(0))
       for slot in slots:
         self._staged.pop(slot, None)
+        self._known.pop(slot, None)
       self._free.extend(slots)
     if len(self._free) < len(items):
       return None
     self._entries[key] = tuple(self._free.pop() for _ in items)
     self._holds[key] += 1
-    self._staged.update(zip(self._entries[key], items, strict=True))
+    waiting = self._known if known else self._staged
+    waiting.update(zip(self._entries[key], items, strict=True))
     # At once, where a full chunk has come together: pixels are large, what becomes of them is small.
-    while len(self._staged) >= self._chunk:
-      self._compute_chunk()
+    self._drain(self._chunk)
     return self._entries[key]
 
   def release(self, key: Hashable) -> None:
@@ -65,20 +82,27 @@ class SlotPool:
   def arrays(self, slots: Sequence[int]) -> Any:
     """The pool's arrays, these slots computed."""
     while any(slot in self._staged for slot in slots):
-      self._compute_chunk()
+      self._write_chunk(self._staged, self._compute)
+    while any(slot in self._known for slot in slots):
+      self._write_chunk(self._known, self._restore)
     return self._arrays
 
   def flush(self) -> None:
     """Computes all that waits."""
-    while self._staged:
-      self._compute_chunk()
+    self._drain(1)
 
-  def _compute_chunk(self) -> None:
-    taken = [self._staged.popitem(last=False) for _ in range(min(self._chunk, len(self._staged)))]
+  def _drain(self, least: int) -> None:
+    while len(self._staged) >= least:
+      self._write_chunk(self._staged, self._compute)
+    while len(self._known) >= least:
+      self._write_chunk(self._known, self._restore)
+
+  def _write_chunk(self, waiting: collections.OrderedDict[int, Any], rows_of: Callable) -> None:
+    taken = [waiting.popitem(last=False) for _ in range(min(self._chunk, len(waiting)))]
     # Padding is written past the end, where the scatter drops it.
     index = np.full(self._chunk, self.slots, np.int32)
     index[: len(taken)] = [slot for slot, _ in taken]
-    rows = self._compute([item for _, item in taken])
+    rows = rows_of([item for _, item in taken])
     if self._arrays is None:
       self._arrays = jax.tree.map(lambda row: _zeros(self.slots, row), rows)
     self._arrays = _write(self._arrays, index, rows)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from typing import Protocol as TypingProtocol
 
 import numpy as np
@@ -104,14 +105,17 @@ class Encoder(TypingProtocol):
 
   pad_id: int
   stop_ids: Sequence[int]
+  normal: np.ndarray
 
   def __call__(
     self, question: Question, protocol: str = "native", image: Tiles | None = None, blind: bool = False
   ) -> Prompt: ...
 
+  def layout(self, image: np.ndarray) -> Tiles: ...
+
   def cut(self, image: np.ndarray) -> Tiles: ...
 
-  def normalise(self, tiles: Tiles) -> np.ndarray: ...
+  def identity(self) -> dict[str, Any]: ...
 
   def answers(self, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]: ...
 
@@ -123,12 +127,15 @@ class ProcessorEncoder:
 
   Attributes:
     pad_id, stop_ids: the processor's.
+    normal: float32 (256, 3), what the vision tower takes for each value of a pixel and channel.
   """
 
   def __init__(self, processor: Processor):
     self.pad_id = processor.pad_id
     self.stop_ids = processor.stop_ids
     self._processor = processor
+    values = np.arange(256, dtype=np.uint8)[:, None]
+    self.normal = processor.tiler.normalise(np.repeat(values, 3, axis=1))
     self._letters: dict[tuple[int, str], np.ndarray] = {}
     self._answer = functools.lru_cache(maxsize=8192)(processor.answer_ids)
     self._lock = threading.Lock()
@@ -152,13 +159,21 @@ class ProcessorEncoder:
     )
     return Prompt(encoded, self._letter_ids(len(question.choices), asked.answer_prefix))
 
+  def layout(self, image: np.ndarray) -> Tiles:
+    """What `cut` gives, with pixels that take no memory and mean nothing."""
+    tiler = self._processor.tiler
+    rows, cols = tiler.grid(*image.shape[:2])
+    size = tiler.tile_size
+    return Tiles(np.broadcast_to(np.uint8(0), (rows * cols + 1, size, size, 3)), rows, cols)
+
   def cut(self, image: np.ndarray) -> Tiles:
     """An image's tiles, uint8."""
     return self._processor.tiler(image)
 
-  def normalise(self, tiles: Tiles) -> np.ndarray:
-    """Tiles as the vision tower takes them, float32 (I, S, S, 3)."""
-    return self._processor.tiler.normalise(tiles.pixels)
+  def identity(self) -> dict[str, Any]:
+    """All that an image's tiles depend on beside its pixels, as JSON values."""
+    versions = {name: importlib.metadata.version(name) for name in ("pillow", "transformers")}
+    return dataclasses.asdict(self._processor.tiler) | versions
 
   def answers(self, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Tokens of each option's text as the answer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -129,9 +130,12 @@ def rich(table: tables.Table) -> Table:
 
 
 def show(renderable: Any) -> None:
-  """Prints a table; where the output is no terminal, without cutting it to a guessed width."""
+  """Prints a table; where the output is no terminal, as wide as it needs."""
   console = Console()
-  (console if console.is_terminal else Console(width=110)).print(renderable)
+  if not console.is_terminal:
+    wide = console.measure(renderable, options=console.options.update(max_width=1000)).maximum
+    console = Console(width=max(wide, 110))
+  console.print(renderable)
 
 
 def plain_text(renderable: Any, width: int = 110) -> str:
@@ -177,12 +181,23 @@ def plot_comparison(
   figure.savefig(path, dpi=140)
 
 
+@dataclasses.dataclass(frozen=True)
+class Display:
+  """What shows progress. Called with (done, total): `on_progress` of `evaluate`; `note`: its `on_note`."""
+
+  show: Callable[[int, int], None]
+  note: Callable[[str], None]
+
+  def __call__(self, done: int, total: int) -> None:
+    self.show(done, total)
+
+
 @contextlib.contextmanager
-def progress(what: str = "scoring", console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-  """A live bar with rate and remaining time, for `evaluate`'s `on_progress`; lines without a terminal."""
+def progress(what: str = "scoring", console: Console | None = None) -> Iterator[Display]:
+  """A live bar with rate and remaining time; lines without a terminal."""
   console = console or Console()
   if jax.process_index() > 0:
-    yield lambda done, total: None
+    yield Display(lambda done, total: None, lambda text: None)
   elif not console.is_terminal:
     yield _lines(what, console)
   else:
@@ -191,7 +206,10 @@ def progress(what: str = "scoring", console: Console | None = None) -> Iterator[
     )  # fmt: skip
     with Progress(*columns, console=console) as bar:
       task = bar.add_task(what, total=None)
-      yield lambda done, total: bar.update(task, completed=done, total=total)
+      yield Display(
+        lambda done, total: bar.update(task, completed=done, total=total),
+        lambda text: bar.update(task, description=f"{what}, {text}" if text else what),
+      )
 
 
 class _Rate(ProgressColumn):
@@ -199,8 +217,8 @@ class _Rate(ProgressColumn):
     return Text(f"{task.speed:.1f} questions/s" if task.speed else "")
 
 
-def _lines(what: str, console: Console) -> Callable[[int, int], None]:
-  start, last, first = time.monotonic(), -QUIET, None
+def _lines(what: str, console: Console) -> Display:
+  start, last, first, noted = time.monotonic(), -QUIET, None, -QUIET
 
   def show(done: int, total: int) -> None:
     nonlocal last, first
@@ -213,7 +231,14 @@ def _lines(what: str, console: Console) -> Callable[[int, int], None]:
     rest = f", {rate:.1f} questions/s, {(total - done) / rate:.0f} s to go" if rate else ""
     console.print(f"{what}: {done}/{total}{rest}", highlight=False)
 
-  return show
+  def note(text: str) -> None:
+    nonlocal noted
+    now = time.monotonic() - start
+    if text and now - noted >= QUIET:
+      noted = now
+      console.print(f"{what}: {text}", highlight=False)
+
+  return Display(show, note)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -14,7 +14,17 @@ from spatialvlm.config import EvaluateConfig, ModelConfig
 from spatialvlm.core import axes
 from spatialvlm.data.processor import load_processor
 from spatialvlm.data.sources import open_questions
-from spatialvlm.evaluation import controls, models, protocols, report, rescore, run_page, run_tables, tables
+from spatialvlm.evaluation import (
+  controls,
+  memory,
+  models,
+  protocols,
+  report,
+  rescore,
+  run_page,
+  run_tables,
+  tables,
+)
 from spatialvlm.evaluation.evaluate import Result, evaluate
 from spatialvlm.evaluation.protocols import ProcessorEncoder
 from spatialvlm.evaluation.score import VlmScorer
@@ -56,14 +66,17 @@ def run(
     print(f"{begins} in {folder}: {count} questions to {model.name}", flush=True)
   with report.progress() as show:
     scorer = VlmScorer(vlm, mesh)
-    result = evaluate(questions, scorer, encoder, config.score, folder=folder, on_progress=show)
+    result = evaluate(
+      questions, scorer, encoder, config.score, folder=folder, on_progress=show, on_note=show.note
+    )
   if jax.process_index() == 0:
     table = report.table(result.summary, title(config, model.name))
     workdir.write_text(folder / "table.txt", report.plain_text(table))
     report.show(table)
     for other in _other_tables(config, result):
       report.show(report.rich(other))
-    print(programs(scorer.programs))
+    for line in (programs(scorer.programs), memory.peak(), *result.notes):
+      print(line)
     run_page.write(folder, result.all_rows, result.summary, title(config, model.name), questions)
     print(f"predictions, summary, tables and report: {folder}")
   return result

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatialvlm import generation
 from spatialvlm.core import axes
@@ -73,8 +75,19 @@ class Scorer(Protocol):
   max_length: int
   programs: set[tuple]
 
-  def encode(self, pixels_NHWC: np.ndarray) -> Any:
-    """Image tokens after the connector, features_NPD."""
+  def encode(self, pixels_NHWC: np.ndarray, normal: np.ndarray | None = None) -> Any:
+    """Image tokens after the connector, features_NPD.
+
+    Args:
+      pixels_NHWC: normalised, float32; or uint8 with `normal`, float32 (256, C): the table's values are then
+        taken on the device, which is exact, and a quarter of the bytes are moved.
+    """
+
+  def features(self, features_NPD: np.ndarray) -> Any:
+    """Image tokens that are known already, laid on the devices as those of `encode`."""
+
+  def identity(self) -> dict[str, Any]:
+    """All that image tokens depend on beside the pixels, as JSON values: weights, numbers, devices."""
 
   def prefix(self, batch: Batch) -> Any:
     """Prefixes of prompts, a tree of arrays with leading axis B."""
@@ -112,10 +125,34 @@ class VlmScorer:
     if mesh is not None:
       self.multiple = int(np.prod([mesh.shape[axis] for axis in axes.RULES["batch"]]))
 
-  def encode(self, pixels_NHWC: np.ndarray) -> jax.Array:
+  def encode(self, pixels_NHWC: np.ndarray, normal: np.ndarray | None = None) -> jax.Array:
     self._note("images", pixels_NHWC)
     with self._context():
-      return _encode(self._graphdef, self._state, self._put(pixels_NHWC))
+      return _encode(self._graphdef, self._state, self._put(pixels_NHWC), normal)
+
+  def features(self, features_NPD: np.ndarray) -> jax.Array:
+    sharding = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
+    return jax.device_put(features_NPD, sharding)
+
+  def identity(self) -> dict[str, Any]:
+    vlm = nnx.merge(self._graphdef, self._state)
+    digest = hashlib.sha256()
+    for part in (vlm.vision, vlm.connector):
+      graphdef, state = nnx.split(part)
+      # What is no array (activations, an adapter's scale) stands in the graph; addresses of functions do too.
+      digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(graphdef)).encode())
+      for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    device = jax.devices()[0] if self._mesh is None else self._mesh.devices.flat[0]
+    return {
+      "weights": digest.hexdigest(),
+      "dtype": vlm.config.dtype,
+      "device": device.device_kind,
+      "mesh": {} if self._mesh is None else dict(self._mesh.shape),
+      "jax": jax.__version__,
+    }
 
   def prefix(self, batch: Batch) -> Prefixes:
     self._note("prefix", batch)
@@ -175,7 +212,9 @@ class VlmScorer:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(graphdef, state, pixels_NHWC):
+def _encode(graphdef, state, pixels_NHWC, normal=None):
+  if normal is not None:
+    pixels_NHWC = normal[pixels_NHWC, jnp.arange(pixels_NHWC.shape[-1])]
   return _replicated(nnx.merge(graphdef, state).encode_images(pixels_NHWC))
 
 

@@ -90,7 +90,15 @@ class Scores:
   def _score(self, params, name: str) -> Result:
     folder, scorer = self._workdir / FOLDER / name, self._scorer(params)
     with report.progress(f"scoring {name} training") as show:
-      result = evaluate(self._questions, scorer, self._encoder, self._config, folder=folder, on_progress=show)
+      result = evaluate(
+        self._questions,
+        scorer,
+        self._encoder,
+        self._config,
+        folder=folder,
+        on_progress=show,
+        on_note=show.note,
+      )
     if jax.process_index() == 0 and not (folder / run_page.PAGE).exists():
       title = f"{self._name}, {name} training"
       run_page.write(folder, result.all_rows, result.summary, title, self._questions)

@@ -51,13 +51,19 @@ class Counting:
 
   def __init__(self, stop_after=None, bad=False):
     self.tiles, self.prefixes, self.rows, self.batches = 0, 0, 0, 0
-    self.said = 0
+    self.said, self.weights = 0, "counted"
     self.words = {}  # the tokens of a few
     self.stop_after, self.bad = stop_after, bad
 
-  def encode(self, pixels_NHWC):
+  def encode(self, pixels_NHWC, normal):
     self.tiles += int(np.any(pixels_NHWC != 0, axis=(1, 2, 3)).sum())
-    return np.mean(pixels_NHWC, axis=(1, 2), keepdims=False)[:, None, :]
+    return np.mean(normal[pixels_NHWC, np.arange(3)], axis=(1, 2), keepdims=False)[:, None, :]
+
+  def features(self, features_NPD):
+    return features_NPD
+
+  def identity(self):
+    return {"weights": self.weights}
 
   def prefix(self, batch):
     self.prefixes += int((batch.valid_BT.sum(1) > 1).sum())

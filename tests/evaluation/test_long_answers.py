@@ -1,6 +1,7 @@
 """Generated answers that go on past the pauses, and numbers that break on the way."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -36,8 +37,14 @@ def test_what_was_said_is_not_said_again(encoder):
   config = dataclasses.replace(CONFIG, new_tokens=0, protocols=("vlmevalkit",))
   scorer = Words(encoder._processor)
   scorer.longest = 10_000
-  rows = evaluate(questions, scorer, encoder, config).rows
+  notes = []
+  rows = evaluate(questions, scorer, encoder, config, on_note=notes.append).rows
   endless = [row for row in rows if not row.ended]
+  for start, end in ((32, 256), (256, 2048)):
+    found = [
+      re.fullmatch(rf"answers longer than {start} tokens: (\d+), up to {end} tokens", n) for n in notes
+    ]
+    assert sum(int(match[1]) for match in found if match) == len(endless)
   assert 0 < len(endless) < len(rows)
   # Each of them was read again at every pause, with all that it had said so far.
   assert scorer.said == len(endless) * sum(engine.PAUSES)

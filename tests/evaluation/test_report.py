@@ -63,4 +63,6 @@ def test_progress_ends_with_all(terminal, tmp_path):
     with report.progress("scoring", console) as show:
       for done in range(0, 41, 10):
         show(done, 40)
+        show.note("8 answers longer than 256 tokens" if done == 20 else "")
   assert "40/40" in (tmp_path / "out").read_text()
+  assert terminal or "scoring: 8 answers longer than 256 tokens" in (tmp_path / "out").read_text()
