@@ -18,6 +18,7 @@ ORDER = {
   "peft": 6,
   "evaluation": 7,
   "training": 8,
+  "encoder": 6,
   "api": 9,
   "launch": 10,
 }

@@ -14,7 +14,10 @@ from flax import nnx
 
 from spatialvlm.core.axes import context_mesh
 from spatialvlm.core.mlp import linear
+from spatialvlm.core.norm import RMSNorm
 from spatialvlm.core.rope import rotate
+
+_QK_EPS = 1e-6  # in no config: transformers' InternViT has it as a constant
 
 
 @jax.tree_util.register_dataclass
@@ -146,21 +149,28 @@ class Attention(nnx.Module):
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
     out_scale: float = 1.0,
+    key_bias: bool = True,
+    out_bias: bool | None = None,
+    qk_norm: bool = False,
   ):
-    make = functools.partial(linear, bias=bias, dtype=dtype, rngs=rngs)
-    self.q_proj = make(width, heads * head_dim, ("embed", "heads"))
-    self.k_proj = make(width, kv_heads * head_dim, ("embed", "heads"))
-    self.v_proj = make(width, kv_heads * head_dim, ("embed", "heads"))
-    self.o_proj = make(heads * head_dim, width, ("heads", "embed"), scale=out_scale)
+    make = functools.partial(linear, dtype=dtype, rngs=rngs)
+    self.q_proj = make(width, heads * head_dim, ("embed", "heads"), bias=bias)
+    self.k_proj = make(width, kv_heads * head_dim, ("embed", "heads"), bias=bias and key_bias)
+    self.v_proj = make(width, kv_heads * head_dim, ("embed", "heads"), bias=bias)
+    out_bias = bias if out_bias is None else out_bias
+    self.o_proj = make(heads * head_dim, width, ("heads", "embed"), bias=out_bias, scale=out_scale)
+    norm = lambda size: RMSNorm(size, _QK_EPS, dtype=dtype, rngs=rngs, axis="heads")
+    self.q_norm = norm(heads * head_dim) if qk_norm else None
+    self.k_norm = norm(kv_heads * head_dim) if qk_norm else None
     self.head_dim = head_dim
     self.implementation = implementation
 
   def project(self, x_BTD: jax.Array, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries (B, T, N, H), keys and values (B, T, K, H), rotated where `angles` are given."""
-    q, k, v = (
-      proj(x_BTD).reshape(*x_BTD.shape[:2], -1, self.head_dim)
-      for proj in (self.q_proj, self.k_proj, self.v_proj)
-    )
+    q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+    if self.q_norm is not None:
+      q, k = self.q_norm(q), self.k_norm(k)
+    q, k, v = (x.reshape(*x_BTD.shape[:2], -1, self.head_dim) for x in (q, k, v))
     return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
 
   def __call__(

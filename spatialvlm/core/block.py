@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spatialvlm.core.attention import Attention, KVCache
-from spatialvlm.core.axes import constrain
+from spatialvlm.core.axes import constrain, logical
 from spatialvlm.core.mlp import Mlp
 from spatialvlm.core.norm import NORMS
 
@@ -27,6 +27,11 @@ class BlockConfig:
     activation: a key of `core.mlp.ACTIVATIONS`; `gated` multiplies it with a second projection.
     attention_bias, mlp_bias: whether the linear layers have biases.
     attention: how the product is computed: "xla" or "cudnn".
+    key_bias: whether the keys have a bias too, where attention has biases.
+    out_bias: whether the attention's output has one; None: as the others.
+    qk_norm: a root-mean-square norm over all heads' queries, and one over the keys (ViT-22B, Dehghani et al.,
+      2023, as InternViT-6B has it).
+    layer_scale: each branch is multiplied by a learned vector (CaiT, Touvron et al., 2021).
   """
 
   width: int
@@ -41,6 +46,10 @@ class BlockConfig:
   attention_bias: bool
   mlp_bias: bool
   attention: str = "xla"
+  key_bias: bool = True
+  out_bias: bool | None = None
+  qk_norm: bool = False
+  layer_scale: bool = False
 
 
 class Block(nnx.Module):
@@ -55,6 +64,9 @@ class Block(nnx.Module):
       config.kv_heads,
       config.head_dim,
       bias=config.attention_bias,
+      key_bias=config.key_bias,
+      out_bias=config.out_bias,
+      qk_norm=config.qk_norm,
       implementation=config.attention,
       dtype=dtype,
       rngs=rngs,
@@ -71,12 +83,18 @@ class Block(nnx.Module):
       rngs=rngs,
       out_scale=out_scale,
     )
+    scale = lambda: nnx.Param(jnp.ones((config.width,), dtype), **logical("embed"))
+    self.attn_scale, self.mlp_scale = (scale(), scale()) if config.layer_scale else (None, None)
 
   def __call__(self, x_BTD, mask_BTS=None, angles=None, past=None) -> tuple[jax.Array, Any]:
     """Arguments as of `Attention`; returns the residual stream and the keys and values that were read."""
     out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past)
-    x_BTD = x_BTD + out_BTD
-    return x_BTD + self.mlp(self.mlp_norm(x_BTD)), read
+    x_BTD = x_BTD + _scaled(out_BTD, self.attn_scale)
+    return x_BTD + _scaled(self.mlp(self.mlp_norm(x_BTD)), self.mlp_scale), read
+
+
+def _scaled(x_BTD: jax.Array, scale: nnx.Param | None) -> jax.Array:
+  return x_BTD if scale is None else x_BTD * scale[...]
 
 
 class Stack(nnx.Module):
@@ -91,9 +109,11 @@ class Stack(nnx.Module):
     self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs, out_scale=out_scale) for _ in range(depth)])
     self.remat = False
 
-  def __call__(self, x_BTD: jax.Array, mask_BTS=None, angles=None) -> jax.Array:
-    """The residual stream after the last block, without a cache."""
-    for layer in self.layers:
+  def __call__(
+    self, x_BTD: jax.Array, mask_BTS=None, angles=None, start: int = 0, stop: int | None = None
+  ) -> jax.Array:
+    """The residual stream after the last block, or after the blocks from `start` to `stop`; no cache."""
+    for layer in self.layers[start:stop]:
       x_BTD = constrain(x_BTD, "batch", None, None)
       x_BTD = _remat(layer, x_BTD, mask_BTS, angles) if self.remat else layer(x_BTD, mask_BTS, angles)[0]
     return x_BTD

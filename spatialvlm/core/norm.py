@@ -28,8 +28,8 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
   """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich, 2019), as Llama does it."""
 
-  def __init__(self, width: int, eps: float, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-    self.scale = nnx.Param(jnp.ones((width,), dtype), **logical("embed"))
+  def __init__(self, width: int, eps: float, *, dtype: jnp.dtype, rngs: nnx.Rngs, axis: str = "embed"):
+    self.scale = nnx.Param(jnp.ones((width,), dtype), **logical(axis))
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,7 +1,15 @@
 """Checkpoints in Hugging Face's format: finding, reading and writing them."""
 
-from spatialvlm.hub.load import load_model, read_config
+from spatialvlm.hub.load import load_encoder, load_model, read_config
 from spatialvlm.hub.resolve import identity, resolve
-from spatialvlm.hub.save import save_model
+from spatialvlm.hub.save import save_encoder, save_model
 
-__all__ = ["identity", "load_model", "read_config", "resolve", "save_model"]
+__all__ = [
+  "identity",
+  "load_encoder",
+  "load_model",
+  "read_config",
+  "resolve",
+  "save_encoder",
+  "save_model",
+]

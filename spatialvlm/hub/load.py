@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,12 @@ from spatialvlm.core.axes import create_sharded, sharding_of
 from spatialvlm.hub import rules
 from spatialvlm.hub.resolve import read_entries, read_json, resolve, weight_files
 from spatialvlm.hub.tensors import DTYPES, Entry
-from spatialvlm.models.registry import FAMILIES, family_of
+from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
+from spatialvlm.models.registry import FAMILIES, encoder_config, family_of
 from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.types import UserError
 
+Model = TypeVar("Model")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -51,13 +55,50 @@ def load_model(
   entries, doubled = read_entries(weight_files(folder))
   heads = [name for name in entries if rules.to_ours(name, config.family) == FAMILIES[config.family].head]
   config = dataclasses.replace(config, tied=not heads)
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0))))
+  return _filled(lambda: Vlm(config, rngs=nnx.Rngs(0)), entries, doubled, config.family, folder, mesh)
+
+
+def load_encoder(
+  path_or_id: str | Path,
+  *,
+  revision: str | None = None,
+  dtype: str = "float32",
+  mesh: Mesh | None = None,
+  attention: str = "xla",
+) -> tuple[VisionEncoder, EncoderConfig]:
+  """Loads a vision encoder that stands alone, or the vision tower of a vision-language model.
+
+  Args and errors are those of `load_model`.
+  """
+  _check_numbers(dtype, attention)
+  folder = resolve(path_or_id, revision)
+  source = read_json(folder / "config.json")
+  if source.get("model_type") in FAMILIES:
+    whole = read_config(folder, dtype=dtype, attention=attention)
+    config = EncoderConfig(f"{whole.family}/vision", whole.vision, dtype, source)
+  else:
+    config = encoder_config(source, dtype=dtype, attention=attention, where=str(folder / "config.json"))
+  entries, doubled = read_entries(weight_files(folder))
+  build = lambda: VisionEncoder(config.vision, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+  return _filled(build, entries, doubled, config.family, folder, mesh), config
+
+
+def _filled(
+  build: Callable[[], Model],
+  entries: dict[str, Entry],
+  doubled: list[str],
+  family: str,
+  folder: Path,
+  mesh: Mesh | None,
+) -> Model:
+  """A model with the tensors of a folder's files in their places."""
+  graphdef, abstract = nnx.split(nnx.eval_shape(build))
   variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(abstract)}
   shapes = {name: tuple(v.shape) for name, (_, v) in variables.items()}
-  plan = match(entries, doubled, shapes, config.family, folder)
+  plan = match(entries, doubled, shapes, family, folder)
   state = []
   for name, (path, variable) in variables.items():
-    state.append((path, variable.replace(_place(plan[name], name, variable, config, mesh))))
+    state.append((path, variable.replace(_place(plan[name], name, variable, family, mesh))))
   return nnx.merge(graphdef, nnx.from_flat_state(state))
 
 
@@ -94,16 +135,16 @@ def match(
   plan: dict[str, Entry] = {}
   problems = [f"{name}: stands in two files" for name in doubled]
   for name, entry in entries.items():
-    if rules.ignored(name, family):
+    if rules.ignored(name, family) or 0 in entry.shape:
       continue
-    path = rules.to_ours(name, family)
-    if path not in shapes:
+    paths = [path for path in rules.all_ours(name, family) if path in shapes]
+    if not paths:
       problems.append(f"{name}: no place for it in this model")
-    elif path in plan:
-      problems.append(f"{name}: a second tensor for {path}")
+    elif paths[0] in plan:
+      problems.append(f"{name}: a second tensor for {paths[0]}")
     else:
-      plan[path] = entry
-      wanted = rules.file_shape(shapes[path], path, family)
+      plan |= dict.fromkeys(paths, entry)
+      wanted = rules.file_shape(shapes[paths[0]], paths[0], family)
       if entry.shape != wanted:
         problems.append(f"{name}: shape {list(entry.shape)}, wanted {list(wanted)}")
       elif entry.dtype not in _FLOATS:
@@ -114,13 +155,11 @@ def match(
   return plan
 
 
-def _place(
-  entry: Entry, path: str, variable: nnx.Variable, config: VlmConfig, mesh: Mesh | None
-) -> jax.Array:
+def _place(entry: Entry, path: str, variable: nnx.Variable, family: str, mesh: Mesh | None) -> jax.Array:
   host = entry.read()
   if DTYPES[entry.dtype] != variable.dtype:
     host = host.astype(variable.dtype)
-  host = rules.from_file(host, path, config.family)
+  host = rules.from_file(host, path, family)
   if mesh is None:
     # A copy, since an array that aliases NumPy's memory can never be donated.
     return jnp.array(host, copy=True)

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from flax import nnx
 
 from spatialvlm.hub import rules
 from spatialvlm.hub.tensors import Lazy, write_sharded
-from spatialvlm.models.registry import FAMILIES
+from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
+from spatialvlm.models.registry import ENCODERS, FAMILIES
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import UserError
 
@@ -48,9 +50,27 @@ def save_model(vlm: Vlm, folder: str | Path, source: str | Path | None = None) -
   Raises:
     UserError: adapters have not been merged, or the disk is full or not writable.
   """
+  return _save(hf_config(vlm), _tensors(vlm, vlm.config.family), folder, source)
+
+
+def save_encoder(
+  encoder: VisionEncoder, config: EncoderConfig, folder: str | Path, source: str | Path | None = None
+) -> Path:
+  """The same of an encoder that stands alone; a head that pools its tokens is left out.
+
+  Raises:
+    UserError: as `save_model`.
+  """
+  written = copy.deepcopy(dict(config.source))
+  written |= {"architectures": [ENCODERS[config.family].hf_class], "dtype": config.dtype}
+  written.pop("torch_dtype", None)
+  return _save(written, _tensors(encoder, config.family), folder, source)
+
+
+def _save(
+  config: Mapping[str, Any], tensors: Mapping[str, Lazy], folder: str | Path, source: str | Path | None
+) -> Path:
   folder = Path(folder).expanduser()
-  tensors = _tensors(vlm)
-  config = hf_config(vlm)
   scratch = None
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -94,35 +114,38 @@ def copy_companions(source: Path, target: Path) -> None:
       shutil.copyfile(source / name, target / name)
 
 
-def _tensors(vlm: Vlm) -> dict[str, Lazy]:
-  family = vlm.config.family
-  tensors, unknown = {}, []
-  for parts, variable in nnx.to_flat_state(nnx.state(vlm, nnx.Param)):
+def _tensors(model: nnx.Module, family: str) -> dict[str, Lazy]:
+  variables: dict[str, dict[str, nnx.Variable]] = {}
+  unknown = []
+  for parts, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
     path = ".".join(map(str, parts))
     name = rules.to_hf(path, family)
     if name is None:
       unknown.append(path)
-      continue
-    shape = rules.file_shape(variable.shape, path, family)
-    tensors[name] = Lazy(np.dtype(variable.dtype), shape, _maker(variable, path, family))
+    else:
+      variables.setdefault(name, {})[path] = variable
   if unknown:
     raise UserError(
       "this model cannot be saved as a checkpoint, since these have no name there (merge adapters first): "
       + ", ".join(unknown)
     )
-  return dict(sorted(tensors.items()))
+  return {name: _lazy(parts, family) for name, parts in sorted(variables.items())}
 
 
-def _maker(variable: nnx.Variable, path: str, family: str):
-  def make() -> np.ndarray:
-    value = variable[...]
-    if not value.is_fully_addressable:
-      from jax.experimental import multihost_utils
+def _lazy(parts: Mapping[str, nnx.Variable], family: str) -> Lazy:
+  """One tensor of the file, from the variables that it holds."""
+  path, variable = next(iter(parts.items()))
+  make = lambda: rules.joined([(path, _host(v)) for path, v in parts.items()], family)
+  return Lazy(np.dtype(variable.dtype), rules.file_shape(variable.shape, path, family), make)
 
-      value = multihost_utils.process_allgather(value, tiled=True)
-    return rules.to_file(np.asarray(jax.device_get(value)), path, family)
 
-  return make
+def _host(variable: nnx.Variable) -> np.ndarray:
+  value = variable[...]
+  if not value.is_fully_addressable:
+    from jax.experimental import multihost_utils
+
+    value = multihost_utils.process_allgather(value, tiled=True)
+  return np.asarray(jax.device_get(value))
 
 
 def _move(scratch: Path, folder: Path) -> None:

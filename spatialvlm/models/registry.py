@@ -1,42 +1,77 @@
-"""The model families that are known, by the `model_type` of their config.json."""
+"""The architectures that are known, by the `model_type` of their config.json."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spatialvlm.models import smolvlm
+from spatialvlm.models import smolvlm, vits
+from spatialvlm.models.encoders import EncoderConfig, VisionConfig
+from spatialvlm.models.fields import Rule, group
 from spatialvlm.models.vlm import VlmConfig
 from spatialvlm.types import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-  """How checkpoints of one architecture are read.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+  """How the tensors of one architecture's checkpoints are named.
+
+  Attributes:
+    rules: (name in the file, path here, operation); `{i}` stands for a layer's number.
+    hf_class: transformers' class of the whole model, written into saved configs.
+    aliases: (regex, replacement) from other spellings of the names in the file.
+    ignored: regexes of tensors that are left out.
+  """
+
+  rules: tuple[Rule, ...]
+  hf_class: str
+  aliases: tuple[tuple[str, str], ...] = ()
+  ignored: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family(Checkpoint):
+  """A vision-language model.
 
   Attributes:
     parse_config: config.json -> VlmConfig.
     max_tiles: preprocessor_config.json -> most tiles of one image.
-    rules: (name in the file, path here, operation); `{i}` stands for a layer's number.
-    aliases: (regex, replacement) from other spellings of the names in the file.
-    ignored: regexes of tensors that are left out.
-    hf_class: transformers' class of the whole model, written into saved configs.
+    vision: prefix of the vision tower's names in the file.
     head: path of the head, which a checkpoint with tied embeddings does not hold.
   """
 
   parse_config: Callable[..., VlmConfig]
   max_tiles: Callable[[Mapping[str, Any]], int]
-  rules: tuple[tuple[str, str, str], ...]
-  aliases: tuple[tuple[str, str], ...]
-  ignored: tuple[str, ...]
-  hf_class: str
+  vision: str
   head: str = "decoder.lm_head.kernel"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder(Checkpoint):
+  """A vision encoder that stands alone.
+
+  Attributes:
+    parse_config: (config of the vision part, attention, where) -> VisionConfig.
+    hf_type: `model_type` of saved configs.
+    extra: what saved configs say beside it.
+  """
+
+  parse_config: Callable[[Mapping[str, Any], str, str], VisionConfig]
+  hf_type: str
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _smolvlm(hf_class: str) -> Family:
   return Family(
-    smolvlm.parse_config, smolvlm.max_tiles, smolvlm.RULES, smolvlm.ALIASES, smolvlm.IGNORED, hf_class
+    parse_config=smolvlm.parse_config,
+    max_tiles=smolvlm.max_tiles,
+    rules=smolvlm.RULES,
+    aliases=smolvlm.ALIASES,
+    ignored=smolvlm.IGNORED,
+    hf_class=hf_class,
+    vision="model.vision_model.",
   )
 
 
@@ -44,6 +79,79 @@ FAMILIES: dict[str, Family] = {
   "idefics3": _smolvlm("Idefics3ForConditionalGeneration"),
   "smolvlm": _smolvlm("SmolVLMForConditionalGeneration"),
 }
+
+# What a file of both towers, or a pooling head, holds beside the vision tower.
+_OTHERS = (r"text_model\..*", r"logit_(scale|bias)", r"(visual|text)_projection\..*", r"head\..*")
+_BUFFERS = (r".*\.position_ids",)
+_BARE = ((r"^vision_model\.", ""),)
+
+ENCODERS: dict[str, Encoder] = {
+  "siglip": Encoder(
+    parse_config=vits.siglip,
+    rules=tuple(vits.siglip_rules()),
+    aliases=_BARE,
+    ignored=_OTHERS + _BUFFERS,
+    hf_class="SiglipVisionModel",
+    hf_type="siglip_vision_model",
+    extra={"vision_use_head": False},
+  ),
+  "clip": Encoder(
+    parse_config=vits.clip,
+    rules=tuple(vits.siglip_rules()),
+    aliases=_BARE,
+    ignored=_OTHERS + _BUFFERS,
+    hf_class="CLIPVisionModel",
+    hf_type="clip_vision_model",
+  ),
+  "dinov2": Encoder(
+    parse_config=vits.dinov2, rules=tuple(vits.dinov2_rules()), hf_class="Dinov2Model", hf_type="dinov2"
+  ),
+  "dinov2-swiglu": Encoder(
+    parse_config=vits.dinov2,
+    rules=tuple(vits.dinov2_rules(gated=True)),
+    hf_class="Dinov2Model",
+    hf_type="dinov2",
+  ),
+  "dinov2_with_registers": Encoder(
+    parse_config=vits.dinov2,
+    rules=tuple(vits.dinov2_rules()),
+    hf_class="Dinov2WithRegistersModel",
+    hf_type="dinov2_with_registers",
+  ),
+  "dinov2_with_registers-swiglu": Encoder(
+    parse_config=vits.dinov2,
+    rules=tuple(vits.dinov2_rules(gated=True)),
+    hf_class="Dinov2WithRegistersModel",
+    hf_type="dinov2_with_registers",
+  ),
+  "dinov3_vit": Encoder(
+    parse_config=vits.dinov3,
+    rules=tuple(vits.dinov3_rules()),
+    aliases=((r"^model\.layer\.", "layer."),),
+    hf_class="DINOv3ViTModel",
+    hf_type="dinov3_vit",
+  ),
+  "internvl_vision": Encoder(
+    parse_config=vits.internvit,
+    rules=tuple(vits.internvit_rules()),
+    hf_class="InternVLVisionModel",
+    hf_type="internvl_vision",
+  ),
+}
+
+
+def _tower(family: Family) -> Checkpoint:
+  """The vision tower of a family's checkpoints alone."""
+  inner = tuple(
+    (name, path.removeprefix("vision."), op) for name, path, op in family.rules if path.startswith("vision.")
+  )
+  others = f"(?!{re.escape(family.vision)}).*"
+  return Checkpoint(rules=inner, hf_class="", aliases=family.aliases, ignored=(*family.ignored, others))
+
+
+CHECKPOINTS: Mapping[str, Checkpoint] = (
+  FAMILIES | ENCODERS | {f"{name}/vision": _tower(family) for name, family in FAMILIES.items()}
+)
 
 
 def family_of(source: Mapping[str, Any], where: str) -> str:
@@ -53,6 +161,40 @@ def family_of(source: Mapping[str, Any], where: str) -> str:
     UserError: an architecture that is not known, with those that are.
   """
   kind = source.get("model_type")
-  if kind not in FAMILIES:
-    raise UserError(f"{where}: unknown architecture {kind!r}; supported: {', '.join(sorted(FAMILIES))}")
-  return kind
+  if kind in FAMILIES:
+    return kind
+  if _encoder_of(source):
+    raise UserError(
+      f"{where}: {kind!r} is a vision encoder, where a vision-language model is wanted"
+      f" ({', '.join(sorted(FAMILIES))}); `load_encoder` reads it"
+    )
+  raise UserError(f"{where}: unknown architecture {kind!r}; supported: {', '.join(sorted(FAMILIES))}")
+
+
+def encoder_config(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> EncoderConfig:
+  """Reads the config.json of a vision encoder, or of a model of two towers that holds one.
+
+  Raises:
+    UserError: an architecture that is not known, with those that are; what its reader raises.
+  """
+  family = _encoder_of(source)
+  if family is None:
+    known = sorted({name.removesuffix("-swiglu") for name in ENCODERS} | set(FAMILIES))
+    raise UserError(
+      f"{where}: unknown encoder {source.get('model_type')!r}; supported: {', '.join(known)} (of a"
+      " vision-language model its vision tower)"
+    )
+  if source["model_type"] in ("siglip", "clip"):
+    source = group(source, "vision_config", where)
+    where = f"{where}: vision_config"
+  source = {**source, "model_type": ENCODERS[family].hf_type} | ENCODERS[family].extra
+  vision = ENCODERS[family].parse_config(source, attention, where)
+  return EncoderConfig(family, vision, dtype, source)
+
+
+def _encoder_of(source: Mapping[str, Any]) -> str | None:
+  kind = str(source.get("model_type"))
+  name = kind.removesuffix("_vision_model")
+  if name.startswith("dinov2") and source.get("use_swiglu_ffn"):
+    name += "-swiglu"
+  return name if name in ENCODERS else None

@@ -14,7 +14,7 @@ from spatialvlm import hub
 from spatialvlm.core.masks import attention_mask, positions
 from spatialvlm.core.rope import rope_angles
 from spatialvlm.hub import rules
-from spatialvlm.models.encoders import position_ids
+from spatialvlm.models.positions import position_ids
 from spatialvlm.models.registry import FAMILIES
 from spatialvlm.types import Features
 from tests.models.support import answer_loss, batch_of, call, jit
