@@ -126,7 +126,8 @@ def change_table(first: Run, second: Run, changes: Mapping[str, Mapping[str, Any
   note = (
     "In per cent and points. Intervals: bootstrap over images, within sources, with the same draws of both. "
     "p: exact McNemar over questions; with * corrected for the number of tasks (Holm). Detectable: the true "
-    "difference that these questions would show in four runs of five."
+    "difference that these questions would show in four runs of five. Marked: the interval excludes zero. "
+    f"Answered: {first.name} {percent(_answered(first))}, {second.name} {percent(_answered(second))}."
   )
   title = f"{second.name} against {first.name}"
   return tables.make(f"changes-{second.name}", title, (*head, "n"), rows, rules, (2, 3, 6, 8, 9), note)
@@ -174,6 +175,10 @@ def plot(runs: Sequence[Run], changes: Sequence[Mapping[str, Any]], path: pathli
   if len(changes) > 1:
     figure.legend(loc="outside upper right", ncols=len(changes), frameon=False, fontsize=8)
   figure.savefig(path, dpi=140)
+
+
+def _answered(run: Run) -> float:
+  return sum(row.choice != "" for row in run.rows) / len(run.rows)
 
 
 def _said(row: Prediction) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from spatialvlm.evaluation import tables
+from spatialvlm.evaluation import statistics, tables
 
 # Seconds between lines of progress where the output is no terminal.
 QUIET = 30.0
@@ -50,7 +50,7 @@ def table(summary: Mapping[str, Any], title: str = "") -> Table:
   for name, section, score in rows_of(summary["scores"]):
     best, shortcut = _best_shortcut(summary, name)
     value = Text(f"{_percent(score['score'])}", style="bold")
-    inside = score["low"] <= score["guessing"] <= score["high"]
+    inside = score["low"] <= score["guessing"]
     interval = Text(f"{_percent(score['low'])} – {_percent(score['high'])}", style="yellow" if inside else "")
     out.add_row(
       label(name),
@@ -61,17 +61,23 @@ def table(summary: Mapping[str, Any], title: str = "") -> Table:
       str(score["n"]),
       end_section=section,
     )
-  out.caption = _caption(summary, "Yellow: not to be told from guessing.")
+  main = [n for n in summary["scores"] if n in ("official", "plain") or n.startswith("task/")]
+  chance = statistics.at_chance({name: summary["scores"][name] for name in main})
+  said = f"Answered: {_percent(summary['scores']['plain']['answered'])} %."
+  if chance:
+    said += f"\nNot to be told from guessing, or below: {', '.join(map(label, chance))}."
+  out.caption = _caption(summary, said)
   return out
 
 
 def comparison(
-  changes: Mapping[str, Mapping[str, float]], summary: Mapping[str, Any], title: str = ""
+  changes: Mapping[str, Mapping[str, float]], summary: Mapping[str, Any], title: str = "", answered: str = ""
 ) -> Table:
   """What changed between two runs (`statistics.paired`), beside guessing and the best shortcut, in percent.
 
   Args:
     summary: of either run: the baselines are those of the questions.
+    answered: the shares of answered questions, in words.
   """
   out = _table(title, "before", "after", "change", "95 % interval", "guessing", "best shortcut", "n")
   for name, section, change in rows_of(changes):
@@ -89,7 +95,8 @@ def comparison(
       str(int(change["n"])),
       end_section=section,
     )
-  out.caption = _caption(summary, "Coloured: the interval of the change excludes zero.")
+  said = "Coloured: the interval of the change excludes zero."
+  out.caption = _caption(summary, f"{said}\nAnswered: {answered}." if answered else said)
   return out
 
 

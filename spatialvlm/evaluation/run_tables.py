@@ -40,6 +40,7 @@ def scores(summary: Mapping[str, Any]) -> Table:
         Cell("", figure=figures.bar(score, low=low, high=high)),
         Cell(percent(score["score"]), "strong"),
         Cell(interval(score), "alarm" if at_chance else ""),
+        _answered(score.get("answered")),
         percent(score["guessing"]),
         Cell(f"{percent(value)} {best.removeprefix('majority ')}", _warn(value, score)),
         str(score["n"]),
@@ -47,7 +48,7 @@ def scores(summary: Mapping[str, Any]) -> Table:
     )
     if section:
       rules.append(number)
-  note = "In per cent. Coloured: an interval that reaches down to guessing; a shortcut that does as well."
+  note = "In per cent. Marked: an interval that reaches down to guessing; a shortcut that does as well."
   if summary.get("official_note"):
     note += f" Official aggregation: {summary['official_note']}."
   columns = (
@@ -55,11 +56,12 @@ def scores(summary: Mapping[str, Any]) -> Table:
     figures.ends(low, high),
     "score",
     "95 % interval",
+    "answered",
     "guessing",
     "best shortcut",
     "n",
   )
-  return tables.make("scores", "Scores", columns, rows, rules, minor=(4, 5, 6), note=note)
+  return tables.make("scores", "Scores", columns, rows, rules, minor=(4, 5, 6, 7), note=note)
 
 
 def protocols(summary: Mapping[str, Any]) -> Table:
@@ -78,7 +80,7 @@ def protocols(summary: Mapping[str, Any]) -> Table:
         Cell("", figure=figures.bar(part["scores"][name], low=low, high=high)),
         Cell(percent(part["scores"][name]["score"]), "strong"),
         interval(part["scores"][name]),
-        Cell(percent(answered), "alarm" if answered is not None and answered < 0.99 else ""),
+        _answered(answered),
         *(percent(part["scores"][c]["score"]) for c in columns),
       ]
     )
@@ -105,7 +107,7 @@ def controls(summary: Mapping[str, Any]) -> Table:
         Cell(percent(part[name]["score"]), "strong"),
         interval(part[name]),
         "" if condition == "sighted" else signed(gap),
-        percent(part[name]["answered"]),
+        _answered(part[name]["answered"]),
         str(part[name]["n"]),
       ]
     )
@@ -132,12 +134,12 @@ def gaps(summary: Mapping[str, Any]) -> Table:
     cells = [
       Cell(
         f"{signed(gap[n]['difference'])} ({signed(gap[n]['low'])} to {signed(gap[n]['high'])})",
-        "good" if gap[n]["low"] > 0 else "alarm",
+        "good" if gap[n]["low"] > 0 else "bad" if gap[n]["high"] < 0 else "",
       )
       for n in names
     ]
     rows.append([words(condition), *cells])
-  note = "Sighted minus blind, in points, with the 95 % interval of the pair; green where it excludes zero."
+  note = "Sighted minus blind, in points, with the 95 % interval of the pair. Marked: it excludes zero."
   columns = ["", *map(report.label, names)]
   return tables.make("gaps", "What the picture gives", columns, rows, note=note)
 
@@ -157,6 +159,10 @@ def steadiness(summary: Mapping[str, Any]) -> Table:
   )
 
 
+def _answered(share: float | None) -> Cell:
+  return Cell(percent(share), "alarm" if share is not None and share < 0.99 else "")
+
+
 def _warn(shortcut: float, score: Mapping[str, float]) -> str:
   return "alarm" if shortcut >= score["score"] - TIE else ""
 
@@ -172,7 +178,7 @@ def baselines(summary: Mapping[str, Any]) -> Table:
   for baseline, values in summary["baselines"].items():
     cells = [Cell(percent(values[n]), _warn(values[n], summary["scores"][n])) for n in names]
     rows.append([baseline, *cells])
-  note = "In per cent. Coloured: what does as well as the run, unseeing or by a rule of thumb."
+  note = "In per cent. Marked: what does as well as the run, unseeing or by a rule of thumb."
   return tables.make(
     "baselines", "What can be had without seeing", ["", *map(report.label, names)], rows, (0,), note=note
   )
@@ -215,7 +221,7 @@ def calibrated(rows: Sequence[Prediction]) -> Table:
       ]
     )
   columns = ("", "calibration error", "Brier", "Brier of guessing", "mean probability", "right", "n")
-  note = "From the letters' probabilities among a question's own options. Coloured: no better than guessing."
+  note = "From the letters' probabilities among a question's own options. Marked: no better than guessing."
   return tables.make("calibration", "Calibration", columns, body, (0,), minor=(3, 6), note=note)
 
 

@@ -59,13 +59,16 @@ class Scores:
   def during(self, state: TrainState) -> Mapping[str, float]:
     """Scores by name of the weights that would be exported: the headline's, of `eval.during` questions.
 
+    `answered`, which is no score, is the share of them with an answer.
     Nothing is written: an evaluation that is interrupted is made anew.
     """
     config = dataclasses.replace(
       self._config, protocols=self._config.protocols[:1], controls=(), text_forest=0, limit=0
     )
     result = evaluate(self._some, self._scorer(weights(state)), self._encoder, config)
-    return {name: score["score"] for name, score in result.summary["scores"].items()}
+    scores = result.summary["scores"]
+    found = {name: score["score"] for name, score in scores.items()}
+    return found | {"answered": scores["plain"]["answered"]}
 
   def after(self, state: TrainState) -> Mapping[str, Any] | None:
     """Scores the trained model; kept in `evaluation/after`, and held against `before` where there is one."""

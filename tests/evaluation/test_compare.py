@@ -29,4 +29,6 @@ def test_compare(tmp_path, capsys):
   assert {f.name for f in tmp_path.iterdir()} == {"comparison.json", "comparison.txt", "scores.png"}
   shown, table = capsys.readouterr().out, (tmp_path / "comparison.txt").read_text()
   for text in (shown, table):
-    assert "before and after" in text and "+25.0" in text
+    assert (
+      "before and after" in text and "+25.0" in text and "Answered: 100.0 % before, 100.0 % after" in text
+    )

@@ -31,6 +31,14 @@ def test_table_of_the_real_benchmark_fits_a_terminal():
   assert "75.0" in shown["Depth"] and " 600" in shown["Depth"]
 
 
+def test_what_is_at_chance_and_what_was_answered_is_said_in_words():
+  rows = [row(i, i % 2 > 0, task="Depth") for i in range(80)]
+  rows += [row(100 + i, i % 10 > 0, task="Count", choice="" if i % 10 == 0 else "A") for i in range(80)]
+  text = report.plain_text(report.table(summarize(rows, CONFIG)))
+  assert "Answered: 95.0 %." in text
+  assert "Not to be told from guessing, or below: Depth." in text
+
+
 def test_other_sources_say_that_official_is_not_for_them():
   text = report.plain_text(report.table(summarize([row(i, i % 2 > 0) for i in range(8)], CONFIG)))
   assert "Official aggregation: n/a" in text and "scenes" in text

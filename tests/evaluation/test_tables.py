@@ -67,6 +67,15 @@ def test_latex(table):
   assert r"\caption{T \& C. 5 \% \textless{}b\textgreater{}}" in text
 
 
+def test_a_colour_is_a_mark_where_there_is_none():
+  rows = [["a", Cell("1.0", "alarm"), Cell("2.0")], ["b", Cell("", "good"), Cell("3.0", "good")]]
+  table = tables.make("x", "x", ("", "y", "z"), rows, note="Marked: this.")
+  markdown, latex = tables.to_markdown(table), tables.to_latex(table)
+  assert "| a | 1.0† | 2.0 |" in markdown and "| b |  | 3.0† |" in markdown
+  assert "Marked †: this." in markdown and r"1.0\dag{} & 2.0" in latex and r"Marked \dag{}: this." in latex
+  assert "†" not in tables.to_html(table)
+
+
 def test_latex_of_its_own_signs():
   evil = "\\ { } $ # ^ ~ &"
   text = tables.to_latex(tables.make("x", evil, ("",), [[evil]]))

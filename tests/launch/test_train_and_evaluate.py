@@ -27,7 +27,7 @@ from spatialvlm.training import loop, runs
 from spatialvlm.training.checkpoint import Checkpoints
 from spatialvlm.types import UserError
 from tests.evaluation import support
-from tests.launch import tiny
+from tests.launch import command, tiny
 from tests.tiny_model import write_checkpoint
 
 BY = "source/COCO"
@@ -68,9 +68,8 @@ def test_the_step_that_scored_best_is_what_is_scored_and_exported(trained):
   assert summary["step"] == best and summary["best"]["step"] == best and summary["best"]["by"] == BY
   # Asked in training and asked afterwards, from what was restored, the moving average says the same.
   assert found[best][f"eval/{BY}"] == summary["best"]["value"] == summary["scores"][BY]["score"]
-  assert {n: s["score"] for n, s in summary["scores"].items()} == {
-    name.removeprefix("eval/"): value for name, value in found[best].items() if name.startswith("eval/")
-  }
+  after = {f"eval/{name}": score["score"] for name, score in summary["scores"].items()}
+  assert _numbers(found[best]) == after | {"eval/answered": 1.0}
   assert best in Checkpoints(workdir / "checkpoints", keep=1, best=BY).steps
   assert len({tuple(sorted(row.items())) for row in map(_numbers, found.values())}) > 1
 
@@ -119,12 +118,13 @@ def evaluation(settings, path):
 
 def test_a_run_and_its_adapter_are_scored_by_their_paths(settings, trained, tmp_path, capsys):
   workdir, summary, _ = trained
-  after = records.read(workdir / "evaluation" / "after")
+  after, before = records.read(workdir / "evaluation" / "after"), command.files(workdir)
   assert list(run(evaluation(settings, workdir), tmp_path / "run", runs.find).all_rows) == list(after)
   assert f"questions to {workdir}, step {summary['step']}" in capsys.readouterr().out
   assert json.loads((tmp_path / "run/identity.json").read_text())["run"]["step"] == summary["step"]
   adapter = evaluation(settings, workdir / "adapter")
   assert list(run(adapter, tmp_path / "adapter", runs.find).all_rows) == list(after)
+  assert command.files(workdir) == before  # it may be training there
   # Not that run any more: the checkpoint's content tells.
   extra = workdir / "checkpoints" / str(summary["step"]) / "extra"
   extra.write_text("x")
