@@ -42,6 +42,10 @@ class HubExamples(Sequence[Example]):
         f"{config.path}: no column serves as messages, nor two as question and answer; there are "
         f"{', '.join(table.column_names)}: map them in `columns`, e.g. columns.question='...'"
       )
+    if config.several_images != "refuse":
+      raise UserError(
+        f"{config.path}: several_images is for questions that are scored; examples keep all their images"
+      )
 
   def __len__(self) -> int:
     return self._size

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from spatialvlm.config import EvaluateConfig
-from spatialvlm.data.sources import open_questions
+from spatialvlm.data.sources import open_questions, open_source
 from spatialvlm.launch import _main
-from spatialvlm.types import UserError
+from spatialvlm.types import Turn, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +39,10 @@ def save(folder, *names):
     picture(10 * i).save(folder / name)
 
 
-def opened(recipe, folder, **changes):
+def opened(recipe, folder, open_it=open_questions, **changes):
   overrides = [("data.path", str(folder)), *((f"data.{k}", str(v)) for k, v in changes.items())]
   config = _main.load_config(f"configs/benchmarks.py:{recipe}", overrides, EvaluateConfig)
-  return open_questions(config.data)
+  return open_it(config.data)
 
 
 def write_blink(folder, subset, rows, name="val-00000-of-00001.parquet"):
@@ -189,6 +189,8 @@ def test_vsr(tmp_path, recipe):
   assert 'true or false? "The bear is in front of the person."' in questions[0].prompt
   assert questions[1].image[0, 0, 0] == 10 and questions[1].filename == "000000401552.jpg"
   assert opened(recipe, tmp_path, **{"columns.task": "relation"})[0].task == "in front of"
+  example = opened(recipe, tmp_path, open_source)[1]  # the same, to train on
+  assert example.turns == (Turn(questions[1].prompt, "A"),) and example.files == ("000000401552.jpg",)
   (tmp_path / "test.jsonl").write_text("\n".join([*lines, json.dumps(row | {"label": 2})]))
   with pytest.raises(UserError, match="row 2, column 'label': 2 is not the index of one of"):
     opened(recipe, tmp_path)
@@ -208,6 +210,9 @@ def test_sat(tmp_path):
   assert {q.answer for q in questions} == {0, 1}  # the order is drawn
   assert questions[1].image[0, :, 0].tolist() == [2, 2, 3, 3] and questions[1].task == "ego"
   assert len(opened("sat", tmp_path, several_images="skip")) == 8
+  assert len(opened("sat", tmp_path, open_source, several_images="refuse")[1].images) == 2
+  with pytest.raises(UserError, match="several_images is for questions that are scored"):
+    opened("sat", tmp_path, open_source)
   pq.write_table(pa.Table.from_pylist([rows[0] | {"correct_answer": "Yes"}]), tmp_path / "SAT_test.parquet")
   with pytest.raises(UserError, match="row 0, column 'correct_answer': 'Yes' is not the text of one of"):
     opened("sat", tmp_path)
