@@ -31,7 +31,8 @@ HUB_ID = "nyu-visionx/CV-Bench"
 HUB_REVISION = "bc284db50d036958861cb60cdd7b77612052ce0d"
 HUB_FILES = ("test_2d.parquet", "test_3d.parquet")
 ROW_ORDER = "02535f1c609db8bba7c6bd64d9a78b9aa3d0fa3a"
-"""SHA-1 over the comma-joined `idx` of all rows of that revision, in order."""
+"""SHA-1 over the comma-joined `idx` of all rows of that revision, in order: 0, 1, ... to the last."""
+QUESTIONS = 2638
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SPLIT_FILE = re.compile(r"(train|test|validation|val|dev)(?=[-_.])")
@@ -52,6 +53,7 @@ class CVBench(Sequence[Question]):
   Attributes:
     row_order: SHA-1 over the comma-joined `idx`, to be kept with any result.
     ids: the `idx` of all questions, in order.
+    note: a line for people where these seem to be CV-Bench's own questions, but not all or in another order.
 
   Raises:
     UserError: a file that cannot be read, a missing column or one of another type, an empty cell where the
@@ -66,6 +68,7 @@ class CVBench(Sequence[Question]):
     _refuse_duplicates(self._places)
     self.ids = tuple(file.rows[row]["idx"] for file, row in self._places)
     self.row_order = hashlib.sha1(",".join(map(str, self.ids)).encode()).hexdigest()
+    self.note = ""
     self._groups: collections.OrderedDict[tuple[Path, int], pa.ChunkedArray] = collections.OrderedDict()
     self._lock = threading.Lock()
 
@@ -110,7 +113,12 @@ def open_cvbench(
   """
   path = os.path.expanduser(path)  # a shell leaves the ~ of --config.data.path=~/x as it is
   if path and Path(path).exists():
-    return CVBench(local_files(Path(path), split), size)
+    found = CVBench(local_files(Path(path), split), size)
+    # A copy, not another benchmark in this schema; part of one is what `size` asks for.
+    copy = not size and len(found) > QUESTIONS // 2 and max(found.ids) < QUESTIONS
+    if copy and (different := unlike_the_pinned(found.ids)):
+      found.note = f"{path}: not CV-Bench at {HUB_REVISION[:8]}: {different}; compare runs on this copy alone"
+    return found
   if path and (path.count("/") != 1 or path.startswith((".", "/", "~")) or path.endswith(".parquet")):
     raise UserError(f"{path}: no such file or folder; give a parquet file or a folder in CV-Bench's schema")
   repository = path or HUB_ID
@@ -119,13 +127,24 @@ def open_cvbench(
     return CVBench([f for f in files if _of_split(f, files, split)], size)
   files = _download(HUB_ID, revision or HUB_REVISION, HUB_FILES)
   if (revision or HUB_REVISION) == HUB_REVISION:
-    found = CVBench(files).row_order
-    if found != ROW_ORDER:
+    found = CVBench(files)
+    if found.row_order != ROW_ORDER:
       raise UserError(
-        f"{HUB_ID} at {HUB_REVISION[:8]}: the row order is {found}, not {ROW_ORDER}; "
-        "the download is damaged: delete it from the Hugging Face cache and start again"
+        f"{HUB_ID} at {HUB_REVISION[:8]}: {unlike_the_pinned(found.ids)} (row order {found.row_order}, not"
+        f" {ROW_ORDER}); the download is damaged: delete it from the Hugging Face cache and start again"
       )
   return CVBench(files, size)
+
+
+def unlike_the_pinned(ids: Sequence[int]) -> str:
+  """How questions differ from those of the pinned revision; "" where all are there in their order."""
+  missing = sorted(set(range(QUESTIONS)) - set(ids))
+  if missing:
+    return f"{len(missing)} of {QUESTIONS} questions are missing, idx {missing[0]} first"
+  if len(ids) > QUESTIONS:
+    return f"{len(ids) - QUESTIONS} questions too many, idx {min(set(ids) - set(range(QUESTIONS)))} first"
+  row = next((row for row, idx in enumerate(ids) if row != idx), None)
+  return "" if row is None else f"all questions, but in another order: row {row} holds idx {ids[row]}"
 
 
 def local_files(path: Path, split: str) -> list[Path]:

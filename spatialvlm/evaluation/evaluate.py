@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,11 +30,13 @@ from spatialvlm.evaluation.summary import summarize
 from spatialvlm.types import Question, UserError
 
 SUMMARY_FILE = "summary.json"
-# Threads that decode and tokenise ahead of the device, questions that they take at once, and blocks that they
-# may be ahead. The tiles of a question may hold 13 MB for each image it is shown with, so these are few.
-WORKERS = 2
+# Threads that decode, cut and tokenise ahead of the device: one a core, where cores are few. The tiles of a
+# question may hold 13 MB for each image it is shown with, so they are not far ahead.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+WORKERS = min(max(CORES, 2), 8)
+# Questions that a thread takes at once, and blocks that the threads may be ahead.
 BLOCK = 4
-AHEAD = 3
+AHEAD = WORKERS + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +94,10 @@ def evaluate(
   if not count:
     raise UserError("there are no questions to score; look at the data's path, tasks and size")
   rows = {row.key: row for row in _recorded(folder)}
-  open_keys = _open_keys(rows, config)
   ids = getattr(questions, "ids", None)
   order: dict[int, int] = {} if ids is None else {i: int(idx) for i, idx in enumerate(ids[:count])}
+  _refuse_foreign(rows.values(), order.values() if order else None, config)
+  open_keys = _open_keys(rows, config)
   finished = {idx for idx, missing in open_keys.items() if not missing}
   todo = [i for i in range(count) if order.get(i) not in finished]
   if todo and "other_image" in config.controls:
@@ -243,19 +247,33 @@ def _in_order(
   rows: Mapping[Key, Prediction], order: Sequence[int], config: ScoreConfig
 ) -> tuple[Prediction, ...]:
   """The rows in the order of passes, questions and rotations."""
-  foreign = {row.idx for row in rows.values()} - set(order)
+  _refuse_foreign(rows.values(), order, config)
+  passes = _passes(config)
+  place = {idx: i for i, idx in enumerate(order)}
+  found = sorted(rows.values(), key=lambda r: (passes.index(r.key[:2]), place[r.idx], r.shift))
+  return tuple(found)
+
+
+def _refuse_foreign(rows: Collection[Prediction], known: Collection[int] | None, config: ScoreConfig) -> None:
+  """Raises a UserError where kept rows are of other questions or passes.
+
+  Args:
+    known: the `idx` of all questions; None while they are not known.
+  """
+  foreign = {row.idx for row in rows} - set(known) if known is not None else ()
   if foreign:
     raise UserError(
       f"{records.FILE} holds question {min(foreign)}, which is not in the data; name another --workdir"
     )
-  passes = [(protocol, SIGHTED) for protocol in config.protocols]
-  passes += [(config.protocols[0], condition) for condition in config.controls]
-  strange = next((key for key in rows if key[:2] not in passes), None)
+  passes = _passes(config)
+  strange = next((row.key for row in rows if row.key[:2] not in passes), None)
   if strange:
     raise UserError(
       f"{records.FILE} holds {strange[1]} answers of protocol {strange[0]!r}, for which these settings do not"
       " ask; name another --workdir"
     )
-  place = {idx: i for i, idx in enumerate(order)}
-  found = sorted(rows.values(), key=lambda r: (passes.index(r.key[:2]), place[r.idx], r.shift))
-  return tuple(found)
+
+
+def _passes(config: ScoreConfig) -> list[tuple[str, str]]:
+  headline = config.protocols[0]
+  return [(protocol, SIGHTED) for protocol in config.protocols] + [(headline, c) for c in config.controls]

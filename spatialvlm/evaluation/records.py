@@ -150,7 +150,7 @@ def read(folder: pathlib.Path) -> list[Prediction]:
   """Reads a run's rows back, of all passes. A torn last line, the trace of a kill, is cut from the file.
 
   Raises:
-    UserError: a line before the last is damaged, or a row stands twice.
+    UserError: a line is damaged or cannot be, or a row stands twice.
   """
   path = folder / FILE
   if not path.exists():
@@ -211,9 +211,21 @@ def _parse(line: bytes, where: str, protocol: str) -> Prediction:
     row["choices"] = tuple(row["choices"])
     row["tokens"] = tuple(row.get("tokens", ()))
     row.setdefault("protocol", protocol)
-    return Prediction(**row)
+    return _checked(Prediction(**row))
   except (ValueError, TypeError, KeyError, AttributeError) as e:
     raise UserError(f"{where}: not a prediction ({e}); remove the line, or name another --workdir") from e
+
+
+def _checked(row: Prediction) -> Prediction:
+  """Raises a ValueError where a row cannot be one of ours, though its fields are there."""
+  letters = set(LETTERS[: len(row.choices)])
+  if row.choice not in letters | {""} or row.gold not in letters:
+    raise ValueError(f"the choice {row.choice!r} and the answer {row.gold!r} of {len(letters)} options")
+  if row.correct != (row.choice == row.gold):
+    raise ValueError(f"choice {row.choice!r}, answer {row.gold!r}, and yet `correct` is {row.correct}")
+  if row.logprobs and (len(row.logprobs) != len(letters) or not all(map(math.isfinite, row.logprobs))):
+    raise ValueError(f"log-probabilities {row.logprobs} of {len(letters)} options")
+  return row
 
 
 def _single_protocol(folder: pathlib.Path) -> str:

@@ -64,6 +64,8 @@ def run(
     count = min(len(questions), config.score.limit or len(questions))
     begins = "continues" if continues else "begins"
     print(f"{begins} in {folder}: {count} questions to {model.name}", flush=True)
+    if note := getattr(questions, "note", ""):
+      print(f"note: {note}", flush=True)
   with report.progress() as show:
     scorer = VlmScorer(vlm, mesh)
     result = evaluate(

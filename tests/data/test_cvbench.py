@@ -213,6 +213,37 @@ def test_without_network_the_hub_is_a_one_line_error():
     cvbench.open_cvbench("someone/else")
 
 
+@pytest.mark.parametrize(
+  ("ids", "message"),
+  [
+    (range(2638), ""),
+    ([*range(17), *range(18, 2638)], "1 of 2638 questions are missing, idx 17 first"),
+    ([*range(2637), 9999], "1 of 2638 questions are missing, idx 2637 first"),
+    (range(2640), "2 questions too many, idx 2638 first"),
+    ([*range(5), 6, 5, *range(7, 2638)], "all questions, but in another order: row 5 holds idx 6"),
+  ],
+)
+def test_what_is_unlike_the_pinned_revision_is_named(ids, message):
+  assert cvbench.unlike_the_pinned(ids) == message
+
+
+def test_a_local_copy_in_another_order_is_noted(tmp_path, monkeypatch):
+  assert hashlib.sha1(",".join(map(str, range(cvbench.QUESTIONS))).encode()).hexdigest() == cvbench.ROW_ORDER
+  monkeypatch.setattr(cvbench, "QUESTIONS", 5)
+
+  for ids, size, note in (
+    ((0, 1, 2, 3, 4), 0, ""),
+    ((1, 0, 2, 3, 4), 0, "in another order: row 0 holds idx 1; compare"),
+    ((1, 0, 2, 3, 4), 3, ""),
+    ((0, 1, 2, 4), 0, "1 of 5 questions are missing, idx 3 first; compare"),
+    ((0, 1), 0, ""),
+    ((100, 101, 102), 0, ""),
+  ):
+    cvbench.write_cvbench(tmp_path / "t.parquet", [question(i) for i in ids])
+    found = cvbench.open_cvbench(str(tmp_path / "t.parquet"), size=size).note
+    assert found == "" if not note else note in found and found.startswith(str(tmp_path)), found
+
+
 def test_the_row_order_of_the_pinned_revision_is_checked(file, monkeypatch):
   monkeypatch.setattr(cvbench, "_download", lambda *a: [file])
   with pytest.raises(UserError, match="row order"):

@@ -23,6 +23,10 @@ CONFIG = ScoreConfig(batch_size=4, lengths=(96, 128), tiles=(3, 5), pool_tiles=4
 REAL = dataclasses.replace(CONFIG, tiles=(5,))
 
 
+class WithIds(list):
+  ids = property(lambda self: [q.idx for q in self])
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
   return support.encoder(tmp_path_factory.mktemp("processor"))
@@ -190,9 +194,6 @@ def test_a_full_pool_evicts_and_stays_right(encoder):
 
 @pytest.mark.parametrize("ids", [False, True])
 def test_a_stopped_run_continues(encoder, tmp_path, ids):
-  class WithIds(list):
-    ids = property(lambda self: [q.idx for q in self])
-
   questions = (WithIds if ids else list)(support.questions(count=20))
   whole = evaluate(questions, Counting(), encoder, CONFIG, folder=tmp_path / "whole")
   folder = tmp_path / "stopped"
@@ -255,3 +256,13 @@ def test_bad_input(encoder, tmp_path):
   evaluate(questions, Counting(), encoder, CONFIG, folder=tmp_path / "run")
   with pytest.raises(UserError, match=r"holds question \d+, which is not in the data"):
     evaluate(questions[:-2], Counting(), encoder, CONFIG, folder=tmp_path / "run")
+  # Known before anything is scored, where the data says its questions and in any case of the passes.
+  rows = (tmp_path / "run" / records.FILE).read_text().splitlines(keepends=True)
+  (tmp_path / "run" / records.FILE).write_text("".join(rows[5:]))
+  some, scorer = WithIds(questions[:-2]), Counting()
+  with pytest.raises(UserError, match=r"holds question 127, which is not in the data"):
+    evaluate(some, scorer, encoder, CONFIG, folder=tmp_path / "run")
+  other = dataclasses.replace(CONFIG, protocols=("options",))
+  with pytest.raises(UserError, match="holds sighted answers of protocol 'native', for which these settings"):
+    evaluate(questions, scorer, encoder, other, folder=tmp_path / "run")
+  assert scorer.tiles == scorer.rows == 0

@@ -33,13 +33,35 @@ def test_a_torn_line_is_cut(tmp_path):
     assert file.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
 
 
-@pytest.mark.parametrize("line", ["{}", "nonsense", '{"idx": 1, "logprobs": {}, "choices": []}', "[1]"])
-def test_a_damaged_line_is_named(tmp_path, line):
-  records.rewrite(tmp_path, [support.row(0)])
+GOOD = support.row(1).to_json()
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    "{}",
+    "nonsense",
+    '{"idx": 1, "logprobs": {}, "choices": []}',
+    "[1]",
+    "\0" * 40,
+    GOOD.replace('"choice": "A"', '"choice": "C"'),
+    GOOD.replace('"gold": "A"', '"gold": "C"'),
+    GOOD.replace('"gold": "A"', '"gold": ""'),
+    GOOD.replace('"correct": true', '"correct": false'),
+    GOOD.replace("-3.0", "NaN"),
+    GOOD.replace(', "B": -3.0', ""),
+  ],
+)
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
+  assert line != GOOD
+  records.rewrite(tmp_path, [support.row(0), support.row(2)])
   file = tmp_path / records.FILE
-  file.write_text(file.read_text() + line + "\n")
-  with pytest.raises(UserError, match=r"predictions.jsonl:2: not a prediction"):
+  first, last = file.read_text().splitlines()
+  file.write_text(f"{first}\n{line}\n{last}\n")
+  before = file.read_bytes()
+  with pytest.raises(UserError, match=r"predictions.jsonl:2: not a prediction .*remove the line"):
     records.read(tmp_path)
+  assert file.read_bytes() == before
 
 
 def test_a_doubled_question_is_refused(tmp_path):
