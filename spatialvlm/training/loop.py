@@ -143,6 +143,9 @@ def check(config: RunConfig) -> None:
     raise UserError(
       "config.train.evaluate_every: there are no questions to ask; set eval, e.g. eval.source.kind"
     )
+  asks = config.eval
+  if asks and (min(asks.during, asks.limit) < 0 or min(asks.batch_size, asks.bootstrap) < 1):
+    raise UserError("config.eval: batch_size and bootstrap must be at least 1, during and limit at least 0")
   by_loss = train.best in (None, VALIDATION)
   if by_loss and (train.patience or train.best) and not (train.validate_every and config.data.validation):
     name = "best" if train.best else "patience"

@@ -174,6 +174,13 @@ def test_what_cannot_tell_the_best_is_refused(settings, tmp_path, train, message
   assert not (tmp_path / "w").exists()
 
 
+def test_counts_below_nothing_are_refused(settings, tmp_path):
+  with pytest.raises(UserError, match=r"config\.eval: .* during and limit at least 0"):
+    loop.train(
+      dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, during=-1)), tmp_path / "w"
+    )
+
+
 def test_evaluation_without_questions_is_refused(settings, tmp_path):
   with pytest.raises(UserError, match=r"train\.evaluate_every: there are no questions to ask; set eval"):
     loop.train(dataclasses.replace(settings, eval=None), tmp_path / "w")
