@@ -30,7 +30,7 @@ def make_config(mesh: MeshConfig = TWO, optim=None, losses=None, **train) -> Run
   )
 
 
-def make_parts(config: RunConfig, stream=None, validation=None):
+def make_parts(config: RunConfig, stream=None, validation=None, evaluate=None):
   """The parts of `fit`, and a fresh state."""
   size = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
   mesh = axes.make_mesh(config.mesh, jax.devices()[:size])
@@ -55,6 +55,7 @@ def make_parts(config: RunConfig, stream=None, validation=None):
     frozen=split.frozen,
     stream=stream or Stream(config.train.batch_size),
     validation=validation,
+    evaluate=evaluate,
   )
   return parts, state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
 

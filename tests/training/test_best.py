@@ -1,6 +1,5 @@
 """Scores within training: their rows, the best step by them, early stopping, interruption."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -8,13 +7,12 @@ import signal
 import pytest
 
 from spatialvlm.config import EvalConfig
-from spatialvlm.training import fit as fit_lib
 from spatialvlm.training import metrics as metrics_lib
 from spatialvlm.training import plots, scores
-from spatialvlm.training.checkpoint import VALIDATION, Checkpoints
+from spatialvlm.training.checkpoint import Checkpoints
 from tests.evaluation import support
 from tests.training import fakes
-from tests.training.helpers import make_config, make_parts, same
+from tests.training.helpers import make_config, make_parts, run, same
 from tests.training.test_fit import rows
 
 # By step. The best comes twice; only its first time counts.
@@ -23,17 +21,14 @@ SCORES = {2: 0.25, 4: 0.5, 6: 0.75, 8: 0.5, 10: 0.75, 12: 0.5, 13: 0.5}
 
 def scored_run(folder, at=lambda number: None, found=SCORES, **train):
   train = {"steps": 13, "evaluate_every": 2, "checkpoint_every": 5, "keep": 1, "log_every": 3, **train}
-  config = make_config(**{"best": "plain", **train})
-  parts, state = make_parts(config, stream=fakes.Stream(16, at=at))
+  config = make_config(best="plain", **train)
   asked = []
 
   def evaluate(state):
     asked.append(int(state.step))
     return {"plain": found[int(state.step)], "task/Depth": 0.5}
 
-  folder.mkdir(exist_ok=True)
-  outcome = fit_lib.fit(config, dataclasses.replace(parts, evaluate=evaluate), state, folder, {})
-  return outcome, asked
+  return run(config, folder, stream=fakes.Stream(16, at=at), evaluate=evaluate), asked
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +74,6 @@ def test_patience_counts_evaluations(tmp_path):
   outcome, asked = scored_run(tmp_path, patience=2)
   assert asked == [2, 4, 6, 8, 10] and outcome.memory.stopped
   assert int(outcome.state.step) == 6
-
-
-def test_scores_are_only_shown_where_the_loss_tells_the_best(tmp_path):
-  outcome, asked = scored_run(tmp_path, best=None)
-  assert int(outcome.state.step) == 13 and asked[-1] == 13
-  assert outcome.memory.best is None
-  assert Checkpoints(tmp_path / "checkpoints", keep=1, best=VALIDATION).steps == [13]
 
 
 def test_the_curve_shows_losses_and_scores(tmp_path):

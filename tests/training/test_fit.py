@@ -20,8 +20,8 @@ from tests.training import fakes
 from tests.training.helpers import make_config, make_parts, run, same
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Steps, rows, validations and checkpoints that do not divide each other.
-SETTINGS = dict(steps=11, log_every=3, validate_every=5, checkpoint_every=4, keep=2)
+# Steps, rows, validations, evaluations and checkpoints that do not divide each other.
+SETTINGS = dict(steps=11, log_every=3, validate_every=5, evaluate_every=7, checkpoint_every=4, keep=2)
 
 
 class Crash(Exception):
@@ -37,7 +37,8 @@ def full_run(folder, at=lambda number: None, config=None):
   stream = fakes.Stream(16, at=at)
   held_out = fakes.Stream(16, seed=5, count=2)
   config = config or make_config(optim={"ema": 0.9}, **SETTINGS)
-  return run(config, folder, stream=stream, validation=held_out)
+  score = lambda state: {"plain": float(np.abs(state.ema["up.kernel"]).mean())}
+  return run(config, folder, stream=stream, validation=held_out, evaluate=score)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def test_rows_checkpoints_and_memory_of_a_whole_run(whole):
   folder, outcome = whole
   assert [r["step"] for r in rows(folder) if "loss" in r] == [3, 6, 9, 11]
   assert [r["step"] for r in rows(folder) if "validation/loss" in r] == [5, 10, 11]
+  assert [r["step"] for r in rows(folder) if "eval/plain" in r] == [7, 11]
   with_loss = {r["step"]: r["validation/loss"] for r in rows(folder) if "validation/loss" in r}
   assert outcome.memory.best == min(with_loss.values())
   assert Checkpoints(folder / "checkpoints", keep=2).steps == [8, 11]
