@@ -3,14 +3,12 @@
 import dataclasses
 import json
 
-import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from flax import nnx
-from PIL import Image
 
 from spatialvlm import hub, peft
 from spatialvlm.config import EvaluateConfig, MeshConfig, ModelConfig, PeftConfig, ScoreConfig, SourceConfig
@@ -18,7 +16,6 @@ from spatialvlm.data.cvbench import write_cvbench
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.run import run
 from spatialvlm.evaluation.score import VlmScorer
-from spatialvlm.launch import _main
 from spatialvlm.types import UserError
 from tests.evaluation import support
 from tests.launch.tiny import write_model
@@ -113,45 +110,6 @@ def test_an_adapter_counts_and_is_known_by_its_content(config, files, tmp_path):
   settings.write_text(json.dumps(said) + "\n")
   with pytest.raises(UserError, match=r"began with other inputs \(adapter"):
     run(adapted, tmp_path / "adapted")
-
-
-CAPTIONS = [f"A mug {where} a table" for where in ("on", "under", "to the left of", "to the right of")]
-
-
-def test_another_benchmark_under_protocols_and_controls(config, tmp_path, monkeypatch):
-  """What's Up, from the files of its authors: captions, of which the first is right."""
-  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-  rows = [
-    {"image_path": f"data/controlled_images/{i}.png", "caption_options": CAPTIONS[i:] + CAPTIONS[:i]}
-    for i in range(4)
-  ]
-  (tmp_path / "controlled_images").mkdir()
-  for i in range(4):
-    Image.fromarray(QUESTIONS[i].image).save(tmp_path / "controlled_images" / f"{i}.png")
-  (tmp_path / "controlled_images_dataset.json").write_text(json.dumps(rows))
-  recipe = _main.load_config("benchmarks:whatsup-a", [("data.path", str(tmp_path))], EvaluateConfig)
-  asked = dict(protocols=("native", "options"), controls=("circular", "other_image", "flip"), lengths=(192,))
-  score = dataclasses.replace(config.score, **asked)
-  result = run(
-    dataclasses.replace(recipe, model=config.model, score=score, mesh=config.mesh), tmp_path / "run"
-  )
-  summary = result.summary
-  assert "these questions are from What's Up" in summary["official_note"]
-  assert set(summary["scores"]) == {
-    "plain",
-    "task/Relation",
-    "source/What's Up",
-    "source_dataset/Controlled A",
-  }
-  assert {name: part["scores"]["plain"]["n"] for name, part in summary["controls"].items()} == dict.fromkeys(
-    ("circular", "other_image", "flip"), 4
-  )
-  right = {row.choices[records.LETTERS.index(row.gold)] for row in result.rows}
-  assert right == set(CAPTIONS) and summary["scores"]["plain"]["guessing"] == 0.25
-  flipped = [row for row in result.all_rows if row.condition == "flip"]
-  gold = [row.choices[records.LETTERS.index(row.gold)] for row in flipped]
-  assert gold == [CAPTIONS[i] for i in (0, 1, 3, 2)]  # left and right have swapped
-  assert "s Up" in (tmp_path / "run" / "tables.md").read_text()
 
 
 def test_nothing_is_written_before_all_is_known_to_be_good(config, files, tmp_path):
