@@ -89,7 +89,7 @@ class Checkpoints:
       self._orbax.save_checkpointables_async(
         step,
         {"state": _named(state), "data": data},
-        metrics=None if measured is None else {self._by: measured},
+        metrics=None if measured is None else {_key(self._by): measured},
         custom_metadata=dict(memory),
       )
 
@@ -148,8 +148,13 @@ class _Best(ocp.training.preservation_policies.PreservationPolicy):
 
 
 def _best(checkpoints: Iterable[Any], by: str) -> int | None:
-  measured = [(cost(c.metrics[by], by), c.step) for c in checkpoints if c.metrics]
+  measured = [(cost(c.metrics[_key(by)], by), c.step) for c in checkpoints if c.metrics]
   return min(measured)[1] if measured else None
+
+
+def _key(by: str) -> str:
+  """The name of a measurement in a checkpoint: the loss has had its name since before there were scores."""
+  return "validation_loss" if by == VALIDATION else by
 
 
 def _named(state: TrainState) -> dict[str, Any]:
