@@ -278,7 +278,8 @@ class EvalConfig(ScoreConfig):
   """The evaluation that belongs to a training run.
 
   Attributes:
-    source: where the questions come from: kind "cvbench" (parquet of its schema, or the hub) or "scenes".
+    source: where the questions come from: kind "cvbench" (parquet of its schema, or the hub), "scenes" or
+      "hf".
     before: whether training scores the untrained model as well.
     during: how many of these questions training asks every `train.evaluate_every` steps, the headline alone;
       drawn by `seed`, always the same. 0 for all.
@@ -322,7 +323,7 @@ class EvaluateConfig:
 
   Attributes:
     adapter: PEFT folder that is laid over the model, None for the model alone.
-    data: where the questions come from, kind "cvbench" or "scenes".
+    data: where the questions come from, kind "cvbench", "scenes" or "hf".
     published: numbers in percent that others gave, by their names, set beside each protocol's.
   """
 

@@ -139,6 +139,7 @@ def facts(folder: pathlib.Path, summary: Mapping[str, Any]) -> dict[str, str]:
   return {
     "model": str(model.get("path") or ""),
     "adapter": str(config.get("adapter") or ""),
+    "checkpoint": f"step {identity['run']['step']}" if "run" in identity else "",
     "weights": str(weights.get("sha256") or "")[:12],
     "numbers": str(model.get("dtype") or ""),
     "tiles": f"at most {tiles}" if tiles else "",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import spatialvlm
 from spatialvlm.config import (
   EvalConfig,
   EvaluateConfig,
@@ -122,6 +123,7 @@ def test_a_run_and_its_adapter_are_scored_by_their_paths(settings, trained, tmp_
   assert list(run(evaluation(settings, workdir), tmp_path / "run", runs.find).all_rows) == list(after)
   assert f"questions to {workdir}, step {summary['step']}" in capsys.readouterr().out
   assert json.loads((tmp_path / "run/identity.json").read_text())["run"]["step"] == summary["step"]
+  assert "checkpoint" in (tmp_path / "run" / "report.html").read_text()
   adapter = evaluation(settings, workdir / "adapter")
   assert list(run(adapter, tmp_path / "adapter", runs.find).all_rows) == list(after)
   assert command.files(workdir) == before  # it may be training there
@@ -145,6 +147,7 @@ def test_which_checkpoint_of_a_run(settings, trained, tmp_path):
   (copy / "config.json").write_text(text.replace(f'"best": "{BY}"', '"best": ""'))
   assert name(copy) == f"{copy}, step {max(steps)}"
   assert name(copy / "checkpoints" / str(steps[0])) == f"{copy}, step {steps[0]}"
+  assert spatialvlm.load_vlm(copy).name == settings.model.path
   for path, adapter, message in (
     (copy / "checkpoints" / "7", None, rf"no checkpoint of step 7; there are {steps[0]}"),
     (copy, "x", "is a training run, with its own"),
