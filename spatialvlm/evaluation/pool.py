@@ -58,9 +58,11 @@ class SlotPool:
 
     `known` items are results, for `restore`.
     """
-    idle = [k for k in self._entries if not self._holds[k]]
-    while len(self._free) < len(items) and idle:
-      slots = self._entries.pop(idle.pop(0))
+    full = len(self._free) < len(items)
+    for idle in [k for k in self._entries if not self._holds[k]] if full else ():
+      if len(self._free) >= len(items):
+        break
+      slots = self._entries.pop(idle)
       for slot in slots:
         self._staged.pop(slot, None)
         self._known.pop(slot, None)
@@ -104,14 +106,22 @@ class SlotPool:
     index[: len(taken)] = [slot for slot, _ in taken]
     rows = rows_of([item for _, item in taken])
     if self._arrays is None:
-      self._arrays = jax.tree.map(lambda row: _zeros(self.slots, row), rows)
+      leaves, tree = jax.tree.flatten(rows)
+      self._arrays = tree.unflatten(_zeros(tuple((self.slots, *_like(leaf)) for leaf in leaves))())
     self._arrays = _write(self._arrays, index, rows)
 
 
-def _zeros(slots: int, like: jax.Array) -> jax.Array:
-  sharding = getattr(like, "sharding", None)
-  out = sharding if isinstance(sharding, NamedSharding) else None
-  return jax.jit(lambda: jnp.zeros((slots, *like.shape[1:]), like.dtype), out_shardings=out)()
+def _like(row: Any) -> tuple[tuple[int, ...], Any, NamedSharding | None]:
+  """Shape, dtype and sharding of an array's rows."""
+  sharding = getattr(row, "sharding", None)
+  return row.shape[1:], row.dtype, sharding if isinstance(sharding, NamedSharding) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(leaves: tuple[tuple[int, tuple[int, ...], Any, NamedSharding | None], ...]) -> Callable[[], list]:
+  """What makes empty arrays (slots, ...): one program for all, the same for every pool of such arrays."""
+  make = lambda: [jnp.zeros((slots, *shape), dtype) for slots, shape, dtype, _ in leaves]
+  return jax.jit(make, out_shardings=[sharding for *_, sharding in leaves])
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,23 @@ class Scorer(Protocol):
     """Greedy tokens (B, room) int32, at most `limit`, each row up to its stop token; uses the cache up."""
 
 
+class _Graph:
+  """A model's structure as a static argument: hashed and compared once, not at every call.
+
+  For a model of 44 layers that takes longer than a device takes for a small batch.
+  """
+
+  _known: ClassVar[dict[Any, _Graph]] = {}
+
+  def __init__(self, graphdef: Any):
+    self.graphdef = graphdef
+
+  @classmethod
+  def of(cls, graphdef: Any) -> _Graph:
+    """The one object of all equal structures."""
+    return cls._known.setdefault(graphdef, cls(graphdef))
+
+
 class VlmScorer:
   """The scorer over a `Vlm`, with or without adapters, on one device or on a mesh.
 
@@ -117,7 +134,8 @@ class VlmScorer:
   """
 
   def __init__(self, vlm: Vlm, mesh: Mesh | None = None):
-    self._graphdef, self._state = nnx.split(vlm)
+    graphdef, self._state = nnx.split(vlm)
+    self._graph = _Graph.of(graphdef)
     self._mesh = mesh
     self.max_length = vlm.config.text.max_length
     self.programs: set[tuple] = set()
@@ -128,14 +146,14 @@ class VlmScorer:
   def encode(self, pixels_NHWC: np.ndarray, normal: np.ndarray | None = None) -> jax.Array:
     self._note("images", pixels_NHWC)
     with self._context():
-      return _encode(self._graphdef, self._state, self._put(pixels_NHWC), normal)
+      return _encode(self._graph, self._state, self._put(pixels_NHWC), normal)
 
   def features(self, features_NPD: np.ndarray) -> jax.Array:
     sharding = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
     return jax.device_put(features_NPD, sharding)
 
   def identity(self) -> dict[str, Any]:
-    vlm = nnx.merge(self._graphdef, self._state)
+    vlm = nnx.merge(self._graph.graphdef, self._state)
     digest = hashlib.sha256()
     for part in (vlm.vision, vlm.connector):
       graphdef, state = nnx.split(part)
@@ -159,7 +177,7 @@ class VlmScorer:
     features, batch = batch.features_NPD, dataclasses.replace(batch, features_NPD=None)
     batch = dataclasses.replace(self._put(batch), features_NPD=features)
     with self._context():
-      return _prefix(self._graphdef, self._state, batch)
+      return _prefix(self._graph, self._state, batch)
 
   def read(
     self, prefixes: Prefixes, index_B: np.ndarray, tokens_BT: np.ndarray, valid_BT: np.ndarray, room: int
@@ -167,7 +185,7 @@ class VlmScorer:
     self._note("text", prefixes, tokens_BT, room)
     index_B, tokens_BT, valid_BT = self._put((index_B, tokens_BT, valid_BT))
     with self._context():
-      return _read(self._graphdef, self._state, prefixes, index_B, tokens_BT, valid_BT, room=room)
+      return _read(self._graph, self._state, prefixes, index_B, tokens_BT, valid_BT, room=room)
 
   def letters(self, read: Read, ids_BK: np.ndarray, mask_BK: np.ndarray) -> jax.Array:
     self._note("letters", ids_BK)
@@ -180,7 +198,7 @@ class VlmScorer:
     count = np.int32(valid_BKT.any(axis=(0, 2)).sum())
     tokens_BKT, valid_BKT = self._put((tokens_BKT, valid_BKT))
     with self._context():
-      return _texts(self._graphdef, self._state, read.logits_BV, read.cache, tokens_BKT, valid_BKT, count)
+      return _texts(self._graph, self._state, read.logits_BV, read.cache, tokens_BKT, valid_BKT, count)
 
   def generate(
     self, read: Read, room: int, limit: int, done_B: np.ndarray, stop_ids: Sequence[int], pad_id: int
@@ -188,7 +206,7 @@ class VlmScorer:
     self._note("generation", read.cache, room)
     with self._context():
       new_BT = generation.decode(
-        self._graphdef,
+        self._graph.graphdef,
         self._state,
         read.logits_BV,
         read.cache,
@@ -212,23 +230,23 @@ class VlmScorer:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(graphdef, state, pixels_NHWC, normal=None):
+def _encode(graph, state, pixels_NHWC, normal=None):
   if normal is not None:
     pixels_NHWC = normal[pixels_NHWC, jnp.arange(pixels_NHWC.shape[-1])]
-  return _replicated(nnx.merge(graphdef, state).encode_images(pixels_NHWC))
+  return _replicated(nnx.merge(graph.graphdef, state).encode_images(pixels_NHWC))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _prefix(graphdef, state, batch):
-  vlm = nnx.merge(graphdef, state)
+def _prefix(graph, state, batch):
+  vlm = nnx.merge(graph.graphdef, state)
   B, S = batch.tokens_BT.shape
   _, cache = vlm.extend(batch, vlm.init_cache(B, S))
   return _replicated(Prefixes(cache.keys, cache.values, cache.valid_BS))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="room")
-def _read(graphdef, state, prefixes, index_B, tokens_BT, valid_BT, *, room: int):
-  vlm = nnx.merge(graphdef, state)
+def _read(graph, state, prefixes, index_B, tokens_BT, valid_BT, *, room: int):
+  vlm = nnx.merge(graph.graphdef, state)
   T, S = tokens_BT.shape[1], prefixes.valid_BS.shape[1]
   more = lambda x: jnp.pad(x[index_B], ((0, 0), (0, T + room)) + ((0, 0),) * (x.ndim - 2))
   keys, values = (tuple(map(more, arrays)) for arrays in (prefixes.keys, prefixes.values))
@@ -245,8 +263,8 @@ def _letters(logits_BV, ids_BK, mask_BK):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _texts(graphdef, state, logits_BV, cache, tokens_BKT, valid_BKT, count):
-  vlm = nnx.merge(graphdef, state)
+def _texts(graph, state, logits_BV, cache, tokens_BKT, valid_BKT, count):
+  vlm = nnx.merge(graph.graphdef, state)
   first_BV = jax.nn.log_softmax(logits_BV, axis=-1)
 
   def option(k, sums_BK):
