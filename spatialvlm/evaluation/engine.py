@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from spatialvlm import generation
@@ -24,7 +25,7 @@ from spatialvlm.evaluation.score import Scorer
 from spatialvlm.types import Batch, UserError
 
 # Tiles that one call of the vision tower encodes: enough to keep a device busy, and one compiled shape only.
-CHUNK = 16
+CHUNK, CHUNK_ON_CPU = 16, 4
 # Options of a batch; a question with more of them makes it double.
 OPTIONS = 8
 # Where a generated answer pauses, in tokens. Most end before the first: a short cache is read faster, and the
@@ -114,7 +115,8 @@ class Engine:
     self._on_note, self._noted = on_note, ""
     shards = scorer.multiple
     self._batch = -(-config.batch_size // shards) * shards
-    self._chunk = -(-CHUNK // shards) * shards
+    chunk = CHUNK_ON_CPU if jax.default_backend() == "cpu" else CHUNK
+    self._chunk = -(-chunk // shards) * shards
     # A full batch of the largest images must always find room.
     slots = max(config.pool_tiles, self._batch * max(config.tiles))
     self._images = SlotPool(slots, self._chunk, self._encode, self._restore)
