@@ -188,6 +188,8 @@ def parse_answer(answer: Any, choices: Sequence[str], how: str, where: str) -> i
       f"{where}: {answer!r} is the text of one of {list(choices)} and the letter of another; "
       "set `answers` to 'letter' or 'text'"
     )
+  if how in ("", "text") and list(choices).count(text) > 1:
+    raise UserError(f"{where}: {answer!r} stands twice among {list(choices)}")
   kinds = {"": "neither an index, a letter nor the text", "text": "not the text"}.get(how, f"not the {how}")
   raise UserError(f"{where}: {answer!r} is {kinds} of one of {list(choices)}")
 

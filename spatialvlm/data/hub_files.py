@@ -56,9 +56,10 @@ def open_dataset(
   except UserError:
     raise
   except Exception as error:  # its own errors, the hub client's, fsspec's and pyarrow's
-    reason = str(error).strip().split("\n")[0]
+    cause = error.__cause__ or error  # `datasets` wraps what a reader says
+    reason = str(cause).strip().split("\n")[0]
     raise UserError(
-      f"data set {path!r}, split {split!r}: cannot be opened ({type(error).__name__}: {reason}); "
+      f"data set {path!r}, split {split!r}: cannot be opened ({type(cause).__name__}: {reason}); "
       "give a local folder, or a hub id with network at hand"
     ) from error
 

@@ -99,6 +99,10 @@ class Rows:
     return counts
 
   def _check_names(self, values: pa.ChunkedArray, column: str) -> None:
+    if pa.types.is_primitive(values.type):
+      raise UserError(
+        f"{self.where}, row 0, column {column!r}: expected an image, its bytes or its path, got {values[0]}"
+      )
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
       return
     lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy()

@@ -46,12 +46,19 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
   config = from_config_dict(_read(workdir / workdir_lib.CONFIG_FILE), RunConfig)
   config = dataclasses.replace(config, model=_model(config.model, model))
   step = _step(workdir, config, chosen)
+  try:
+    folder = hub.resolve(config.model.path, config.model.revision)
+  except UserError as error:
+    raise UserError(
+      f"{workdir}: a training run whose base is not found ({error}); start from the folder in which it was"
+      " trained, or put the base back"
+    ) from error
   base = models.identity(config.model)
   _check_base(workdir, base)
   return Found(
     name=f"{workdir}, step {step}",
     base=config.model.path,
-    folder=hub.resolve(config.model.path, config.model.revision),
+    folder=folder,
     load=lambda mesh: _load(workdir, config, step, mesh),
     identity=lambda: base | {"run": _identity(workdir / CHECKPOINTS / str(step), step)},
   )

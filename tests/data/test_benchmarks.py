@@ -213,9 +213,13 @@ def test_sat(tmp_path):
   assert len(opened("sat", tmp_path, open_source, several_images="refuse")[1].images) == 2
   with pytest.raises(UserError, match="several_images is for questions that are scored"):
     opened("sat", tmp_path, open_source)
-  pq.write_table(pa.Table.from_pylist([rows[0] | {"correct_answer": "Yes"}]), tmp_path / "SAT_test.parquet")
-  with pytest.raises(UserError, match="row 0, column 'correct_answer': 'Yes' is not the text of one of"):
-    opened("sat", tmp_path)
+  for bad, message in (
+    ({"correct_answer": "Yes"}, "'Yes' is not the text of one of"),
+    ({"answers": ["yes", "yes"]}, r"'yes' stands twice among \['yes', 'yes'\]"),
+  ):
+    pq.write_table(pa.Table.from_pylist([rows[0] | bad]), tmp_path / "SAT_test.parquet")
+    with pytest.raises(UserError, match=f"row 0, column 'correct_answer': {message}"):
+      opened("sat", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +241,15 @@ def test_whatsup(tmp_path, recipe, file, images):
   assert {q.answer for q in questions} == {0, 1, 2, 3}
   assert [q.choices for q in opened(recipe, tmp_path)] == [q.choices for q in questions]
   assert [q.choices for q in opened(recipe, tmp_path, seed=1)] != [q.choices for q in questions]
+  for text, message in (
+    (json.dumps([rows[0] | {"image_path": 3}]), "row 0, column 'image_path': expected an image"),
+    (json.dumps([rows[0] | {"image_path": None}]), "row 0, column 'image_path'"),
+    (json.dumps([rows[0] | {"caption_options": "on"}]), "row 0, column 'caption_options': expected 2 to 26"),
+    ("[{", "cannot be opened"),
+  ):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+      opened(recipe, tmp_path)
   with pytest.raises(UserError, match="needs a `path`"):
     opened(recipe, "")
 

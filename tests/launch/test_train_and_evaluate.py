@@ -157,6 +157,9 @@ def test_which_checkpoint_of_a_run(settings, trained, tmp_path):
   (copy / "identity.json").write_text('{"model": {"sha256": "0123"}}')
   with pytest.raises(UserError, match="trained on other weights than lie at its base's path"):
     name(copy)
+  (copy / "config.json").write_text(text.replace(settings.model.path, "gone/model"))
+  with pytest.raises(UserError, match=r"a training run whose base is not found \(gone/model: no such folder"):
+    name(copy)
   shutil.rmtree(copy / "checkpoints")
   with pytest.raises(UserError, match="a training run without checkpoints yet"):
     name(copy)
