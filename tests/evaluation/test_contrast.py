@@ -89,7 +89,9 @@ def test_what_does_not_compare(runs, tmp_path, capfd):
     return tmp_path / name
 
   fewer = changed("fewer", rows[:-1])
-  other = changed("other", [dataclasses.replace(r, gold="B") if r.idx == 3 else r for r in rows])
+  other = changed(
+    "other", [dataclasses.replace(r, gold="B", correct=r.choice == "B") if r.idx == 3 else r for r in rows]
+  )
   write_run(tmp_path / "vsi", lambda i: True, "vsi")
   (tmp_path / "begun").mkdir()
   records.rewrite(tmp_path / "begun", rows)
