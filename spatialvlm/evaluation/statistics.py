@@ -29,10 +29,14 @@ BLOCK = 5_000_000
 def intervals(
   rows: Sequence[Prediction], correct_N: np.ndarray, *, resamples: int, seed: int, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-  """The interval of each score of `aggregation(rows)`, by its name."""
+  """The interval of each score of `aggregation(rows)`, by its name.
+
+  A score that rests on one image alone could be anything: 0 to 1.
+  """
   table = aggregation(rows)
   drawn = _resample(rows, table, np.asarray(correct_N, float)[:, None], resamples, seed)
-  return {name: _percentiles(values[:, 0], level) for name, values in drawn.items()}
+  found = {name: _percentiles(values[:, 0], level) for name, values in drawn.items()}
+  return found | dict.fromkeys(_of_one_image(rows, table), (0.0, 1.0))
 
 
 def paired(
@@ -63,9 +67,9 @@ def paired(
   table = aggregation(rows)
   was, now = (table.values(correct_N2[:, i]) for i in range(2))
   counts = table.counts()
-  found = {}
+  found, alone = {}, _of_one_image(rows, table)
   for name, values in _resample(rows, table, correct_N2, resamples, seed).items():
-    low, high = _percentiles(values[:, 1] - values[:, 0], level)
+    low, high = (-1.0, 1.0) if name in alone else _percentiles(values[:, 1] - values[:, 0], level)
     found[name] = {
       "before": was[name],
       "after": now[name],
@@ -129,6 +133,13 @@ def at_chance(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
   Low ones count as well: a run far below guessing does not answer, or answers in a form that nobody reads.
   """
   return [name for name, score in scores.items() if score["low"] <= score["guessing"]]
+
+
+def _of_one_image(rows: Sequence[Prediction], table: Aggregation) -> set[str]:
+  """Scores of questions that all show one image: drawing images anew says nothing of them."""
+  images = np.array([f"{row.source}\n{row.image}" for row in rows])
+  groups = [name for name in table.scores if name in table.groups]
+  return {name for name in groups if len(np.unique(images[table.groups[name]])) == 1}
 
 
 def _resample(

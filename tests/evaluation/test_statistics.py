@@ -59,8 +59,18 @@ def test_a_seed_fixes_the_interval():
 
 
 def test_a_group_that_a_draw_may_miss():
-  rows = [row(0, task="Count", options=4), *(row(i, i % 2 > 0) for i in range(1, 20))]
+  """Two of the twenty images: every eighth draw has neither, and says nothing."""
+  rows = [*(row(i, task="Count", options=4) for i in range(2)), *(row(i, i % 2 > 0) for i in range(2, 20))]
   assert interval(rows, "task/Count") == (1.0, 1.0)
+
+
+def test_one_image_says_nothing():
+  rows = [row(i, True, image="one", task="Depth") for i in range(4)]
+  rows += [row(10 + i, i > 1, image=f"{i}", task="Count") for i in range(8)]
+  assert interval(rows, "task/Depth") == (0.0, 1.0)
+  assert interval(rows, "task/Count") != (0.0, 1.0)
+  change = statistics.paired(rows, rows)["task/Depth"]
+  assert (change["low"], change["high"]) == (-1.0, 1.0)
 
 
 def test_paired_difference():
