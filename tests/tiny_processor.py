@@ -14,7 +14,7 @@ CHAT_TEMPLATE = (
   "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
-_TEXT = """User: Assistant: Which object is closer to the camera taking this photo, the red box or the
+TEXT = """User: Assistant: Which object is closer to the camera taking this photo, the red box or the
 blue box?
 Select from the following choices.
 (A) the sphere
@@ -38,7 +38,7 @@ def tokenizer(markers: bool = True, size: int = 420) -> Tokenizer:
   result.decoder = decoders.ByteLevel()
   start = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
   result.train_from_iterator(
-    _TEXT.splitlines(keepends=True) + ["\n\n"] * 9,
+    TEXT.splitlines(keepends=True) + ["\n\n"] * 9,
     trainers.BpeTrainer(
       vocab_size=size,
       special_tokens=start,

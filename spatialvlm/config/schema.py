@@ -21,9 +21,10 @@ class ModelConfig:
     attention: "xla" or "cudnn".
     max_tiles: tile budget of an image, the global view counted; None for the checkpoint's own.
     longest_edge: images are resized to this longest edge before they are split; None for the checkpoint's.
-    split_images: None for the checkpoint's own choice.
+      SmolVLM's tiles alone have one.
+    split_images: false: one tile an image; None for the checkpoint's own choice. PaliGemma never splits.
     enlarge: false: a small image is not enlarged to more tiles than it fills by itself. The published models
-      were trained with true.
+      were trained with true. SmolVLM alone enlarges.
   """
 
   path: str = "checkpoints/smolvlm-tiny"

@@ -10,15 +10,17 @@ import numpy as np
 from spatialvlm.types import IMAGE_MARK, Batch, UserError
 
 
-def images_by_prompt(images: Any, texts: Sequence[str] | None) -> list[list[Any]]:
+def images_by_prompt(
+  images: Any, texts: Sequence[str] | None, mark: str = IMAGE_MARK, one_each: bool = False
+) -> list[list[Any]]:
   """Images as one list per prompt, as transformers' `prepare_inputs_layout` arranges them.
 
   Args:
-    images: one image, a list that is handed to the prompts in order by their `<image>` marks, or a list of
-      lists.
+    images: one image, a list that is handed to the prompts in order by their marks, or a list of lists.
+    one_each: hand a list to the prompts one by one, as transformers does for PaliGemma's without marks.
 
   Raises:
-    UserError: there are lists for more or fewer prompts than `texts`.
+    UserError: there are lists, or with `one_each` images, for more or fewer prompts than `texts`.
   """
   if not isinstance(images, (list, tuple)):
     images = [images]
@@ -26,10 +28,12 @@ def images_by_prompt(images: Any, texts: Sequence[str] | None) -> list[list[Any]
     nested = [list(sample) for sample in images]
   elif texts is None:
     nested = [list(images)]
+  elif one_each:
+    nested = [[image] for image in images]
   else:
     nested, at = [], 0
     for text in texts:
-      count = text.count(IMAGE_MARK)
+      count = text.count(mark)
       nested.append(list(images[at : at + count]))
       at += count
     nested[-1] += images[at:]
@@ -50,6 +54,22 @@ def token_arrays(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> dict[
     ids[index, place] = row
     mask[index, place] = 1
   return {"input_ids": ids, "attention_mask": mask}
+
+
+def prefix_arrays(
+  rows: Sequence[Sequence[int]], prefixes: Sequence[int], pad_id: int, side: str, labels: bool
+) -> dict[str, np.ndarray]:
+  """`token_arrays` with token_type_ids (B, T) int64: 1 behind the first so many tokens of each row, else 0.
+
+  Args:
+    labels: with labels (B, T) int64 too: the ids behind the prefix, and -100 elsewhere.
+  """
+  result = token_arrays(rows, pad_id, side)
+  kinds = [[0] * prefix + [1] * (len(row) - prefix) for row, prefix in zip(rows, prefixes, strict=True)]
+  result["token_type_ids"] = token_arrays(kinds, 0, side)["input_ids"]
+  if labels:
+    result["labels"] = np.where(result["token_type_ids"] == 1, result["input_ids"], -100)
+  return result
 
 
 def pixel_arrays(tiles: Sequence[np.ndarray], size: int) -> dict[str, np.ndarray]:
@@ -80,19 +100,22 @@ def batch_from_arrays(
   vocab_size: int,
   tokens_of_tile: Callable[[int, int], int],
   length: int | None = None,
+  bidirectional: bool = False,
 ) -> Batch:
-  """What transformers' SmolVLM makes of the same arrays, on the host.
+  """What transformers' models make of the same arrays, on the host.
 
-  Images whose pixels are all exactly 0 are padding and are left out. The k-th image token of the batch, row
-  after row, takes the k-th image feature, image after image. Without `pixel_values` an image token is
-  embedded like any other token.
+  Of nested images those whose pixels are all exactly 0 are padding and are left out. The k-th image token of
+  the batch, row after row, takes the k-th image feature, image after image. Without `pixel_values` an image
+  token is embedded like any other token.
 
   Args:
     input_ids: integers (B, T).
     attention_mask: (B, T), nonzero at tokens that count; padding may stand on either side. None: all count.
-    pixel_values: (B, I, 3, H, W), normalised.
-    pixel_attention_mask: (B, I, H, W), nonzero at real pixels.
-    token_type_ids: (B, T); checked and otherwise without effect, since these decoders are causal throughout.
+    pixel_values: (B, I, 3, H, W), normalised; or flat, (N, 3, H, W), where every image counts.
+    pixel_attention_mask: (B, I, H, W) or (N, H, W), nonzero at real pixels.
+    token_type_ids: (B, T), 0 in a bidirectional prefix and 1 behind it. Checked, and without effect on a
+      decoder that is causal throughout. None leaves `mask_ar_BT` None.
+    bidirectional: the decoder knows such prefixes.
     tokens_of_tile: (H, W) -> image tokens of one image.
     length: T of the batch, padded on the right to it; None for that of `input_ids`.
 
@@ -108,18 +131,16 @@ def batch_from_arrays(
   valid_BT = np.ones((B, T), bool)
   if attention_mask is not None:
     valid_BT = _like(attention_mask, (B, T), "attention_mask") != 0
-  if token_type_ids is not None:
-    _like(token_type_ids, (B, T), "token_type_ids")
   fields: dict[str, Any] = {}
+  if token_type_ids is not None:
+    kinds_BT = _like(token_type_ids, (B, T), "token_type_ids")
+    if bidirectional:
+      fields["mask_ar_BT"] = _mask_ar(kinds_BT, valid_BT)
   if pixel_values is not None:
-    pixels, mask = _images(pixel_values, pixel_attention_mask, B)
     is_image_BT = tokens_BT == image_token_id
-    real_BI = pixels.any(axis=(2, 3, 4))
-    if not real_BI.any() and is_image_BT.any():
-      real_BI[0, 0] = True  # transformers' rule: of an all-black batch the first image counts
-    if real_BI.any():
-      per_tile = tokens_of_tile(*pixels.shape[3:])
-      fields = _placed(pixels[real_BI], None if mask is None else mask[real_BI], is_image_BT, per_tile)
+    pixels_NCHW, mask_NHW = _images(pixel_values, pixel_attention_mask, B, is_image_BT.any())
+    if len(pixels_NCHW):
+      fields |= _placed(pixels_NCHW, mask_NHW, is_image_BT, tokens_of_tile(*pixels_NCHW.shape[2:]))
   elif pixel_attention_mask is not None:
     raise UserError("pixel_attention_mask: given without pixel_values")
   if length is not None and length > T:
@@ -127,6 +148,8 @@ def batch_from_arrays(
     tokens_BT, valid_BT = np.pad(tokens_BT, width), np.pad(valid_BT, width)
     if "image_slot_BT" in fields:
       fields["image_slot_BT"] = np.pad(fields["image_slot_BT"], width, constant_values=-1)
+    if "mask_ar_BT" in fields:
+      fields["mask_ar_BT"] = np.pad(fields["mask_ar_BT"], width, constant_values=True)
   return Batch(tokens_BT=tokens_BT.astype(np.int32), valid_BT=valid_BT, **fields)
 
 
@@ -154,15 +177,41 @@ def _placed(pixels_NCHW, mask_NHW, is_image_BT, per_tile: int) -> dict[str, Any]
   }
 
 
-def _images(pixel_values: Any, pixel_attention_mask: Any, B: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _images(
+  pixel_values: Any, pixel_attention_mask: Any, B: int, expected: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Pixels (N, 3, H, W) of the images that count, and their mask, None where it is whole.
+
+  Args:
+    expected: whether the text has image tokens.
+  """
   pixels = np.asarray(pixel_values, np.float32)
-  if pixels.ndim != 5 or pixels.shape[0] != B or pixels.shape[2] != 3:
-    raise UserError(f"pixel_values: expected shape ({B}, images, 3, height, width), got {pixels.shape}")
-  if pixel_attention_mask is None:
-    return pixels, None
-  mask = _like(pixel_attention_mask, (*pixels.shape[:2], *pixels.shape[3:]), "pixel_attention_mask") != 0
-  # Whole images need no mask in the vision tower. Padding images have an empty one and are dropped.
-  return pixels, None if mask[pixels.any(axis=(2, 3, 4))].all() else mask
+  flat = pixels.ndim == 4
+  if pixels.ndim not in (4, 5) or pixels.shape[-3] != 3 or not (flat or pixels.shape[0] == B):
+    raise UserError(
+      f"pixel_values: expected shape ({B}, images, 3, height, width) or (all images, 3, height, width),"
+      f" got {pixels.shape}"
+    )
+  mask = None
+  if pixel_attention_mask is not None:
+    shape = (*pixels.shape[:-3], *pixels.shape[-2:])
+    mask = _like(pixel_attention_mask, shape, "pixel_attention_mask") != 0
+  real = np.ones(len(pixels), bool) if flat else pixels.any(axis=(2, 3, 4))
+  # Whole images need no mask in the vision tower.
+  if mask is not None and mask[real].all():
+    mask = None
+  if not flat and not real.any() and expected:
+    real[0, 0] = True  # transformers' rule: of an all-black batch the first image counts
+  return pixels[real], None if mask is None else mask[real]
+
+
+def _mask_ar(kinds_BT: np.ndarray, valid_BT: np.ndarray) -> np.ndarray:
+  """False in the prefix; refused are kinds beyond 0 and 1, and a 0 behind a 1."""
+  causal_BT = kinds_BT == 1
+  ordered = not (~causal_BT & valid_BT & (np.cumsum(causal_BT & valid_BT, axis=1) > 0)).any()
+  if not ordered or not np.isin(kinds_BT, (0, 1)).all():
+    raise UserError("token_type_ids: expected 0 at each row's prefix, then 1 at its suffix")
+  return causal_BT
 
 
 def _integers(value: Any, name: str) -> np.ndarray:

@@ -105,6 +105,7 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
     tokens_BT=wider(batch.tokens_BT, pad_id, more),
     valid_BT=wider(batch.valid_BT, False, more),
     image_slot_BT=wider(batch.image_slot_BT, -1, more),
+    mask_ar_BT=None if batch.mask_ar_BT is None else wider(batch.mask_ar_BT, True, more),
     target_index_BK=targets,
     example_mask_B=batch.example_mask_B,
     pixels_NHWC=more_tiles(pixels, 0.0),
@@ -128,11 +129,13 @@ def _text_rows(encoded, *, length, targets, pad_id, batch_size) -> dict[str, np.
   valid = np.zeros((batch_size, length), bool)
   slots = np.full((batch_size, length), -1, np.int32)
   index = np.full((batch_size, targets), -1, np.int32)
+  causal = np.ones((batch_size, length), bool)
   for row, e in enumerate(encoded):
     size = len(e.tokens)
     tokens[row, :size] = e.tokens
     valid[row, :size] = True
     slots[row, :size] = e.image_slot
+    causal[row, : e.prefix] = False
     if targets:
       supervised = np.flatnonzero(e.loss_mask)
       index[row, : len(supervised)] = supervised
@@ -142,6 +145,7 @@ def _text_rows(encoded, *, length, targets, pad_id, batch_size) -> dict[str, np.
     tokens_BT=tokens,
     valid_BT=valid,
     image_slot_BT=slots,
+    mask_ar_BT=None if causal.all() else causal,
     target_index_BK=index if targets else None,
     example_mask_B=np.arange(batch_size) < len(encoded),
   )

@@ -1,7 +1,7 @@
 """The processor: conversations and images into token ids and tiles, without torch.
 
-Its text and ids are those of transformers' `Idefics3Processor` and `SmolVLMProcessor` (version 5.23), its
-pixels those of their PIL image processors.
+Its text and ids are those of transformers' `Idefics3Processor`, `SmolVLMProcessor`, `InternVLProcessor` and
+`PaliGemmaProcessor` (version 5.23), its pixels those of their PIL image processors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from spatialvlm.data import arrays, prompts
 from spatialvlm.data import images as image_lib
 from spatialvlm.data import processor_files as files
 from spatialvlm.data.expansion import Expander
-from spatialvlm.types import Example, ImageLayout, Turn, UserError
+from spatialvlm.data.families import Files, family_of
+from spatialvlm.data.tiling import TileOptions, Tiler, Tiles
+from spatialvlm.types import IMAGE_MARK, Example, ImageLayout, Turn, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,13 +31,14 @@ class Encoded:
 
   Attributes:
     tokens: int32 (T,).
-    loss_mask: bool (T,), true at the tokens that are to be predicted: each answer and the
-      `<end_of_utterance>` after it.
+    loss_mask: bool (T,), true at the tokens that are to be predicted: each answer and the token that ends
+      it, such as `<end_of_utterance>`.
     image_slot: int32 (T,), for an image token its place among the example's I * P image tokens, else -1.
     tiles: float32 (I, S, S, 3), normalised, of all images in order; I is 0 without images.
     pixel_mask: bool (I, S, S), true at real pixels; None, as always here, where all are.
     images: how many tiles each image became.
     dense: the example's dense targets, untouched.
+    prefix: how many leading tokens all see each other; 0 for a causal model.
   """
 
   tokens: np.ndarray
@@ -48,18 +51,20 @@ class Encoded:
   task: str = ""
   source: str = ""
   dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  prefix: int = 0
 
 
 class Processor:
-  """Tokenizer, chat template and tiler of one checkpoint. Safe to use from several threads.
+  """Tokenizer, prompt format and tiler of one checkpoint. Safe to use from several threads.
 
   Attributes:
     tokenizer: the `tokenizers.Tokenizer`.
     tiler: how images become tiles.
-    template: the chat template.
+    format: how the family's texts are made of tokens.
+    template: how conversations become such texts.
     tokens_per_tile: image tokens of one tile.
     image_id, pad_id: token ids.
-    stop_ids: ids that end an answer: `<end_of_utterance>`, and what generation_config.json names.
+    stop_ids: ids that end an answer: `end_id`, of the format, and what generation_config.json names.
     max_length: longest sequence that the decoder takes.
     padding_side: of `__call__`, by default.
   """
@@ -67,8 +72,9 @@ class Processor:
   def __init__(
     self,
     tokenizer: Tokenizer,
-    template: prompts.ChatTemplate,
-    tiler: image_lib.Tiler,
+    prompt_format: prompts.PromptFormat,
+    template: prompts.Template,
+    tiler: Tiler,
     tokens_per_tile: int,
     *,
     pad_id: int,
@@ -78,6 +84,7 @@ class Processor:
     where: str = "processor",
   ):
     self.tokenizer = tokenizer
+    self.format = prompt_format
     self.template = template
     self.tiler = tiler
     self.tokens_per_tile = tokens_per_tile
@@ -85,8 +92,13 @@ class Processor:
     self.stop_ids = tuple(stop_ids)
     self.max_length = max_length
     self.padding_side = padding_side
-    self._expand = Expander(tokenizer, tokens_per_tile, where)
+    self._expand = Expander(tokenizer, prompt_format, tokens_per_tile, where)
     self.image_id, self.end_id = self._expand.image_id, self._expand.end_id
+
+  @property
+  def bidirectional(self) -> bool:
+    """Whether prompts are a prefix whose tokens all see each other (PaliGemma)."""
+    return self.format.bidirectional
 
   @functools.cached_property
   def layout(self) -> ImageLayout:
@@ -106,48 +118,87 @@ class Processor:
     text: str | Sequence[str] | None = None,
     images: Any = None,
     *,
+    suffix: str | Sequence[str] | None = None,
     padding_side: str | None = None,
   ) -> dict[str, np.ndarray]:
     """Arrays in transformers' layout.
 
     Args:
-      text: one prompt or several, with an `<image>` mark for each image.
+      text: one prompt or several, with an `<image>` mark for each image. PaliGemma's may do without: the
+        images of a prompt then stand before it.
       images: one image, a list of images (handed to the prompts in order), or a list per prompt. An image
         is whatever `images.open_image` reads.
+      suffix: answers, one for each prompt, of a model with a bidirectional prefix.
       padding_side: "left" or "right"; by default the checkpoint's.
 
     Returns:
-      input_ids, attention_mask (B, T) int64; with images pixel_values (B, I, 3, S, S) float32 and
-      pixel_attention_mask (B, I, S, S) int64, samples with fewer tiles padded by zeros.
+      input_ids, attention_mask (B, T) int64. With images, SmolVLM: pixel_values (B, I, 3, S, S) float32 and
+      pixel_attention_mask (B, I, S, S) int64, samples with fewer tiles padded by zeros; InternVL and
+      PaliGemma: pixel_values (N, 3, S, S) float32, all tiles in a row. PaliGemma: token_type_ids (B, T)
+      int64, 1 at suffixes, and with suffixes labels (B, T) int64, -100 elsewhere.
 
     Raises:
-      UserError: marks and images differ in number, or an image cannot be read.
+      UserError: marks and images differ in number, an image cannot be read, or suffixes that the model does
+        not know or that are not as many as the prompts.
     """
     if text is None and images is None:
       raise UserError("processor: pass text, images or both")
-    result: dict[str, np.ndarray] = {}
-    texts = None if text is None else [text] if isinstance(text, str) else list(text)
+    texts = None
+    if text is not None:
+      texts = [self.format.marked(t) for t in ([text] if isinstance(text, str) else text)]
+    pixels: dict[str, np.ndarray] = {}
     blocks: list[list[list[int]]] | None = None
     if images is not None:
-      nested = arrays.images_by_prompt(images, texts)
+      first = self.bidirectional and texts is not None and not any(self.format.mark in t for t in texts)
+      nested = arrays.images_by_prompt(images, texts, self.format.mark, one_each=first)
+      if first:
+        texts = [self.format.mark * len(row) + t for row, t in zip(nested, texts, strict=True)]
       cut = [[self.tiler(image_lib.open_image(image)) for image in sample] for sample in nested]
       if any(cut):
-        size = self.tiler.tile_size
-        tiles = [self.tiler.normalise(np.concatenate([t.pixels for t in row])) if row else () for row in cut]
-        result |= arrays.pixel_arrays(tiles, size)
+        pixels = self._pixel_arrays(cut)
       blocks = [[self._expand.block(t.rows, t.cols) for t in sample] for sample in cut]
-    if texts is not None:
-      rows = []
-      for index, sample in enumerate(texts):
-        rows.append(self._expand(sample, blocks[index] if blocks is not None else None)[0])
-      result = arrays.token_arrays(rows, self.pad_id, padding_side or self.padding_side) | result
-    return result
+    if texts is None:
+      return pixels
+    return self._token_arrays(texts, blocks, suffix, padding_side or self.padding_side) | pixels
+
+  def _pixel_arrays(self, cut: list[list[Tiles]]) -> dict[str, np.ndarray]:
+    normal = lambda tiles: self.tiler.normalise(np.concatenate([t.pixels for t in tiles]))
+    if self.format.nested_pixels:
+      return arrays.pixel_arrays([normal(row) if row else () for row in cut], self.tiler.tile_size)
+    flat = normal([tiles for row in cut for tiles in row])
+    return {"pixel_values": np.ascontiguousarray(flat.transpose(0, 3, 1, 2))}
+
+  def _token_arrays(self, texts, blocks, suffix, side: str) -> dict[str, np.ndarray]:
+    rows = []
+    for index, text in enumerate(texts):
+      framed = self.template.frame(text)
+      rows.append(self._expand(framed, blocks[index] if blocks is not None else None).ids)
+    if not self.bidirectional:
+      if suffix is not None:
+        raise UserError(f"suffix: {self.format.family} knows none; write the answer into the text")
+      return arrays.token_arrays(rows, self.pad_id, side)
+    suffixes = [suffix] if isinstance(suffix, str) else list(suffix or [])
+    if suffix is not None and len(suffixes) != len(rows):
+      raise UserError(f"suffix: {len(rows)} prompts, but {len(suffixes)} suffixes")
+    lengths = [len(row) for row in rows]
+    if any(self.format.mark in s for s in suffixes):
+      raise UserError("suffix: an answer holds an <image> mark; images stand in prompts only")
+    for row, answer in zip(rows, suffixes, strict=False):
+      row += self._expand(answer + self.format.end, None).ids
+    return arrays.prefix_arrays(rows, lengths, self.pad_id, side, labels=suffix is not None)
 
   def apply_chat_template(
     self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
   ) -> str:
-    """The prompt text of a conversation, as transformers' processors render it."""
-    return self.template.render(messages, add_generation_prompt)
+    """The prompt text of a conversation, as transformers' processors render it.
+
+    Of PaliGemma, which has no chat template, it is the marks and the user's text of one turn: what `__call__`
+    takes.
+
+    Raises:
+      UserError: the template refuses the conversation.
+    """
+    return self.template.prompt(messages, add_generation_prompt)
 
   def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
     """Text of token ids."""
@@ -160,26 +211,31 @@ class Processor:
 
     Raises:
       UserError: `<image>` marks and images differ in number; longer than the context (image tokens are
-        never cut); a chat template that hides where answers begin.
+        never cut); a chat template that hides where answers begin; a conversation that the family does not
+        know, as PaliGemma knows one turn only.
     """
+    name = f"example {example.id!r}" if example.id else "example"
+    if any(IMAGE_MARK in turn.answer for turn in example.turns):
+      raise UserError(f"{name}: an answer holds an <image> mark; write marks in the text of prompts only")
     messages = prompts.messages(example.turns, len(example.images))
     text = self.template.render(messages)
     spans = [self._answer_span(text, messages[: 2 * k + 1], example.id) for k in range(len(example.turns))]
-    return self._encode(text, spans, example)
+    return self._encode(text, spans, example, spans[0][0] if self.bidirectional else 0)
 
   def encode_prompt(
     self,
-    images: Sequence[np.ndarray | image_lib.Tiles],
+    images: Sequence[np.ndarray | Tiles],
     prompt: str,
     answer_prefix: str = "",
     id: str = "",
     pixels: bool = True,
   ) -> Encoded:
-    """A prompt that the model is to answer: ends after `Assistant:`, or after `answer_prefix` behind it.
+    """A prompt that the model is to answer: ends where an answer begins, or after `answer_prefix` there.
 
-    `prompt` may hold `<image>` marks, like a `Turn`. The prefix is joined as the template joins an answer,
-    by a space: `answer_prefix="Answer:"` gives `Assistant: Answer:`. An image may come already cut
-    (`tiler(image)`), so that several prompts share the work; `pixels` false leaves `tiles` empty.
+    `prompt` may hold `<image>` marks, like a `Turn`. The prefix is joined as the template joins an answer:
+    `answer_prefix="Answer:"` gives SmolVLM's `Assistant: Answer:`; of PaliGemma it is no part of the
+    bidirectional prefix. An image may come already cut (`tiler(image)`), so that several prompts share the
+    work; `pixels` false leaves `tiles` empty.
 
     Raises:
       UserError: as `encode`.
@@ -187,16 +243,17 @@ class Processor:
     turn = Turn(prompt, answer_prefix)
     messages = prompts.messages((turn,), len(images))
     text = self.template.render(messages[:1], add_generation_prompt=True)
+    boundary = len(text) if self.bidirectional else 0
     if answer_prefix:
       start, _ = self._answer_span(whole := self.template.render(messages), messages[:1], id)
       text = whole[: whole.index(answer_prefix, start) + len(answer_prefix)]
-    return self._encode(text, [], Example(tuple(images), (turn,), id=id), pixels)
+    return self._encode(text, [], Example(tuple(images), (turn,), id=id), boundary, pixels)
 
   def answer_ids(self, answer: str, answer_prefix: str = "") -> tuple[int, ...]:
     """Tokens of an answer as it stands right after `encode_prompt(..., answer_prefix)`, without its end.
 
-    The answer is joined to the prefix by a space, as the template joins it to `Assistant:`, unless the
-    prefix ends in a bracket, a quote or white space.
+    The answer is joined to the prefix by a space, as SmolVLM joins it to `Assistant:`, unless the prefix
+    ends in a bracket, a quote or white space.
 
     Raises:
       UserError: the tokenizer merges the answer's beginning with what stands before it.
@@ -212,9 +269,10 @@ class Processor:
   def letter_ids(self, count: int, answer_prefix: str = "") -> tuple[int, ...]:
     """The token by which an answer A, B, ... begins right after `encode_prompt(..., answer_prefix)`.
 
-    The template writes `Assistant: A`, so in SmolVLM's vocabularies it is the letter with its space, both
+    SmolVLM's template writes `Assistant: A`, so in its vocabularies it is the letter with its space, both
     directly and after a prefix such as `Answer:`. After a prefix that ends in a bracket, as in
-    `Assistant: (A`, it is the bare letter. Which one is read off the tokenizer, never assumed.
+    `Assistant: (A`, and where an answer begins a line (InternVL, PaliGemma), it is the bare letter. Which one
+    is read off the tokenizer, never assumed.
 
     Raises:
       UserError: a letter is no single token there, or `count` is not in 1..26.
@@ -232,12 +290,17 @@ class Processor:
   # Within.
 
   def _encode(
-    self, text: str, spans: Sequence[tuple[int, int]], example: Example, with_pixels: bool = True
+    self,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    example: Example,
+    boundary: int,
+    with_pixels: bool = True,
   ) -> Encoded:
     name = f"example {example.id!r}" if example.id else "prompt"
-    cut = [i if isinstance(i, image_lib.Tiles) else self.tiler(i) for i in example.images]
+    cut = [i if isinstance(i, Tiles) else self.tiler(i) for i in example.images]
     blocks = [self._expand.block(t.rows, t.cols) for t in cut]
-    ids, loss = self._expand(text, blocks, spans, name)
+    ids, loss, prefix = self._expand(text, blocks, spans, name, boundary)
     tokens = np.array(ids, np.int32)
     if len(tokens) > self.max_length:
       visual = int((tokens == self.image_id).sum())
@@ -260,18 +323,19 @@ class Processor:
       task=example.task,
       source=example.source,
       dense=example.dense,
+      prefix=prefix,
     )
 
   def _answer_span(self, text: str, before: Sequence[Any], name: str) -> tuple[int, int]:
     """Where the answer that follows the messages `before` lies in `text`, its end token included."""
     prefix = self.template.render(before, add_generation_prompt=True)
-    end = text.find(prompts.END_OF_UTTERANCE, len(prefix))
+    end = text.find(self.format.end, len(prefix))
     if not text.startswith(prefix) or end < 0:
       raise UserError(
         f"example {name!r}: the chat template does not continue its generation prompt by the answer and"
-        f" {prompts.END_OF_UTTERANCE}, so the loss cannot be placed"
+        f" {self.format.end}, so the loss cannot be placed"
       )
-    return len(prefix), end + len(prompts.END_OF_UTTERANCE)
+    return len(prefix), end + len(self.format.end)
 
 
 def load_processor(
@@ -283,60 +347,55 @@ def load_processor(
   enlarge: bool = True,
   max_length: int | None = None,
 ) -> Processor:
-  """The processor of a local SmolVLM or Idefics3 folder.
+  """The processor of a local folder: SmolVLM's or Idefics3's, InternVL's (`-hf` format), or PaliGemma's.
 
-  Reads tokenizer.json, preprocessor_config.json or processor_config.json, and the chat template from
-  chat_template.jinja, chat_template.json, processor_config.json or tokenizer_config.json, in transformers'
-  order of precedence. Nothing of it needs torch, and no code of the folder is run.
+  Reads config.json, tokenizer.json, preprocessor_config.json or processor_config.json, and the chat template
+  from chat_template.jinja, chat_template.json, processor_config.json or tokenizer_config.json, in
+  transformers' order of precedence; PaliGemma has none. Nothing of it needs torch, and no code of the folder
+  is run.
 
   Args:
-    max_tiles, longest_edge, split_images, enlarge: the tile budget, see `images.Tiler`; None for the
+    max_tiles, longest_edge, split_images, enlarge: the tile budget, see `tiling.TileOptions`; None for the
       checkpoint's own.
     max_length: longest sequence; None for the checkpoint's own.
 
   Raises:
-    UserError: a file is missing, broken or of another kind of model.
+    UserError: a file is missing, broken or of another kind of model, or the family's tiles do not know an
+      option.
   """
   folder = Path(folder).expanduser()
   if not folder.is_dir():
     raise UserError(f"{folder}: no such folder; pass a checkpoint in Hugging Face's format")
-  config = files.read_json(folder, "config.json")
-  outer = files.read_json(folder, "processor_config.json")
-  inner = outer.get("image_processor") or files.read_json(folder, "preprocessor_config.json")
-  if not inner:
-    raise UserError(f"{folder}: no preprocessor_config.json; copy the base model's processor files there")
-  tiler = image_lib.tiler_from_config(
-    inner,
-    str(folder),
-    max_tiles=max_tiles,
-    longest_edge=longest_edge,
-    split_images=split_images,
-    enlarge=enlarge,
+  found = Files.read(folder)
+  family, kind = family_of(found)
+  tiler = family.tiler(
+    found.inner, str(folder), TileOptions(max_tiles, longest_edge, split_images, enlarge), kind
   )
   tokenizer = files.tokenizer(folder)
   settings = files.read_json(folder, "tokenizer_config.json")
-  generation = files.read_json(folder, "generation_config.json")
-  names = {k: files.content(v) for k, v in settings.items() if k.endswith("_token") and files.content(v)}
-  end = tokenizer.token_to_id(prompts.END_OF_UTTERANCE)
-  stops = [s for s in [end, *files.as_list(generation.get("eos_token_id"))] if s is not None]
-  pad = tokenizer.token_to_id(names.get("pad_token", ""))
-  if pad is None:
-    pad = next(iter(files.as_list(generation.get("pad_token_id"))), end)
-  context = files.group(config, "text_config", folder).get("max_position_embeddings") or settings.get(
-    "model_max_length"
-  )
+  names = files.special_tokens(settings)
+  if family.chat:
+    template = prompts.ChatTemplate(files.template(folder, found.outer, settings), names, str(folder))
+  else:
+    template = prompts.PrefixTemplate(str(folder))
+    tokenizer.add_tokens(list(prompts.PALIGEMMA_PLACES))
+  pad, stops = files.pad_and_stops(folder, tokenizer, names, tokenizer.token_to_id(family.format.end))
+  context = files.group(found.config, "text_config", folder).get("max_position_embeddings")
+  context = context or family.context or settings.get("model_max_length") or 8192
   processor = Processor(
     tokenizer,
-    prompts.ChatTemplate(files.template(folder, outer, settings), names, str(folder)),
+    family.format,
+    template,
     tiler,
-    files.tokens_per_tile(config, outer, tiler, folder),
+    family.tokens_per_tile(tiler.tile_size, found),
     pad_id=pad,
-    stop_ids=tuple(dict.fromkeys(stops)),
-    max_length=max_length or int(min(context or 8192, 2**31)),
-    padding_side=settings.get("padding_side", "right"),
+    stop_ids=stops,
+    max_length=max_length or int(min(context, 2**31)),
+    padding_side=settings.get("padding_side", family.padding_side),
     where=str(folder),
   )
-  if (expected := config.get("image_token_id")) not in (None, processor.image_id):
+  expected = found.config.get("image_token_id", found.config.get("image_token_index"))
+  if expected not in (None, processor.image_id):
     raise UserError(
       f"{folder}: config.json says image_token_id {expected}, the tokenizer {processor.image_id}"
     )

@@ -9,25 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from spatialvlm.data.images import Tiler
 from spatialvlm.types import UserError
-
-
-def tokens_per_tile(config: Mapping, outer: Mapping, tiler: Tiler, folder: Path) -> int:
-  said = outer.get("image_seq_len")
-  vision = group(config, "vision_config", folder)
-  if not config or "patch_size" not in vision:
-    return said or 169  # the default of transformers' processors
-  patch, factor = vision["patch_size"], config.get("scale_factor", 2)
-  if not all(isinstance(n, int) and n > 0 for n in (patch, factor)):
-    raise UserError(f"{folder}/config.json: patch_size {patch!r} and scale_factor {factor!r} must be numbers")
-  made = (tiler.tile_size // patch // factor) ** 2
-  if said not in (None, made):
-    raise UserError(
-      f"{folder}: processor_config.json says image_seq_len {said}, but tiles of {tiler.tile_size} pixels make"
-      f" {made} tokens by config.json; correct one of them"
-    )
-  return made
 
 
 def template(folder: Path, outer: Mapping, settings: Mapping) -> str:
@@ -57,6 +39,21 @@ def tokenizer(folder: Path) -> Tokenizer:
   tokenizer.no_padding()
   tokenizer.no_truncation()
   return tokenizer
+
+
+def special_tokens(settings: Mapping) -> dict[str, str]:
+  """The special tokens' texts that tokenizer_config.json names, such as `bos_token`."""
+  return {k: content(v) for k, v in settings.items() if k.endswith("_token") and content(v)}
+
+
+def pad_and_stops(folder: Path, tokenizer: Tokenizer, names: Mapping[str, str], end: int | None):
+  """The id that pads, and the ids that end an answer: `end`, and what generation_config.json names."""
+  generation = read_json(folder, "generation_config.json")
+  stops = [s for s in [end, *as_list(generation.get("eos_token_id"))] if s is not None]
+  pad = tokenizer.token_to_id(names.get("pad_token", ""))
+  if pad is None:
+    pad = next(iter(as_list(generation.get("pad_token_id"))), end)
+  return pad, tuple(dict.fromkeys(stops))
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

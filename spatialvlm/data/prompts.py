@@ -1,36 +1,119 @@
-"""Prompts: conversations into text by the checkpoint's chat template, images into their placeholder text."""
+"""Prompts: conversations into text as each family of models writes them, images into placeholder text."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from spatialvlm.types import IMAGE_MARK, Turn, UserError
 
-FAKE_TOKEN = "<fake_token_around_image>"
-GLOBAL_TOKEN = "<global-img>"
-END_OF_UTTERANCE = "<end_of_utterance>"
-
 Message = Mapping[str, Any]
 
 
-def image_block(rows: int, cols: int, tokens_per_tile: int) -> str:
-  """The text that stands for one image (transformers' `processing_idefics3.py`).
+@dataclasses.dataclass(frozen=True)
+class PromptFormat:
+  """How the texts of one family are made of tokens.
 
-  A grid of `rows` x `cols` tiles and then the global view; the global view alone where both are 0.
+  Attributes:
+    family: its name, for errors.
+    mark: the token that stands for an image in a text, and fills the image's slots when it is expanded. Users
+      write `<image>` whatever the family.
+    end: the token that ends an answer.
+    apart: further special tokens of the family: the tokenizer cuts texts there first.
+    block: (rows, columns, tokens of a tile) -> the text that one image becomes; rows and columns are both 0
+      where the global view stands alone.
+    grid_marker: a tile's marker by its `{row}` and `{col}`; a tokenizer has either none of them or too few.
+    bare: the tokenizer itself adds no token to a text.
+    bidirectional: what stands before the answer is a prefix whose tokens all see each other.
+    nested_pixels: pixels come as transformers' (B, I, 3, S, S) with a mask, else as (N, 3, S, S).
   """
-  tile = IMAGE_MARK * tokens_per_tile
-  whole = f"{FAKE_TOKEN}{GLOBAL_TOKEN}{tile}{FAKE_TOKEN}"
+
+  family: str
+  mark: str
+  end: str
+  apart: tuple[str, ...]
+  block: Callable[[int, int, int], str]
+  grid_marker: str = ""
+  bare: bool = True
+  bidirectional: bool = False
+  nested_pixels: bool = False
+
+  @property
+  def special(self) -> tuple[str, ...]:
+    """All tokens that the family's tokenizer must have."""
+    return (self.mark, self.end, *self.apart)
+
+  def marked(self, text: str) -> str:
+    """A user's text with the family's own mark in the place of each `<image>`."""
+    return text.replace(IMAGE_MARK, self.mark)
+
+
+_FAKE, _GLOBAL, _MARKER = "<fake_token_around_image>", "<global-img>", "<row_{row}_col_{col}>"
+_CONTEXT, _BOS = "<IMG_CONTEXT>", "<bos>"
+
+
+def _idefics3_block(rows: int, cols: int, tokens: int) -> str:
+  """transformers' `processing_idefics3.py`: the grid row by row, then the global view."""
+  tile = IMAGE_MARK * tokens
+  whole = f"{_FAKE}{_GLOBAL}{tile}{_FAKE}"
   if rows == 0 and cols == 0:
     return whole
   lines = (
-    "".join(f"{FAKE_TOKEN}<row_{r + 1}_col_{c + 1}>{tile}" for c in range(cols)) + "\n" for r in range(rows)
+    "".join(f"{_FAKE}{_MARKER.format(row=r + 1, col=c + 1)}{tile}" for c in range(cols)) + "\n"
+    for r in range(rows)
   )
   return "".join(lines) + "\n" + whole
+
+
+def _internvl_block(rows: int, cols: int, tokens: int) -> str:
+  """transformers' `processing_internvl.py`: nothing stands between the tiles."""
+  return f"<img>{_CONTEXT * tokens * (rows * cols + 1)}</img>"
+
+
+def _paligemma_block(rows: int, cols: int, tokens: int) -> str:
+  return IMAGE_MARK * tokens
+
+
+SMOLVLM = PromptFormat(
+  family="SmolVLM",
+  mark=IMAGE_MARK,
+  end="<end_of_utterance>",
+  apart=(_FAKE,),
+  block=_idefics3_block,
+  grid_marker=_MARKER,
+  nested_pixels=True,
+)
+INTERNVL = PromptFormat(
+  family="InternVL", mark=_CONTEXT, end="<|im_end|>", apart=("<|im_start|>", "<img>", "</img>"),
+  block=_internvl_block,
+)  # fmt: skip
+PALIGEMMA = PromptFormat(
+  family="PaliGemma", mark=IMAGE_MARK, end="<eos>", apart=(_BOS,), block=_paligemma_block,
+  bare=False, bidirectional=True,
+)  # fmt: skip
+# Tokens for places and shapes that transformers' processor adds to a tokenizer that lacks them.
+PALIGEMMA_PLACES = tuple(f"<loc{i:0>4}>" for i in range(1024)) + tuple(f"<seg{i:0>3}>" for i in range(128))
+
+
+class Template(Protocol):
+  """Conversations into text."""
+
+  def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    """The whole text, up to where an answer begins with `add_generation_prompt`."""
+    ...
+
+  def prompt(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    """The text that a user hands to the processor, which `frame` turns into the whole."""
+    ...
+
+  def frame(self, text: str) -> str:
+    """What the family's processor makes of a user's text before images are expanded."""
+    ...
 
 
 class ChatTemplate:
@@ -67,6 +150,68 @@ class ChatTemplate:
       )
     except TemplateError as error:
       raise UserError(f"{self._where}: the chat template fails on this conversation: {error}") from error
+
+  prompt = render
+
+  def frame(self, text: str) -> str:
+    """The text itself: the template has written all of it."""
+    return text
+
+
+class PrefixTemplate:
+  """PaliGemma's only form (`processing_paligemma.py`): images, `<bos>`, prompt, line break, answer, `<eos>`.
+
+  There is one turn. Its images stand before the text, where alone the model knows them: marks at the end of a
+  prompt go there too, and marks within it are refused.
+  """
+
+  def __init__(self, where: str):
+    self._where = where
+
+  def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    """The text of one turn, with its answer where there is one.
+
+    Raises:
+      UserError: there is more than one turn, or an image in the middle of the text.
+    """
+    answer = "".join(p["text"] for p in _parts(messages[1]["content"])) if len(messages) == 2 else None
+    framed = self.frame(self._asked(messages))
+    return framed if answer is None else framed + answer + PALIGEMMA.end
+
+  def prompt(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    """The images' marks and the prompt, to which the processor itself adds the rest.
+
+    Raises:
+      UserError: as `render`, or the conversation holds an answer.
+    """
+    if len(messages) > 1:
+      raise UserError(f"{self._where}: PaliGemma's answers are no part of the prompt; pass them as suffix=")
+    return self._asked(messages)
+
+  def frame(self, text: str) -> str:
+    """The text with `<bos>` behind the last mark and a line break at the end."""
+    start = text.rfind(IMAGE_MARK)
+    start = start + len(IMAGE_MARK) if start >= 0 else 0
+    return f"{text[:start]}{_BOS}{text[start:]}\n"
+
+  def _asked(self, messages: Sequence[Message]) -> str:
+    if [m["role"] for m in messages] not in (["user"], ["user", "assistant"]):
+      roles = ", ".join(str(m["role"]) for m in messages)
+      raise UserError(
+        f"{self._where}: PaliGemma knows one question and its answer, but the roles are: {roles}; keep the"
+        " first turn only"
+      )
+    parts = _parts(messages[0]["content"])
+    is_text = [part["type"] == "text" for part in parts]
+    text = "".join(part["text"] for part in parts if part["type"] == "text")
+    if any(is_text):
+      first, last = is_text.index(True), len(parts) - is_text[::-1].index(True)
+      if not all(is_text[first:last]):
+        raise UserError(
+          f"{self._where}: PaliGemma knows images before the text only; move the <image> marks to the"
+          " beginning of the prompt"
+        )
+    return IMAGE_MARK * (len(parts) - sum(is_text)) + text
 
 
 def messages(turns: Sequence[Turn], images: int) -> list[Message]:

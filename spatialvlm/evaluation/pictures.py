@@ -10,7 +10,7 @@ from concurrent import futures
 
 import numpy as np
 
-from spatialvlm.data.images import Tiles
+from spatialvlm.data.tiling import Tiles
 from spatialvlm.evaluation import controls
 from spatialvlm.evaluation.features import FeatureStore
 from spatialvlm.evaluation.protocols import Encoder

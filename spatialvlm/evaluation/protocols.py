@@ -16,8 +16,8 @@ from typing import Protocol as TypingProtocol
 import numpy as np
 
 from spatialvlm.config import ScoreConfig, nearest
-from spatialvlm.data.images import Tiles
 from spatialvlm.data.processor import Encoded, Processor
+from spatialvlm.data.tiling import Tiles
 from spatialvlm.evaluation.controls import CONTROLS
 from spatialvlm.evaluation.records import LETTERS
 from spatialvlm.types import Question, UserError

@@ -20,6 +20,7 @@ class FakeEncoded:
   pixel_mask: np.ndarray | None = None
   images: tuple[int, ...] = (1,)
   dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  prefix: int = 0
 
 
 class FakeProcessor:

@@ -1,28 +1,43 @@
 """What the processor is compared on with transformers: live, and recorded for tests without torch."""
 
 import dataclasses
+import functools
 import hashlib
 
 import numpy as np
 
+from tests.tiny_families import write_internvl, write_paligemma
 from tests.tiny_processor import write_processor
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One call of a processor. `sizes`: (height, width) of each image, a tuple per prompt."""
+  """One call of a processor. `sizes`: (height, width) of each image, a tuple per prompt.
+
+  Texts hold `<image>` marks whatever the family.
+  """
 
   name: str
   texts: tuple[str, ...]
   sizes: tuple[tuple[tuple[int, int], ...], ...]
   folder: tuple[tuple[str, object], ...] = ()
-  side: str = "right"
+  side: str | None = "right"
+  kind: str = "smolvlm"
+  suffix: tuple[str, ...] | None = None
 
 
 _ASK = "<|im_start|>User:<image>Which object is closer?\n(A) the cube<end_of_utterance>\nAssistant:"
 _TWO = "<|im_start|>User: first <image> then<image>  1234 naïve 木<end_of_utterance>\nAssistant: A"
 _NONE = "<|im_start|>User: How many cones are in the image?\n\n<end_of_utterance>\nAssistant:"
 _SIZES = ((64, 64), (16, 16), (48, 64), (64, 30), (5, 90), (1, 1), (100, 3), (33, 47), (128, 200), (17, 16))
+
+_CHAT = "<|im_start|>user\n<image>\nWhich object is closer?\n(A) the cube<|im_end|>\n<|im_start|>assistant\n"
+_CHAT_TWO = (
+  "<|im_start|>user\nfirst <image>\n then<image>  1234 nai\u0308ve 木<|im_end|>\n<|im_start|>assistant\nA"
+)
+_CHAT_NONE = "<|im_start|>user\nHow many cones?\n\n<|im_end|>\n<|im_start|>assistant\n"
+InternVL = functools.partial(Case, side=None, kind="internvl")
+PaliGemma = functools.partial(Case, side=None, kind="paligemma")
 
 CASES = (
   *(Case(f"split {h}x{w}", (_ASK,), (((h, w),),)) for h, w in _SIZES),
@@ -35,7 +50,21 @@ CASES = (
   Case("odd edge", (_ASK,), (((50, 61),),), (("longest_edge", 55),)),
   Case("small edge", (_ASK,), (((50, 61),),), (("longest_edge", 16),)),
   Case("text only", (_NONE, _ASK.replace("<image>", "")), ()),
-)
+  *(InternVL(f"internvl {h}x{w}", (_CHAT,), (((h, w),),)) for h, w in _SIZES),
+  InternVL("internvl batch left", (_CHAT_NONE, _CHAT_TWO, _CHAT), ((), ((10, 30), (60, 64)), ((9, 9),))),
+  InternVL("internvl batch right", (_CHAT, _CHAT_NONE), (((40, 20),), ()), side="right"),
+  InternVL("internvl few patches", (_CHAT,), (((50, 150),),), (("min_patches", 2), ("max_patches", 5))),
+  InternVL("internvl one file", (_CHAT,), (((60, 50),),), (("nested", True),)),
+  InternVL("internvl text only", (_CHAT_NONE, "木 é 1234  \n"), ()),
+  *(PaliGemma(f"paligemma {h}x{w}", ("which is closer",), (((h, w),),)) for h, w in _SIZES[:6]),
+  PaliGemma("paligemma marked", ("<image> which?\n",), (((20, 30),),), suffix=("the cube",)),
+  PaliGemma("paligemma two", ("<image><image>A  or B",), (((20, 30), (30, 20)),), suffix=("",)),
+  PaliGemma("paligemma apart", ("<image>one <image> two",), (((20, 30), (30, 20)),)),
+  PaliGemma("paligemma nested", ("a", "b 木"), (((20, 30), (30, 20)), ((9, 9),)), suffix=("c", "\nd e  f")),
+  PaliGemma("paligemma right", ("a", "how many"), (((9, 30),), ((9, 9),)), side="right", suffix=("12", "no")),
+  PaliGemma("paligemma places", ("<image>detect cone <loc0007>",), (((9, 30),),), (("places", False),),
+            suffix=("<loc1023> <seg127>cone",)),
+)  # fmt: skip
 
 
 def images(case: Case) -> list[list[np.ndarray]]:
@@ -50,4 +79,12 @@ def digest(pixels: np.ndarray) -> str:
 
 
 def write(case: Case, folder):
-  return write_processor(folder, **dict(case.folder))
+  writer = {"smolvlm": write_processor, "internvl": write_internvl, "paligemma": write_paligemma}[case.kind]
+  return writer(folder, **dict(case.folder))
+
+
+def run(case: Case, processor) -> dict[str, np.ndarray]:
+  """What our processor makes of the case."""
+  kwargs = {} if case.suffix is None else {"suffix": list(case.suffix)}
+  pictures = images(case) if case.sizes else None
+  return processor(text=list(case.texts), images=pictures, padding_side=case.side, **kwargs)

@@ -86,6 +86,35 @@ def test_padded_to_a_length():
   assert batch.image_slot_BT.tolist() == [[-1, 0, 1, -1, -1]]
 
 
+def test_flat_images_all_count():
+  ids = np.array([[1, 9, 9, 9, 9], [1, 2, 3, 9, 9]])
+  flat = np.concatenate([pixels([0, 1])[0], np.zeros((1, 3, 2, 4), np.float32)])
+  assert read(convert(input_ids=ids, pixel_values=flat)) == [
+    (1, 0), (1, 1), (2, 0), (2, 1), (0, 0), (0, 1)
+  ]  # fmt: skip
+  mask = np.ones((3, 2, 4), int)
+  mask[1, :, 2:] = 0
+  batch = convert(input_ids=ids, pixel_values=flat, pixel_attention_mask=mask)
+  np.testing.assert_array_equal(batch.pixel_mask_NHW, mask == 1)
+  assert convert(input_ids=[[1, 2]], pixel_values=flat[:0]).pixels_NHWC is None
+
+
+def test_kinds_of_tokens_mark_a_prefix():
+  kinds = dict(
+    input_ids=[[3, 1, 2, 4], [1, 2, 4, 3]],
+    attention_mask=[[0, 1, 1, 1], [1, 1, 1, 0]],
+    token_type_ids=[[0, 0, 0, 1], [0, 1, 1, 0]],
+  )
+  assert convert(**kinds).mask_ar_BT is None  # a causal decoder knows no prefix
+  batch = convert(**kinds, bidirectional=True, length=5)
+  np.testing.assert_array_equal(batch.mask_ar_BT[0], [False, False, False, True, True])
+  np.testing.assert_array_equal(batch.mask_ar_BT[1, :3], [False, True, True])
+  assert convert(input_ids=[[1, 2]], bidirectional=True).mask_ar_BT is None
+  for wrong in ([[0, 0, 0, 2], [0, 1, 1, 0]], [[0, 0, 1, 0], [0, 1, 1, 0]]):
+    with pytest.raises(UserError, match="expected 0 at each row's prefix"):
+      convert(**(kinds | {"token_type_ids": wrong}), bidirectional=True)
+
+
 @pytest.mark.parametrize(
   ("kwargs", "message"),
   [
@@ -96,7 +125,7 @@ def test_padded_to_a_length():
     ({"input_ids": [[-1, 2]]}, "outside the vocabulary"),
     ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "attention_mask: expected shape"),
     ({"input_ids": [[1, 2]], "token_type_ids": [[1]]}, "token_type_ids: expected shape"),
-    ({"input_ids": [[1, 2]], "pixel_values": np.ones((1, 3, 2, 4))}, "pixel_values: expected shape"),
+    ({"input_ids": [[1, 2]], "pixel_values": np.ones((1, 2, 2, 4))}, "pixel_values: expected shape"),
     ({"input_ids": [[1, 2]], "pixel_values": np.ones((2, 1, 3, 2, 4))}, "pixel_values: expected shape"),
     ({"input_ids": [[1, 2]], "pixel_attention_mask": np.ones((1, 1, 2, 4))}, "without pixel_values"),
     (

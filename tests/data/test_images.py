@@ -1,4 +1,4 @@
-"""Opening images of every kind, and the grids of the tile budget."""
+"""Opening images of every kind."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialvlm.data.images import Tiler, open_image, tiler_from_config
+from spatialvlm.data.images import open_image
 from spatialvlm.types import UserError
 
 RNG = np.random.default_rng(0)
@@ -123,78 +123,3 @@ def test_arrays_that_are_no_images(shape):
 def test_arrays_of_unknown_range():
   with pytest.raises(UserError, match="int64"):
     open_image(np.zeros((2, 2, 3), np.int64))
-
-
-def tiler(**kwargs) -> Tiler:
-  return Tiler(tile_size=16, longest_edge=64, **kwargs)
-
-
-@pytest.mark.parametrize(
-  ("size", "budget", "grid"),
-  [
-    ((64, 64), None, (4, 4)),
-    ((64, 64), 17, (4, 4)),
-    ((64, 64), 16, (3, 3)),
-    ((64, 64), 9, (2, 2)),
-    ((64, 64), 4, (0, 0)),
-    ((48, 64), 13, (3, 4)),
-    ((48, 64), 12, (3, 3)),
-    ((200, 20), 5, (4, 1)),
-    ((200, 20), 3, (2, 1)),
-    ((200, 20), 2, (0, 0)),
-    ((8, 8), 1, (0, 0)),
-  ],
-)
-def test_budget_takes_the_greatest_grid_that_fits(size, budget, grid):
-  cut = tiler(max_tiles=budget)
-  assert cut.grid(*size) == grid
-  tiles = cut(RNG.integers(0, 256, (*size, 3), dtype=np.uint8))
-  assert (tiles.rows, tiles.cols) == grid
-  assert len(tiles.pixels) == grid[0] * grid[1] + 1
-  assert budget is None or len(tiles.pixels) <= budget
-
-
-def test_grid_is_what_the_pixels_become():
-  for edge in (16, 40, 64, 55):
-    cut = Tiler(tile_size=16, longest_edge=edge)
-    for height, width in RNG.integers(1, 120, (40, 2)):
-      tiles = cut(np.zeros((height, width, 3), np.uint8))
-      assert (tiles.rows, tiles.cols) == cut.grid(height, width), (edge, height, width)
-      assert len(tiles.pixels) <= cut.most_tiles
-
-
-def test_without_enlarging_small_images_cost_few_tiles():
-  cut = tiler(enlarge=False)
-  assert cut.grid(10, 16) == (0, 0)
-  assert cut.grid(17, 17) == (2, 2)
-  assert cut.grid(30, 40) == (3, 3)  # 48 pixels along the longer side, 36 along the other
-  assert cut.grid(500, 500) == (4, 4)
-
-
-def test_most_tiles():
-  assert tiler().most_tiles == 17
-  assert tiler(max_tiles=7).most_tiles == 7
-  assert tiler(split=False).most_tiles == 1
-
-
-def test_an_image_of_the_tile_s_size_is_untouched():
-  image = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-  np.testing.assert_array_equal(Tiler(tile_size=16, longest_edge=16)(image).pixels, image[None])
-
-
-def test_normalise_by_channel():
-  cut = tiler(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-  expected = ((PHOTO / 255.0).astype(np.float32) - np.float32([0.1, 0.2, 0.3])) / np.float32([0.5, 0.6, 0.7])
-  np.testing.assert_array_equal(cut.normalise(PHOTO), expected)
-  np.testing.assert_array_equal(tiler(rescale=None, mean=None).normalise(PHOTO), PHOTO.astype(np.float32))
-
-
-def test_settings_that_cannot_be_honoured():
-  with pytest.raises(UserError, match="CLIPImageProcessor"):
-    tiler_from_config({"image_processor_type": "CLIPImageProcessor"}, "here")
-  with pytest.raises(UserError, match="do_resize"):
-    tiler_from_config({"do_resize": False}, "here")
-  with pytest.raises(UserError, match="longest_edge"):
-    tiler_from_config({"size": {"height": 3}}, "here")
-  with pytest.raises(UserError, match="max_tiles must be at least 1"):
-    tiler_from_config({}, "here", max_tiles=0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.data.processor_cases import CASES, digest, images, write
+from tests.data.processor_cases import CASES, digest, write
 from tests.oracle import hf_processor
 
 RECORD = Path(__file__).parents[1] / "data" / "recorded" / "processor.npz"
@@ -15,14 +15,14 @@ def main() -> None:
   arrays = {}
   for case in CASES:
     with tempfile.TemporaryDirectory() as folder:
-      family = dict(case.folder).get("family", "smolvlm")
-      output = hf_processor.run(
-        hf_processor.load(write(case, folder), family), case.texts, images(case), case.side
-      )
+      output = hf_processor.of_case(case, write(case, folder))
     arrays[f"{case.name}/input_ids"] = output["input_ids"].astype(np.int16)
     arrays[f"{case.name}/attention_mask"] = output["attention_mask"].astype(np.int8)
+    for name in ("token_type_ids", "labels") if case.kind == "paligemma" else ():
+      arrays[f"{case.name}/{name}"] = output[name].astype(np.int16)
     if "pixel_values" in output:
       arrays[f"{case.name}/pixels"] = digest(output["pixel_values"])
+    if "pixel_attention_mask" in output:
       arrays[f"{case.name}/tile_mask"] = output["pixel_attention_mask"].all((2, 3))
   RECORD.parent.mkdir(exist_ok=True)
   np.savez_compressed(RECORD, **arrays)
