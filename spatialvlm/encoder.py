@@ -16,6 +16,8 @@ from jax.sharding import Mesh
 
 from spatialvlm import hub
 from spatialvlm.core.axes import make_mesh
+from spatialvlm.data.images import ImageSource, open_image
+from spatialvlm.data.resize import Resizer, resizer_from_config
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
 from spatialvlm.types import Features, UserError
 
@@ -66,6 +68,44 @@ class LoadedEncoder:
   def __call__(self, pixel_values: Any) -> jax.Array:
     """(N, T, D), transformers' `last_hidden_state`: class and register tokens first, then the patches."""
     return _tokens(self._graphdef, self._state, self._pixels(pixel_values))
+
+  def preprocess(
+    self, images: ImageSource | Sequence[ImageSource], size: int | tuple[int, int] | None = None
+  ) -> np.ndarray:
+    """float32 (N, 3, H, W) as the folder's preprocessor_config.json says, ready for the encoder.
+
+    Args:
+      images: one, or several: paths, bytes, PIL images or arrays, as `data.images.open_image` reads them.
+        Where the file belongs to a vision-language model, each is squeezed into one tile.
+      size: None for the file's; one number for a square of this edge, cut out as the file says; (height,
+        width): every image is stretched to it, with nothing cut off.
+
+    Raises:
+      UserError: there is no such file, or it cannot be honoured; an image cannot be read; images come out in
+        different sizes.
+    """
+    images = images if isinstance(images, (list, tuple)) else [images]
+    resizer = self.resizer if size is None else self.resizer.at(size)
+    resized = [resizer(open_image(image, f"image {i}")) for i, image in enumerate(images)]
+    if len({image.shape for image in resized}) != 1:
+      shapes = sorted({image.shape[:2] for image in resized})
+      raise UserError(
+        f"{self.folder}: images come out in different sizes ({shapes}); pass size=(height, width)"
+        if resized
+        else "images: there are none"
+      )
+    return np.ascontiguousarray(resizer.normalise(np.stack(resized)).transpose(0, 3, 1, 2))
+
+  @functools.cached_property
+  def resizer(self) -> Resizer:
+    """What `preprocess` does to one image; errors as there."""
+    file = self.folder / "preprocessor_config.json"
+    nested = self.folder / "processor_config.json"
+    if file.is_file():
+      return resizer_from_config(hub.read_json(file), str(file))
+    if nested.is_file() and isinstance(found := hub.read_json(nested).get("image_processor"), Mapping):
+      return resizer_from_config(found, f"{nested}: image_processor")
+    raise UserError(f"{self.folder}: no preprocessor_config.json; copy it beside the weights")
 
   def features(
     self, pixel_values: Any, layer: int | Sequence[int] = -2, *, class_token: bool = False, norm: bool = False

@@ -127,11 +127,16 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a text file whole or not at all; errors as `write_json`."""
+  write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file whole or not at all; errors as `write_json`."""
   temporary = path.with_name(path.name + ".tmp")
   with writing(path):
     try:
-      with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
+      with open(temporary, "wb") as f:
+        f.write(data)
         f.flush()
         os.fsync(f.fileno())
       os.replace(temporary, path)

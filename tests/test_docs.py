@@ -9,13 +9,18 @@ import tomllib
 
 import pytest
 
-from spatialvlm.config import EvaluateConfig, RunConfig
+from spatialvlm.config import EvaluateConfig, ProbeConfig, RunConfig
 from spatialvlm.launch import _main
 from spatialvlm.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CONFIG_OF = {"train": RunConfig, "evaluate": EvaluateConfig, "inspect_data": RunConfig}
+CONFIG_OF = {
+  "train": RunConfig,
+  "evaluate": EvaluateConfig,
+  "inspect_data": RunConfig,
+  "encoders": ProbeConfig,
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

@@ -83,3 +83,28 @@ def test_models_and_encoders_are_told_apart(tmp_path):
   (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "swin"}))
   with pytest.raises(UserError, match="unknown encoder 'swin'; supported: clip, dinov2, "):
     load_encoder(tmp_path / "other")
+
+
+def test_images_of_a_tower_are_squeezed_into_one_tile():
+  encoder = load_encoder(FIXTURES.parents[1] / "checkpoints" / "smolvlm-tiny")
+  image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+  pixels = encoder.preprocess(image)
+  assert pixels.dtype == np.float32
+  np.testing.assert_allclose(pixels[0], image.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+  assert encoder.preprocess([image, image[:50]]).shape == (2, 3, 96, 96)
+  assert encoder.preprocess([image, image[:50]], size=(48, 60)).shape == (2, 3, 48, 60)
+
+
+def test_preprocessing_that_cannot_be(tmp_path):
+  shutil.copytree(FIXTURES / "encoders" / "clip", tmp_path / "clip")
+  image = np.zeros((20, 30, 3), np.uint8)
+  with pytest.raises(UserError, match="no preprocessor_config.json; copy it"):
+    load_encoder(tmp_path / "clip").preprocess(image)
+  settings = {"image_processor_type": "CLIPImageProcessor", "size": 12, "do_center_crop": False}
+  (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(settings))
+  encoder = load_encoder(tmp_path / "clip")
+  assert encoder.preprocess(image).shape == (1, 3, 12, 18)
+  with pytest.raises(UserError, match=r"different sizes .*pass size=\(height, width\)"):
+    encoder.preprocess([image, image[:, :20]])
+  with pytest.raises(UserError, match="there are none"):
+    encoder.preprocess([])

@@ -18,13 +18,14 @@ ORDER = {
   "peft": 6,
   "evaluation": 7,
   "training": 8,
+  "probing": 8,
   "encoder": 6,
   "api": 9,
   "launch": 10,
 }
-# `data` is apart: it knows these alone, and the rooms below evaluation do not know it.
+# `data` is apart: it knows these alone, and the rooms below `encoder` do not know it.
 DATA_KNOWS = {"types", "config", "data"}
-DATA_KNOWN_BY = {"data", "evaluation", "training", "api", "launch"}
+DATA_KNOWN_BY = {"data", "encoder", "evaluation", "training", "probing", "api", "launch"}
 RECIPES_KNOW = {"types", "config", "data"}
 # Libraries that only some rooms may import.
 ONLY_IN = {
@@ -88,7 +89,7 @@ def wrong(room: str, name: str) -> str:
   if room == "data":
     return "" if target in DATA_KNOWS else "data knows types and config"
   if target == "data":
-    return "" if room in DATA_KNOWN_BY else "the rooms below evaluation do not know data"
+    return "" if room in DATA_KNOWN_BY else "the rooms below `encoder` do not know data"
   if target not in ORDER:
     return f"{target} has no place in the order of the rooms"
   return "" if ORDER[target] < ORDER[room] else f"{target} does not stand below {room}"

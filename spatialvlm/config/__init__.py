@@ -1,5 +1,6 @@
 """The typed configuration of a run, and the only way into it from an `ml_collections.ConfigDict`."""
 
+from spatialvlm.config.probes import ProbeConfig
 from spatialvlm.config.read import fingerprint, from_config_dict, nearest, override, to_dict
 from spatialvlm.config.schema import (
   DataConfig,
@@ -27,6 +28,7 @@ __all__ = [
   "ModelConfig",
   "OptimConfig",
   "PeftConfig",
+  "ProbeConfig",
   "RunConfig",
   "ScoreConfig",
   "SourceConfig",

@@ -44,6 +44,8 @@ KINDS: Mapping[str, _Kind] = {
   "DINOv3ViT": _Kind(_IMAGENET, _SQUARE, Image.Resampling.BILINEAR, square=True),
   "GotOcr2": _Kind(_CLIP, {"height": 384, "width": 384}, square=True),
 }
+# These cut images into tiles; alone, a tower sees the whole image as one tile.
+TILED: Mapping[str, int] = {"SmolVLM": 364, "Idefics3": 364}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +111,19 @@ def resizer_from_config(config: Mapping[str, Any], where: str) -> Resizer:
   DINOv3ViTImageProcessor and GotOcr2ImageProcessor, each with the suffix Fast or Pil too, and the feature
   extractors of old files. What a file leaves out, or has as null, is the class's own default. Of GotOcr2 the
   whole image becomes one, whatever `crop_to_patches` says. DINOv3's class is there for torchvision only and
-  rounds after the resize alone: its pixels may differ from these by one of 255 steps.
+  rounds after the resize alone: its pixels may differ from these by one of 255 steps. Of SmolVLM and Idefics3
+  the whole image is squeezed into one tile by a single resize.
 
   Raises:
     UserError: an image processor of another class, or settings that cannot be honoured.
   """
   config = {key: value for key, value in config.items() if value is not None}
   name = str(config.get("image_processor_type", config.get("feature_extractor_type", "")))
+  if _bare(name) in TILED:
+    return _of_tiles(config, TILED[_bare(name)], where)
   kind = KINDS.get(_bare(name))
   if kind is None:
-    known = ", ".join(f"{known}ImageProcessor" for known in KINDS)
+    known = ", ".join(f"{known}ImageProcessor" for known in (*KINDS, *TILED))
     raise UserError(f"{where}: image processor {name or 'of no name'!r} is not one of {known}")
   if config.get("do_pad") and _bare(name) != "GotOcr2":
     raise UserError(f"{where}: do_pad is not supported; set it to false if all images become one size")
@@ -128,19 +133,32 @@ def resizer_from_config(config: Mapping[str, Any], where: str) -> Resizer:
     crop = _size(config.get("crop_size", _SQUARE if kind.crop else None), True, f"{where}: crop_size")
     if not isinstance(crop, tuple):
       raise UserError(f"{where}: crop_size must name a height and a width")
-  normalises = config.get("do_normalize", True)
   return Resizer(
     size=size if config.get("do_resize", True) else None,
     crop=crop,
     resample=_resample(config.get("resample", kind.resample), where),
-    rescale=_rescale(config.get("rescale_factor", 1 / 255), where)
-    if config.get("do_rescale", True)
-    else None,
-    mean=_triple(config.get("image_mean", kind.colours[0]), f"{where}: image_mean") if normalises else None,
-    std=_triple(config.get("image_std", kind.colours[1]), f"{where}: image_std", True)
-    if normalises
-    else None,
+    **_colours(config, kind.colours, where),
   )
+
+
+def _of_tiles(config: Mapping[str, Any], default: int, where: str) -> Resizer:
+  tile = config.get("max_image_size", {"longest_edge": default})
+  edge = tile.get("longest_edge") if isinstance(tile, Mapping) else tile
+  if not _whole(edge):
+    raise UserError(f"{where}: max_image_size must name a longest_edge in pixels, got {tile!r}")
+  resample = _resample(config.get("resample", Image.Resampling.LANCZOS), where)
+  return Resizer((edge, edge), None, resample, **_colours(config, _HALF, where))
+
+
+def _colours(config: Mapping[str, Any], defaults: tuple, where: str) -> dict[str, Any]:
+  """The arguments of the normalisation."""
+  found: dict[str, Any] = {"rescale": None, "mean": None, "std": None}
+  if config.get("do_rescale", True):
+    found["rescale"] = _rescale(config.get("rescale_factor", 1 / 255), where)
+  if config.get("do_normalize", True):
+    found["mean"] = _triple(config.get("image_mean", defaults[0]), f"{where}: image_mean")
+    found["std"] = _triple(config.get("image_std", defaults[1]), f"{where}: image_std", above=True)
+  return found
 
 
 def normalise(

@@ -200,16 +200,18 @@ class Display:
 
 
 @contextlib.contextmanager
-def progress(what: str = "scoring", console: Console | None = None) -> Iterator[Display]:
+def progress(
+  what: str = "scoring", console: Console | None = None, unit: str = "questions"
+) -> Iterator[Display]:
   """A live bar with rate and remaining time; lines without a terminal."""
   console = console or Console()
   if jax.process_index() > 0:
     yield Display(lambda done, total: None, lambda text: None)
   elif not console.is_terminal:
-    yield _lines(what, console)
+    yield _lines(what, console, unit)
   else:
     columns = (
-      TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+      TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn()
     )  # fmt: skip
     with Progress(*columns, console=console) as bar:
       task = bar.add_task(what, total=None)
@@ -220,11 +222,15 @@ def progress(what: str = "scoring", console: Console | None = None) -> Iterator[
 
 
 class _Rate(ProgressColumn):
+  def __init__(self, unit: str):
+    super().__init__()
+    self._unit = unit
+
   def render(self, task) -> Text:
-    return Text(f"{task.speed:.1f} questions/s" if task.speed else "")
+    return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
 
 
-def _lines(what: str, console: Console) -> Display:
+def _lines(what: str, console: Console, unit: str) -> Display:
   start, last, first, noted = time.monotonic(), -QUIET, None, -QUIET
 
   def show(done: int, total: int) -> None:
@@ -235,7 +241,7 @@ def _lines(what: str, console: Console) -> Display:
       return
     last = now - start
     rate = (done - first) / last if last > 0 and done > first else 0.0
-    rest = f", {rate:.1f} questions/s, {(total - done) / rate:.0f} s to go" if rate else ""
+    rest = f", {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s to go" if rate else ""
     console.print(f"{what}: {done}/{total}{rest}", highlight=False)
 
   def note(text: str) -> None:

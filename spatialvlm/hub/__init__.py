@@ -1,7 +1,7 @@
 """Checkpoints in Hugging Face's format: finding, reading and writing them."""
 
 from spatialvlm.hub.load import load_encoder, load_model, read_config
-from spatialvlm.hub.resolve import identity, resolve
+from spatialvlm.hub.resolve import identity, read_json, resolve
 from spatialvlm.hub.save import save_encoder, save_model
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
   "load_encoder",
   "load_model",
   "read_config",
+  "read_json",
   "resolve",
   "save_encoder",
   "save_model",

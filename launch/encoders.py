@@ -1,0 +1,29 @@
+"""Compares encoders: `python launch/encoders.py --config=configs/probe.py --config.encoders.NAME=PATH`.
+
+As many as are wanted, each under a name of its own; a path is a folder or hub id, of an encoder or of a
+vision-language model.
+"""
+
+from __future__ import annotations
+
+from spatialvlm.launch import _main
+
+
+def main(config, workdir: str | None, arguments: list[str]) -> None:
+  from spatialvlm import workdir as workdir_lib
+  from spatialvlm.probing.run import run as compare
+  from spatialvlm.types import UserError
+
+  if arguments:
+    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
+  compare(config, workdir_lib.choose(workdir, config))
+
+
+def run() -> None:
+  from spatialvlm.config import ProbeConfig
+
+  _main.run(main, ProbeConfig, "probe")
+
+
+if __name__ == "__main__":
+  run()
