@@ -47,6 +47,6 @@ class ProbeConfig:
   grid: int = 8
   farthest: float = 10.0
   penalties: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-  pictures: int = 4
+  pictures: int = 6
   bootstrap: int = 1000
   seed: int = 1_000_000

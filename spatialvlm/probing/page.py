@@ -44,7 +44,7 @@ SCORES = (
   ),
   Score(
     "nearer", "Nearer", "%", "Pairs of objects rightly ordered in depth, from the difference of the features"
-    " under either."
+    " under either; the lower one is as often the farther."
   ),
 )  # fmt: skip
 CONTROLS = {
@@ -137,9 +137,9 @@ def html(results: Mapping[str, Any], title: str, pictures: Mapping[str, list[str
 
 
 def _probes(found: Found) -> str:
-  parts = [_framed(_one(score, found)) for score in SCORES]
+  parts = [f"<div>{tables.to_html(_one(score, found))}</div>" for score in SCORES]
   legend = (
-    "<p class='note'>Point and 95 % interval over images; dashed: guessing, one answer for all. "
+    "<p class='note'>Point and 95 % interval over images; dashed: guessing. "
     f"{escape(_CONTROL_NOTE)} (drawn): the same encoder with drawn weights.</p>"
   )
   return f"<div class='columns'>{''.join(parts)}</div>{legend}"
@@ -181,15 +181,16 @@ def _bar(score: Score, one: Mapping[str, float], guess: float, low: float, high:
 def _pictures(pictures: Mapping[str, list[str]]) -> str:
   rows = []
   for name, uris in pictures.items():
-    images = (f"<img src='{uri}' alt='{escape(name)}, scene {i}' width='100%'>" for i, uri in enumerate(uris))
-    rows.append([name, *(Cell("", figure=image) for image in images)])
-  count = len(next(iter(pictures.values())))
-  note = (
-    "The first three principal components of the patches' features as red, green and blue, over the scenes"
-    " shown together. Colours mean nothing across encoders."
+    images = (
+      f"<td><img src='{uri}' alt='{escape(name)}, scene {i}'></td>" for i, uri in enumerate(uris, start=1)
+    )
+    rows.append(f"<tr><th scope='row'>{escape(name)}</th>{''.join(images)}</tr>")
+  return (
+    "<div class='scroll' tabindex='0' role='region' aria-label='Pictures of features'>"
+    f"<table class='shots'><tbody>{''.join(rows)}</tbody></table></div>"
+    "<p class='note'>The first three principal components of the patches' features as red, green and blue,"
+    " over the scenes shown together. Colours mean nothing across encoders.</p>"
   )
-  table = tables.make("pictures", "Features", ["", *map(str, range(1, count + 1))], rows, note=note)
-  return tables.to_html(table, caption=False)
 
 
 def _framed(table: Table) -> str:

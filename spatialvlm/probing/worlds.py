@@ -32,7 +32,8 @@ class Worlds:
     names_NCZ: float32, the share of a cell that objects of each name cover.
     named_M2: int32 (scene, name) of each object that is alone with its name in its picture and well in sight.
     centres_M2: float32 (x, y) of the middle of its box, as shares of the picture.
-    pair_scene_Q: int32, the scene of each pair of objects well in sight at depths that differ.
+    pair_scene_Q: int32, the scene of each pair of objects well in sight at depths that differ. Among pairs
+      that lie equally far apart from top to bottom, the lower object is as often the farther as the nearer.
     pair_QC: float32, where the first object lies minus where the second does, each a distribution over cells.
     first_nearer_Q: bool.
     part_N: int8, 0 for the scenes that probes are fitted on, 1 validation, 2 test.
@@ -71,6 +72,8 @@ def render(config: ProbeConfig, on_progress: Callable[[int, int], None] = lambda
       rng = np.random.default_rng((config.seed, number))
       pairs += [(number, *pair) for pair in _pairs(frame, shares, rng)]
     on_progress(numbers.stop, total)
+  part_N = np.repeat(np.arange(3, dtype=np.int8), parts)
+  pairs = _balanced(pairs, part_N, config)
   scene, difference, nearer = zip(*pairs, strict=True) if pairs else ((), (), ())
   return _complete(
     Worlds(
@@ -82,7 +85,7 @@ def render(config: ProbeConfig, on_progress: Callable[[int, int], None] = lambda
       pair_scene_Q=np.array(scene, np.int32),
       pair_QC=np.array(difference, np.float32).reshape(-1, config.grid**2),
       first_nearer_Q=np.array(nearer, bool),
-      part_N=np.repeat(np.arange(3, dtype=np.int8), parts),
+      part_N=part_N,
     )
   )
 
@@ -124,6 +127,26 @@ def _names(frame: world.Frame, shares: dict[int, np.ndarray], grid: int) -> np.n
 def _centre(o: world.SceneObject, size: int) -> tuple[float, float]:
   x0, y0, x1, y1 = o.box
   return (x0 + x1) / 2 / size, (y0 + y1) / 2 / size
+
+
+def _balanced(pairs: list[tuple], part_N: np.ndarray, config: ProbeConfig) -> list[tuple]:
+  """Leaves out pairs until the lower object of two is as often the farther as the nearer one.
+
+  So it is in each part, and among pairs of each distance between top and bottom, in tenths of the picture:
+  where things lie would else nearly say how far they are.
+  """
+  rows = np.repeat((np.arange(config.grid) + 0.5) / config.grid, config.grid)
+  groups: dict[tuple[int, int], tuple[list, list]] = {}
+  for place, (scene, difference, nearer) in enumerate(pairs):
+    below = float(difference @ rows)
+    group = groups.setdefault((int(part_N[scene]), int(10 * abs(below))), ([], []))
+    group[int((below > 0) == nearer)].append(place)
+  rng = np.random.default_rng(config.seed)
+  kept: list[int] = []
+  for _, sides in sorted(groups.items()):
+    for side in sides:
+      kept += rng.permutation(side)[: min(map(len, sides))].astype(int).tolist()
+  return [pairs[place] for place in sorted(kept)]
 
 
 def _pairs(frame: world.Frame, shares: dict[int, np.ndarray], rng: np.random.Generator):

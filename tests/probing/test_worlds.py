@@ -49,12 +49,32 @@ def test_names_lie_where_the_objects_are(rendered, frames):
 
 
 def test_pairs(rendered, frames):
-  assert len(rendered.pair_scene_Q) > 20
+  assert len(rendered.pair_scene_Q) > 12
   np.testing.assert_allclose(rendered.pair_QC.sum(1), 0, atol=1e-5)
   np.testing.assert_allclose(np.abs(rendered.pair_QC).sum(1).max(), 2, atol=1e-5)
   assert 0.2 < rendered.first_nearer_Q.mean() < 0.8
+  rows = np.repeat((np.arange(6) + 0.5) / 6, 6)
+  below = rendered.pair_QC @ rows
+  lower_is_nearer = (below > 0) == rendered.first_nearer_Q
+  for part in range(3):
+    inside = rendered.part_N[rendered.pair_scene_Q] == part
+    assert inside.any() and lower_is_nearer[inside].mean() == 0.5
   again = worlds.render(CONFIG)
-  np.testing.assert_array_equal(again.first_nearer_Q, rendered.first_nearer_Q)
+  np.testing.assert_array_equal(again.pair_QC, rendered.pair_QC)
+
+
+def test_a_pair_says_which_is_nearer(rendered, frames):
+  """The features under both objects, with depth itself as the feature."""
+  depth = [np.where(frame.depth > 0, frame.depth, np.nan) for frame in frames]
+  right = 0
+  for scene, where, nearer in zip(
+    rendered.pair_scene_Q, rendered.pair_QC, rendered.first_nearer_Q, strict=True
+  ):
+    objects = np.where(frames[scene].instance >= 0, depth[scene], 0)
+    share = worlds.cell_means((frames[scene].instance >= 0).astype(float), 6)
+    mean = worlds.cell_means(objects, 6) / np.maximum(share, 1e-6)
+    right += (where @ mean < 0) == nearer
+  assert right / len(rendered.first_nearer_Q) > 0.9
 
 
 def test_scenes_that_ask_nothing():
