@@ -162,11 +162,11 @@ class Processor:
     return self._token_arrays(texts, blocks, suffix, padding_side or self.padding_side) | pixels
 
   def _pixel_arrays(self, cut: list[list[Tiles]]) -> dict[str, np.ndarray]:
-    normal = lambda tiles: self.tiler.normalise(np.concatenate([t.pixels for t in tiles]))
-    if self.format.nested_pixels:
-      return arrays.pixel_arrays([normal(row) if row else () for row in cut], self.tiler.tile_size)
-    flat = normal([tiles for row in cut for tiles in row])
-    return {"pixel_values": np.ascontiguousarray(flat.transpose(0, 3, 1, 2))}
+    rows = [self.tiler.normalise(np.concatenate([t.pixels for t in row])) for row in cut if row]
+    if not self.format.nested_pixels:
+      return {"pixel_values": np.ascontiguousarray(np.concatenate(rows).transpose(0, 3, 1, 2))}
+    left = iter(rows)
+    return arrays.pixel_arrays([next(left) if row else () for row in cut], self.tiler.tile_size)
 
   def _token_arrays(self, texts, blocks, suffix, side: str) -> dict[str, np.ndarray]:
     rows = []
@@ -192,8 +192,7 @@ class Processor:
   ) -> str:
     """The prompt text of a conversation, as transformers' processors render it.
 
-    Of PaliGemma, which has no chat template, it is the marks and the user's text of one turn: what `__call__`
-    takes.
+    Of PaliGemma, which has no chat template, it is one turn's marks and text: what `__call__` takes.
 
     Raises:
       UserError: the template refuses the conversation.
@@ -368,9 +367,8 @@ def load_processor(
     raise UserError(f"{folder}: no such folder; pass a checkpoint in Hugging Face's format")
   found = Files.read(folder)
   family, kind = family_of(found)
-  tiler = family.tiler(
-    found.inner, str(folder), TileOptions(max_tiles, longest_edge, split_images, enlarge), kind
-  )
+  options = TileOptions(max_tiles, longest_edge, split_images, enlarge)
+  tiler = family.tiler(found.inner, str(folder), options, kind)
   tokenizer = files.tokenizer(folder)
   settings = files.read_json(folder, "tokenizer_config.json")
   names = files.special_tokens(settings)

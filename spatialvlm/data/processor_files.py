@@ -46,7 +46,9 @@ def special_tokens(settings: Mapping) -> dict[str, str]:
   return {k: content(v) for k, v in settings.items() if k.endswith("_token") and content(v)}
 
 
-def pad_and_stops(folder: Path, tokenizer: Tokenizer, names: Mapping[str, str], end: int | None):
+def pad_and_stops(
+  folder: Path, tokenizer: Tokenizer, names: Mapping[str, str], end: int | None
+) -> tuple[Any, tuple[Any, ...]]:
   """The id that pads, and the ids that end an answer: `end`, and what generation_config.json names."""
   generation = read_json(folder, "generation_config.json")
   stops = [s for s in [end, *as_list(generation.get("eos_token_id"))] if s is not None]

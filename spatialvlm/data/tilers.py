@@ -204,7 +204,7 @@ def idefics3_tiler(config: Mapping[str, Any], where: str, options: TileOptions, 
     max_tiles=options.max_tiles,
     enlarge=options.enlarge,
     family="idefics3" if kind.startswith("Idefics3") else "smolvlm",
-    **_numbers(config, Image.Resampling.LANCZOS, 0.5, 0.5),
+    **_numbers(config, where, Image.Resampling.LANCZOS, 0.5, 0.5),
   )
 
 
@@ -226,7 +226,7 @@ def crop_tiler(config: Mapping[str, Any], where: str, options: TileOptions, kind
     max_patches=most,
     split=options.split_images is not False,
     max_tiles=options.max_tiles,
-    **_numbers(config, Image.Resampling.BICUBIC, _CLIP_MEAN, _CLIP_STD),
+    **_numbers(config, where, Image.Resampling.BICUBIC, _CLIP_MEAN, _CLIP_STD),
   )
 
 
@@ -239,7 +239,7 @@ def square_tiler(config: Mapping[str, Any], where: str, options: TileOptions, ki
   return SquareTiler(
     tile_size=_side(config.get("size", 224), where),
     max_tiles=options.max_tiles,
-    **_numbers(config, Image.Resampling.BICUBIC, 0.5, 0.5),
+    **_numbers(config, where, Image.Resampling.BICUBIC, 0.5, 0.5),
   )
 
 
@@ -254,16 +254,29 @@ def _refuse(options: TileOptions, names: tuple[str, ...], where: str, why: str) 
       raise UserError(f"{where}: {name}={value} belongs to SmolVLM's tiles; {why}; leave {name} out")
 
 
-def _numbers(config: Mapping[str, Any], resample: int, mean: Any, std: Any) -> dict[str, Any]:
-  """The fields of a `Normaliser`."""
-  normalise = config.get("do_normalize", True)
-  said = config.get("resample")
-  return {
-    "resample": int(resample if said is None else said),
-    "rescale": config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else None,
-    "mean": _triple(config.get("image_mean", mean)) if normalise else None,
-    "std": _triple(config.get("image_std", std)) if normalise else None,
-  }
+def _numbers(config: Mapping[str, Any], where: str, resample: int, mean: Any, std: Any) -> dict[str, Any]:
+  """The fields of a `Normaliser`; what the file leaves out is the class's own."""
+  resample = config.get("resample", resample)
+  if isinstance(resample, bool) or resample not in list(Image.Resampling):
+    raise UserError(f"{where}: resample must be a number of Pillow's filters, 0 to 5, got {resample!r}")
+  found: dict[str, Any] = {"resample": int(resample), "rescale": None, "mean": None, "std": None}
+  if config.get("do_rescale", True):
+    (found["rescale"],) = _channels(config, "rescale_factor", 1 / 255, 1, where)
+  if config.get("do_normalize", True):
+    found["mean"] = _channels(config, "image_mean", mean, 3, where)
+    found["std"] = _channels(config, "image_std", std, 3, where)
+  return found
+
+
+def _channels(
+  config: Mapping[str, Any], name: str, default: Any, count: int, where: str
+) -> tuple[float, ...]:
+  value = config.get(name, default)
+  values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * count
+  numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+  if len(values) != count or not numbers or (name == "image_std" and min(values) <= 0):
+    raise UserError(f"{where}: {name} must be a number{' or three' * (count > 1)}, got {value!r}")
+  return values
 
 
 def _longest_edge(size: Any) -> int | None:
@@ -277,10 +290,6 @@ def _side(size: Any, where: str) -> int:
   if sides or not isinstance(side, int) or side < 1:
     raise UserError(f"{where}: size must name one height and the same width in pixels, got {size!r}")
   return side
-
-
-def _triple(value: Any) -> tuple[float, ...]:
-  return tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
 
 
 def _squeezed(image: np.ndarray, size: int, kind: str, resample: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 from spatialvlm.data.processor import load_processor
 from spatialvlm.types import Example, Turn, UserError
 from tests.data.processor_cases import CASES, digest, run, write
+from tests.tiny_families import write_internvl, write_paligemma
 from tests.tiny_processor import write_processor
 
 RECORD = Path(__file__).parent / "recorded" / "processor.npz"
@@ -45,7 +46,8 @@ def test_equals_what_transformers_made(case, tmp_path):
     assert (ours["pixel_attention_mask"] == mask).all()
 
 
-def test_no_torch_is_needed(folder):
+def test_no_torch_is_needed(folder, tmp_path):
+  others = [str(write_internvl(tmp_path / "internvl")), str(write_paligemma(tmp_path / "paligemma"))]
   code = f"""
 import sys
 sys.modules["torch"] = sys.modules["torchvision"] = None
@@ -56,6 +58,8 @@ assert "transformers" not in sys.modules
 out = processor(text="<image>What?", images=np.zeros((30, 40, 3), np.uint8))
 assert "transformers" in sys.modules
 assert out["pixel_values"].shape == (1, 13, 3, 16, 16), out["pixel_values"].shape
+shapes = [load_processor(f)(text="<image>a", images=np.zeros((30, 40, 3), np.uint8)) for f in {others!r}]
+assert [out["pixel_values"].shape[0] for out in shapes] == [13, 1], shapes
 """
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
   assert result.returncode == 0, result.stderr
