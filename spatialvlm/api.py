@@ -297,7 +297,7 @@ class LoadedVlm:
     )
 
   def _tokens_of_tile(self, height: int, width: int) -> int:
-    vision, factor = self.model.config.vision, self.model.config.scale_factor
+    vision, factor = self.model.config.vision, self.model.config.connector.factor
     rows, cols = height // vision.patch_size, width // vision.patch_size
     if rows % factor or cols % factor or not rows * cols:
       raise UserError(

@@ -48,13 +48,17 @@ def attend(
   v_BSKH: jax.Array,
   mask_BTS: jax.Array | None,
   implementation: str,
+  scale: float | None = None,
+  softcap: float | None = None,
 ) -> jax.Array:
-  """softmax(q k^T / sqrt(H)) v, softmax in float32; query head i reads key-value head i // (N / K).
+  """softmax(scale q k^T) v, softmax in float32; query head i reads key-value head i // (N / K).
 
   Args:
     mask_BTS: true where a query sees a key, or (B, 1, S); None where all see all. A query that sees none
       gives the mean of all values, never NaN.
-    implementation: "xla", or "cudnn" (GPU, bfloat16, head size at most 128; 256 on Hopper).
+    implementation: "xla", or "cudnn" (GPU, bfloat16, head size at most 128; 256 on Hopper; no softcap).
+    scale: 1 / sqrt(H) where it is None.
+    softcap: scores s become softcap * tanh(s / softcap) before the mask.
 
   Returns:
     (B, T, N, H) in the dtype of q.
@@ -62,12 +66,15 @@ def attend(
   if implementation == "cudnn":
     B, T, S = q_BTNH.shape[0], q_BTNH.shape[1], k_BSKH.shape[1]
     mask = None if mask_BTS is None else jnp.broadcast_to(mask_BTS, (B, T, S))[:, None]
-    return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, implementation="cudnn")
-  B, T, N, _ = q_BTNH.shape
+    return jax.nn.dot_product_attention(
+      q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, implementation="cudnn"
+    )
+  B, T, N, H = q_BTNH.shape
+  q_BTNH = q_BTNH * jnp.asarray(H**-0.5 if scale is None else scale, q_BTNH.dtype)
   S, K = k_BSKH.shape[1:3]
   if _cpu_alone() and B * N * T * S > _BLOCK:
-    return _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, _chunks(T, N // K * S))
-  return _attend_whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+    return _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap, _chunks(T, N // K * S))
+  return _attend_whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap)
 
 
 # Scores (4 MB of float32) that a CPU keeps in its cache.
@@ -85,18 +92,24 @@ def _chunks(T: int, row: int) -> int:
   return next((n for n in range(1, min(T, 64) + 1) if T % n == 0 and T // n * row <= _BLOCK), 1)
 
 
-def _attend_whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+def _capped(scores: jax.Array, softcap: float | None) -> jax.Array:
+  return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+
+
+def _attend_whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap):
+  """Of queries that are scaled already."""
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
-  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * jnp.asarray(H**-0.5, q_BTNH.dtype)
+  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
   s_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+  s_BKGTS = _capped(s_BKGTS, softcap)
   if mask_BTS is not None:
     s_BKGTS = jnp.where(mask_BTS[:, None, None], s_BKGTS, _HIDDEN)
   p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BSKH.dtype)
   return jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(B, T, N, H)
 
 
-def _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, chunks: int):
+def _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap, chunks: int):
   """The same, one key-value head and one part of the queries at a time.
 
   On a CPU the scores then stay in its cache instead of being written out: 2.8 times faster for the 1024
@@ -105,7 +118,6 @@ def _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, chunks: int):
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   G, C = N // K, T // chunks
-  q_BTNH = q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)
   q = q_BTNH.reshape(B, chunks, C, K, G, H).transpose(0, 3, 1, 4, 2, 5).reshape(B * K, chunks, G * C, H)
   k = k_BSKH.transpose(0, 2, 1, 3).reshape(B * K, S, H)
   v = v_BSKH.transpose(0, 2, 1, 3).reshape(B * K, S, H)
@@ -115,7 +127,7 @@ def _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, chunks: int):
 
   @jax.checkpoint
   def block(q, k, v, mask):
-    scores = jnp.einsum("TH,SH->TS", q, k, preferred_element_type=jnp.float32)
+    scores = _capped(jnp.einsum("TH,SH->TS", q, k, preferred_element_type=jnp.float32), softcap)
     if mask is not None:
       scores = jnp.where(mask, scores.reshape(G, C, S), _HIDDEN).reshape(G * C, S)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -152,6 +164,8 @@ class Attention(nnx.Module):
     key_bias: bool = True,
     out_bias: bool | None = None,
     qk_norm: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
   ):
     make = functools.partial(linear, dtype=dtype, rngs=rngs)
     self.q_proj = make(width, heads * head_dim, ("embed", "heads"), bias=bias)
@@ -164,6 +178,7 @@ class Attention(nnx.Module):
     self.k_norm = norm(kv_heads * head_dim) if qk_norm else None
     self.head_dim = head_dim
     self.implementation = implementation
+    self.scale, self.softcap = scale, softcap
 
   def project(self, x_BTD: jax.Array, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries (B, T, N, H), keys and values (B, T, K, H), rotated where `angles` are given."""
@@ -191,5 +206,5 @@ class Attention(nnx.Module):
       keys, values, start = past
       k_BSKH = jax.lax.dynamic_update_slice(keys, k_BSKH.astype(keys.dtype), (0, start, 0, 0))
       v_BSKH = jax.lax.dynamic_update_slice(values, v_BSKH.astype(values.dtype), (0, start, 0, 0))
-    out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, self.implementation)
+    out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, self.implementation, self.scale, self.softcap)
     return self.o_proj(out_BTNH.reshape(*x_BTD.shape[:2], -1)), (k_BSKH, v_BSKH)

@@ -32,6 +32,9 @@ class BlockConfig:
     qk_norm: a root-mean-square norm over all heads' queries, and one over the keys (ViT-22B, Dehghani et al.,
       2023, as InternViT-6B has it).
     layer_scale: each branch is multiplied by a learned vector (CaiT, Touvron et al., 2021).
+    out_norms: each branch ends in a norm of its own (Gemma 2, 2024).
+    query_scale: of the attention's scores, None for 1 / sqrt(head_dim).
+    softcap: bound of the attention's scores, see `core.attention.attend`.
   """
 
   width: int
@@ -50,14 +53,17 @@ class BlockConfig:
   out_bias: bool | None = None
   qk_norm: bool = False
   layer_scale: bool = False
+  out_norms: bool = False
+  query_scale: float | None = None
+  softcap: float | None = None
 
 
 class Block(nnx.Module):
   """x + attn(norm(x)), then x + mlp(norm(x))."""
 
   def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, out_scale: float = 1.0):
-    norm = NORMS[config.norm]
-    self.attn_norm = norm(config.width, config.eps, dtype=dtype, rngs=rngs)
+    norm = lambda: NORMS[config.norm](config.width, config.eps, dtype=dtype, rngs=rngs)
+    self.attn_norm = norm()
     self.attn = Attention(
       config.width,
       config.heads,
@@ -67,12 +73,14 @@ class Block(nnx.Module):
       key_bias=config.key_bias,
       out_bias=config.out_bias,
       qk_norm=config.qk_norm,
+      scale=config.query_scale,
+      softcap=config.softcap,
       implementation=config.attention,
       dtype=dtype,
       rngs=rngs,
       out_scale=out_scale,
     )
-    self.mlp_norm = norm(config.width, config.eps, dtype=dtype, rngs=rngs)
+    self.mlp_norm = norm()
     self.mlp = Mlp(
       config.width,
       config.mlp_width,
@@ -85,15 +93,19 @@ class Block(nnx.Module):
     )
     scale = lambda: nnx.Param(jnp.ones((config.width,), dtype), **logical("embed"))
     self.attn_scale, self.mlp_scale = (scale(), scale()) if config.layer_scale else (None, None)
+    self.attn_out_norm, self.mlp_out_norm = (norm(), norm()) if config.out_norms else (None, None)
 
   def __call__(self, x_BTD, mask_BTS=None, angles=None, past=None) -> tuple[jax.Array, Any]:
     """Arguments as of `Attention`; returns the residual stream and the keys and values that were read."""
     out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past)
-    x_BTD = x_BTD + _scaled(out_BTD, self.attn_scale)
-    return x_BTD + _scaled(self.mlp(self.mlp_norm(x_BTD)), self.mlp_scale), read
+    x_BTD = x_BTD + _finished(out_BTD, self.attn_out_norm, self.attn_scale)
+    out_BTD = self.mlp(self.mlp_norm(x_BTD))
+    return x_BTD + _finished(out_BTD, self.mlp_out_norm, self.mlp_scale), read
 
 
-def _scaled(x_BTD: jax.Array, scale: nnx.Param | None) -> jax.Array:
+def _finished(x_BTD: jax.Array, norm: nnx.Module | None, scale: nnx.Param | None) -> jax.Array:
+  """What a branch adds to the residual stream."""
+  x_BTD = x_BTD if norm is None else norm(x_BTD)
   return x_BTD if scale is None else x_BTD * scale[...]
 
 
@@ -112,21 +124,29 @@ class Stack(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, mask_BTS=None, angles=None, start: int = 0, stop: int | None = None
   ) -> jax.Array:
-    """The residual stream after the last block, or after the blocks from `start` to `stop`; no cache."""
-    for layer in self.layers[start:stop]:
+    """The residual stream after the last block, or after the blocks from `start` to `stop`; no cache.
+
+    Args:
+      mask_BTS: as of `Attention`, or a tuple of them, one a layer.
+    """
+    masks = self._masks(mask_BTS)
+    for layer, mask in zip(self.layers[start:stop], masks[start:stop], strict=True):
       x_BTD = constrain(x_BTD, "batch", None, None)
-      x_BTD = _remat(layer, x_BTD, mask_BTS, angles) if self.remat else layer(x_BTD, mask_BTS, angles)[0]
+      x_BTD = _remat(layer, x_BTD, mask, angles) if self.remat else layer(x_BTD, mask, angles)[0]
     return x_BTD
 
   def extend(self, x_BTD: jax.Array, mask_BTS, angles, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """Runs T new tokens whose slots `cache.extend` has marked, and writes their keys and values."""
     start = cache.length - x_BTD.shape[1]
     keys, values = [], []
-    for layer, k, v in zip(self.layers, cache.keys, cache.values, strict=True):
-      x_BTD, (k, v) = layer(constrain(x_BTD, "batch", None, None), mask_BTS, angles, (k, v, start))
+    for layer, mask, k, v in zip(self.layers, self._masks(mask_BTS), cache.keys, cache.values, strict=True):
+      x_BTD, (k, v) = layer(constrain(x_BTD, "batch", None, None), mask, angles, (k, v, start))
       keys.append(k)
       values.append(v)
     return x_BTD, dataclasses.replace(cache, keys=tuple(keys), values=tuple(values))
+
+  def _masks(self, mask_BTS) -> tuple[Any, ...]:
+    return mask_BTS if isinstance(mask_BTS, tuple) else (mask_BTS,) * len(self.layers)
 
 
 def _remat(layer: Block, x_BTD, mask_BTS, angles) -> jax.Array:

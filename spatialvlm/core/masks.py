@@ -28,6 +28,21 @@ def attention_mask(valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None) -> 
   return visibility(mask_ar_BT) & valid_BT[:, None, :].astype(bool)
 
 
+def windowed(
+  mask_BTS: jax.Array, queries_BT: jax.Array, keys_BS: jax.Array, window: int, mask_ar_BT: jax.Array | None
+) -> jax.Array:
+  """`mask_BTS` without keys that stand `window` or more positions before their query.
+
+  Args:
+    queries_BT, keys_BS: positions.
+    mask_ar_BT: of the queries; those of a bidirectional prefix see all of it.
+  """
+  near_BTS = queries_BT[:, :, None] - keys_BS[:, None, :] < window
+  if mask_ar_BT is not None:
+    near_BTS |= (jnp.cumsum(mask_ar_BT.astype(jnp.int32), axis=-1) == 0)[:, :, None]
+  return mask_BTS & near_BTS
+
+
 def cached_mask(
   valid_BS: jax.Array, length: jax.Array, count: int, mask_ar_BT: jax.Array | None = None
 ) -> jax.Array:

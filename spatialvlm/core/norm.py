@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -26,16 +28,28 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-  """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich, 2019), as Llama does it."""
+  """x / sqrt(mean(x^2) + eps) * (offset + scale) (Zhang and Sennrich, 2019)."""
 
-  def __init__(self, width: int, eps: float, *, dtype: jnp.dtype, rngs: nnx.Rngs, axis: str = "embed"):
-    self.scale = nnx.Param(jnp.ones((width,), dtype), **logical(axis))
-    self.eps = eps
+  def __init__(
+    self,
+    width: int,
+    eps: float,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    axis: str = "embed",
+    offset: float = 0.0,
+  ):
+    self.scale = nnx.Param(jnp.full((width,), 1 - offset, dtype), **logical(axis))
+    self.eps, self.offset = eps, offset
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-    return (x32 * jax.lax.rsqrt(mean_square + self.eps) * self.scale[...]).astype(x.dtype)
+    scale = self.scale[...]
+    if self.offset:
+      scale = self.offset + scale.astype(jnp.float32)  # in bfloat16 the sum would lose the weight's last bits
+    return (x32 * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
 
 
-NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+NORMS = {"layer": LayerNorm, "rms": RMSNorm, "rms_offset": functools.partial(RMSNorm, offset=1.0)}

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 
-def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Slower rotation for contexts longer than the first training's, as Llama 3.1 has it ("llama3").
+
+  Pairs that turn fewer than `low` times within `length` positions turn `factor` times slower, those that turn
+  more than `high` times as before, those between by a mixture.
+  """
+
+  factor: float
+  low: float
+  high: float
+  length: int
+
+  def __call__(self, frequencies: jax.Array) -> jax.Array:
+    turns = self.length * frequencies / (2 * jnp.pi)
+    kept = jnp.clip((turns - self.low) / (self.high - self.low), 0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / self.factor
+
+
+def rope_angles(
+  positions_BT: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
   """(cos, sin), each (B, T, head_dim / 2) float32, computed once and shared by all layers."""
   frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  if scaling is not None:
+    frequencies = scaling(frequencies)
   angles = positions_BT[..., None].astype(jnp.float32) * frequencies
   return jnp.cos(angles), jnp.sin(angles)
 

@@ -51,7 +51,9 @@ class Stem:
     question: as it was asked, but for the order of its options; without pixels.
     image: name of the question's own image, for its row.
     tokens, image_slot: int32 (T,), as in `Encoded`.
-    cut: length of the prefix that ends with the image.
+    cut: where the text begins that is read behind a prefix: after the image.
+    bidirectional: how many leading tokens see each other, as in `Encoded.prefix`. Where there are any, all of
+      them are the prefix, and the text begins with the last of them, which is read again.
     shown: key of the image that is shown; None without one.
     picture: gives its tiles or features; None without one, or once they are placed.
   """
@@ -65,6 +67,12 @@ class Stem:
   picture: Callable[[], Picture] | None
   tile_count: int
   readings: tuple[Reading, ...]
+  bidirectional: int = 0
+
+  @property
+  def prefix(self) -> int:
+    """Length of what is read once for all texts behind it."""
+    return self.bidirectional or self.cut
 
 
 def keys(
@@ -192,16 +200,18 @@ class Asker:
       fields=fields,
     )
     images = np.flatnonzero(encoded.image_slot >= 0)
+    cut = int(images[-1]) + 1 if len(images) else 1
     return Stem(
       question=_without_pixels(controls.rotated(asked, -shift % len(asked.choices))),
       image=name,
       tokens=encoded.tokens,
       image_slot=encoded.image_slot,
-      cut=int(images[-1]) + 1 if len(images) else 1,
+      cut=encoded.prefix - 1 if encoded.prefix else cut,
       shown=shown[0] if shown else None,
       picture=self._pictures.ahead(*shown, tiles) if shown else None,
       tile_count=tiles,
       readings=(reading,),
+      bidirectional=encoded.prefix,
     )
 
 

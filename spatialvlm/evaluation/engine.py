@@ -26,6 +26,8 @@ from spatialvlm.types import Batch, UserError
 
 # Tiles that one call of the vision tower encodes: enough to keep a device busy, and one compiled shape only.
 CHUNK, CHUNK_ON_CPU = 16, 4
+# Batches of one shape that wait until the prefixes of the first have filled a batch.
+PATIENCE = 4
 # Options of a batch; a question with more of them makes it double.
 OPTIONS = 8
 # Where a generated answer pauses, in tokens. Most end before the first: a short cache is read faster, and the
@@ -138,7 +140,7 @@ class Engine:
         else:
           yield self._land()
       self._queues[shape].append(item)
-      while (full := next((s for s, q in self._queues.items() if len(q) >= self._batch), None)) is not None:
+      while (full := next(filter(self._due, list(self._queues)), None)) is not None:
         self._launch(full)
       while len(self._flying) > 1:
         yield self._land()
@@ -148,6 +150,17 @@ class Engine:
       while self._flying:
         yield self._land()
 
+  def _due(self, shape: Shape) -> bool:
+    """Whether a full batch waits, and its prefixes are read, or it has waited long enough for others.
+
+    Prefixes are read in full batches too: launched at once, a batch would have them read with half a batch.
+    """
+    queue = self._queues[shape]
+    if len(queue) < self._batch:
+      return False
+    slots = [item.slot for item in queue[: self._batch]]
+    return len(queue) >= PATIENCE * self._batch or self._pool(shape).ready(slots)
+
   def _shape(self, stem: Stem, said: int = 0) -> Shape:
     """The shape in which a prompt is read of which `said` tokens of the answer are known."""
     text, tiles = len(stem.tokens) - stem.cut, stem.tile_count
@@ -155,10 +168,12 @@ class Engine:
     width = generation.bucket(longest, 4) if longest > 1 else longest
     limit = max(r.limit for r in stem.readings)
     pause = next((p for p in PAUSES if said < p < limit), limit)
+    # Behind a bidirectional prompt stand its last token and what the answer begins with: few.
+    lengths = (generation.bucket(text, 4),) if stem.bidirectional else self._config.lengths
     return Shape(
-      prefix=generation.bucket(stem.cut, 16),
+      prefix=generation.bucket(stem.prefix, 16),
       tiles=_smallest(self._config.tiles, tiles, "image tiles", "tiles", stem) if tiles else 0,
-      text=_smallest(self._config.lengths, text, "tokens", "lengths", stem) + said,
+      text=_smallest(lengths, text, "tokens", "lengths", stem) + said,
       room=max(pause - said, width),
       width=width,
     )
@@ -166,12 +181,12 @@ class Engine:
   def _placed(self, stem: Stem, shape: Shape) -> _Waiting | None:
     """The prompt with its prefix in the pool; None where waiting prompts hold all of it."""
     pool = self._pool(shape)
-    prefix = stem.tokens[: stem.cut]
+    prefix = stem.tokens[: stem.prefix]
     root = (stem.shown, prefix.tobytes())
     slots = pool.hold(root)
     if slots is None:
       image = self._image(stem)
-      slots = pool.place(root, [_Root(prefix, stem.image_slot[: stem.cut], stem.shown, image)])
+      slots = pool.place(root, [_Root(prefix, stem.image_slot[: stem.prefix], stem.shown, image)])
       if slots is None:
         if stem.shown is not None:
           self._images.release(stem.shown)

@@ -81,6 +81,10 @@ class SlotPool:
     """One holder less."""
     self._holds[key] -= 1
 
+  def ready(self, slots: Sequence[int]) -> bool:
+    """Whether none of these slots waits to be computed."""
+    return not any(slot in self._staged or slot in self._known for slot in slots)
+
   def arrays(self, slots: Sequence[int]) -> Any:
     """The pool's arrays, these slots computed."""
     while any(slot in self._staged for slot in slots):

@@ -2,7 +2,8 @@
 
 A prompt is cut behind its image. The part with the image, the long one, is read once for all questions,
 option orders and protocols on that image; its keys and values are kept, and a question's text is read behind
-a copy of them. The options of a question, or its generated answer, go on from there.
+a copy of them. The options of a question, or its generated answer, go on from there. Where a model's prompts
+are bidirectional, what an image's tokens hold depends on the question, so all of the prompt is such a part.
 """
 
 from __future__ import annotations
@@ -240,8 +241,12 @@ def _encode(graph, state, pixels_NHWC, normal=None):
 def _prefix(graph, state, batch):
   vlm = nnx.merge(graph.graphdef, state)
   B, S = batch.tokens_BT.shape
-  _, cache = vlm.extend(batch, vlm.init_cache(B, S))
-  return _replicated(Prefixes(cache.keys, cache.values, cache.valid_BS))
+  _, cache = vlm.prefill(batch, vlm.init_cache(B, S))
+  valid_BS = cache.valid_BS
+  if vlm.config.prefix_lm:
+    # The last token is read again before the answer, in its own place, for its hidden state.
+    valid_BS &= jnp.cumsum(valid_BS, axis=1) < valid_BS.sum(axis=1, keepdims=True)
+  return _replicated(Prefixes(cache.keys, cache.values, valid_BS))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="room")
@@ -251,7 +256,11 @@ def _read(graph, state, prefixes, index_B, tokens_BT, valid_BT, *, room: int):
   more = lambda x: jnp.pad(x[index_B], ((0, 0), (0, T + room)) + ((0, 0),) * (x.ndim - 2))
   keys, values = (tuple(map(more, arrays)) for arrays in (prefixes.keys, prefixes.values))
   cache = KVCache(keys, values, more(prefixes.valid_BS), jnp.int32(S))
-  last_BD, cache = vlm.prefill(Batch(tokens_BT=tokens_BT, valid_BT=valid_BT), cache)
+  batch = Batch(tokens_BT=tokens_BT, valid_BT=valid_BT)
+  if vlm.config.prefix_lm:
+    causal_BT = jnp.broadcast_to(jnp.arange(T) > 0, tokens_BT.shape)
+    batch = dataclasses.replace(batch, mask_ar_BT=causal_BT)
+  last_BD, cache = vlm.prefill(batch, cache)
   logits_BV = vlm.unembed(last_BD).astype(jnp.float32)
   return Read(logits_BV, _replicated(jnp.isfinite(logits_BV).all(axis=-1)), cache if room else None)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spatialvlm.models.registry import CHECKPOINTS
+from spatialvlm.models.registry import CHECKPOINTS, FAMILIES
 
 Shape = tuple[int, ...]
 
@@ -93,9 +93,22 @@ def to_hf(path: str, family: str) -> str | None:
   return next(iter(_translate(path, _table(family, 1, 0))), None)
 
 
+def as_module(name: str, family: str) -> str:
+  """A published name as transformers' own model has it, which some files name otherwise; PEFT's are such."""
+  for pattern, replacement in FAMILIES[family].modules:
+    name = re.sub(pattern, replacement, name)
+  return name
+
+
+def to_module(path: str, family: str) -> str | None:
+  """The name in transformers' own model of the parameter at our dotted path; None if it has none."""
+  name = to_hf(path, family)
+  return None if name is None else as_module(name, family)
+
+
 def module_to_hf(path: str, family: str) -> str | None:
   """Hugging Face's name of a linear layer, as PEFT targets it: the name of its kernel without `.weight`."""
-  name = to_hf(f"{path}.kernel", family)
+  name = to_module(f"{path}.kernel", family)
   return None if name is None else name.removesuffix(".weight")
 
 

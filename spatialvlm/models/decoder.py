@@ -1,4 +1,4 @@
-"""One decoder-only language model. Llama (SmolLM2) is the first; a family's checkpoint chooses the sizes."""
+"""One decoder-only language model. A family's checkpoint chooses its sizes and parts (`models.texts`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from spatialvlm.core.attention import KVCache
 from spatialvlm.core.axes import logical
 from spatialvlm.core.block import BlockConfig, Stack
 from spatialvlm.core.init import truncated_normal
-from spatialvlm.core.masks import attention_mask, cached_mask, positions
+from spatialvlm.core.masks import attention_mask, cached_mask, positions, windowed
 from spatialvlm.core.mlp import linear
 from spatialvlm.core.norm import NORMS
-from spatialvlm.core.rope import rope_angles
+from spatialvlm.core.rope import RopeScaling, rope_angles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,12 @@ class DecoderConfig:
   """Sizes of a `Decoder`.
 
   Attributes:
-    rope_theta: base of the rotary frequencies.
+    rope_theta: base of the rotary frequencies; `rope_scaling` slows some of them.
     max_length: longest sequence the weights were trained for.
     init_std: deviation of freshly drawn embeddings.
+    embed_scale: embeddings are multiplied by it.
+    softcap: logits x become softcap * tanh(x / softcap), None for none.
+    windows: of each layer, how many positions a query sees, itself counted; 0 for all. Empty: all see all.
   """
 
   block: BlockConfig
@@ -34,6 +37,10 @@ class DecoderConfig:
   rope_theta: float
   max_length: int
   init_std: float = 0.02
+  rope_scaling: RopeScaling | None = None
+  embed_scale: float = 1.0
+  softcap: float | None = None
+  windows: tuple[int, ...] = ()
 
 
 class Decoder(nnx.Module):
@@ -65,10 +72,17 @@ class Decoder(nnx.Module):
       )
     self.tied = tied
 
+  def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
+    """(B, T, D), scaled as the blocks expect them."""
+    x_BTD = self.embed(tokens_BT)
+    scale = self.config.embed_scale
+    return x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
+
   def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None) -> jax.Array:
     """Hidden states after the final norm, of embedded tokens."""
-    mask_BTT = attention_mask(valid_BT, mask_ar_BT)
-    return self.norm(self.stack(x_BTD, mask_BTT, self._angles(positions(valid_BT))))
+    places_BT = positions(valid_BT)
+    mask = self._masks(attention_mask(valid_BT, mask_ar_BT), places_BT, places_BT, mask_ar_BT)
+    return self.norm(self.stack(x_BTD, mask, self._angles(places_BT)))
 
   def init_cache(self, batch: int, length: int) -> KVCache:
     """An empty cache for `length` tokens a sample, prompt padding included."""
@@ -85,14 +99,30 @@ class Decoder(nnx.Module):
     places_BT = positions(valid_BT) + before_B[:, None]
     grown = cache.extend(valid_BT)
     mask_BTS = cached_mask(grown.valid_BS, cache.length, x_BTD.shape[1], mask_ar_BT)
-    x_BTD, grown = self.stack.extend(x_BTD, mask_BTS, self._angles(places_BT), grown)
+    mask = self._masks(mask_BTS, places_BT, positions(grown.valid_BS), mask_ar_BT)
+    x_BTD, grown = self.stack.extend(x_BTD, mask, self._angles(places_BT), grown)
     return self.norm(x_BTD), grown
 
   def unembed(self, x: jax.Array) -> jax.Array:
     """Logits (..., V) in float32 of hidden states (..., D)."""
     if self.tied:
-      return jnp.einsum("...D,VD->...V", x, self.embed.embedding[...], preferred_element_type=jnp.float32)
-    return self.lm_head(x).astype(jnp.float32)
+      table = self.embed.embedding[...]
+      logits = jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)
+    else:
+      logits = self.lm_head(x).astype(jnp.float32)
+    cap = self.config.softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+  def _masks(self, mask_BTS, queries_BT, keys_BS, mask_ar_BT):
+    """One mask for all layers, or one a layer."""
+    windows = self.config.windows
+    if not any(windows):
+      return mask_BTS
+    by_size = {0: mask_BTS}
+    for size in set(windows) - {0}:
+      by_size[size] = windowed(mask_BTS, queries_BT, keys_BS, size, mask_ar_BT)
+    return tuple(by_size[size] for size in windows)
 
   def _angles(self, places_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return rope_angles(places_BT, self.config.block.head_dim, self.config.rope_theta)
+    config = self.config
+    return rope_angles(places_BT, config.block.head_dim, config.rope_theta, config.rope_scaling)

@@ -68,9 +68,9 @@ def number(source: Mapping[str, Any], key: str, default: float, where: str) -> f
   return float(value)
 
 
-def activation(name: str, where: str) -> str:
+def activation(name: str, where: str, key: str = "hidden_act") -> str:
   if name not in ACTIVATIONS:
-    raise UserError(f"{where}.hidden_act {name!r} is not supported (known: {', '.join(ACTIVATIONS)})")
+    raise UserError(f"{where}.{key} {name!r} is not supported (known: {', '.join(ACTIVATIONS)})")
   return ACTIVATIONS[name]
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spatialvlm.models import smolvlm, vits
+from spatialvlm.models import internvl, paligemma, smolvlm, vits
 from spatialvlm.models.encoders import EncoderConfig, VisionConfig
 from spatialvlm.models.fields import Rule, group
 from spatialvlm.models.vlm import VlmConfig
@@ -36,15 +36,19 @@ class Family(Checkpoint):
   """A vision-language model.
 
   Attributes:
+    hf_type: `model_type` of its config.json.
     parse_config: config.json -> VlmConfig.
     max_tiles: preprocessor_config.json -> most tiles of one image.
     vision: prefix of the vision tower's names in the file.
+    modules: (regex, replacement) from the file's names to those of transformers' modules, which adapters use.
     head: path of the head, which a checkpoint with tied embeddings does not hold.
   """
 
+  hf_type: str
   parse_config: Callable[..., VlmConfig]
   max_tiles: Callable[[Mapping[str, Any]], int]
   vision: str
+  modules: tuple[tuple[str, str], ...] = ()
   head: str = "decoder.lm_head.kernel"
 
 
@@ -63,8 +67,9 @@ class Encoder(Checkpoint):
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _smolvlm(hf_class: str) -> Family:
+def _smolvlm(hf_type: str, hf_class: str) -> Family:
   return Family(
+    hf_type=hf_type,
     parse_config=smolvlm.parse_config,
     max_tiles=smolvlm.max_tiles,
     rules=smolvlm.RULES,
@@ -75,10 +80,39 @@ def _smolvlm(hf_class: str) -> Family:
   )
 
 
+def _paligemma(second: bool) -> Family:
+  return Family(
+    hf_type="paligemma",
+    parse_config=paligemma.parse_config,
+    max_tiles=paligemma.max_tiles,
+    rules=paligemma.rules(second),
+    aliases=paligemma.ALIASES,
+    modules=paligemma.MODULES,
+    ignored=paligemma.IGNORED,
+    hf_class="PaliGemmaForConditionalGeneration",
+    vision="vision_tower.",
+  )
+
+
 FAMILIES: dict[str, Family] = {
-  "idefics3": _smolvlm("Idefics3ForConditionalGeneration"),
-  "smolvlm": _smolvlm("SmolVLMForConditionalGeneration"),
+  "idefics3": _smolvlm("idefics3", "Idefics3ForConditionalGeneration"),
+  "smolvlm": _smolvlm("smolvlm", "SmolVLMForConditionalGeneration"),
+  "internvl": Family(
+    hf_type="internvl",
+    parse_config=internvl.parse_config,
+    max_tiles=internvl.max_tiles,
+    rules=internvl.RULES,
+    aliases=internvl.ALIASES,
+    modules=internvl.MODULES,
+    ignored=(r".*\.inv_freq",),
+    hf_class="InternVLForConditionalGeneration",
+    vision="vision_tower.",
+  ),
+  "paligemma": _paligemma(second=False),
+  "paligemma2": _paligemma(second=True),
 }
+
+_TYPES = sorted({family.hf_type for family in FAMILIES.values()})
 
 # What a file of both towers, or a pooling head, holds beside the vision tower.
 _OTHERS = (r"text_model\..*", r"logit_(scale|bias)", r"(visual|text)_projection\..*", r"head\..*")
@@ -106,21 +140,9 @@ ENCODERS: dict[str, Encoder] = {
   "dinov2": Encoder(
     parse_config=vits.dinov2, rules=tuple(vits.dinov2_rules()), hf_class="Dinov2Model", hf_type="dinov2"
   ),
-  "dinov2-swiglu": Encoder(
-    parse_config=vits.dinov2,
-    rules=tuple(vits.dinov2_rules(gated=True)),
-    hf_class="Dinov2Model",
-    hf_type="dinov2",
-  ),
   "dinov2_with_registers": Encoder(
     parse_config=vits.dinov2,
     rules=tuple(vits.dinov2_rules()),
-    hf_class="Dinov2WithRegistersModel",
-    hf_type="dinov2_with_registers",
-  ),
-  "dinov2_with_registers-swiglu": Encoder(
-    parse_config=vits.dinov2,
-    rules=tuple(vits.dinov2_rules(gated=True)),
     hf_class="Dinov2WithRegistersModel",
     hf_type="dinov2_with_registers",
   ),
@@ -139,6 +161,12 @@ ENCODERS: dict[str, Encoder] = {
   ),
 }
 
+# Their giants have gated networks, whose tensors are joined in the files.
+for _name in ("dinov2", "dinov2_with_registers"):
+  ENCODERS[f"{_name}-swiglu"] = dataclasses.replace(
+    ENCODERS[_name], rules=tuple(vits.dinov2_rules(gated=True))
+  )
+
 
 def _tower(family: Family) -> Checkpoint:
   """The vision tower of a family's checkpoints alone."""
@@ -155,20 +183,22 @@ CHECKPOINTS: Mapping[str, Checkpoint] = (
 
 
 def family_of(source: Mapping[str, Any], where: str) -> str:
-  """The family of a config.json, which is its `model_type`.
+  """The family of a config.json: its `model_type`, or which of two that share one.
 
   Raises:
     UserError: an architecture that is not known, with those that are.
   """
   kind = source.get("model_type")
+  if kind == "paligemma":
+    return paligemma.family(source)
   if kind in FAMILIES:
     return kind
   if _encoder_of(source):
     raise UserError(
       f"{where}: {kind!r} is a vision encoder, where a vision-language model is wanted"
-      f" ({', '.join(sorted(FAMILIES))}); `load_encoder` reads it"
+      f" ({', '.join(_TYPES)}); `load_encoder` reads it"
     )
-  raise UserError(f"{where}: unknown architecture {kind!r}; supported: {', '.join(sorted(FAMILIES))}")
+  raise UserError(f"{where}: unknown architecture {kind!r}; supported: {', '.join(_TYPES)}")
 
 
 def encoder_config(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> EncoderConfig:
@@ -179,7 +209,7 @@ def encoder_config(source: Mapping[str, Any], *, dtype: str, attention: str, whe
   """
   family = _encoder_of(source)
   if family is None:
-    known = sorted({name.removesuffix("-swiglu") for name in ENCODERS} | set(FAMILIES))
+    known = sorted({name.removesuffix("-swiglu") for name in ENCODERS} | set(_TYPES))
     raise UserError(
       f"{where}: unknown encoder {source.get('model_type')!r}; supported: {', '.join(known)} (of a"
       " vision-language model its vision tower)"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spatialvlm.core.attention import KVCache
-from spatialvlm.models.connector import PixelShuffleLinear
+from spatialvlm.models.connector import Connector, ConnectorConfig
 from spatialvlm.models.decoder import Decoder, DecoderConfig
 from spatialvlm.models.encoders import VisionConfig, VisionEncoder
 from spatialvlm.types import Batch, ImageLayout
@@ -22,8 +22,8 @@ class VlmConfig:
   """Everything that a `Vlm` is built from.
 
   Attributes:
-    family: key of `models.registry.FAMILIES`, the `model_type` of the checkpoint.
-    scale_factor: side of the squares of patches that the connector joins.
+    family: key of `models.registry.FAMILIES`.
+    prefix_lm: whether prompts are bidirectional, answers causal; else all is causal.
     tied: whether the head is the embedding's transpose.
     dtype: "float32" or "bfloat16", of weights and activations.
     max_tiles: most tiles that the checkpoint's image processor makes of one image.
@@ -33,9 +33,10 @@ class VlmConfig:
   family: str
   vision: VisionConfig
   text: DecoderConfig
-  scale_factor: int
+  connector: ConnectorConfig
   image_token_id: int
   tied: bool
+  prefix_lm: bool = False
   dtype: str = "float32"
   max_tiles: int = 17
   source: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -44,7 +45,7 @@ class VlmConfig:
     """What the data side must know of this model."""
     return ImageLayout(
       tile_size=self.vision.image_size,
-      tokens_per_tile=(self.vision.grid // self.scale_factor) ** 2,
+      tokens_per_tile=(self.vision.grid // self.connector.factor) ** 2,
       max_tiles=self.max_tiles,
       image_token_id=self.image_token_id,
       max_length=self.text.max_length,
@@ -58,8 +59,8 @@ class Vlm(nnx.Module):
     dtype = jnp.dtype(config.dtype)
     self.config = config
     self.vision = VisionEncoder(config.vision, dtype=dtype, rngs=rngs)
-    self.connector = PixelShuffleLinear(
-      config.vision.block.width, config.text.block.width, config.scale_factor, dtype=dtype, rngs=rngs
+    self.connector = Connector(
+      config.connector, config.vision.block.width, config.text.block.width, dtype=dtype, rngs=rngs
     )
     self.decoder = Decoder(config.text, tied=config.tied, dtype=dtype, rngs=rngs)
 
@@ -69,7 +70,7 @@ class Vlm(nnx.Module):
 
   def embed(self, batch: Batch) -> jax.Array:
     """(B, T, D): text embeddings, with image tokens in their places."""
-    x_BTD = self.decoder.embed(batch.tokens_BT)
+    x_BTD = self.decoder.embed_tokens(batch.tokens_BT)
     features_NPD = batch.features_NPD
     if batch.pixels_NHWC is not None:
       features_NPD = self.encode_images(batch.pixels_NHWC, batch.pixel_mask_NHW)
@@ -79,8 +80,8 @@ class Vlm(nnx.Module):
     return jnp.where(batch.image_slot_BT[..., None] >= 0, image_BTD.astype(x_BTD.dtype), x_BTD)
 
   def hidden(self, batch: Batch) -> jax.Array:
-    """(B, T, D) after the decoder's final norm."""
-    return self.decoder(self.embed(batch), batch.valid_BT, batch.mask_ar_BT)
+    """(B, T, D) after the decoder's final norm; of prompts, where no `mask_ar_BT` says what else there is."""
+    return self.decoder(self.embed(batch), batch.valid_BT, self._mask_ar(batch))
 
   def unembed(self, x: jax.Array) -> jax.Array:
     """Float32 logits (..., V) of hidden states (..., D)."""
@@ -97,13 +98,14 @@ class Vlm(nnx.Module):
   def extend(self, batch: Batch, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """Reads the batch after what the cache holds: hidden states (B, T, D), and the longer cache.
 
-    A cache that is too short is not noticed here, since its length is traced: callers size it.
+    Without a `mask_ar_BT` it is causal, as all is that follows a prompt. A cache that is too short is not
+    noticed here, since its length is traced: callers size it.
     """
     return self.decoder.extend(self.embed(batch), batch.valid_BT, cache, batch.mask_ar_BT)
 
   def prefill(self, batch: Batch, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """Reads prompts, padded on either side: the hidden state (B, D) of each one's last valid token."""
-    hidden_BTD, cache = self.extend(batch, cache)
+    hidden_BTD, cache = self.extend(dataclasses.replace(batch, mask_ar_BT=self._mask_ar(batch)), cache)
     T = batch.tokens_BT.shape[1]
     last_B = T - 1 - jnp.argmax(batch.valid_BT[:, ::-1], axis=1)
     return jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0], cache
@@ -113,6 +115,11 @@ class Vlm(nnx.Module):
     batch = Batch(tokens_BT=tokens_B[:, None], valid_BT=jnp.ones((tokens_B.shape[0], 1), bool))
     hidden_BTD, cache = self.extend(batch, cache)
     return hidden_BTD[:, 0], cache
+
+  def _mask_ar(self, batch: Batch) -> jax.Array | None:
+    if batch.mask_ar_BT is None and self.config.prefix_lm:
+      return jnp.zeros(batch.tokens_BT.shape, bool)
+    return batch.mask_ar_BT
 
 
 def gather_image_tokens(

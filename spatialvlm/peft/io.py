@@ -135,11 +135,11 @@ def _export(vlm: Vlm, base_id: str | None) -> tuple[dict[str, Any], dict[str, te
   for name, path in paths.items():
     if name.rpartition(".")[0] in whole:
       dotted = ".".join(map(str, path))
-      if rules.to_hf(dotted, vlm.config.family) is None:
+      if rules.to_module(dotted, vlm.config.family) is None:
         raise UserError(f"{dotted} was trained, but a PEFT folder of this family has no place for it")
       value = rules.to_file(_host(select.get(vlm, path)), dotted, vlm.config.family)
       weights[PREFIX + name] = tensors.lazy(value)
-  embedding = PREFIX + rules.to_hf(_EMBEDDING, vlm.config.family)
+  embedding = PREFIX + rules.to_module(_EMBEDDING, vlm.config.family)
   tied = vlm.config.tied and embedding in weights
   if tied:  # peft wants both of a tied pair
     weights[f"{PREFIX}{_head(vlm)}.weight"] = weights[embedding]
@@ -154,13 +154,14 @@ def _config(
   rank, alpha = common("rank"), common("alpha")
   one = next(iter(specs.values()))
   family = vlm.config.family
+  kind = FAMILIES[family].hf_type
   number = lambda value: int(value) if float(value).is_integer() else value
   return {
     "peft_type": "LORA",
     "task_type": None,
     "auto_mapping": {
       "base_model_class": FAMILIES[family].hf_class,
-      "parent_library": f"transformers.models.{family}.modeling_{family}",
+      "parent_library": f"transformers.models.{kind}.modeling_{kind}",
     },
     "base_model_name_or_path": base_id,
     "revision": None,
@@ -182,7 +183,7 @@ def _config(
 
 
 def _read_entries(folder: Path, family: str) -> dict[str, tensors.Entry]:
-  """The folder's tensors by the base's module names, in the family's published spelling."""
+  """The folder's tensors by the names of transformers' modules, whichever spelling they come in."""
   file = folder / WEIGHTS
   if not file.is_file():
     if (folder / "adapter_model.bin").exists():
@@ -195,7 +196,8 @@ def _read_entries(folder: Path, family: str) -> dict[str, tensors.Entry]:
   strange = [name for name in entries if not name.startswith(PREFIX)]
   if strange:
     raise UserError(f"{file}: tensor names must start with {PREFIX!r}: {', '.join(strange)}")
-  return {rules.canonical(name.removeprefix(PREFIX), family): entry for name, entry in entries.items()}
+  name_of = lambda name: rules.as_module(rules.canonical(name.removeprefix(PREFIX), family), family)
+  return {name_of(name): entry for name, entry in entries.items()}
 
 
 def _check_fit(vlm, entries, specs: Mapping[str, LoraSpec], whole: list[str], folder: Path) -> None:
@@ -227,14 +229,14 @@ def _check_fit(vlm, entries, specs: Mapping[str, LoraSpec], whole: list[str], fo
 
 
 def _head(vlm: Vlm) -> str:
-  return rules.to_hf(FAMILIES[vlm.config.family].head, vlm.config.family).removesuffix(".weight")
+  return rules.to_module(FAMILIES[vlm.config.family].head, vlm.config.family).removesuffix(".weight")
 
 
 def _join_or_untie(vlm: Vlm, entries: dict[str, tensors.Entry]) -> None:
   """Of a tied pair that was trained as one, drops the head; unties `vlm` where an adapter parts the two."""
   if not vlm.config.tied:
     return
-  embedding, head = rules.to_hf(_EMBEDDING, vlm.config.family), _head(vlm)
+  embedding, head = rules.to_module(_EMBEDDING, vlm.config.family), _head(vlm)
   pair = [entries[name] for name in (embedding, f"{head}.weight") if name in entries]
   if len(pair) == 2 and pair[0].shape == pair[1].shape and np.array_equal(pair[0].read(), pair[1].read()):
     del entries[f"{head}.weight"]

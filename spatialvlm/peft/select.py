@@ -24,7 +24,7 @@ def parameter_paths(vlm: nnx.Module) -> dict[str, Path]:
   for path, variable in nnx.iter_graph(vlm):
     if isinstance(variable, nnx.Param) and not isinstance(variable, nnx.LoRAParam):
       dotted = ".".join(map(str, path))
-      paths[rules.to_hf(dotted, vlm.config.family) or dotted] = path
+      paths[rules.to_module(dotted, vlm.config.family) or dotted] = path
   return paths
 
 

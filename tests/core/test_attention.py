@@ -44,8 +44,8 @@ def test_attend(heads, kv_heads, kind):
 
 
 @pytest.mark.parametrize("block", [1 << 20, 40, 8])
-@pytest.mark.parametrize("kind", ["none", "full", "keys"])
-def test_blocks_change_no_value_and_no_gradient(kind, block, monkeypatch):
+@pytest.mark.parametrize("kind, softcap", [("none", None), ("full", 1.5), ("keys", None)])
+def test_blocks_change_no_value_and_no_gradient(kind, softcap, block, monkeypatch):
   """Blocks of a whole head, of parts of its queries, and smaller than one query's scores."""
   monkeypatch.setattr(attention, "_BLOCK", block)
   q, k, v = (jnp.asarray(x, jnp.float32) for x in draw(6, 5, 4, 2))
@@ -59,8 +59,8 @@ def test_blocks_change_no_value_and_no_gradient(kind, block, monkeypatch):
 
   def both(q, k, v):
     loss = lambda fn: jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(fn(*x))), argnums=(0, 1, 2))(q, k, v)
-    whole = lambda q, k, v: attention._attend_whole(q, k, v, mask)
-    blocks = lambda q, k, v: attention._attend_in_blocks(q, k, v, mask, chunks)
+    whole = lambda q, k, v: attention._attend_whole(q, k, v, mask, softcap)
+    blocks = lambda q, k, v: attention._attend_in_blocks(q, k, v, mask, softcap, chunks)
     return loss(whole), loss(blocks)
 
   one, other = jit(both)(q, k, v)

@@ -11,6 +11,7 @@ from spatialvlm.data.cvbench import choice_prompt
 from spatialvlm.data.processor import load_processor
 from spatialvlm.evaluation.protocols import ProcessorEncoder
 from spatialvlm.evaluation.records import Prediction
+from spatialvlm.models.connector import ConnectorConfig
 from spatialvlm.models.decoder import DecoderConfig
 from spatialvlm.models.encoders import VisionConfig
 from spatialvlm.models.vlm import Vlm, VlmConfig
@@ -41,7 +42,7 @@ def model(image_id: int, vocabulary: int = 512, seed: int = 0) -> Vlm:
     family="smolvlm",
     vision=VisionConfig(vision, depth=1, image_size=16, patch_size=4, channels=3),
     text=DecoderConfig(text, depth=2, vocab_size=vocabulary, rope_theta=1e4, max_length=512),
-    scale_factor=2,
+    connector=ConnectorConfig(factor=2),
     image_token_id=image_id,
     tied=False,
   )

@@ -33,6 +33,8 @@ def batch_of(arrays, image_token_id: int, shared: bool = False) -> Batch:
   """
   ids = np.asarray(arrays["input_ids"], np.int32)
   fields = {"tokens_BT": ids, "valid_BT": np.asarray(arrays["attention_mask"], bool)}
+  if "token_type_ids" in arrays:
+    fields["mask_ar_BT"] = np.asarray(arrays["token_type_ids"]) == 1
   if arrays.get("pixel_values") is not None:
     pixels = np.asarray(arrays["pixel_values"], np.float32)
     B, tiles = pixels.shape[:2]

@@ -1,4 +1,4 @@
-"""Writes tests/fixtures/{smolvlm,idefics3}: small random checkpoints and what transformers makes of them.
+"""Writes tests/fixtures/{smolvlm,...}: small random checkpoints and what transformers makes of them.
 
   python -m tests.oracle.record_fixtures
 
@@ -66,7 +66,33 @@ def record(family: str, tied: bool, names: tuple[str, str], text: dict | None = 
   np.savez_compressed(folder / "record.npz", **out)
 
 
+def record_other(name: str, model) -> None:
+  """Logits and greedy tokens of one case, padded on the left; a prefix model's prompts are bidirectional."""
+  folder = FIXTURES / name
+  model.save_pretrained(folder)
+  (folder / "model.safetensors").chmod(0o644)
+  (folder / "generation_config.json").unlink(missing_ok=True)
+  stored = quantised(reference.cases()["left"])
+  case = {**stored, "pixel_values": from_bytes(stored["pixel_values"])}
+  prefix = name.startswith("paligemma")
+  ends = {"token_type_ids": reference.typed(case, 4)["token_type_ids"]} if prefix else {}
+  given = reference.flat(case)
+  prompt = given | {"token_type_ids": np.zeros_like(case["input_ids"])} if prefix else given
+  with torch.no_grad():
+    tokens = model.generate(
+      **reference.tensors(prompt), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None
+    )
+  out = {f"left.{key}": value for key, value in (stored | ends).items()}
+  out["left.logits"] = reference.logits(model, given | ends)
+  out["left.greedy"] = tokens.numpy()[:, -NEW_TOKENS:]
+  np.savez_compressed(folder / "record.npz", transformers=np.array(transformers.__version__), **out)
+
+
 def main() -> None:
+  layers = {"num_hidden_layers": 2}
+  record_other("internvl", reference.build_internvl(text=layers, seed=7))
+  record_other("paligemma", reference.build_paligemma(False, text=layers, seed=7))
+  record_other("paligemma2", reference.build_paligemma(True, text=layers, seed=7))
   record("smolvlm", False, ("masked", "left"), text={"num_hidden_layers": 2})
   record("idefics3", True, ("plain", "text"), text={"num_hidden_layers": 1})
   size = sum(file.stat().st_size for file in FIXTURES.rglob("*") if file.is_file())

@@ -24,6 +24,67 @@ CLASSES = {
   "smolvlm": (transformers.SmolVLMConfig, transformers.SmolVLMForConditionalGeneration),
   "idefics3": (transformers.Idefics3Config, transformers.Idefics3ForConditionalGeneration),
 }
+_VISION = {
+  "hidden_size": 16,
+  "intermediate_size": 24,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "image_size": 24,
+}
+
+
+def build_internvl(*, qk_norm: bool = False, text: dict | None = None, seed: int = 0):
+  """InternVL with Qwen2; `qk_norm`: the variant of the large vision tower, here tied too, and with Llama."""
+  config = transformers.InternVLConfig(
+    text_config={**SIZES, "model_type": "llama" if qk_norm else "qwen2", **(text or {})},
+    vision_config={
+      **_VISION,
+      "model_type": "internvl_vision",
+      "patch_size": 4,
+      "attention_bias": not qk_norm,
+      "use_qk_norm": qk_norm,
+      "norm_type": "rms_norm" if qk_norm else "layer_norm",
+    },
+    image_token_id=IMAGE,
+    tie_word_embeddings=qk_norm,
+  )
+  model = transformers.InternVLForConditionalGeneration(config).eval()
+  randomise(model, seed)
+  return model
+
+
+def build_paligemma(second: bool, *, text: dict | None = None, seed: int = 0):
+  """PaliGemma, or PaliGemma 2 with windows shorter than the prompts; eager, since others leave out bounds."""
+  kinds = {"model_type": "gemma"}
+  if second:
+    kinds = {"model_type": "gemma2", "sliding_window": 5, "query_pre_attn_scalar": 12}
+    kinds |= {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+  config = transformers.PaliGemmaConfig(
+    text_config={**SIZES, "num_attention_heads": 4, **kinds, **(text or {})},
+    vision_config={**_VISION, "model_type": "siglip_vision_model", "patch_size": 8, "vision_use_head": False},
+    image_token_index=IMAGE,
+    projection_dim=24,
+  )
+  config._attn_implementation = "eager"
+  model = transformers.PaliGemmaForConditionalGeneration(config).eval()
+  randomise(model, seed)
+  return model
+
+
+def typed(case: dict[str, np.ndarray], suffix: int) -> dict[str, np.ndarray]:
+  """The case with the last `suffix` tokens of each sample causal, the others bidirectional."""
+  mask = case["attention_mask"]
+  left = np.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # real tokens from here to the end
+  return {**case, "token_type_ids": ((left <= suffix) & (mask == 1)).astype(np.int64)}
+
+
+def flat(case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """As the other families take it: real tiles one after the other, and no mask of pixels."""
+  case = {name: value for name, value in case.items() if name != "pixel_attention_mask"}
+  if "pixel_values" in case:
+    tiles = case["pixel_values"].reshape(-1, *case["pixel_values"].shape[2:])
+    case["pixel_values"] = tiles[tiles.any(axis=(1, 2, 3))]
+  return case
 
 
 def build(family: str, *, tied: bool, seed: int = 0, text: dict | None = None):

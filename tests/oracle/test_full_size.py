@@ -1,5 +1,6 @@
-"""The full shape of SmolVLM-500M with random weights: logits against transformers, and memory of the load."""
+"""Full shapes with random weights: logits against transformers, and memory of the load."""
 
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -39,6 +40,78 @@ def test_logits_of_the_full_shape(tmp_path):
   got = np.asarray(
     jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))(state, batch_of(case, IMAGE))
   )
+  assert np.abs(got - wanted).max() <= 1e-4 * max(1.0, np.abs(wanted).max() / 10)
+
+
+def internvl3_1b():
+  text = {"model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864}
+  text |= {"num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151674, "rope_theta": 1e6}
+  config = transformers.InternVLConfig(
+    text_config=text, vision_config={"attention_bias": True}, tie_word_embeddings=False
+  )
+  return transformers.InternVLForConditionalGeneration(config)
+
+
+def paligemma_3b(second: bool):
+  text = {"model_type": "gemma2" if second else "gemma", "vocab_size": 257216}
+  if not second:
+    text |= {"hidden_size": 2048, "num_hidden_layers": 18, "intermediate_size": 16384}
+    text |= {"num_attention_heads": 8, "num_key_value_heads": 1}
+  vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27}
+  vision |= {"num_attention_heads": 16, "patch_size": 14, "image_size": 224, "vision_use_head": False}
+  config = transformers.PaliGemmaConfig(
+    text_config=text,
+    vision_config={"model_type": "siglip_vision_model", **vision},
+    image_token_index=257152,
+    projection_dim=2304 if second else 2048,
+  )
+  config._attn_implementation = "eager"
+  return transformers.PaliGemmaForConditionalGeneration(config)
+
+
+# (builder, parameters, side of a tile, image token, GiB that both sides need, one after the other)
+OTHERS = {
+  "internvl3-1b": (internvl3_1b, 938_193_024, 448, 151667, 8),
+  "paligemma-3b": (lambda: paligemma_3b(False), 2_923_466_480, 224, 257152, 15),
+  "paligemma2-3b": (lambda: paligemma_3b(True), 3_032_094_960, 224, 257152, 16),
+}
+
+
+def free_gib() -> float:
+  (line,) = [x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable")]
+  return int(line.split()[1]) / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_logits_of_other_families(name, tmp_path):
+  """An image of 256 tokens, and text, part of it causal where the prompt is not."""
+  build, count, side, image, needed = OTHERS[name]
+  if free_gib() < needed:
+    pytest.skip(f"needs {needed} GiB of free memory, {free_gib():.0f} are free")
+  theirs = build().eval()
+  reference.randomise(theirs, seed=0)
+  assert sum(p.numel() for p in theirs.parameters()) == count
+  theirs.save_pretrained(tmp_path)
+  ids = np.random.default_rng(0).integers(3, 100_000, (1, 280))
+  ids[0, 2:258] = image
+  pixels = np.random.default_rng(1).uniform(-1, 1, (1, 1, 3, side, side)).astype(np.float32)
+  case = {"input_ids": ids, "attention_mask": np.ones_like(ids), "pixel_values": pixels}
+  if name.startswith("pali"):
+    case = reference.typed(case, 6)
+  with torch.no_grad():
+    wanted = theirs(**reference.tensors(reference.flat(case)), logits_to_keep=24).logits.numpy()
+  del theirs
+  gc.collect()
+  ours = hub.load_model(tmp_path)
+  graphdef, state = nnx.split(ours)
+
+  @jax.jit
+  def last(state, batch):
+    vlm = nnx.merge(graphdef, state)
+    return vlm.unembed(vlm.hidden(batch)[:, -24:])
+
+  got = np.asarray(last(state, batch_of(case, image)))
   assert np.abs(got - wanted).max() <= 1e-4 * max(1.0, np.abs(wanted).max() / 10)
 
 

@@ -210,6 +210,22 @@ def test_attention_and_mlp_biases_of_llama(tmp_path):
   assert_close(got[real(CASES["right"])], wanted[real(CASES["right"])])
 
 
+def test_rotation_of_llama_3(tmp_path):
+  """Idefics3-8B's, slowed for long contexts: pairs kept, slowed and mixed."""
+  rope = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0}
+  rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+  theirs = reference.build("idefics3", tied=False, text={"rope_parameters": rope})
+  theirs.save_pretrained(tmp_path)
+  ours = hub.load_model(tmp_path)
+  frequencies = theirs.model.text_model.rotary_emb.inv_freq.numpy()
+  plain = 100.0 ** -np.arange(0, 1, 2 / 8)
+  slowed = plain / frequencies
+  assert slowed.min() < 1.01 and slowed.max() > 7.99 and ((slowed > 1.1) & (slowed < 7.9)).any()
+  got = np.asarray(call(ours, batch_of(CASES["right"], reference.IMAGE)))
+  wanted = reference.logits(theirs, CASES["right"])
+  assert_close(got[real(CASES["right"])], wanted[real(CASES["right"])])
+
+
 @pytest.mark.parametrize("grid", [1, 2, 3, 5, 7, 14, 16, 24, 27, 32, 64])
 def test_position_ids(grid):
   """Every count of valid patches, on tables of many sizes.

@@ -1,0 +1,75 @@
+"""InternVL 2.5 and 3 in the `-hf` format (Chen et al., 2024; Zhu et al., 2025): configs and weight names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spatialvlm.models import texts, vits
+from spatialvlm.models.connector import ConnectorConfig
+from spatialvlm.models.fields import Rule, activation, group, linear, norm, number, under, whole
+from spatialvlm.models.vlm import VlmConfig
+from spatialvlm.types import UserError
+
+TEXTS = ("qwen2", "llama")
+_CONNECTOR = "multi_modal_projector."
+
+RULES: tuple[Rule, ...] = (
+  *under("vision_tower.", "vision.", vits.internvit_rules()),
+  *under(_CONNECTOR, "connector.", norm("layer_norm", "norm")),
+  *under(_CONNECTOR, "connector.", linear("linear_1", "hidden")),
+  *under(_CONNECTOR, "connector.", linear("linear_2", "proj")),
+  *under("language_model.model.", "decoder.", texts.rules()),
+  ("language_model.lm_head.weight", "decoder.lm_head.kernel", "transpose"),
+)
+
+# Modules in transformers 4.52 and later, from the names in published files, and back.
+MODULES: tuple[tuple[str, str], ...] = (
+  (r"^language_model\.lm_head", "lm_head"),
+  (r"^language_model\.model\.", "model.language_model."),
+  (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+)
+ALIASES: tuple[tuple[str, str], ...] = (
+  (r"^lm_head", "language_model.lm_head"),
+  (r"^model\.language_model\.", "language_model.model."),
+  (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+)
+
+
+def parse_config(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> VlmConfig:
+  """Reads a config.json of `model_type` internvl.
+
+  Raises:
+    UserError: a setting that these layers do not compute or that makes no sense, by its name.
+  """
+  vision = vits.internvit(group(source, "vision_config", where), attention, f"{where}: vision_config")
+  ratio = number(source, "downsample_ratio", 0.5, where)
+  factor = int(1 / ratio)
+  if vision.grid % factor or ratio * factor != 1:
+    raise UserError(f"{where}: downsample_ratio {ratio} does not divide the grid of {vision.grid} patches")
+  layer = source.get("vision_feature_layer", -1)
+  kept = source.get("vision_feature_select_strategy", "default")
+  if layer != -1 or kept != "default":
+    raise UserError(
+      f"{where}: vision_feature_layer {layer!r} with vision_feature_select_strategy {kept!r} is not supported"
+      " (only -1 with 'default': the last layer without its class token)"
+    )
+  act = activation(source.get("projector_hidden_act", "gelu"), where, "projector_hidden_act")
+  return VlmConfig(
+    family="internvl",
+    vision=vision,
+    text=texts.parse(group(source, "text_config", where), TEXTS, attention, f"{where}: text_config"),
+    connector=ConnectorConfig(factor, norm=True, activation=act, bias=True),
+    image_token_id=whole(source, "image_token_id", 151667, where, least=0),
+    tied=bool(source.get("tie_word_embeddings", True)),
+    dtype=dtype,
+    source=source,
+  )
+
+
+def max_tiles(preprocessor: Mapping[str, Any]) -> int:
+  """Most tiles of one image under a preprocessor_config.json: a grid of tiles and the thumbnail."""
+  if not preprocessor.get("crop_to_patches", True):
+    return 1
+  most = whole(preprocessor, "max_patches", 12, "preprocessor_config.json")
+  return most + 1 if most > 1 else 1

@@ -1,0 +1,97 @@
+"""A model whose prompts are bidirectional: nothing of a prompt but its image's features can be shared."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import log_softmax
+
+from spatialvlm import generation
+from spatialvlm.api import LoadedVlm
+from spatialvlm.config import ScoreConfig
+from spatialvlm.data.batch import collate
+from spatialvlm.evaluation.evaluate import evaluate
+from spatialvlm.evaluation.protocols import PROTOCOLS, ProcessorEncoder
+from spatialvlm.evaluation.score import VlmScorer
+from spatialvlm.models.vlm import Vlm
+from tests.evaluation import support
+from tests.models.support import jit
+
+
+class Prefixed(ProcessorEncoder):
+  """Prompts up to the answer's prefix are bidirectional, as PaliGemma's processor has them."""
+
+  def __call__(self, question, protocol="native", image=None, blind=False):
+    prompt = super().__call__(question, protocol, image, blind)
+    images = () if blind else (question.image if image is None else image,)
+    whole = self._processor.encode_prompt(images, PROTOCOLS[protocol].text(question), pixels=False)
+    return prompt._replace(encoded=dataclasses.replace(prompt.encoded, prefix=len(whole.tokens)))
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+  """(model, encoder, questions); one layer of the decoder has a window far shorter than the prompts."""
+  processor = support.processor(tmp_path_factory.mktemp("processor"))
+  processor.tiler = dataclasses.replace(processor.tiler, split=False)
+  vlm = support.model(processor.image_id)
+  text = dataclasses.replace(vlm.config.text, windows=(5, 0), softcap=4.0)
+  config = dataclasses.replace(vlm.config, text=text, prefix_lm=True)
+  other = Vlm(config, rngs=nnx.Rngs(0))
+  nnx.update(other, nnx.state(vlm))
+  return other, Prefixed(processor), support.questions(count=4, images=2)
+
+
+def test_scores_and_answers_are_those_of_the_plain_model(setting):
+  vlm, encoder, questions = setting
+  config = ScoreConfig(
+    batch_size=2,
+    protocols=("native", "native-prefill", "options", "vlmevalkit"),
+    controls=("no_image",),
+    new_tokens=6,
+    lengths=(32,),
+    tiles=(1,),
+    bootstrap=10,
+  )
+  rows = evaluate(questions, VlmScorer(vlm), encoder, config).all_rows
+  assert len(rows) == 4 * 5
+  graphdef, state = nnx.split(vlm)
+  plain = jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
+  by_idx = {question.idx: question for question in questions}
+  for row in rows:
+    question = by_idx[row.idx]
+    encoded = encoder(question, row.protocol, blind=row.condition == "no_image")
+    ids, encoded = encoded.option_ids, encoded.encoded
+    tiles = int(row.condition != "no_image")
+    batch = collate([encoded], length=256, tiles=tiles, targets=0, pad_id=encoder.pad_id, batch_size=1)
+    assert not batch.mask_ar_BT[0, : encoded.prefix].any() and batch.mask_ar_BT[0, encoded.prefix :].all()
+    logits = np.asarray(plain(state, batch))[0, len(encoded.tokens) - 1]
+    if row.protocol in ("native", "native-prefill"):
+      np.testing.assert_allclose(row.logprobs, log_softmax(logits)[ids], atol=2e-5)
+    elif row.protocol == "vlmevalkit":
+      new = generation.generate(
+        vlm, batch, max_new_tokens=6, stop_ids=encoder.stop_ids, pad_id=encoder.pad_id
+      )
+      tokens = [t for t in new[0].tolist() if t not in encoder.stop_ids and t != encoder.pad_id]
+      assert row.output == encoder.decode(tokens)
+  options = [row for row in rows if row.protocol == "options"]
+  loaded = LoadedVlm(vlm, None, "", None, {})
+  loaded.__dict__["processor"] = encoder._processor
+  for row in options:
+    question = by_idx[row.idx]
+    wanted = loaded.score_choices(question.image, question.prompt, row.choices)
+    np.testing.assert_allclose(np.multiply(row.logprobs, row.tokens), wanted, atol=1e-4)
+
+
+def test_a_prompt_without_a_mask_is_bidirectional(setting):
+  """As `logits` and `generate` take it; said out loud it is the same, and causal it is another."""
+  vlm, encoder, questions = setting
+  encoded = encoder(questions[0]).encoded
+  batch = collate([encoded], length=256, tiles=1, targets=0, pad_id=encoder.pad_id, batch_size=1)
+  silent = dataclasses.replace(batch, mask_ar_BT=None)
+  causal = dataclasses.replace(batch, mask_ar_BT=np.ones_like(batch.valid_BT))
+  graphdef, state = nnx.split(vlm)
+  plain = jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
+  last = lambda batch: np.asarray(plain(state, batch))[0, len(encoded.tokens) - 1]
+  np.testing.assert_allclose(last(silent), last(batch), atol=1e-5)
+  assert np.abs(last(causal) - last(batch)).max() > 1e-2

@@ -1,0 +1,187 @@
+"""InternVL, PaliGemma and PaliGemma 2 against transformers, on random weights."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from spatialvlm import hub
+from spatialvlm.core.masks import attention_mask, positions
+from spatialvlm.hub import rules
+from spatialvlm.types import Features
+from tests.models.support import answer_loss, batch_of, call, jit
+from tests.oracle import reference
+
+BUILD = {
+  "internvl": lambda: reference.build_internvl(),
+  "internvl-qk": lambda: reference.build_internvl(qk_norm=True),
+  "paligemma": lambda: reference.build_paligemma(second=False),
+  "paligemma2": lambda: reference.build_paligemma(second=True),
+}
+CASES = {name: case for name, case in reference.cases().items() if name != "masked"}
+
+
+@pytest.fixture(scope="module", params=BUILD)
+def pair(request, tmp_path_factory):
+  """(theirs, ours, folder): one model twice, the second through the files of the first."""
+  theirs = BUILD[request.param]()
+  folder = tmp_path_factory.mktemp(request.param)
+  theirs.save_pretrained(folder)
+  return theirs, hub.load_model(folder), folder
+
+
+def cases_of(model, name, suffix=4):
+  """The case as theirs takes it, and as ours."""
+  case = CASES[name]
+  if model.config.prefix_lm:
+    case = reference.typed(case, suffix)
+  return reference.flat(case), case
+
+
+def assert_close(ours, theirs, relative=1e-5):
+  ours, theirs = np.asarray(ours), np.asarray(theirs)
+  assert ours.shape == theirs.shape
+  assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
+
+
+def real(case):
+  return case["attention_mask"].astype(bool)
+
+
+def test_image_tokens(pair):
+  """Vision tower and connector."""
+  theirs, ours, _ = pair
+  pixels = np.random.default_rng(1).normal(size=(3, 3, 24, 24)).astype(np.float32)
+  with torch.no_grad():
+    outputs = theirs.model.get_image_features(torch.tensor(pixels))
+  x_NHWC = jnp.asarray(pixels.transpose(0, 2, 3, 1))
+  x_NTD = outputs.last_hidden_state
+  assert_close(call(ours.vision, x_NHWC, method="tokens")[0], x_NTD)
+  patches = jnp.asarray(x_NTD[:, ours.config.vision.prefix :].numpy())
+  grid = ours.config.vision.grid
+  assert_close(ours.connector(Features(patches, (grid, grid))), outputs.pooler_output)
+  assert_close(call(ours, x_NHWC, method="encode_images"), outputs.pooler_output)
+
+
+@pytest.mark.parametrize("layer", range(2))
+def test_decoder_layer(pair, layer):
+  """One layer alone, on what stands before it; with a window and without."""
+  theirs, ours, _ = pair
+  given, case = cases_of(ours, "left")
+  with torch.no_grad():
+    wanted = theirs(**reference.tensors(given), output_hidden_states=True).hidden_states
+  before = jnp.asarray(wanted[layer].numpy())
+  decoder, batch = ours.decoder, batch_of(case, reference.IMAGE)
+  places = positions(batch.valid_BT)
+  masks = decoder._masks(attention_mask(batch.valid_BT, batch.mask_ar_BT), places, places, batch.mask_ar_BT)
+  mask = masks[layer] if isinstance(masks, tuple) else masks
+  got, _ = call(decoder.stack.layers[layer], before, mask, decoder._angles(places))
+  assert_close(np.asarray(got)[real(case)], wanted[layer + 1].numpy()[real(case)])
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["aligned", "shared"])
+@pytest.mark.parametrize("name", CASES)
+def test_logits(pair, name, shared):
+  theirs, ours, _ = pair
+  given, case = cases_of(ours, name)
+  got = np.asarray(call(ours, batch_of(case, reference.IMAGE, shared)))
+  wanted = reference.logits(theirs, given)
+  assert np.abs(got - wanted)[real(case)].max() <= 1e-4
+  assert_close(got[real(case)], wanted[real(case)])
+
+
+@pytest.mark.parametrize("name", ["left", "right", "text"])
+def test_loss_and_gradients(pair, name):
+  theirs, ours, _ = pair
+  given, case = cases_of(ours, name)
+  labels = reference.labels_of(case)
+  if ours.config.prefix_lm:
+    labels = np.where(case["token_type_ids"] == 1, labels, -100)
+  theirs.zero_grad()
+  wanted = theirs(**reference.tensors(given), labels=torch.tensor(labels)).loss
+  wanted.backward()
+  graphdef, params = nnx.split(ours)
+  batch = batch_of(case, reference.IMAGE)
+  loss = lambda params: answer_loss(nnx.merge(graphdef, params)(batch), jnp.asarray(labels))
+  got, grads = jit(jax.value_and_grad(loss))(params)
+  assert float(got) == pytest.approx(float(wanted.detach()), rel=1e-5)
+  family = ours.config.family
+  reached = dict(theirs.named_parameters())
+  flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(grads)}
+  assert {rules.to_module(path, family) for path in flat} == set(reached)
+  largest = max(float(p.grad.abs().max()) for p in reached.values() if p.grad is not None)
+  for path, value in flat.items():
+    theirs_grad = reached[rules.to_module(path, family)].grad
+    ours_grad = rules.to_file(np.asarray(value[...]), path, family)
+    if theirs_grad is None:
+      assert not ours_grad.any(), path
+      continue
+    scale = max(float(theirs_grad.abs().max()), 1e-3 * largest)
+    assert np.abs(ours_grad - theirs_grad.numpy()).max() <= 1e-4 * scale, path
+
+
+@pytest.mark.parametrize("name", ["left", "right", "text"])
+def test_cached_decoding_picks_the_same_tokens(pair, name):
+  """Prompts alone, so of a prefix model all of them is bidirectional: given as such, and by default."""
+  theirs, ours, _ = pair
+  given, _ = cases_of(ours, "left" if name == "right" else name, suffix=0)
+  steps = 6
+  with torch.no_grad():
+    wanted = theirs.generate(
+      **reference.tensors(given),
+      max_new_tokens=steps,
+      min_new_tokens=steps,
+      do_sample=False,
+      eos_token_id=None,
+    ).numpy()[:, -steps:]
+  batch = batch_of(CASES[name], reference.IMAGE)
+  B, T = batch.tokens_BT.shape
+  hidden, cache = jit(lambda batch: ours.prefill(batch, ours.init_cache(B, T + steps)))(batch)
+  step = jit(lambda tokens, cache: ours.decode_step(tokens, cache))
+  for i in range(steps):
+    tokens = jnp.argmax(ours.unembed(hidden), axis=-1)
+    np.testing.assert_array_equal(np.asarray(tokens), wanted[:, i])
+    hidden, cache = step(tokens, cache)
+
+
+def test_saved_folder_is_theirs_again(pair, tmp_path, caplog):
+  theirs, ours, folder = pair
+  hub.save_model(ours, tmp_path / "saved", folder)
+  with caplog.at_level(logging.WARNING):
+    logging.getLogger("transformers").propagate = True
+    again, info = type(theirs).from_pretrained(
+      tmp_path / "saved", output_loading_info=True, attn_implementation="eager"
+    )
+  assert not any(info.values()), info
+  assert not [r for r in caplog.records if "weight" in r.getMessage() or "ignored" in r.getMessage()]
+  for (key, one), (other_key, other) in zip(
+    theirs.state_dict().items(), again.state_dict().items(), strict=True
+  ):
+    assert key == other_key and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("spelling", ["published", "modules"])
+def test_names_old_and_new(pair, spelling, tmp_path):
+  """Files as the hub has them, and as transformers 4.52 and later name their modules."""
+  from safetensors.numpy import load_file, save_file
+
+  _, ours, folder = pair
+  family = ours.config.family
+  state = nnx.to_flat_state(nnx.state(ours, nnx.Param))
+  name_of = rules.to_hf if spelling == "published" else rules.to_module
+  saved = {}
+  for path, value in state:
+    dotted = ".".join(map(str, path))
+    saved[name_of(dotted, family)] = rules.to_file(np.asarray(value[...]), dotted, family)
+  save_file(saved, tmp_path / "model.safetensors")
+  (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+  again = hub.load_model(tmp_path)
+  for one, other in zip(jax.tree.leaves(nnx.state(ours)), jax.tree.leaves(nnx.state(again)), strict=True):
+    np.testing.assert_array_equal(one, other)
+  if spelling == "published":
+    published = set(load_file(hub.save_model(ours, tmp_path / "saved", folder) / "model.safetensors"))
+    assert published == set(saved)
