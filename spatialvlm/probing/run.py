@@ -43,19 +43,66 @@ def run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
   print(f"{begins} in {folder}: {len(config.encoders)} encoders", flush=True)
   with report.progress("rendering", unit="scenes") as show:
     scenes = worlds.render(config, show)
-  seen = {name: one for name, one in _all(config, scenes, folder)}
-  rows = _rows(config, scenes, seen)
-  results = {
-    "scenes": _about(config),
-    "encoders": {name: one.facts for name, one in seen.items() if not name.endswith(DRAWN)},
-    "probes": _probes(config, scenes, rows),
-    "cka": _cka(scenes, rows),
-  }
-  _write(folder, results, scenes, seen, config)
+  found = _Found(config, scenes)
+  found.guess()
+  found.add("place alone", features.place_cells(scenes), similar=False)
+  found.add("raw pixels", features.pixel_cells(scenes, config.grid))
+  several = len(config.layers) > 1
+  for name, drawn, seen in _all(config, scenes, folder):
+    found.see(name + drawn, seen, known=not drawn)
+    for layer, cells_NCD in seen.layers.items():
+      found.add(f"{name} [{layer}]{drawn}" if several else name + drawn, cells_NCD)
+  results = found.results()
+  _write(folder, results, found)
   for table in page.all_tables(results):
     report.show(report.rich(table))
   print(f"results, tables, pictures and page: {folder}")
   return results
+
+
+class _Found:
+  """What is known so far: of each encoder's features only what a later comparison needs stays in memory."""
+
+  def __init__(self, config: ProbeConfig, scenes: worlds.Worlds):
+    self.config, self.scenes = config, scenes
+    self.images = scenes.images[features.shown(scenes, config.pictures)]
+    self.components: dict[str, np.ndarray] = {}
+    self._facts: dict[str, Any] = {}
+    self._probes: dict[str, Any] = {}
+    self._test: dict[str, np.ndarray] = {}
+
+  def guess(self) -> None:
+    self._put("guessing", probes.guessing(self.scenes))
+
+  def add(self, row: str, cells_NCD: np.ndarray, similar: bool = True) -> None:
+    """Probes one row's features, and keeps those of the test where they are to be compared."""
+    self._put(row, probes.run(cells_NCD, self.scenes, self.config.penalties))
+    if similar:
+      self._test[row] = cells_NCD[self.scenes.part_N == probes.TEST]
+
+  def see(self, name: str, seen: Seen, known: bool) -> None:
+    if known:
+      self._facts[name] = seen.facts
+    if len(self.images):
+      self.components[name] = pictures.principal(seen.shown)
+
+  def results(self) -> dict[str, Any]:
+    fields = ("scenes", "validation", "test", "seed", "render_size", "grid", "farthest", "layers", "norm")
+    return {
+      "scenes": {field: getattr(self.config, field) for field in fields},
+      "encoders": self._facts,
+      "probes": self._probes,
+      "cka": {
+        "names": list(self._test),
+        "cells": similarity.table([one.reshape(-1, one.shape[-1]) for one in self._test.values()]),
+        "images": similarity.table([one.mean(1) for one in self._test.values()]),
+      },
+    }
+
+  def _put(self, row: str, measured: Mapping[str, probes.Measured]) -> None:
+    found = self._probes[row] = probes.summaries(measured, self.config.bootstrap, self.config.seed)
+    said = (f"{s.title.lower()} {s.text(found[s.name]['value'])} {s.unit}" for s in page.SCORES)
+    print(f"{row}: {'; '.join(said)}", flush=True)
 
 
 def check(config: ProbeConfig) -> None:
@@ -105,71 +152,23 @@ def _loaded(config: ProbeConfig, name: str) -> Any:
   return encoder
 
 
-def _all(config: ProbeConfig, scenes: worlds.Worlds, folder: pathlib.Path) -> Iterator[tuple[str, Seen]]:
-  """Each encoder's features, read where they are kept, else computed."""
+def _all(config: ProbeConfig, scenes: worlds.Worlds, folder: pathlib.Path) -> Iterator[tuple[str, str, Seen]]:
+  """(name, mark of drawn weights, features) of each encoder: read where they are kept, else computed."""
   for name in config.encoders:
-    for label in (name, name + DRAWN) if config.random else (name,):
-      path = folder / "features" / f"{label.replace(DRAWN, '.drawn')}.npz"
+    for drawn in ("", DRAWN) if config.random else ("",):
+      path = folder / "features" / f"{name}{'.drawn' if drawn else ''}.npz"
       seen = features.read(path)
       if seen is None:
         encoder = _loaded(config, name)
-        if label.endswith(DRAWN):
+        if drawn:
           encoder = features.drawn(encoder, config.seed)
-        with report.progress(label, unit="images") as show:
+        with report.progress(name + drawn, unit="images") as show:
           seen = features.see(encoder, scenes, config, show)
         features.save(path, seen)
-      yield label, seen
+      yield name, drawn, seen
 
 
-def _rows(config: ProbeConfig, scenes: worlds.Worlds, seen: Mapping[str, Seen]) -> dict[str, np.ndarray]:
-  """Cells' features (N, C, D) by row of the tables."""
-  rows = {
-    "place alone": features.place_cells(scenes),
-    "raw pixels": features.pixel_cells(scenes, config.grid),
-  }
-  several = len(config.layers) > 1
-  for name, one in seen.items():
-    bare, drawn = name.removesuffix(DRAWN), DRAWN if name.endswith(DRAWN) else ""
-    for layer, cells in one.layers.items():
-      rows[f"{bare} [{layer}]{drawn}" if several else name] = cells
-  return rows
-
-
-def _probes(config: ProbeConfig, scenes: worlds.Worlds, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  found = {"guessing": probes.summaries(probes.guessing(scenes), config.bootstrap, config.seed)}
-  with report.progress("probing", unit="rows") as show:
-    for done, (name, cells) in enumerate(rows.items(), start=1):
-      measured = probes.run(cells, scenes, config.penalties)
-      found[name] = probes.summaries(measured, config.bootstrap, config.seed)
-      show(done, len(rows))
-  return found
-
-
-def _cka(scenes: worlds.Worlds, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Of the scenes of the test; a place without its content is the same for every image."""
-  test = scenes.part_N == probes.TEST
-  cells = {name: one[test] for name, one in rows.items() if name != "place alone"}
-  return {
-    "names": list(cells),
-    "cells": similarity.table([one.reshape(-1, one.shape[-1]) for one in cells.values()]),
-    "images": similarity.table([one.mean(1) for one in cells.values()]),
-  }
-
-
-def _about(config: ProbeConfig) -> dict[str, Any]:
-  fields = ("scenes", "validation", "test", "seed", "render_size", "grid", "farthest", "layers", "norm")
-  return {field: getattr(config, field) for field in fields}
-
-
-def _write(
-  folder: pathlib.Path,
-  results: Mapping[str, Any],
-  scenes: worlds.Worlds,
-  seen: Mapping[str, Seen],
-  config: ProbeConfig,
-) -> None:
-  shown = scenes.images[features.shown(scenes, config.pictures)]
-  components = {name: pictures.principal(one.shown) for name, one in seen.items()} if len(shown) else {}
+def _write(folder: pathlib.Path, results: Mapping[str, Any], found: _Found) -> None:
   charts = [
     (
       f"{s.title}, {s.unit}",
@@ -177,11 +176,11 @@ def _write(
     )
     for s in page.SCORES
   ]
-  pictures.write_sheet(folder / SHEET, shown, components, charts)
-  uris = {name: [pictures.as_uri(one) for one in each] for name, each in components.items()}
+  pictures.write_sheet(folder / SHEET, found.images, found.components, charts)
+  uris = {name: [pictures.as_uri(one) for one in each] for name, each in found.components.items()}
   if uris:
-    uris = {"scene": [pictures.as_uri(one) for one in shown]} | uris
-  title = f"Encoders: {', '.join(config.encoders)}"
+    uris = {"scene": [pictures.as_uri(one) for one in found.images]} | uris
+  title = f"Encoders: {', '.join(results['encoders'])}"
   workdir.write_text(folder / PAGE, page.html(results, title, uris))
   workdir.write_text(folder / TABLE, page.markdown(results))
   # The last one: where it stands, the others do.

@@ -18,8 +18,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def typed(folder, tmp_path, capfd, monkeypatch):
-  """Runs the command on scenes that are numbers, which need no rendering."""
+  """Runs the command on scenes that are numbers, and on the same weights for drawn ones, to save time."""
   monkeypatch.setattr(worlds, "render", lambda config, show: numbers(40))
+  monkeypatch.setattr(features, "drawn", lambda encoder, seed: encoder)
   named = f"--config.encoders.siglip={folder}"
 
   def run(*arguments, encoders=(named,)):
