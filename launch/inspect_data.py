@@ -27,7 +27,8 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
 
   if arguments:
     raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
-  processor = load_processor(hub.resolve(config.model.path, config.model.revision), **config.model.tiling)
+  model = hub.assembled(config.model)
+  processor = load_processor(hub.resolve(model.path, model.revision), **model.tiling)
   found = inspect.inspect_data(
     config.data, processor, config.train.batch_size, seed=config.seed, scan=_SCAN.value, show=_SHOW.value
   )

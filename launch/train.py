@@ -7,12 +7,12 @@ from spatialvlm.launch import _main
 
 def main(config, workdir: str | None, arguments: list[str]) -> int:
   from spatialvlm import workdir as workdir_lib
-  from spatialvlm.training import loop
+  from spatialvlm.training import stages
   from spatialvlm.types import UserError
 
   if arguments:
     raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
-  summary = loop.train(config, workdir_lib.choose(workdir, config))
+  summary = stages.train(config, workdir_lib.choose(workdir, config))
   return 0 if summary["finished"] else 128 + summary["signal"]
 
 

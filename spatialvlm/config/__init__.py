@@ -15,6 +15,7 @@ from spatialvlm.config.schema import (
   RunConfig,
   ScoreConfig,
   SourceConfig,
+  StageConfig,
   TrainConfig,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
   "RunConfig",
   "ScoreConfig",
   "SourceConfig",
+  "StageConfig",
   "TrainConfig",
   "fingerprint",
   "from_config_dict",

@@ -37,6 +37,9 @@ class ModelConfig:
   longest_edge: int | None = None
   split_images: bool | None = None
   enlarge: bool = True
+  encoders: tuple[str, ...] = ()
+  encoder_size: int = 0
+  connector: Literal["linear", "mlp"] = "mlp"
 
   @property
   def tiling(self) -> dict[str, Any]:
@@ -299,10 +302,23 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StageConfig:
+  """What one stage of a run has of its own; None for what the run says."""
+
+  peft: PeftConfig | None = None
+  data: DataConfig | None = None
+  optim: OptimConfig | None = None
+  losses: Mapping[str, LossConfig] | None = None
+  train: TrainConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
   """Everything that defines a run. Two runs of equal configs on equal machines give equal results.
 
-  `eval` None means that no questions are scored.
+  Attributes:
+    eval: None means that no questions are scored.
+    stages: runs in the order of their names, each from the model of the one before; empty for one run.
   """
 
   name: str = "run"
@@ -316,6 +332,7 @@ class RunConfig:
   mesh: MeshConfig = MeshConfig()
   eval: EvalConfig | None = None
   log: LogConfig = LogConfig()
+  stages: Mapping[str, StageConfig] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

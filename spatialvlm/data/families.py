@@ -19,15 +19,17 @@ class Files:
   """JSON files of a folder, each empty where it is missing.
 
   Attributes:
-    config: config.json.
+    config: config.json; of a model whose eyes were changed, its base's.
     outer: processor_config.json.
     inner: the image processor's part of it, or else preprocessor_config.json.
+    tile: of a model whose eyes were changed: `size` in pixels, and `tokens` that it makes; else None.
   """
 
   folder: Path
   config: Mapping[str, Any]
   outer: Mapping[str, Any]
   inner: Mapping[str, Any]
+  tile: Mapping[str, Any] | None = None
 
   @classmethod
   def read(cls, folder: Path) -> Files:
@@ -36,7 +38,11 @@ class Files:
     inner = outer.get("image_processor") or read_json(folder, "preprocessor_config.json")
     if not inner:
       raise UserError(f"{folder}: no preprocessor_config.json; copy the base model's processor files there")
-    return cls(folder, read_json(folder, "config.json"), outer, inner)
+    config = read_json(folder, "config.json")
+    if config.get("model_type") == "spatialvlm":
+      base, tile = (group(config, key, folder) for key in ("base", "tile"))
+      return cls(folder, base, outer, inner, tile)
+    return cls(folder, config, outer, inner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +77,13 @@ class Family:
     Raises:
       UserError: files that name different numbers, or none that can be.
     """
+    if files.tile is not None:
+      if files.tile.get("size") != tile_size or not isinstance(files.tile.get("tokens"), int):
+        raise UserError(
+          f"{files.folder}: config.json was made for tiles of {files.tile.get('size')!r} pixels, but the"
+          f" processor's have {tile_size}; restore the files that came with it"
+        )
+      return files.tile["tokens"]
     made = self.made(tile_size, files)
     said = {name: number for name, number in self.said(files).items() if number is not None}
     wanted = made if made is not None else next(iter(said.values()), self.tokens)

@@ -49,6 +49,7 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
     UserError: nothing there, an adapter whose base is not there, or two adapters.
   """
   name = model.path + (f" + {adapter}" if adapter else "")
+  model = hub.assembled(model)
   folder = hub.resolve(model.path, model.revision)
   if is_adapter(folder):
     if adapter:
@@ -72,6 +73,7 @@ def is_adapter(folder: Path) -> bool:
 
 def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
   """The model of a folder or hub id, as the config says."""
+  model = hub.assembled(model)
   return hub.load_model(
     model.path,
     revision=model.revision,
@@ -87,7 +89,10 @@ def identity(model: ModelConfig, adapter: str | None = None) -> dict[str, Any]:
   """Hashes of the weights and of the adapter."""
   found: dict[str, Any] = {"model": {"from_scratch": True}}
   if not model.from_scratch:
-    found["model"] = dict(hub.identity(model.path, model.revision))
+    plain = hub.assembled(model)
+    found["model"] = dict(hub.identity(plain.path, plain.revision))
+    if model.encoders:  # where the assembled model lies may change
+      found["model"] |= {"id": " + ".join([model.path, *model.encoders]), "revision": model.revision}
   if adapter:
     folder = hub.resolve(adapter)
     found["adapter"] = hash_files(folder, sorted(folder.glob("adapter_*")))

@@ -17,8 +17,8 @@ from spatialvlm.core.axes import create_sharded, sharding_of
 from spatialvlm.hub import rules
 from spatialvlm.hub.resolve import read_entries, read_json, resolve, weight_files
 from spatialvlm.hub.tensors import DTYPES, Entry
+from spatialvlm.models import registry
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
-from spatialvlm.models.registry import FAMILIES, encoder_config, family_of
 from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.types import UserError
 
@@ -53,7 +53,8 @@ def load_model(
   if from_scratch:
     return create_sharded(lambda: Vlm(config, rngs=nnx.Rngs(seed)), mesh)
   entries, doubled = read_entries(weight_files(folder))
-  heads = [name for name in entries if rules.to_ours(name, config.family) == FAMILIES[config.family].head]
+  head = registry.family(config.family).head
+  heads = [name for name in entries if rules.to_ours(name, config.family) == head]
   config = dataclasses.replace(config, tied=not heads)
   return _filled(lambda: Vlm(config, rngs=nnx.Rngs(0)), entries, doubled, config.family, folder, mesh)
 
@@ -73,11 +74,12 @@ def load_encoder(
   _check_numbers(dtype, attention)
   folder = resolve(path_or_id, revision)
   source = read_json(folder / "config.json")
-  if source.get("model_type") in FAMILIES:
+  if source.get("model_type") in registry.FAMILIES:
     whole = read_config(folder, dtype=dtype, attention=attention)
     config = EncoderConfig(f"{whole.family}/vision", whole.vision, dtype, source)
   else:
-    config = encoder_config(source, dtype=dtype, attention=attention, where=str(folder / "config.json"))
+    where = str(folder / "config.json")
+    config = registry.encoder_config(source, dtype=dtype, attention=attention, where=where)
   entries, doubled = read_entries(weight_files(folder))
   build = lambda: VisionEncoder(config.vision, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
   return _filled(build, entries, doubled, config.family, folder, mesh), config
@@ -106,7 +108,7 @@ def read_config(folder: Path, *, dtype: str = "float32", attention: str = "xla")
   """The config of the model in a folder; its weights are not looked at."""
   file = folder / "config.json"
   source = read_json(file)
-  family = FAMILIES[family_of(source, str(file))]
+  family = registry.family(registry.family_of(source, str(file)))
   config = family.parse_config(source, dtype=dtype, attention=attention, where=str(file))
   preprocessor = folder / "preprocessor_config.json"
   if preprocessor.is_file():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spatialvlm.models.registry import CHECKPOINTS, FAMILIES
+from spatialvlm.models import registry
 
 Shape = tuple[int, ...]
 
@@ -67,7 +67,7 @@ OPERATIONS: dict[str, Operation] = {
 
 def canonical(name: str, family: str) -> str:
   """The published spelling of a tensor's name, whichever of the known ones a file uses."""
-  for pattern, replacement in CHECKPOINTS[family].aliases:
+  for pattern, replacement in registry.checkpoint(family).aliases:
     name = re.sub(pattern, replacement, name)
   return name
 
@@ -75,7 +75,7 @@ def canonical(name: str, family: str) -> str:
 def ignored(name: str, family: str) -> bool:
   """Whether a tensor of the file is one that nobody needs."""
   name = canonical(name, family)
-  return any(re.fullmatch(pattern, name) for pattern in CHECKPOINTS[family].ignored)
+  return any(re.fullmatch(pattern, name) for pattern in registry.checkpoint(family).ignored)
 
 
 def to_ours(name: str, family: str) -> str | None:
@@ -95,7 +95,7 @@ def to_hf(path: str, family: str) -> str | None:
 
 def as_module(name: str, family: str) -> str:
   """A published name as transformers' own model has it, which some files name otherwise; PEFT's are such."""
-  for pattern, replacement in FAMILIES[family].modules:
+  for pattern, replacement in registry.family(family).modules:
     name = re.sub(pattern, replacement, name)
   return name
 
@@ -147,7 +147,7 @@ def joined(parts: Sequence[tuple[str, np.ndarray]], family: str) -> np.ndarray:
 
 @functools.cache
 def _table(family: str, source: int, target: int) -> tuple[tuple[re.Pattern[str], str], ...]:
-  rules = CHECKPOINTS[family].rules
+  rules = registry.checkpoint(family).rules
   return tuple(
     (re.compile(re.escape(rule[source]).replace(r"\{i\}", r"(?P<i>\d+)")), rule[target]) for rule in rules
   )

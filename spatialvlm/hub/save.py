@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,8 +18,8 @@ from flax import nnx
 from spatialvlm.hub import rules
 from spatialvlm.hub.tensors import Lazy, write_sharded
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
-from spatialvlm.models.registry import ENCODERS, FAMILIES
-from spatialvlm.models.vlm import Vlm
+from spatialvlm.models.registry import ENCODERS, FAMILIES, JOINED
+from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.types import UserError
 
 # What makes a folder whole beside config and weights: tokenizer, processor, template, generation defaults.
@@ -50,7 +51,7 @@ def save_model(vlm: Vlm, folder: str | Path, source: str | Path | None = None) -
   Raises:
     UserError: adapters have not been merged, or the disk is full or not writable.
   """
-  return _save(hf_config(vlm), _tensors(vlm, vlm.config.family), folder, source)
+  return write_folder(hf_config(vlm), tensors_of(vlm, vlm.config.family), folder, source)
 
 
 def save_encoder(
@@ -64,21 +65,39 @@ def save_encoder(
   written = copy.deepcopy(dict(config.source))
   written |= {"architectures": [ENCODERS[config.family].hf_class], "dtype": config.dtype}
   written.pop("torch_dtype", None)
-  return _save(written, _tensors(encoder, config.family), folder, source)
+  return write_folder(written, tensors_of(encoder, config.family), folder, source)
 
 
-def _save(
-  config: Mapping[str, Any], tensors: Mapping[str, Lazy], folder: str | Path, source: str | Path | None
+def write_folder(
+  config: Mapping[str, Any],
+  tensors: Mapping[str, Lazy] | None,
+  folder: str | Path,
+  source: str | Path | None,
+  companions: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({}),
 ) -> Path:
+  """Writes a checkpoint's folder, whole or not at all.
+
+  Args:
+    tensors: None for a folder without weights.
+    companions: JSON files instead of those of `source`; None for one that is left out.
+
+  Raises:
+    UserError: the disk is full or not writable.
+  """
   folder = Path(folder).expanduser()
   scratch = None
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     (scratch / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_sharded(scratch, tensors)
+    if tensors is not None:
+      write_sharded(scratch, tensors)
     if source is not None:
       copy_companions(Path(source), scratch)
+    for name, value in companions.items():
+      (scratch / name).unlink(missing_ok=True)
+      if value is not None:
+        (scratch / name).write_text(json.dumps(value, indent=2) + "\n")
     _move(scratch, folder)
   except OSError as error:
     raise UserError(
@@ -93,17 +112,24 @@ def _save(
 def hf_config(vlm: Vlm) -> dict[str, Any]:
   """The checkpoint's own config.json with what this model has changed: its dtype and whether it is tied."""
   config = copy.deepcopy(dict(vlm.config.source))
-  config["tie_word_embeddings"] = vlm.config.tied
+  if config.get("model_type") != JOINED:
+    return _changed(config, vlm.config.family, vlm.config)
+  base = vlm.config.family.partition("+")[0]
+  return config | {"base": _changed(config["base"], base, vlm.config), "dtype": vlm.config.dtype}
+
+
+def _changed(config: dict[str, Any], family: str, of: VlmConfig) -> dict[str, Any]:
+  config["tie_word_embeddings"] = of.tied
   text = config.get("text_config") or {}
   if "tie_word_embeddings" in text:
-    text["tie_word_embeddings"] = vlm.config.tied
+    text["tie_word_embeddings"] = of.tied
   key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-  config[key] = vlm.config.dtype
+  config[key] = of.dtype
   for part in ("text_config", "vision_config"):
     for name in ("torch_dtype", "dtype"):
       if (config.get(part) or {}).get(name) is not None:
-        config[part][name] = vlm.config.dtype
-  config["architectures"] = [FAMILIES[vlm.config.family].hf_class]
+        config[part][name] = of.dtype
+  config["architectures"] = [FAMILIES[family].hf_class]
   return config
 
 
@@ -114,11 +140,16 @@ def copy_companions(source: Path, target: Path) -> None:
       shutil.copyfile(source / name, target / name)
 
 
-def _tensors(model: nnx.Module, family: str) -> dict[str, Lazy]:
+def tensors_of(model: nnx.Module, family: str, prefix: str = "") -> dict[str, Lazy]:
+  """The parameters of a model, or of the part of one at `prefix`, as tensors of a file by their names there.
+
+  Raises:
+    UserError: one has no name there, as adapters have none.
+  """
   variables: dict[str, dict[str, nnx.Variable]] = {}
   unknown = []
   for parts, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-    path = ".".join(map(str, parts))
+    path = prefix + ".".join(map(str, parts))
     name = rules.to_hf(path, family)
     if name is None:
       unknown.append(path)

@@ -51,6 +51,10 @@ class VisionConfig:
   final_norm: str = "tokens"
 
   @property
+  def width(self) -> int:
+    return self.block.width
+
+  @property
   def grid(self) -> int:
     return self.image_size // self.patch_size
 
@@ -123,6 +127,11 @@ class VisionEncoder(nnx.Module):
     self.stack = Stack(block, config.depth, dtype=dtype, rngs=rngs)
     if config.final_norm != "none":
       self.norm = norm()
+
+  @property
+  def stacks(self) -> list[Stack]:
+    """The blocks, as `joined.JoinedEncoder` has them of each encoder."""
+    return [self.stack]
 
   def __call__(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None) -> Features:
     """Patches after the last block and its norm.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spatialvlm.models import internvl, paligemma, smolvlm, vits
+from spatialvlm.models import internvl, joined, paligemma, smolvlm, vits
+from spatialvlm.models.connector import ConnectorConfig
 from spatialvlm.models.encoders import EncoderConfig, VisionConfig
-from spatialvlm.models.fields import Rule, group
+from spatialvlm.models.fields import Rule, activation, group, linear, norm, number, under, whole
 from spatialvlm.models.vlm import VlmConfig
 from spatialvlm.types import UserError
 
@@ -169,7 +171,7 @@ for _name in ("dinov2", "dinov2_with_registers"):
 
 
 def _tower(family: Family) -> Checkpoint:
-  """The vision tower of a family's checkpoints alone."""
+  """The vision tower of a family's checkpoints alone, by the names that it has there."""
   inner = tuple(
     (name, path.removeprefix("vision."), op) for name, path, op in family.rules if path.startswith("vision.")
   )
@@ -182,6 +184,85 @@ CHECKPOINTS: Mapping[str, Checkpoint] = (
 )
 
 
+# `model_type` of a model whose eyes were changed, which no other library knows.
+JOINED = "spatialvlm"
+
+
+@functools.cache
+def family(name: str) -> Family:
+  """A family by its key; `BASE+ENCODER`, `BASE+ENCODER+ENCODER`...: that of a model with other eyes.
+
+  Its decoder's tensors have the base's names, an encoder's its own behind `encoders.NUMBER.`.
+  """
+  if name in FAMILIES:
+    return FAMILIES[name]
+  base, *eyes = name.split("+")
+  rules = [rule for rule in FAMILIES[base].rules if rule[1].startswith("decoder.")]
+  for place, eye in enumerate(eyes):
+    rules += under(f"encoders.{place}.", f"vision.encoders.{place}.", CHECKPOINTS[eye].rules)
+  for part in (norm("norm", "norm"), linear("hidden", "hidden"), linear("proj", "proj")):
+    rules += under("model.connector.", "connector.", part)
+  return dataclasses.replace(
+    FAMILIES[base],
+    rules=tuple(rules),
+    hf_type=JOINED,
+    hf_class="SpatialVlm",
+    parse_config=_parse_joined,
+    vision="encoders.",
+  )
+
+
+def checkpoint(name: str) -> Checkpoint:
+  """The tensors of a family, an encoder, or a family's tower (`FAMILY/vision`)."""
+  return CHECKPOINTS[name] if name in CHECKPOINTS else family(name)
+
+
+def _parse_joined(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> VlmConfig:
+  """Reads a config.json of `model_type` spatialvlm; docs/eyes.md says what it holds."""
+  base = group(source, "base", where)
+  config = FAMILIES[family_of(base, f"{where}: base")].parse_config(
+    base, dtype=dtype, attention=attention, where=f"{where}: base"
+  )
+  tile, parts = group(source, "tile", where), source["encoders"]
+  eyes = tuple(
+    _eye(part, tile, config.vision, attention, f"{where}: encoders[{i}]") for i, part in enumerate(parts)
+  )
+  vision = joined.JoinedConfig(eyes, whole(tile, "size", 0, f"{where}: tile"))
+  said, at = group(source, "connector", where), f"{where}: connector"
+  connector = ConnectorConfig(
+    factor=whole(said, "factor", 1, at),
+    norm=bool(said.get("norm", True)),
+    activation=activation(said["activation"], at, "activation") if said.get("activation") else None,
+    bias=bool(said.get("bias", True)),
+    init_scale=number(said, "init_scale", 1.0, at),
+  )
+  if vision.image_size % (vision.patch_size * connector.factor):
+    raise UserError(
+      f"{where}: tiles of {vision.image_size} pixels are no multiple of patches of {vision.patch_size} pixels"
+      f" times the connector's {connector.factor}"
+    )
+  return dataclasses.replace(
+    config, family=family_of(source, where), vision=vision, connector=connector, source=source
+  )
+
+
+def _eye(
+  part: Mapping[str, Any], tile: Mapping[str, Any], own: VisionConfig, attention: str, where: str
+) -> joined.Eye:
+  """One entry of `encoders`: an encoder that stands alone, or a tower, of the base without a config."""
+  name, source = part["family"], group(part, "config", where)
+  if not name.endswith("/vision"):
+    vision = encoder_config(source, dtype="float32", attention=attention, where=where).vision
+  elif source:
+    tower = FAMILIES[name.removesuffix("/vision")]
+    vision = tower.parse_config(source, dtype="float32", attention=attention, where=where).vision
+  else:
+    vision = own
+  colours = zip(tile["mean"], tile["std"], part["mean"], part["std"], strict=True)
+  affine = [(std / own_std, (mean - own_mean) / own_std) for mean, std, own_mean, own_std in colours]
+  return joined.Eye(name, vision, *map(tuple, zip(*affine, strict=True)))
+
+
 def family_of(source: Mapping[str, Any], where: str) -> str:
   """The family of a config.json: its `model_type`, or which of two that share one.
 
@@ -191,6 +272,8 @@ def family_of(source: Mapping[str, Any], where: str) -> str:
   kind = source.get("model_type")
   if kind == "paligemma":
     return paligemma.family(source)
+  if kind == JOINED:
+    return _joined_family(source, where)
   if kind in FAMILIES:
     return kind
   if _encoder_of(source):
@@ -199,6 +282,21 @@ def family_of(source: Mapping[str, Any], where: str) -> str:
       f" ({', '.join(_TYPES)}); `load_encoder` reads it"
     )
   raise UserError(f"{where}: unknown architecture {kind!r}; supported: {', '.join(_TYPES)}")
+
+
+def _joined_family(source: Mapping[str, Any], where: str) -> str:
+  parts = source.get("encoders")
+  if not isinstance(parts, list) or not parts:
+    raise UserError(f"{where}: encoders: expected a list of encoders, got {parts!r}")
+  for part in parts:
+    if not isinstance(part, Mapping) or part.get("family") not in CHECKPOINTS:
+      raise UserError(f"{where}: encoders: {part!r} is none that is known")
+    if not {"mean", "std"} <= set(part):
+      raise UserError(f"{where}: encoders: {part['family']} has no mean and std of its pixels")
+  if not {"size", "mean", "std"} <= set(group(source, "tile", where)):
+    raise UserError(f"{where}: tile: size, mean and std of a tile are wanted, got {source.get('tile')!r}")
+  base = family_of(group(source, "base", where), f"{where}: base")
+  return "+".join([base, *(part["family"] for part in parts)])
 
 
 def encoder_config(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> EncoderConfig:

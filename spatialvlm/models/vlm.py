@@ -14,6 +14,7 @@ from spatialvlm.core.attention import KVCache
 from spatialvlm.models.connector import Connector, ConnectorConfig
 from spatialvlm.models.decoder import Decoder, DecoderConfig
 from spatialvlm.models.encoders import VisionConfig, VisionEncoder
+from spatialvlm.models.joined import JoinedConfig, JoinedEncoder
 from spatialvlm.types import Batch, ImageLayout
 
 
@@ -22,7 +23,7 @@ class VlmConfig:
   """Everything that a `Vlm` is built from.
 
   Attributes:
-    family: key of `models.registry.FAMILIES`.
+    family: what `models.registry.family` knows.
     prefix_lm: whether prompts are bidirectional, answers causal; else all is causal.
     tied: whether the head is the embedding's transpose.
     dtype: "float32" or "bfloat16", of weights and activations.
@@ -31,7 +32,7 @@ class VlmConfig:
   """
 
   family: str
-  vision: VisionConfig
+  vision: VisionConfig | JoinedConfig
   text: DecoderConfig
   connector: ConnectorConfig
   image_token_id: int
@@ -58,9 +59,10 @@ class Vlm(nnx.Module):
   def __init__(self, config: VlmConfig, *, rngs: nnx.Rngs):
     dtype = jnp.dtype(config.dtype)
     self.config = config
-    self.vision = VisionEncoder(config.vision, dtype=dtype, rngs=rngs)
+    encoder = JoinedEncoder if isinstance(config.vision, JoinedConfig) else VisionEncoder
+    self.vision = encoder(config.vision, dtype=dtype, rngs=rngs)
     self.connector = Connector(
-      config.connector, config.vision.block.width, config.text.block.width, dtype=dtype, rngs=rngs
+      config.connector, config.vision.width, config.text.block.width, dtype=dtype, rngs=rngs
     )
     self.decoder = Decoder(config.text, tied=config.tied, dtype=dtype, rngs=rngs)
 

@@ -20,7 +20,7 @@ from flax import nnx
 
 from spatialvlm.hub import rules, tensors
 from spatialvlm.hub.resolve import resolve
-from spatialvlm.models.registry import FAMILIES
+from spatialvlm.models import registry
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.peft import foreign, select, surgery
 from spatialvlm.peft.lora import FullParam, LoraLinear, LoraSpec
@@ -154,13 +154,13 @@ def _config(
   rank, alpha = common("rank"), common("alpha")
   one = next(iter(specs.values()))
   family = vlm.config.family
-  kind = FAMILIES[family].hf_type
+  kind = registry.family(family).hf_type
   number = lambda value: int(value) if float(value).is_integer() else value
   return {
     "peft_type": "LORA",
     "task_type": None,
     "auto_mapping": {
-      "base_model_class": FAMILIES[family].hf_class,
+      "base_model_class": registry.family(family).hf_class,
       "parent_library": f"transformers.models.{kind}.modeling_{kind}",
     },
     "base_model_name_or_path": base_id,
@@ -229,7 +229,7 @@ def _check_fit(vlm, entries, specs: Mapping[str, LoraSpec], whole: list[str], fo
 
 
 def _head(vlm: Vlm) -> str:
-  return rules.to_module(FAMILIES[vlm.config.family].head, vlm.config.family).removesuffix(".weight")
+  return rules.to_module(registry.family(vlm.config.family).head, vlm.config.family).removesuffix(".weight")
 
 
 def _join_or_untie(vlm: Vlm, entries: dict[str, tensors.Entry]) -> None:

@@ -19,7 +19,7 @@ def export(config: RunConfig, model: Vlm, source: pathlib.Path, workdir: pathlib
     return {}
   written = {}
   if config.peft.method != "none":
-    peft.save_adapter(model, workdir / "adapter", config.model.path)
+    peft.save_adapter(model, workdir / "adapter", hub.assembled(config.model).path)
     written["adapter"] = str(workdir / "adapter")
   hub.save_model(peft.merge(model), workdir / "model", source)
   return written | {"model": str(workdir / "model")}

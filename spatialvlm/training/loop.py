@@ -13,10 +13,11 @@ from jax.experimental import multihost_utils
 from spatialvlm import config as config_lib
 from spatialvlm import hub, peft
 from spatialvlm import workdir as workdir_lib
-from spatialvlm.config import RunConfig
+from spatialvlm.config import ModelConfig, RunConfig
 from spatialvlm.core import axes
 from spatialvlm.data import pipeline
 from spatialvlm.data.processor import Processor, load_processor
+from spatialvlm.evaluation import models
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.training import export, losses, optim, plots
 from spatialvlm.training import state as state_lib
@@ -49,8 +50,9 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     multihost_utils.sync_global_devices("checked")
   mesh = axes.make_mesh(config.mesh)
   check_batch(config, mesh)
-  folder = hub.resolve(config.model.path, config.model.revision)
-  processor = load_processor(folder, **config.model.tiling)
+  plain = assembled(config.model)
+  folder = hub.resolve(plain.path, plain.revision)
+  processor = load_processor(folder, **plain.tiling)
   streams = open_streams(config, processor)
   model = build_model(config, mesh)
   trainable = peft.trainable_filter(model, config.peft)
@@ -116,12 +118,20 @@ def open_streams(config: RunConfig, processor: Processor) -> tuple[Iterator, Ite
   return training, pipeline.validation_batches(config.data, processor, size, **share)
 
 
+def assembled(model: ModelConfig) -> ModelConfig:
+  """The same with a plain path where it names encoders (`hub.assembled`); process 0 writes, others wait."""
+  if model.encoders and jax.process_count() > 1:
+    if jax.process_index() == 0:
+      hub.assembled(model)
+    multihost_utils.sync_global_devices("assembled")
+  return hub.assembled(model)
+
+
 def claim(workdir: pathlib.Path, config: RunConfig) -> bool:
   """Process 0 makes the workdir while the others wait: half of one would look like somebody else's folder."""
   continues, model = False, config.model
   if jax.process_index() == 0:
-    base = {"from_scratch": True} if model.from_scratch else hub.identity(model.path, model.revision)
-    identity = {"model": base}
+    identity = {"model": models.identity(model)["model"]}
     continues = workdir_lib.claim(workdir, config, identity)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("workdir")
@@ -171,18 +181,10 @@ def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
 
 def build_model(config: RunConfig, mesh: jax.sharding.Mesh) -> Vlm:
   """The model on its mesh, adapters attached."""
-  model = hub.load_model(
-    config.model.path,
-    revision=config.model.revision,
-    dtype=config.model.dtype,
-    mesh=mesh,
-    attention=config.model.attention,
-    from_scratch=config.model.from_scratch,
-    seed=config.model.seed,
-  )
-  model = peft.apply(model, config.peft)
+  model = peft.apply(models.load_base(config.model, mesh), config.peft)
   if config.train.remat:
-    model.vision.stack.remat = model.decoder.stack.remat = True
+    for stack in (*model.vision.stacks, model.decoder.stack):
+      stack.remat = True
   return model
 
 

@@ -23,6 +23,7 @@ from spatialvlm.types import UserError
 
 CHECKPOINTS = "checkpoints"
 SUMMARY_FILE = "summary.json"
+_OF_THE_RUN = ("path", "revision", "from_scratch", "seed", "encoders", "encoder_size", "connector")
 
 
 def find(model: ModelConfig, adapter: str | None = None) -> Found:
@@ -44,10 +45,13 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
   if adapter:
     raise UserError(f"config.adapter: {workdir} is a training run, with its own; leave config.adapter out")
   config = from_config_dict(_read(workdir / workdir_lib.CONFIG_FILE), RunConfig)
+  if config.stages:
+    return _find_stage(workdir, config, model)
   config = dataclasses.replace(config, model=_model(config.model, model))
   step = _step(workdir, config, chosen)
   try:
-    folder = hub.resolve(config.model.path, config.model.revision)
+    plain = hub.assembled(config.model)
+    folder = hub.resolve(plain.path, plain.revision)
   except UserError as error:
     raise UserError(
       f"{workdir}: a training run whose base is not found ({error}); start from the folder in which it was"
@@ -57,7 +61,7 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
   _check_base(workdir, base)
   return Found(
     name=f"{workdir}, step {step}",
-    base=config.model.path,
+    base=plain.path,
     folder=folder,
     load=lambda mesh: _load(workdir, config, step, mesh),
     identity=lambda: base | {"run": _identity(workdir / CHECKPOINTS / str(step), step)},
@@ -75,8 +79,17 @@ def is_run(folder: Path) -> bool:
 
 def _model(run: ModelConfig, asked: ModelConfig) -> ModelConfig:
   return dataclasses.replace(
-    asked, path=run.path, revision=run.revision, from_scratch=run.from_scratch, seed=run.seed
+    asked,
+    **{name: getattr(run, name) for name in _OF_THE_RUN},
   )
+
+
+def _find_stage(workdir: Path, config: RunConfig, model: ModelConfig) -> Found:
+  """Of a run of several stages the last one that has begun."""
+  begun = [name for name in sorted(config.stages) if (workdir / name / CHECKPOINTS).is_dir()]
+  if not begun:
+    raise UserError(f"{workdir}: a training run without checkpoints yet; wait for its first, or name a model")
+  return find(dataclasses.replace(model, path=str(workdir / begun[-1])))
 
 
 def _step(workdir: Path, config: RunConfig, chosen: str | None) -> int:

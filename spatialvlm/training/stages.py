@@ -1,0 +1,101 @@
+"""Several runs in one: each stage begins from the model of the one before, in a folder of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from spatialvlm import hub
+from spatialvlm import workdir as workdir_lib
+from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
+from spatialvlm.models.vlm import Vlm
+from spatialvlm.peft import select, surgery
+from spatialvlm.training import loop
+from spatialvlm.types import UserError
+
+_PLAIN = re.compile(r"[A-Za-z0-9][\w-]*")
+
+
+def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
+  """Trains as `loop.train`; a run of several stages in `workdir/STAGE`, in the order of their names.
+
+  The same command again skips the stages that are finished and continues the one that is not.
+
+  Returns:
+    The summary; of several stages the last one's, with those of all under `stages`.
+
+  Raises:
+    UserError: as `loop.train`, of all stages before the first one begins where that can be told.
+  """
+  if not config.stages:
+    return loop.train(config, workdir)
+  stages = split(config, workdir)
+  known = workdir_lib.check(workdir, config)
+  finished = (workdir / loop.SUMMARY_FILE).exists()
+  if not known:
+    for name, stage in stages:
+      loop.check(stage)
+      _check_layers(stage.peft, config.model, name)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("stages checked")
+    workdir_lib.claim(workdir, config)
+  summaries: dict[str, Any] = {}
+  for number, (name, stage) in enumerate(stages, 1):
+    loop.say(f"stage {number} of {len(stages)}: {name}")
+    summaries[name] = summary = loop.train(stage, workdir / name)
+    if not summary["finished"]:
+      return {**summary, "stages": summaries}
+  whole = {**summary, "stages": summaries}
+  if jax.process_index() == 0 and not finished:
+    workdir_lib.write_json(workdir / loop.SUMMARY_FILE, whole)
+  return whole
+
+
+def split(config: RunConfig, workdir: pathlib.Path) -> list[tuple[str, RunConfig]]:
+  """The run of each stage, with its name.
+
+  Raises:
+    UserError: a name that is no folder's, or a stage that leaves no model to the next.
+  """
+  found = []
+  for name, own in sorted(config.stages.items()):
+    where = f"config.stages.{name}"
+    if not _PLAIN.fullmatch(name):
+      raise UserError(f"{where}: the name becomes a folder's; letters, digits, - and _ do")
+    said = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)}
+    stage = dataclasses.replace(
+      config, name=f"{config.name}-{name}", stages={}, **{k: v for k, v in said.items() if v is not None}
+    )
+    if found:
+      before, run = found[-1]
+      if not run.train.export:
+        raise UserError(f"config.stages.{before}.train.export: the next stage begins from what it exports")
+      stage = dataclasses.replace(stage, model=_after(config.model, workdir / before / "model"))
+    found.append((name, stage))
+  return found
+
+
+def _after(model: ModelConfig, folder: pathlib.Path) -> ModelConfig:
+  """The model that a stage exported, with the run's numbers and image settings."""
+  kept = ("dtype", "attention", "max_tiles", "longest_edge", "split_images", "enlarge", "seed")
+  return ModelConfig(path=str(folder), **{name: getattr(model, name) for name in kept})
+
+
+def _check_layers(peft: PeftConfig, model: ModelConfig, stage: str) -> None:
+  """Raises a UserError where a pattern of a late stage names nothing: hours of the first would be in vain."""
+  built = loop.assembled(model)
+  config = hub.read_config(hub.resolve(built.path, built.revision), dtype=model.dtype)
+  abstract = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
+  try:
+    if peft.full:
+      select.match_parameters(peft.full, select.parameter_paths(abstract), "peft.full")
+    if peft.method == "lora" and not peft.resume_from:
+      surgery.plan(abstract, peft)
+  except UserError as error:
+    raise UserError(f"config.stages.{stage}: {error}") from None
