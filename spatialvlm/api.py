@@ -81,8 +81,9 @@ class LoadedVlm:
   """A model from a checkpoint, with or without an adapter.
 
   The arrays that its methods take are those of transformers' processors: input_ids and attention_mask
-  (B, T), padded on either side; pixel_values (B, I, 3, H, W), where images that are all 0 are padding;
-  pixel_attention_mask (B, I, H, W). NumPy, JAX or PyTorch arrays on the CPU.
+  (B, T), padded on either side; pixel_values (B, I, 3, H, W), where images that are all 0 are padding, or
+  flat, (N, 3, H, W); pixel_attention_mask (B, I, H, W); PaliGemma's token_type_ids (B, T), 1 behind its
+  prefix. NumPy, JAX or PyTorch arrays on the CPU.
 
   Attributes:
     model: the `models.vlm.Vlm`.
@@ -294,6 +295,7 @@ class LoadedVlm:
       vocab_size=config.text.vocab_size,
       tokens_of_tile=self._tokens_of_tile,
       length=length,
+      bidirectional=config.prefix_lm,
     )
 
   def _tokens_of_tile(self, height: int, width: int) -> int:

@@ -1,13 +1,17 @@
 """InternVL's and PaliGemma's processors beside transformers' on many images, texts and conversations."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import transformers
 from PIL import Image
 
+import spatialvlm
 from spatialvlm.data.processor import load_processor
 from spatialvlm.types import Example, Turn
-from tests.oracle import hf_processor
+from tests.oracle import hf_processor, reference
 from tests.tiny_families import write_internvl, write_paligemma
 
 WORDS = (
@@ -135,3 +139,31 @@ def test_the_folder_is_one_that_transformers_loads(paligemma):
   assert set(found) == set(wanted)
   for name, array in found.items():
     np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_model_reads_suffixes_causally(paligemma, tmp_path, side):
+  """Both processors and models, each in its own way; without the prefix's end the logits are others."""
+  ours, theirs, source = paligemma
+  folder = shutil.copytree(source, tmp_path / "model")
+  written = json.loads((folder / "config.json").read_text())
+  text = {"vocab_size": ours.tokenizer.get_vocab_size(), "max_position_embeddings": 128}
+  model = reference.build_paligemma(second=True, text=text)
+  model.config.image_token_index = written["image_token_index"]
+  model.config.vision_config.image_size, model.config.vision_config.patch_size = 16, 8
+  model = type(model)(model.config).eval()
+  reference.randomise(model, 3)
+  model.save_pretrained(folder)
+  rng = np.random.default_rng(4)
+  pictures = [[noise(rng, 20, 30), noise(rng, 9, 9)], [noise(rng, 30, 20)]]
+  kwargs = {"text": ["<image><image>A or B?", "<image>a"], "suffix": ["B", "the cube is red"]}
+  found = ours(**kwargs, images=pictures, padding_side=side)
+  found.pop("labels")
+  wanted = dict(hf_processor.run(theirs, kwargs["text"], pictures, side, suffix=kwargs["suffix"]))
+  wanted.pop("labels")
+  kept = wanted["attention_mask"] == 1
+  expected = reference.logits(model, wanted)[kept]
+  vlm = spatialvlm.load_vlm(folder)
+  assert np.abs(vlm.logits(**found)[kept] - expected).max() <= 1e-4
+  found.pop("token_type_ids")
+  assert np.abs(vlm.logits(**found)[kept] - expected).max() > 1e-2
