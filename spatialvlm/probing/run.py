@@ -101,8 +101,8 @@ class _Found:
 
   def _put(self, row: str, measured: Mapping[str, probes.Measured]) -> None:
     found = self._probes[row] = probes.summaries(measured, self.config.bootstrap, self.config.seed)
-    said = (f"{s.title.lower()} {s.text(found[s.name]['value'])} {s.unit}" for s in page.SCORES)
-    print(f"{row}: {'; '.join(said)}", flush=True)
+    said = (f"{s.title.lower()}: {s.text(found[s.name]['value'])} {s.unit}" for s in page.SCORES)
+    print(f"{row}\n  {'; '.join(said)}", flush=True)
 
 
 def check(config: ProbeConfig) -> None:
