@@ -28,7 +28,7 @@ def images_by_prompt(
     nested = [list(sample) for sample in images]
   elif texts is None:
     nested = [list(images)]
-  elif one_each:
+  elif one_each and images:
     nested = [[image] for image in images]
   else:
     nested, at = [], 0

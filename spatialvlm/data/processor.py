@@ -125,7 +125,8 @@ class Processor:
 
     Args:
       text: one prompt or several, with an `<image>` mark for each image. PaliGemma's may do without: the
-        images of a prompt then stand before it.
+        images of a prompt then stand before it. A text without images begins with its `<bos>`, also beside
+        texts with some (where transformers 5.23 puts it behind the sixth character).
       images: one image, a list of images (handed to the prompts in order), or a list per prompt. An image
         is whatever `images.open_image` reads.
       suffix: answers, one for each prompt, of a model with a bidirectional prefix.
@@ -138,14 +139,13 @@ class Processor:
       int64, 1 at suffixes, and with suffixes labels (B, T) int64, -100 elsewhere.
 
     Raises:
-      UserError: marks and images differ in number, an image cannot be read, or suffixes that the model does
-        not know or that are not as many as the prompts.
+      UserError: marks and images, or prompts and suffixes, differ in number; an image cannot be read; suffixes
+        of a model that knows none.
     """
     if text is None and images is None:
       raise UserError("processor: pass text, images or both")
-    texts = None
-    if text is not None:
-      texts = [self.format.marked(t) for t in ([text] if isinstance(text, str) else text)]
+    texts = [text] if isinstance(text, str) else text
+    texts = None if texts is None else [self.format.marked(t) for t in texts]
     pixels: dict[str, np.ndarray] = {}
     blocks: list[list[list[int]]] | None = None
     if images is not None:
@@ -359,8 +359,7 @@ def load_processor(
     max_length: longest sequence; None for the checkpoint's own.
 
   Raises:
-    UserError: a file is missing, broken or of another kind of model, or the family's tiles do not know an
-      option.
+    UserError: a file is missing, broken or of another kind of model; the family's tiles know no such option.
   """
   folder = Path(folder).expanduser()
   if not folder.is_dir():

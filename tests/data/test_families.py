@@ -114,6 +114,16 @@ def test_paligemma_s_messages_are_what_the_call_takes(paligemma):
     paligemma.apply_chat_template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
 
 
+def test_paligemma_s_texts_without_images(paligemma):
+  words = lambda text: paligemma.tokenizer.encode(text, add_special_tokens=False).ids
+  alone = [2, *words("which of them?\n")]
+  for images in (None, []):
+    assert paligemma(text="which of them?", images=images)["input_ids"].tolist() == [alone]
+  beside = paligemma(text=["<image>a", "which of them?"], images=photo())
+  assert beside["input_ids"][1, -len(alone) :].tolist() == alone
+  assert beside["input_ids"][0, -len(words("a\n")) - 1 :].tolist() == [2, *words("a\n")]
+
+
 def test_the_call_refuses_what_a_family_does_not_know(paligemma, internvl):
   with pytest.raises(UserError, match="suffix: InternVL knows none"):
     internvl(text="a", suffix="b")
