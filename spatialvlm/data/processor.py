@@ -139,8 +139,8 @@ class Processor:
       int64, 1 at suffixes, and with suffixes labels (B, T) int64, -100 elsewhere.
 
     Raises:
-      UserError: marks and images, or prompts and suffixes, differ in number; an image cannot be read; suffixes
-        of a model that knows none.
+      UserError: marks and images, or prompts and suffixes, differ in number; an image cannot be read;
+        suffixes of a model that knows none.
     """
     if text is None and images is None:
       raise UserError("processor: pass text, images or both")
