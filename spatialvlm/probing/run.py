@@ -35,9 +35,9 @@ def run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
   """
   check(config)
   workdir.check(folder, config)
-  identities = {name: hub.identity(path) for name, path in config.encoders.items()}
   for name in config.encoders:
     _loaded(config, name)  # a mistake in the last one must not cost the features of the first
+  identities = {name: hub.identity(path) for name, path in config.encoders.items()}
   continues = workdir.claim(folder, config, identities)
   begins = "continues" if continues else "begins"
   print(f"{begins} in {folder}: {len(config.encoders)} encoders", flush=True)

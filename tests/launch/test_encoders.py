@@ -87,6 +87,8 @@ def test_no_encoders_and_no_image_settings(typed, folder, tmp_path):
   assert done.code == 2 and "config.encoders: there are none" in done.err
   bare = tmp_path / "bare"
   bare.mkdir()
+  done = typed(encoders=[f"--config.encoders.bare={bare}"])
+  assert done.code == 2 and "config.json: missing" in done.err
   for name in ("config.json", "model.safetensors"):
     (bare / name).write_bytes((folder / name).read_bytes())
   done = typed(encoders=[f"--config.encoders.bare={bare}"])
