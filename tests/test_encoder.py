@@ -98,7 +98,7 @@ def test_images_of_a_tower_are_squeezed_into_one_tile():
 def test_preprocessing_that_cannot_be(tmp_path):
   shutil.copytree(FIXTURES / "encoders" / "clip", tmp_path / "clip")
   image = np.zeros((20, 30, 3), np.uint8)
-  with pytest.raises(UserError, match="no preprocessor_config.json; copy it"):
+  with pytest.raises(UserError, match=r"no preprocessor_config\.json; copy it"):
     load_encoder(tmp_path / "clip").preprocess(image)
   settings = {"image_processor_type": "CLIPImageProcessor", "size": 12, "do_center_crop": False}
   (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(settings))

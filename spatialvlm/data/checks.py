@@ -20,8 +20,8 @@ def check_encoded(encoded: Encoded, example: Example, layout: ImageLayout, *, lo
 
   Raises:
     UserError: the number of image tokens is not the number that the tiles give (cut or doubled ones), an
-      image token or the first position is supervised, nothing is supervised, the supervised stretches are
-      not as many as the answers, or the example is too long.
+      image token, the first position or one in a bidirectional prefix is supervised, nothing is supervised,
+      the supervised stretches are not as many as the answers, or the example is too long.
   """
   tokens, loss = np.asarray(encoded.tokens), np.asarray(encoded.loss_mask)
   image = tokens == layout.image_token_id
@@ -45,6 +45,8 @@ def check_encoded(encoded: Encoded, example: Example, layout: ImageLayout, *, lo
     raise UserError("no token is supervised; the answer is empty")
   if loss[0]:
     raise UserError("the first token is supervised, but nothing stands before it to predict it from")
+  if np.any(loss[: encoded.prefix]):
+    raise UserError("tokens are supervised that the bidirectional prefix shows to those before them")
   stretches = len(supervised_stretches(loss))
   if stretches != len(example.turns):
     raise UserError(

@@ -93,6 +93,7 @@ def _sample(seen: Seen, processor: Processor) -> str:
       f"{len(e.tiles)} tiles",
       f"{len(e.tokens)} tokens",
       f"{np.count_nonzero(e.loss_mask)} supervised",
+      f"{e.prefix} in the bidirectional prefix" if e.prefix else "",
     ]
     body = f"<div class='tiles'>{_tiles(e.tiles, processor)}</div>"
     body += f"<div class='tokens'>{_tokens(e, seen.wrong, processor)}</div>"

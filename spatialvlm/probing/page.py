@@ -99,11 +99,12 @@ def _shaded(value: float) -> Cell:
 def all_tables(results: Mapping[str, Any]) -> list[Table]:
   cka = results["cka"]
   note = "Linear CKA (Kornblith et al., 2019): 1 where one is a rotation and scaling of the other."
+  debiased = "By the unbiased estimator (Song et al., 2012): unrelated features give about 0."
   return [
     scores(results["probes"]),
     costs(results["encoders"]),
     similarity("cka-cells", "Similarity, cell by cell", cka["names"], cka["cells"], note),
-    similarity("cka-images", "Similarity, means over images", cka["names"], cka["images"]),
+    similarity("cka-images", "Similarity, means over images", cka["names"], cka["images"], debiased),
   ]
 
 

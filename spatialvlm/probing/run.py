@@ -95,7 +95,7 @@ class _Found:
       "cka": {
         "names": list(self._test),
         "cells": similarity.table([one.reshape(-1, one.shape[-1]) for one in self._test.values()]),
-        "images": similarity.table([one.mean(1) for one in self._test.values()]),
+        "images": similarity.table([one.mean(1) for one in self._test.values()], similarity.debiased_cka),
       },
     }
 

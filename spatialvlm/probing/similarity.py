@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -30,10 +30,39 @@ def _product(x_ND: np.ndarray, y_NE: np.ndarray) -> np.ndarray:
   return total
 
 
-def table(features: Sequence[np.ndarray]) -> list[list[float | None]]:
+def debiased_cka(x_ND: np.ndarray, y_NE: np.ndarray) -> float | None:
+  """The same, estimated so that unrelated features give 0 on average, whatever their width.
+
+  By the unbiased estimator of HSIC (Song et al., JMLR 2012, equation 4), as Nguyen et al. (ICLR 2021) have
+  it; it may fall a little below 0. For few rows, since it compares each with each. None where a side does not
+  vary, and below four rows.
+  """
+  if len(x_ND) < 4:
+    return None
+  x, y = (_gram(f) for f in (x_ND, y_NE))
+  own = _hsic(x, x) * _hsic(y, y)
+  return float(_hsic(x, y) / np.sqrt(own)) if own > 0 else None
+
+
+def _gram(x_ND: np.ndarray) -> np.ndarray:
+  x = x_ND - x_ND.mean(0, dtype=np.float64)
+  gram = x @ x.T
+  np.fill_diagonal(gram, 0)
+  return gram
+
+
+def _hsic(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
+  n = len(k_NN)
+  both, k, l_ = np.sum(k_NN * l_NN), k_NN.sum(0), l_NN.sum(0)
+  return (both + k.sum() * l_.sum() / ((n - 1) * (n - 2)) - 2 * (k @ l_) / (n - 2)) / (n * (n - 3))
+
+
+def table(
+  features: Sequence[np.ndarray], alike: Callable[[np.ndarray, np.ndarray], float | None] = linear_cka
+) -> list[list[float | None]]:
   """CKA of each with each."""
   found: list[list[float | None]] = [[1.0] * len(features) for _ in features]
   for i, x in enumerate(features):
     for j in range(i):
-      found[i][j] = found[j][i] = linear_cka(x, features[j])
+      found[i][j] = found[j][i] = alike(x, features[j])
   return found

@@ -1,10 +1,12 @@
 """InternVL's and PaliGemma's conversations, and files of different families in one folder."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from spatialvlm.data import checks
 from spatialvlm.data.batch import Bucket, collate, grow
 from spatialvlm.data.processor import load_processor
 from spatialvlm.types import Example, Turn, UserError
@@ -137,6 +139,15 @@ def test_the_call_refuses_what_a_family_does_not_know(paligemma, internvl):
     internvl.encode(Example((), (Turn("<image>a", "b"),)))
   with pytest.raises(UserError, match="an answer holds an <image> mark"):
     internvl.encode(Example((photo(),), (Turn("a", "<image>"),)))
+
+
+def test_an_answer_that_the_prefix_shows_is_refused(paligemma):
+  example = Example((photo(),), (Turn("a", "b"),))
+  encoded = paligemma.encode(example)
+  checks.check_encoded(encoded, example, paligemma.layout, longest=32)
+  leaky = dataclasses.replace(encoded, prefix=len(encoded.tokens) - 1)
+  with pytest.raises(UserError, match="bidirectional prefix shows"):
+    checks.check_encoded(leaky, example, paligemma.layout, longest=32)
 
 
 def test_a_batch_says_where_its_prefixes_end(paligemma, internvl):

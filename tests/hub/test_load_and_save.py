@@ -277,7 +277,9 @@ def test_folders_that_hold_no_model(folder, tmp_path):
 
 def test_architectures_that_are_not_known(folder):
   edit_config(folder, model_type="llava")
-  with pytest.raises(UserError, match=r"unknown architecture 'llava'; supported: idefics3, internvl, paligemma, smolvlm"):
+  with pytest.raises(
+    UserError, match=r"unknown architecture 'llava'; supported: idefics3, internvl, paligemma, smolvlm"
+  ):
     hub.load_model(folder)
 
 

@@ -12,9 +12,9 @@ from spatialvlm.models.encoders import VisionEncoder
 from spatialvlm.models.registry import encoder_config
 from spatialvlm.probing import cost
 
-_BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
-_LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
-_SO400M = dict(hidden_size=1152, num_hidden_layers=27, num_attention_heads=16, intermediate_size=4304)
+BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
+LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+SO400M = dict(hidden_size=1152, num_hidden_layers=27, num_attention_heads=16, intermediate_size=4304)
 
 
 def _dino(width: int, depth: int, heads: int, **more) -> dict:
@@ -36,14 +36,14 @@ PUBLISHED = {
   "dinov2-base": (_dino(768, 12, 12), 86_580_480),
   "dinov2-large": (_dino(1024, 24, 16), 304_368_640),
   "dinov2-giant": (_dino(1536, 40, 24, use_swiglu_ffn=True), 1_136_480_768),
-  "siglip-base-512": (_siglip(512, 16, _BASE), 86_433_024),
-  "siglip-so400m-384": (_siglip(384, 14, _SO400M), 412_987_248),
-  "clip-vit-base-patch16": (_clip(224, 16, _BASE), 85_799_424),
-  "clip-vit-large-patch14": (_clip(224, 14, _LARGE), 303_179_776),
-  "clip-vit-large-patch14-336": (_clip(336, 14, _LARGE), 303_507_456),
+  "siglip-base-512": (_siglip(512, 16, BASE), 86_433_024),
+  "siglip-so400m-384": (_siglip(384, 14, SO400M), 412_987_248),
+  "clip-vit-base-patch16": (_clip(224, 16, BASE), 85_799_424),
+  "clip-vit-large-patch14": (_clip(224, 14, LARGE), 303_179_776),
+  "clip-vit-large-patch14-336": (_clip(336, 14, LARGE), 303_507_456),
   "InternViT-300M": (
     dict(model_type="internvl_vision", image_size=[448, 448], patch_size=[14, 14], attention_bias=True)
-    | _LARGE,
+    | LARGE,
     304_012_288,
   ),
 }

@@ -73,7 +73,7 @@ def paligemma_3b(second: bool):
 OTHERS = {
   "internvl3-1b": (internvl3_1b, 938_193_024, 448, 151667, 8),
   "paligemma-3b": (lambda: paligemma_3b(False), 2_923_466_480, 224, 257152, 15),
-  "paligemma2-3b": (lambda: paligemma_3b(True), 3_032_094_960, 224, 257152, 16),
+  "paligemma2-3b": (lambda: paligemma_3b(True), 3_032_242_416, 224, 257152, 16),
 }
 
 

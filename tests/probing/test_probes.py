@@ -100,6 +100,11 @@ def test_cka():
   ours, theirs = (centre @ f @ f.T @ centre for f in (x[:, :3], turned))
   wanted = np.sum(ours * theirs) / np.linalg.norm(ours) / np.linalg.norm(theirs)
   assert similarity.linear_cka(x[:, :3], turned) == pytest.approx(wanted)
+  assert similarity.debiased_cka(x, turned) == pytest.approx(1)
+  # Few rows and many columns: the plain estimate is high for what is unrelated.
+  wide, other = rng.normal(size=(2, 40, 300))
+  assert similarity.linear_cka(wide, other) > 0.8 and abs(similarity.debiased_cka(wide, other)) < 0.15
   table = similarity.table([x, y, turned])
   assert table[0][2] == table[2][0] == pytest.approx(1) and table[1][1] == 1
   assert similarity.linear_cka(x[:1], y[:1]) is None and similarity.linear_cka(0 * x, x) is None
+  assert similarity.debiased_cka(x[:3], x[:3]) is None and similarity.debiased_cka(0 * x, x) is None
