@@ -209,8 +209,8 @@ def family_of(files: Files) -> tuple[Family, str]:
   by_model = next((family for family in FAMILIES if kind in family.model_types), None)
   by_images = next((family for family in FAMILIES if name in family.image_processors), None)
   if kind is not None and by_model is None:
-    known = ", ".join(f"{f.format.family} ({', '.join(f.model_types)})" for f in FAMILIES)
-    raise UserError(f"{files.folder}: config.json says model_type {kind!r}; processors there are for {known}")
+    known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
+    raise UserError(f"{files.folder}/config.json: unknown architecture {kind!r}; supported: {known}")
   if said is not None and by_images is None:
     known = ", ".join(name for family in FAMILIES for name in family.image_processors)
     raise UserError(f"{files.folder}: image processor {said!r} is not one of {known}")

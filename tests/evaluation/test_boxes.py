@@ -10,7 +10,7 @@ from PIL import Image
 from spatialvlm.data.scenes.questions import SceneQuestions
 from spatialvlm.evaluation import baselines, boxes
 
-COUNT = 24
+COUNT = 12
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
   ),
   "unknown architecture": (
     lambda f: edit_json(f / "config.json", model_type="llava"),
-    "unknown architecture 'llava'; supported: idefics3, internvl, paligemma, smolvlm",
+    "config.json: unknown architecture 'llava'; supported: idefics3, internvl, paligemma, smolvlm",
   ),
   "no config": (lambda f: (f / "config.json").unlink(), r"config\.json: missing"),
   "a config that is no JSON": (

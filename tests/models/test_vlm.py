@@ -174,36 +174,32 @@ def one_device(model):
   """(batch, labels, case, logits, gradients) on one device."""
   case = {key: np.concatenate([value, value[::-1]]) for key, value in arrays().items()}
   batch, labels = batch_of(case, IMAGE), jnp.asarray(np.where(real(case), case["input_ids"], -100))
-  return case, batch, labels, run(model, "__call__", batch), gradients(model, batch, labels)
+  return case, batch, labels, *gradients(model, batch, labels)
 
 
 def gradients(model, batch, labels):
+  """(logits, gradients), of one program."""
   graphdef, params = nnx.split(model)
-  return jit(jax.grad(lambda p, b, y: answer_loss(nnx.merge(graphdef, p)(b), y)))(params, batch, labels)
+
+  def loss(params, batch, labels):
+    logits = nnx.merge(graphdef, params)(batch)
+    return answer_loss(logits, labels), logits
+
+  return jit(jax.grad(loss, has_aux=True))(params, batch, labels)[::-1]
 
 
-def test_logits_are_the_same_on_a_mesh(model, one_device):
-  case, batch, _, want, _ = one_device
-  mesh = make_mesh({"fsdp": 8})
+def test_logits_and_gradients_are_the_same_on_a_mesh_of_all_axes(model, one_device):
+  case, batch, labels, logits, want = one_device
+  mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   spread = create_sharded(lambda: Vlm(config(), rngs=nnx.Rngs(0)), mesh)
   for one, other in zip(jax.tree.leaves(nnx.state(model)), jax.tree.leaves(nnx.state(spread)), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-6)  # the same seed, the same weights
     assert other.sharding.num_devices == 8
   kernel = spread.decoder.stack.layers[0].mlp.up_proj.kernel[...]
-  assert kernel.addressable_shards[0].data.size == kernel.size // 8
-  with jax.set_mesh(mesh):
-    got = run(spread, "__call__", jax.device_put(batch, batch_sharding(mesh)))
-  np.testing.assert_allclose(np.asarray(got)[real(case)], np.asarray(want)[real(case)], atol=3e-5)
-
-
-def test_gradients_are_the_same_on_a_mesh_of_all_axes(one_device):
-  _, batch, labels, _, want = one_device
-  mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  spread = create_sharded(lambda: Vlm(config(), rngs=nnx.Rngs(0)), mesh)
-  with jax.set_mesh(mesh):
-    got = gradients(spread, *jax.device_put((batch, labels), batch_sharding(mesh)))
-  kernel = spread.decoder.stack.layers[0].mlp.up_proj.kernel[...]
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
+  with jax.set_mesh(mesh):
+    found, got = gradients(spread, *jax.device_put((batch, labels), batch_sharding(mesh)))
+  np.testing.assert_allclose(np.asarray(found)[real(case)], np.asarray(logits)[real(case)], atol=3e-5)
   for one, other in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
     np.testing.assert_allclose(one, other, atol=2e-6, rtol=1e-3)
 

@@ -15,9 +15,9 @@ SEED = 9
 
 @pytest.fixture(scope="module")
 def asked() -> list[Question]:
-  """600 questions: 150 of each kind."""
+  """400 questions: 100 of each kind."""
   sequence = SceneQuestions(SEED, image_size=SIZE)
-  return [sequence[i] for i in range(600)]
+  return [sequence[i] for i in range(400)]
 
 
 def of(asked, kind):
@@ -179,7 +179,7 @@ def test_any_order_and_any_number_of_threads(asked, monkeypatch):
   monkeypatch.setattr(pools, "_POOLS", fresh := pools.Pools())
   monkeypatch.setattr(pools, "get", fresh.get)
   sequence = SceneQuestions(SEED, image_size=SIZE)
-  order = np.random.default_rng(0).permutation(600)[:120]
+  order = np.random.default_rng(0).permutation(400)[:80]
   with concurrent.futures.ThreadPoolExecutor(4) as threads:
     for i, q in zip(order, threads.map(lambda i: sequence[int(i)], order), strict=True):
       assert equal(q, asked[i])
