@@ -173,7 +173,7 @@ def test_a_batch_says_where_its_prefixes_end(paligemma, internvl):
     (
       "internvl",
       {"model_type": "llava"},
-      "unknown architecture 'llava'; supported: idefics3, internvl, pali",
+      "architecture 'llava'; supported: idefics3, internvl, paligemma",
     ),
     ("internvl", {"downsample_ratio": 1.0}, "image_seq_length 4, but tiles of 16 pixels make 16 tokens"),
     ("internvl", {"downsample_ratio": 0.3}, "whole number of patches"),

@@ -47,23 +47,21 @@ def test_scores_and_answers_are_those_of_the_plain_model(setting):
   config = ScoreConfig(
     batch_size=2,
     protocols=("native", "native-prefill", "options", "vlmevalkit"),
-    controls=("no_image",),
     new_tokens=6,
     lengths=(32,),
     tiles=(1,),
     bootstrap=10,
   )
   rows = evaluate(questions, VlmScorer(vlm), encoder, config).all_rows
-  assert len(rows) == 3 * 5
+  assert len(rows) == 3 * 4
   graphdef, state = nnx.split(vlm)
   plain = jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
   by_idx = {question.idx: question for question in questions}
   for row in rows:
     question = by_idx[row.idx]
-    encoded = encoder(question, row.protocol, blind=row.condition == "no_image")
+    encoded = encoder(question, row.protocol)
     ids, encoded = encoded.option_ids, encoded.encoded
-    tiles = int(row.condition != "no_image")
-    batch = collate([encoded], length=256, tiles=tiles, targets=0, pad_id=encoder.pad_id, batch_size=1)
+    batch = collate([encoded], length=256, tiles=1, targets=0, pad_id=encoder.pad_id, batch_size=1)
     assert not batch.mask_ar_BT[0, : encoded.prefix].any() and batch.mask_ar_BT[0, encoded.prefix :].all()
     logits = np.asarray(plain(state, batch))[0, len(encoded.tokens) - 1]
     if row.protocol in ("native", "native-prefill"):

@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from spatialvlm import hub, peft
-from spatialvlm.config import PeftConfig
+from spatialvlm.config import MeshConfig, PeftConfig
+from spatialvlm.core import axes
 from spatialvlm.data.cvbench import write_cvbench
 from tests.evaluation.support import questions
 from tests.launch import bad_files, command
@@ -21,7 +22,6 @@ def get_config():
     peft=dict(rank=2),
     data=dict(sources=dict(own=source), lengths=(96,), tiles=(1,), workers=1),
     train=dict(steps=3, batch_size=2, log_every=1, checkpoint_every=1),
-    mesh=dict(data=1, tensor=8),
     log=dict(tensorboard=False),
   )
 """
@@ -32,7 +32,6 @@ def get_config():
     model=dict(path="{folder}/model"),
     data=dict(kind="cvbench", path="{folder}/table.parquet", split="test"),
     score=dict(batch_size=4, lengths=(160,), tiles=(1,), pool_tiles=8, bootstrap=20),
-    mesh=dict(data=1, tensor=8),
   )
 """
 
@@ -51,6 +50,20 @@ def compiled_once(tmp_path_factory):
   yield
   for name, value in old.items():
     jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device_unless_asked():
+  """A run that names no mesh takes the first of the eight devices: programs over all are slow to compile."""
+  original = axes.make_mesh
+
+  def make_mesh(sizes, devices=None):
+    alone = devices is None and sizes == MeshConfig()
+    return original(sizes, jax.devices()[:1] if alone else devices)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(axes, "make_mesh", make_mesh)
+    yield
 
 
 @pytest.fixture(scope="session")

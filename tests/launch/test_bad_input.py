@@ -86,7 +86,7 @@ def test_an_adapter_of_another_base(world, tmp_path, refused):
     ("lora", "unexpected argument 'lora'"),
     ("--config.model.dtype=float16", "'float16' is not offered .*use float32 or bfloat16"),
     ("--config.model.attention=cudnn", "attention cudnn: needs an NVIDIA GPU and dtype bfloat16; use xla"),
-    ("--config.mesh.tensor=3", r"mesh data=1, fsdp=1, tensor=3 does not fit 8 device\(s\)"),
+    ("--config.mesh.tensor=3", r"mesh data=-1, fsdp=1, tensor=3 does not fit 8 device\(s\)"),
     ("--config.train.accumulation=3", r"batch_size: 2 is not divided by 1 shards .*use a multiple of 3"),
     ("--config.peft.target=.*q_porj", "matches no layer in full; did you mean '.*self_attn.q_proj'"),
     ("--config.peft.target=q_proj", r"names are matched as a whole: '\.\*q_proj\.\*' would find 2"),
@@ -124,7 +124,8 @@ def test_a_recipe_that_gives_no_settings(tmp_path, refused):
   refused(r"x\.md: cannot be written", "skills", f"--out={recipe}/x.md")
 
 
-def test_a_tilde_is_the_home_folder(world, refused, monkeypatch):
+def test_a_tilde_is_the_home_folder(world, refused, monkeypatch, tmp_path_factory):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
   monkeypatch.setenv("HOME", str(world))  # a shell leaves the one of --config.data.path=~/x as it is
   refused(f"^error: {world}/none: no such file or folder", "evaluate", "--config.data.path=~/none")
   own = "--config.data.sources.own"

@@ -4,13 +4,11 @@ import json
 import os
 import signal
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from spatialvlm.config import ModelConfig, RunConfig
-from spatialvlm.core import axes
 from spatialvlm.launch import _main
 from spatialvlm.training import loop, runs, stages
 from spatialvlm.types import UserError
@@ -50,9 +48,6 @@ def write_all(folder):
 def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp("stages")
   with pytest.MonkeyPatch.context() as patch:
-    # What is tested here has nothing to do with meshes, whose programs are slow to compile.
-    one = axes.make_mesh({}, jax.devices()[:1])
-    patch.setattr(axes, "make_mesh", lambda *_: one)
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     config = _main.load_config(str(write_all(folder)), [], RunConfig)
     yield config, folder / "w", stages.train(config, folder / "w")

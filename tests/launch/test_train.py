@@ -66,7 +66,7 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(trained):
   ("overrides", "message"),
   [
     ([("model.dtype", "float16")], "float16.*too small.*use float32 or bfloat16"),
-    ([("train.batch_size", "6")], "batch_size: 6 is not divided by 8 shards"),
+    ([("mesh.data", "8"), ("train.batch_size", "6")], "batch_size: 6 is not divided by 8 shards"),
     ([("mesh.data", "3")], "does not fit 8 device"),
     (
       [*SHARDED, ("train.patience", "2"), ("train.validate_every", "0")],

@@ -12,7 +12,6 @@ import spatialvlm
 from spatialvlm.config import (
   EvalConfig,
   EvaluateConfig,
-  MeshConfig,
   ModelConfig,
   OptimConfig,
   RunConfig,
@@ -47,7 +46,6 @@ def settings(tmp_path_factory):
     optim=OptimConfig(learning_rate=0.3, schedule="constant", warmup_steps=0, ema=0.5),
     train=TrainConfig(steps=6, batch_size=8, evaluate_every=2, best=BY, checkpoint_every=0, keep=1),
     eval=EvalConfig(source=source, during=0, batch_size=8, lengths=(160,), tiles=(1,), bootstrap=20),
-    mesh=MeshConfig(data=8),
   )
 
 
@@ -113,7 +111,6 @@ def evaluation(settings, path):
     model=ModelConfig(path=str(path)),
     data=settings.eval.source,
     score=ScoreConfig(**score),
-    mesh=settings.mesh,
   )
 
 
