@@ -1,6 +1,7 @@
 # Needs nothing but make and Python 3.11 or newer; every target makes what it needs.
 #   make train    trains and scores the small model that ships with the project, minutes on two cores
 #   make test     the tests;   make oracle   the comparisons with PyTorch;   make lint   style
+#   make full-size   those of full shapes up to 3B parameters, which need 16 GiB of memory
 
 PYTHON ?= python3
 # Options for `pip install torch`, e.g. TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu".
@@ -21,7 +22,7 @@ TEST_ENV := JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMER
   JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
-.PHONY: install test train oracle lint clean
+.PHONY: install test train oracle full-size lint clean
 
 install: $(VENV)/.installed
 
@@ -32,7 +33,11 @@ test: $(VENV)/.installed-dev
 	$(PYTEST) --ignore=tests/oracle $(PYTEST_ARGS)
 
 oracle: $(VENV)/.installed-oracle
-	$(PYTEST) tests/oracle $(PYTEST_ARGS)
+	$(PYTEST) tests/oracle -m "not large" $(PYTEST_ARGS)
+
+# One process, so that two models never stand in memory at once; optimized, since it computes more than it compiles.
+full-size: $(VENV)/.installed-oracle
+	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -p no:xdist tests/oracle/test_full_size.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""LoRA on SmolVLM for spatial questions.
+"""LoRA for spatial questions, on SmolVLM or, by `--config.model.path`, InternVL or PaliGemma.
 
 `--config=configs/lora.py:tiny` puts adapters on the small model that ships with the project and trains them
 on the embedded world, on two cores in minutes; `--config=configs/lora.py` is the same on SmolVLM-500M,
@@ -7,7 +7,8 @@ for one GPU. Both score held-out questions before and after.
 
 from ml_collections import ConfigDict
 
-EVERY_LINEAR = r".*text_model.*\.(q|k|v|o|gate|up|down)_proj"
+# Of the decoder, as SmolVLM, InternVL and PaliGemma call it.
+EVERY_LINEAR = r".*(text_model|language_model).*\.(q|k|v|o|gate|up|down)_proj"
 
 
 def get_config(arg: str = "500m") -> ConfigDict:

@@ -40,9 +40,10 @@ def load_vlm(
   split_images: bool | None = None,
   enlarge: bool = True,
 ) -> LoadedVlm:
-  """Loads a SmolVLM from a local folder or the hub, in Hugging Face's format.
+  """Loads a SmolVLM, InternVL or PaliGemma from a local folder or the hub, in Hugging Face's format.
 
-  The folder may also hold a PEFT adapter, which names its base, or be the workdir of a training run.
+  The folder may also hold a model whose encoder was replaced or joined (`hub.assemble`), a PEFT adapter,
+  which names its base, or be the workdir of a training run.
 
   Args:
     dtype: "float32" or "bfloat16".

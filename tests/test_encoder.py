@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
-from spatialvlm import UserError, load_encoder, load_vlm
+from spatialvlm import UserError, hub, load_encoder, load_vlm
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ENCODERS = sorted(folder.name for folder in (FIXTURES / "encoders").iterdir())
@@ -83,6 +84,16 @@ def test_models_and_encoders_are_told_apart(tmp_path):
   (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "swin"}))
   with pytest.raises(UserError, match="unknown encoder 'swin'; supported: clip, dinov2, "):
     load_encoder(tmp_path / "other")
+
+
+@pytest.mark.parametrize("family", ["internvl", "paligemma", "paligemma2"])
+def test_of_a_model_its_tower(family):
+  tower, whole = load_encoder(FIXTURES / family), hub.load_model(FIXTURES / family)
+  assert tower.config.family == f"{family}/vision" and tower.config.vision == whole.config.vision
+  ours, theirs = (dict(nnx.to_flat_state(nnx.state(model))) for model in (tower.model, whole.vision))
+  assert set(ours) == set(theirs) and len(ours) > 10
+  for path, variable in ours.items():
+    np.testing.assert_array_equal(variable[...], theirs[path][...])
 
 
 def test_images_of_a_tower_are_squeezed_into_one_tile():

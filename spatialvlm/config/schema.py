@@ -67,7 +67,7 @@ class PeftConfig:
   """
 
   method: str = "lora"
-  target: str = r".*text_model.*\.(q|k|v|o)_proj"
+  target: str = r".*(text_model|language_model).*\.(q|k|v|o)_proj"
   rank: int = 8
   alpha: float = 16.0
   dropout: float = 0.0

@@ -69,11 +69,13 @@ def load_encoder(
 ) -> tuple[VisionEncoder, EncoderConfig]:
   """Loads a vision encoder that stands alone, or the vision tower of a vision-language model.
 
-  Args and errors are those of `load_model`.
+  Args and errors are those of `load_model`; of a model with other eyes none is taken.
   """
   _check_numbers(dtype, attention)
   folder = resolve(path_or_id, revision)
   source = read_json(folder / "config.json")
+  if source.get("model_type") == registry.JOINED:
+    raise UserError(f"{folder}: a model whose encoder was replaced or joined; load the encoder's own folder")
   if source.get("model_type") in registry.FAMILIES:
     whole = read_config(folder, dtype=dtype, attention=attention)
     config = EncoderConfig(f"{whole.family}/vision", whole.vision, dtype, source)

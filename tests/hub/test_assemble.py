@@ -160,6 +160,10 @@ def test_files_that_do_not_belong_together(folders, tmp_path):
   folder, written = folders
   with pytest.raises(UserError, match="joined: its encoders were changed already"):
     hub.assemble(written, ["own"], tmp_path / "new")
+  with pytest.raises(
+    UserError, match="joined: a model whose encoder was replaced or joined; load the encoder's"
+  ):
+    load_encoder(written)
   bare = write_encoder(tmp_path / "bare", patch=4)
   (bare / "preprocessor_config.json").unlink()
   with pytest.raises(UserError, match=r"bare: no preprocessor_config\.json"):

@@ -83,7 +83,9 @@ def free_gib() -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=[pytest.mark.large] if OTHERS[n][-1] > 12 else []) for n in OTHERS]
+)
 def test_logits_of_other_families(name, tmp_path):
   """An image of 256 tokens, and text, part of it causal where the prompt is not."""
   build, count, side, image, needed = OTHERS[name]
