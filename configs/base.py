@@ -103,7 +103,7 @@ def _start() -> RunConfig:
     peft=PeftConfig(method="none", target="", full=".*"),
     data=_data(seed=1, turns=5),
     optim=_muon(4e-3, schedule="constant", warmup_steps=300),
-    losses={"answer": LossConfig("answer"), **_words(color=0.5, shape=0.5, box=1.0, depth=0.2)},
+    losses={"answer": LossConfig("answer"), **words(color=0.5, shape=0.5, box=1.0, depth=0.2)},
     train=_train(steps=1100, batch_size=16),
     log=LogConfig(tensorboard=False),
   )
@@ -114,13 +114,13 @@ def _joint() -> RunConfig:
     3,
     data=_data(seed=5, turns=5, tasks=JOINT_TASKS, text=0.08),
     optim=_muon(4e-3, warmup_steps=100, schedule_steps=3600),
-    losses={"answer": LossConfig("answer"), **_words(color=0.3, shape=0.5, box=0.5, depth=0.2)},
+    losses={"answer": LossConfig("answer"), **words(color=0.3, shape=0.5, box=0.5, depth=0.2)},
     train=_train(steps=700, batch_size=16),
   )
 
 
 def _places() -> RunConfig:
-  places = _words(color=0.3, shape=1.0, box=0.5, depth=0.1, row=0.3, column=0.3)
+  places = words(color=0.3, shape=1.0, box=0.5, depth=0.1, row=0.3, column=0.3)
   return _after(
     4,
     data=_data(seed=7, turns=5, tasks=PLACE_TASKS, text=0.08),
@@ -130,14 +130,14 @@ def _places() -> RunConfig:
   )
 
 
-def _vision(stage: int, seed: int, steps: int, rate: float, words: dict, cosine: int = 0) -> RunConfig:
+def _vision(stage: int, seed: int, steps: int, rate: float, dense: dict, cosine: int = 0) -> RunConfig:
   """Vision tower and connector alone; `cosine` is the schedule's length where the run ends before it."""
   return _after(
     stage,
     peft=PeftConfig(method="none", target="", full=r"model\.(vision_model|connector)\..*"),
     data=_data(seed=seed, turns=1),
     optim=_muon(rate, warmup_steps=30, final_fraction=0.1, schedule_steps=cosine),
-    losses=words,
+    losses=dense,
     train=_train(steps=steps, batch_size=32),
   )
 
@@ -146,13 +146,13 @@ def _decoder(
   stage: int, seed: int, steps: int, cosine: int, rate: float, tasks: dict, text: float, objects: bool = False
 ) -> RunConfig:
   """Decoder and connector, on conversations."""
-  words = _words(objects, color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1)
+  dense = words(objects, color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1)
   return _after(
     stage,
     peft=PeftConfig(method="none", target="", full=r"model\.(text_model|connector)\..*"),
     data=_data(seed=seed, turns=5, tasks=tasks, text=text),
     optim=_muon(rate, warmup_steps=50, schedule_steps=cosine),
-    losses={"answer": LossConfig("answer"), **words},
+    losses={"answer": LossConfig("answer"), **dense},
     train=_train(steps=steps, batch_size=16),
   )
 
@@ -211,7 +211,7 @@ def _muon(rate: float, **settings) -> OptimConfig:
   )
 
 
-def _words(objects: bool = False, **weights: float) -> dict[str, LossConfig]:
+def words(objects: bool = False, **weights: float) -> dict[str, LossConfig]:
   """A dense term for each target: image tokens say the word of what they show.
 
   Without a drawn box they say "none"; with `objects`, without an object too. Every surface has a depth.
@@ -232,12 +232,12 @@ def _train(steps: int, batch_size: int) -> TrainConfig:
   )
 
 
-PLACES = _words(color=0.5, shape=1.5, box=1.0, depth=0.1, row=0.3, column=0.3)
-OBJECTS = _words(objects=True, color=0.7, shape=2.0, box=1.0, depth=0.1, row=0.3, column=0.3)
-SHAPES = _words(objects=True, color=0.4, shape=3.0, box=0.7, depth=0.5, row=0.15, column=0.15)
+PLACES = words(color=0.5, shape=1.5, box=1.0, depth=0.1, row=0.3, column=0.3)
+OBJECTS = words(objects=True, color=0.7, shape=2.0, box=1.0, depth=0.1, row=0.3, column=0.3)
+SHAPES = words(objects=True, color=0.4, shape=3.0, box=0.7, depth=0.5, row=0.15, column=0.15)
 STAGES = (
   _start,
-  lambda: _vision(2, 3, 1000, 4e-3, _words(color=0.5, shape=1.5, box=1.0, depth=0.3), cosine=1500),
+  lambda: _vision(2, 3, 1000, 4e-3, words(color=0.5, shape=1.5, box=1.0, depth=0.3), cosine=1500),
   _joint,
   _places,
   lambda: _vision(5, 9, 1300, 3e-3, PLACES),

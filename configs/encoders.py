@@ -2,7 +2,8 @@
 
 `--config=configs/encoders.py:encoder=dinov2-base` takes SmolVLM-500M's tower out and puts DINOv2 in;
 `encoder=siglip+dinov2` joins two by channels, `encoder=own+dinov2` keeps the tower and adds one. Stage
-`1-connector` trains the fresh connector alone, stage `2-lora` LoRA on the decoder beside it.
+`1-connector` trains the fresh connector alone, on conversations about what pictures show; stage `2-lora`
+LoRA on the decoder beside it, on the questions.
 
   encoder=   short names (below), hub ids or folders, joined by +; `own` is the model's own tower
   base=      hub id or folder of the model, by default SmolVLM-500M's
@@ -14,6 +15,8 @@ They are separated by commas: `encoders.py:tiny,encoder=own+dinov2-small`.
 
 from ml_collections import ConfigDict
 
+from spatialvlm.config import LossConfig, to_dict
+from spatialvlm.configs.base import words
 from spatialvlm.types import UserError
 
 SHORT = {
@@ -45,7 +48,9 @@ SHORT |= {"dinov3": SHORT["dinov3-base"]}
 CONNECTOR = r"model\.connector\..*"
 DECODER = r".*(text_model|language_model)\..*\.(q|k|v|o|gate|up|down)_proj"
 # Linear layers of every encoder's blocks, as their own checkpoints call them.
-TOWER = r"encoders\..*\.(query|key|value|dense|(q|k|v|o|out|gate|up|down)_proj|projection_layer|fc[12])"
+TOWER = (
+  r"encoders\..*\.(query|key|value|dense|(q|k|v|o|out|gate|up|down)_proj|projection_layer|fc[12]|weights_out)"
+)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -84,6 +89,7 @@ def _smolvlm_500m(target: str) -> ConfigDict:
   """bfloat16 base; one tile an image, since the scenes are small. For one GPU."""
   optim = dict(name="adamw", schedule="cosine", warmup_steps=100, weight_decay=0.01)
   train = dict(batch_size=32, log_every=20, validate_every=500, checkpoint_every=500)
+  shape = dict(lengths=(128, 192, 256, 384, 512, 1024, 2048), tiles=(1,))
   return ConfigDict(
     dict(
       name="eyes-500m",
@@ -91,22 +97,27 @@ def _smolvlm_500m(target: str) -> ConfigDict:
       eval=dict(source=dict(kind="scenes", seed=1_000_000, size=2000, image_size=384), tiles=(1,)),
       stages=_stages(
         target,
-        [_questions(seed, image_size=384, lengths=(128, 192, 256, 384, 512, 1024, 2048)) for seed in (1, 11)],
-        [optim | dict(learning_rate=1e-3), optim | dict(learning_rate=2e-4)],
-        [train | dict(steps=2000), train | dict(steps=4000)],
+        dict(
+          data=_scenes(1, kind="skills", turns=5, image_size=384) | shape | dict(targets=64),
+          optim=optim | dict(learning_rate=1e-3),
+          train=train | dict(steps=2000),
+        ),
+        dict(
+          data=_scenes(11, kind="scenes", image_size=384) | shape | dict(targets=2),
+          optim=optim | dict(learning_rate=2e-4),
+          train=train | dict(steps=4000),
+        ),
       ),
     )
   )
 
 
 def _tiny(target: str) -> ConfigDict:
-  """Mostly Relation, as in configs/lora.py; of the connector first the words that image tokens are to say."""
+  """Image tokens first say what they show, in words of the model; then mostly Relation, as in lora.py."""
   muon = dict(name="muon", schedule="cosine", warmup_steps=30, kwargs=dict(consistent_rms=0.2, adam_b2=0.98))
-  train = dict(batch_size=16, log_every=20, validate_every=300, checkpoint_every=100)
-  data = [_questions(seed, image_size=96, lengths=(136, 152, 208)) for seed in (1, 11)]
-  for part in data:
-    for group in ("sources", "validation"):
-      part[group]["scenes"]["tasks"] = dict(Relation=0.75, Count=0.25)
+  train = dict(log_every=20, validate_every=300, checkpoint_every=100)
+  dense = words(objects=True, color=0.7, shape=1.5, row=0.3, column=0.3)
+  kinds = dict(Relation=0.75, Count=0.25)
   return ConfigDict(
     dict(
       name="eyes-tiny",
@@ -115,30 +126,31 @@ def _tiny(target: str) -> ConfigDict:
       log=dict(tensorboard=False),
       stages=_stages(
         target,
-        data,
-        [muon | dict(learning_rate=4e-3), muon | dict(learning_rate=2e-3)],
-        [train | dict(steps=300), train | dict(steps=300)],
+        dict(
+          data=_scenes(1, kind="skills", turns=5) | dict(lengths=(160, 208), tiles=(1,), targets=32),
+          losses={name: to_dict(term) for name, term in {"answer": LossConfig(), **dense}.items()},
+          optim=muon | dict(learning_rate=4e-3),
+          train=train | dict(steps=400, batch_size=16),
+        ),
+        dict(
+          data=_scenes(11, kind="scenes", image_size=96, tasks=kinds)
+          | dict(lengths=(136, 152, 208), tiles=(1,), targets=2),
+          optim=muon | dict(learning_rate=4e-3),
+          train=train | dict(steps=600, batch_size=16),
+        ),
       ),
     )
   )
 
 
-def _stages(target: str, data: list, optim: list, train: list) -> dict:
+def _stages(target: str, first: dict, second: dict) -> dict:
   """The connector alone, then adapters with it; the second sees other worlds than the first."""
-  lora = dict(method="lora", target=target, rank=16, alpha=32.0, dropout=0.05, full=CONNECTOR)
   alone = dict(method="none", target="", full=CONNECTOR)
-  settings = zip((alone, lora), data, optim, train, strict=True)
-  stages = [dict(zip(("peft", "data", "optim", "train"), stage, strict=True)) for stage in settings]
-  return dict(zip(("1-connector", "2-lora"), stages, strict=True))
+  lora = dict(method="lora", target=target, rank=16, alpha=32.0, dropout=0.05, full=CONNECTOR)
+  return {"1-connector": dict(peft=alone) | first, "2-lora": dict(peft=lora) | second}
 
 
-def _questions(seed: int, image_size: int, lengths: tuple[int, ...]) -> dict:
-  """Endless questions of all four kinds; worlds of other seeds are held out."""
-  return dict(
-    sources=dict(scenes=dict(kind="scenes", seed=seed, image_size=image_size)),
-    validation=dict(scenes=dict(kind="scenes", seed=2, image_size=image_size)),
-    validation_size=256,
-    lengths=lengths,
-    tiles=(1,),
-    targets=2,
-  )
+def _scenes(seed: int, **source) -> dict:
+  """Endless rendered scenes; worlds of other seeds are held out."""
+  sources = {name: dict(scenes=dict(source, seed=s)) for name, s in (("sources", seed), ("validation", 2))}
+  return sources | dict(validation_size=256)

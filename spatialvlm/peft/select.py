@@ -18,21 +18,28 @@ Path = tuple[Any, ...]
 def parameter_paths(vlm: nnx.Module) -> dict[str, Path]:
   """Hugging Face name -> path of every base parameter, adapters left out.
 
-  A parameter that checkpoints of the family do not hold goes by its own dotted path.
+  A parameter that checkpoints of the family do not hold, or hold in one tensor with another (SwiGLU's
+  `weights_in`), goes by its own dotted path.
   """
-  paths = {}
+  named: dict[str, list[Path]] = {}
   for path, variable in nnx.iter_graph(vlm):
     if isinstance(variable, nnx.Param) and not isinstance(variable, nnx.LoRAParam):
       dotted = ".".join(map(str, path))
-      paths[rules.to_module(dotted, vlm.config.family) or dotted] = path
-  return paths
+      named.setdefault(rules.to_module(dotted, vlm.config.family) or dotted, []).append(path)
+  return {
+    name if len(paths) == 1 else ".".join(map(str, path)): path
+    for name, paths in named.items()
+    for path in paths
+  }
 
 
 def linear_paths(vlm: nnx.Module) -> dict[str, Path]:
-  """Hugging Face module name -> path of every linear layer, adapted ones included."""
+  """Hugging Face module name -> path of every linear layer that is one there too, adapted ones included."""
   linears = {path for path, module in nnx.iter_modules(vlm) if isinstance(module, nnx.Linear)}
   named = ((name, path[:-1]) for name, path in parameter_paths(vlm).items() if path[-1] == "kernel")
-  return {name.removesuffix(".weight"): path for name, path in named if path in linears}
+  return {
+    name.removesuffix(".weight"): path for name, path in named if path in linears and name.endswith(".weight")
+  }
 
 
 def get(root: Any, path: Path) -> Any:

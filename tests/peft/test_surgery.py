@@ -11,9 +11,11 @@ from flax import nnx
 from spatialvlm import peft
 from spatialvlm.config import PeftConfig
 from spatialvlm.core import axes
+from spatialvlm.models import registry
 from spatialvlm.models.vlm import Vlm
-from spatialvlm.peft import select
+from spatialvlm.peft import select, surgery
 from spatialvlm.types import UserError
+from tests import tiny_model
 from tests.peft import support
 
 
@@ -222,3 +224,28 @@ def test_merging_into_bfloat16_rounds_once(dora):
     exact *= np.float64(layer.magnitude[...]) / np.linalg.norm(exact, axis=0)
   np.testing.assert_allclose(np.float64(plain.kernel[...]), exact, rtol=2**-8, atol=1e-6)
   assert vlm.vision.norm.scale.get_raw_value().dtype == jnp.float32
+
+
+def test_halves_of_one_tensor_are_no_layers_of_their_own():
+  """DINOv2's SwiGLU keeps gate and value in one tensor: trained in full by their own paths, never adapted."""
+  encoder = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "use_swiglu_ffn": True}
+  encoder |= {"model_type": "dinov2", "image_size": 16, "patch_size": 4, "mlp_ratio": 2}
+  colours = {"mean": [0.5] * 3, "std": [0.5] * 3}
+  source = {
+    "model_type": "spatialvlm",
+    "base": tiny_model.config_json(),
+    "encoders": [{"family": "dinov2-swiglu", "config": encoder, **colours}],
+    "tile": {"size": 16, **colours},
+    "connector": {"factor": 2},
+  }
+  family = registry.family(registry.family_of(source, "test"))
+  config = family.parse_config(source, dtype="float32", attention="xla", where="test")
+  vlm = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
+  found = surgery.plan(vlm, PeftConfig(target="encoders.*"))
+  layers = {name.removeprefix("encoders.0.encoder.layer.0.") for name in found}
+  attention = {f"attention.attention.{part}" for part in ("query", "key", "value")}
+  assert layers == attention | {"attention.output.dense", "mlp.weights_out"}
+  own = "vision.encoders.0.stack.layers.0.mlp."
+  found = select.parameter_paths(vlm)
+  assert {f"{own}{part}_proj.{kind}" for part in ("gate", "up") for kind in ("kernel", "bias")} < set(found)
+  assert len(found) == len(nnx.to_flat_state(nnx.state(vlm, nnx.Param)))

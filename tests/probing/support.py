@@ -23,10 +23,16 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "encoders"
 SIZES = dict(
   hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, image_size=96
 )
+# Channels' means and deviations: transformers' defaults of each processor.
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+CLIP = {
+  "image_mean": [0.48145466, 0.4578275, 0.40821073],
+  "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 KINDS = {
-  "siglip": ("siglip_vision_model", {"image_processor_type": "SiglipImageProcessor"}),
-  "clip": ("clip_vision_model", {"image_processor_type": "CLIPImageProcessor"}),
-  "dinov2": ("dinov2", {"image_processor_type": "BitImageProcessor"}),
+  "siglip": ("siglip_vision_model", {"image_processor_type": "SiglipImageProcessor"} | HALF),
+  "clip": ("clip_vision_model", {"image_processor_type": "CLIPImageProcessor"} | CLIP),
+  "dinov2": ("dinov2", {"image_processor_type": "BitImageProcessor"} | CLIP),
 }
 
 

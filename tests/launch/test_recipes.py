@@ -1,0 +1,62 @@
+"""Recipes of ours: what they name exists in every family."""
+
+import pathlib
+import re
+
+import pytest
+
+from spatialvlm import hub
+from spatialvlm.config import PeftConfig, RunConfig
+from spatialvlm.configs import encoders, lora
+from spatialvlm.hub import rules
+from spatialvlm.launch import _main
+from spatialvlm.models.registry import ENCODERS, FAMILIES
+from spatialvlm.peft import surgery
+from spatialvlm.types import UserError
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "internvl", "paligemma", "paligemma2"])
+def test_linear_layers_of_every_decoder(family):
+  vlm = hub.load_model(FIXTURES / family)
+  plans = [surgery.plan(vlm, PeftConfig(target=t)) for t in (lora.EVERY_LINEAR, encoders.DECODER)]
+  layers = {name.rpartition(".")[2] for name in plans[0]}
+  assert plans[0] == plans[1] and len(plans[0]) == 7 * 2 and not any("vision" in name for name in plans[0])
+  assert layers == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+  assert len(surgery.plan(vlm, PeftConfig())) == 4 * 2  # what a config that says nothing adapts
+
+
+def test_linear_layers_of_every_encoder():
+  parts = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+  for encoder in (*ENCODERS, *(f"{family}/vision" for family in FAMILIES)):
+    for part in parts:
+      name = rules.module_to_hf(f"vision.encoders.1.stack.layers.3.{part}", f"smolvlm+dinov2+{encoder}")
+      fused = name.endswith("weights_in")  # gate and value in one tensor: no layer that PEFT could adapt here
+      assert name.startswith("encoders.1.") and bool(re.fullmatch(encoders.TOWER, name)) != fused, name
+      assert not re.fullmatch(encoders.DECODER, name), name
+
+
+def test_encoders_by_short_names_hub_ids_and_folders():
+  read = lambda arg: _main.load_config(f"encoders:{arg}", [], RunConfig)
+  config = read("encoder=own+dinov2-small+/models/my-vit,lora_encoder=true,base=OpenGVLab/InternVL3-1B-hf")
+  assert config.model.encoders == ("own", "facebook/dinov2-small", "/models/my-vit")
+  assert (
+    config.model.path == "OpenGVLab/InternVL3-1B-hf" and config.name == "eyes-500m-own+dinov2-small+my-vit"
+  )
+  assert list(config.stages) == ["1-connector", "2-lora"]
+  assert config.stages["2-lora"].peft.target == f"{encoders.DECODER}|{encoders.TOWER}"
+  assert config.stages["1-connector"].peft.method == "none"
+  tiny = read("tiny,encoder=siglip")
+  assert tiny.model.encoders == ("google/siglip-base-patch16-224",)
+  assert (
+    tiny.stages["2-lora"].peft.target == encoders.DECODER and "shape" in tiny.stages["1-connector"].losses
+  )
+  for arg, message in (
+    ("tiny", "name the encoder, e.g. .*known: siglip, .*own"),
+    ("encoder=a++b", "an empty name beside a +"),
+    ("encoder=own,size=3", "cannot read 'size=3'; known: encoder=NAME"),
+    ("encoder=own,lora_encoder=yes", "cannot read 'lora_encoder=yes'"),
+  ):
+    with pytest.raises(UserError, match=message):
+      read(arg)
