@@ -23,3 +23,22 @@ def few_optimizations(request):
   jax.config.update("jax_disable_most_optimizations", few)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def one_device_unless_asked():
+  """A run that names no mesh takes the first of the eight devices: programs over all are slow to compile."""
+  import jax
+
+  from spatialvlm.config import MeshConfig
+  from spatialvlm.core import axes
+
+  original = axes.make_mesh
+
+  def make_mesh(sizes, devices=None):
+    alone = devices is None and sizes == MeshConfig()
+    return original(sizes, jax.devices()[:1] if alone else devices)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(axes, "make_mesh", make_mesh)
+    yield

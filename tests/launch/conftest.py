@@ -6,8 +6,7 @@ import jax
 import pytest
 
 from spatialvlm import hub, peft
-from spatialvlm.config import MeshConfig, PeftConfig
-from spatialvlm.core import axes
+from spatialvlm.config import PeftConfig
 from spatialvlm.data.cvbench import write_cvbench
 from tests.evaluation.support import questions
 from tests.launch import bad_files, command
@@ -52,18 +51,9 @@ def compiled_once(tmp_path_factory):
     jax.config.update(name, value)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_device_unless_asked():
-  """A run that names no mesh takes the first of the eight devices: programs over all are slow to compile."""
-  original = axes.make_mesh
-
-  def make_mesh(sizes, devices=None):
-    alone = devices is None and sizes == MeshConfig()
-    return original(sizes, jax.devices()[:1] if alone else devices)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(axes, "make_mesh", make_mesh)
-    yield
+@pytest.fixture(scope="module", autouse=True)
+def few_devices(one_device_unless_asked):
+  pass
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,7 @@ def test_choices_have_their_log_probabilities(made):
 
 
 @pytest.fixture(scope="module")
-def trained(made, tmp_path_factory):
+def trained(made, one_device_unless_asked, tmp_path_factory):
   """A run of LoRA, scored before and after; its workdir."""
   _, folder, _, _ = made
   data = tmp_path_factory.mktemp("data")
