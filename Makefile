@@ -1,6 +1,6 @@
 # Needs nothing but make and Python 3.11 or newer; every target makes what it needs.
 #   make train    trains and scores the small model that ships with the project, minutes on two cores
-#   make test     the tests;   make oracle   the comparisons with PyTorch;   make lint   style
+#   make test     the tests;   make oracle   the comparisons with PyTorch, and slow tests;   make lint   style
 #   make full-size   those of full shapes up to 3B parameters, which need 16 GiB of memory
 
 PYTHON ?= python3
@@ -30,10 +30,11 @@ train: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/lora.py:tiny
 
 test: $(VENV)/.installed-dev
-	$(PYTEST) --ignore=tests/oracle $(PYTEST_ARGS)
+	$(PYTEST) --ignore=tests/oracle -m "not slow" $(PYTEST_ARGS)
 
 oracle: $(VENV)/.installed-oracle
 	$(PYTEST) tests/oracle -m "not large" $(PYTEST_ARGS)
+	$(PYTEST) --ignore=tests/oracle -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: PYTEST_ARGS leaves none of them
 
 # One process, so that two models never stand in memory at once; optimized, since it computes more than it compiles.
 full-size: $(VENV)/.installed-oracle

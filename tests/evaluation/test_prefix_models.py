@@ -42,6 +42,7 @@ def setting(tmp_path_factory):
   return other, Prefixed(processor), support.questions(count=3, images=2)
 
 
+@pytest.mark.slow
 def test_scores_and_answers_are_those_of_the_plain_model(setting):
   vlm, encoder, questions = setting
   config = ScoreConfig(

@@ -60,6 +60,7 @@ def plain():
   return make("float32", remat=False)
 
 
+@pytest.mark.slow
 def test_recomputing_activations_changes_no_number(plain):
   step, state, frozen, batch, _ = plain
   new, metrics = step(state, frozen, batch)
