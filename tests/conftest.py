@@ -12,6 +12,7 @@ import pytest
 COMPILING = {"core", "models", "peft", "test_api.py", "test_encoder.py", "test_generation.py", "test_vlm.py"}
 COMPILING |= {"test_assemble.py", "test_evaluate.py", "test_passes.py", "test_prefix_models.py"}
 COMPILING |= {"test_stages.py", "test_step.py"}
+_CHOSEN = {"few": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,9 +21,11 @@ def few_optimizations(request):
   import jax
 
   few = not COMPILING.isdisjoint(request.path.parts)
+  if few != _CHOSEN["few"]:
+    # Else programs of the other kind stay in memory, and a process of its own would not give the same bits.
+    jax.clear_caches()
   jax.config.update("jax_disable_most_optimizations", few)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+  _CHOSEN["few"] = few
 
 
 @pytest.fixture(scope="module")
