@@ -53,7 +53,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_devices(one_device_unless_asked):
-  pass
+  """Of all tests of commands."""
 
 
 @pytest.fixture(scope="session")

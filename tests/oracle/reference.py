@@ -1,10 +1,17 @@
-"""Small SmolVLMs of transformers with all parameters random, and inputs that try every layout of a prompt."""
+"""Small models of transformers with all parameters random, inputs of every layout of a prompt, and checks."""
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 import transformers
+from flax import nnx
+
+from spatialvlm.hub import rules
+from tests.models.support import answer_loss, batch_of, jit
 
 IMAGE = 60  # image_token_id of the small vocabularies here
 SIZES = {
@@ -180,3 +187,42 @@ def tensors(case: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def logits(model, case: dict[str, np.ndarray]) -> np.ndarray:
   with torch.no_grad():
     return model(**tensors(case)).logits.numpy()
+
+
+def assert_close(ours, theirs, relative=1e-5):
+  ours, theirs = np.asarray(ours), np.asarray(theirs)
+  assert ours.shape == theirs.shape
+  assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
+
+
+def real(case):
+  return case["attention_mask"].astype(bool)
+
+
+def assert_loss_and_gradients(theirs, ours, given, case, labels) -> None:
+  """The loss, and the gradient of every parameter, by the names of transformers' modules.
+
+  Args:
+    given, case: the same arrays as theirs and as ours take them.
+  """
+  theirs.zero_grad()
+  wanted = theirs(**tensors(given), labels=torch.tensor(labels)).loss
+  wanted.backward()
+  graphdef, params = nnx.split(ours)
+  batch = batch_of(case, IMAGE)
+  loss = lambda params: answer_loss(nnx.merge(graphdef, params)(batch), jnp.asarray(labels))
+  got, grads = jit(jax.value_and_grad(loss))(params)
+  assert float(got) == pytest.approx(float(wanted.detach()), rel=1e-5)
+  family = ours.config.family
+  reached = dict(theirs.named_parameters())
+  flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(grads)}
+  assert {rules.to_module(path, family) for path in flat} == set(reached)
+  largest = max(float(p.grad.abs().max()) for p in reached.values() if p.grad is not None)
+  for path, value in flat.items():
+    theirs_grad = reached[rules.to_module(path, family)].grad
+    ours_grad = rules.to_file(np.asarray(value[...]), path, family)
+    if theirs_grad is None:
+      assert not ours_grad.any(), path
+      continue
+    scale = max(float(theirs_grad.abs().max()), 1e-3 * largest)
+    assert np.abs(ours_grad - theirs_grad.numpy()).max() <= 1e-4 * scale, path

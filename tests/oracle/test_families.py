@@ -13,8 +13,9 @@ from spatialvlm import hub
 from spatialvlm.core.masks import attention_mask, positions
 from spatialvlm.hub import rules
 from spatialvlm.types import Features
-from tests.models.support import answer_loss, batch_of, call, jit
+from tests.models.support import batch_of, call, jit
 from tests.oracle import reference
+from tests.oracle.reference import assert_close, real
 
 BUILD = {
   "internvl": lambda: reference.build_internvl(),
@@ -40,16 +41,6 @@ def cases_of(model, name, suffix=4):
   if model.config.prefix_lm:
     case = reference.typed(case, suffix)
   return reference.flat(case), case
-
-
-def assert_close(ours, theirs, relative=1e-5):
-  ours, theirs = np.asarray(ours), np.asarray(theirs)
-  assert ours.shape == theirs.shape
-  assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
-
-
-def real(case):
-  return case["attention_mask"].astype(bool)
 
 
 def test_image_tokens(pair):
@@ -101,27 +92,7 @@ def test_loss_and_gradients(pair, name):
   labels = reference.labels_of(case)
   if ours.config.prefix_lm:
     labels = np.where(case["token_type_ids"] == 1, labels, -100)
-  theirs.zero_grad()
-  wanted = theirs(**reference.tensors(given), labels=torch.tensor(labels)).loss
-  wanted.backward()
-  graphdef, params = nnx.split(ours)
-  batch = batch_of(case, reference.IMAGE)
-  loss = lambda params: answer_loss(nnx.merge(graphdef, params)(batch), jnp.asarray(labels))
-  got, grads = jit(jax.value_and_grad(loss))(params)
-  assert float(got) == pytest.approx(float(wanted.detach()), rel=1e-5)
-  family = ours.config.family
-  reached = dict(theirs.named_parameters())
-  flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(grads)}
-  assert {rules.to_module(path, family) for path in flat} == set(reached)
-  largest = max(float(p.grad.abs().max()) for p in reached.values() if p.grad is not None)
-  for path, value in flat.items():
-    theirs_grad = reached[rules.to_module(path, family)].grad
-    ours_grad = rules.to_file(np.asarray(value[...]), path, family)
-    if theirs_grad is None:
-      assert not ours_grad.any(), path
-      continue
-    scale = max(float(theirs_grad.abs().max()), 1e-3 * largest)
-    assert np.abs(ours_grad - theirs_grad.numpy()).max() <= 1e-4 * scale, path
+  reference.assert_loss_and_gradients(theirs, ours, given, case, labels)
 
 
 @pytest.mark.parametrize("name", ["left", "right", "text"])

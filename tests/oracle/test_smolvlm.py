@@ -3,22 +3,20 @@
 import dataclasses
 import logging
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 
 from spatialvlm import hub
 from spatialvlm.core.masks import attention_mask, positions
 from spatialvlm.core.rope import rope_angles
-from spatialvlm.hub import rules
 from spatialvlm.models.positions import position_ids
 from spatialvlm.models.registry import FAMILIES
 from spatialvlm.types import Features
-from tests.models.support import answer_loss, batch_of, call, jit
+from tests.models.support import batch_of, call, jit
 from tests.oracle import reference
+from tests.oracle.reference import assert_close, real
 
 CASES = reference.cases()
 
@@ -31,16 +29,6 @@ def pair(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp(family)
   theirs.save_pretrained(folder)
   return theirs, hub.load_model(folder), folder
-
-
-def assert_close(ours, theirs, relative=1e-5):
-  ours, theirs = np.asarray(ours), np.asarray(theirs)
-  assert ours.shape == theirs.shape
-  assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
-
-
-def real(case):
-  return case["attention_mask"].astype(bool)
 
 
 @pytest.mark.parametrize(
@@ -104,27 +92,7 @@ def test_logits(pair, name, shared):
 def test_loss_and_gradients(pair, name):
   theirs, ours, _ = pair
   case, labels = CASES[name], reference.labels_of(CASES[name])
-  theirs.zero_grad()
-  wanted = theirs(**reference.tensors(case), labels=torch.tensor(labels)).loss
-  wanted.backward()
-  graphdef, params = nnx.split(ours)
-  batch = batch_of(case, reference.IMAGE)
-  loss = lambda params: answer_loss(nnx.merge(graphdef, params)(batch), jnp.asarray(labels))
-  got, grads = jit(jax.value_and_grad(loss))(params)
-  assert float(got) == pytest.approx(float(wanted.detach()), rel=1e-5)
-  family = ours.config.family
-  reached = dict(theirs.named_parameters())
-  flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(grads)}
-  assert {rules.to_hf(path, family) for path in flat} == set(reached)
-  largest = max(float(p.grad.abs().max()) for p in reached.values() if p.grad is not None)
-  for path, value in flat.items():
-    theirs_grad = reached[rules.to_hf(path, family)].grad
-    ours_grad = rules.to_file(np.asarray(value[...]), path, family)
-    if theirs_grad is None:
-      assert not ours_grad.any(), path
-      continue
-    scale = max(float(theirs_grad.abs().max()), 1e-3 * largest)
-    assert np.abs(ours_grad - theirs_grad.numpy()).max() <= 1e-4 * scale, path
+  reference.assert_loss_and_gradients(theirs, ours, case, case, labels)
 
 
 @pytest.mark.parametrize("name", ["left", "right", "text"])
