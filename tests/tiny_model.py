@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm import hub
-from spatialvlm.models.registry import FAMILIES
+from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.vlm import Vlm
 from tests.tiny_processor import tokenizer, write_processor
 

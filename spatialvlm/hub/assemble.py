@@ -24,8 +24,9 @@ from spatialvlm.hub.save import tensors_of, write_folder
 from spatialvlm.hub.tensors import DTYPES, Entry, Lazy
 from spatialvlm.models.connector import Connector
 from spatialvlm.models.encoders import VisionConfig
+from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.joined import nearest
-from spatialvlm.models.registry import FAMILIES, JOINED, encoder_config, family, family_of
+from spatialvlm.models.registry import JOINED, encoder_config, family, family_of
 from spatialvlm.models.vlm import VlmConfig
 from spatialvlm.types import UserError
 

@@ -19,6 +19,7 @@ from spatialvlm.hub.resolve import read_entries, read_json, resolve, weight_file
 from spatialvlm.hub.tensors import DTYPES, Entry
 from spatialvlm.models import registry
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
+from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.types import UserError
 
@@ -76,7 +77,7 @@ def load_encoder(
   source = read_json(folder / "config.json")
   if source.get("model_type") == registry.JOINED:
     raise UserError(f"{folder}: a model whose encoder was replaced or joined; load the encoder's own folder")
-  if source.get("model_type") in registry.FAMILIES:
+  if source.get("model_type") in FAMILIES:
     whole = read_config(folder, dtype=dtype, attention=attention)
     config = EncoderConfig(f"{whole.family}/vision", whole.vision, dtype, source)
   else:

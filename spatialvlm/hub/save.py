@@ -18,7 +18,8 @@ from flax import nnx
 from spatialvlm.hub import rules
 from spatialvlm.hub.tensors import Lazy, write_sharded
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
-from spatialvlm.models.registry import ENCODERS, FAMILIES, JOINED
+from spatialvlm.models.families import ENCODERS, FAMILIES
+from spatialvlm.models.registry import JOINED
 from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.types import UserError
 

@@ -69,7 +69,7 @@ class EncoderConfig:
   """An encoder that stands alone.
 
   Attributes:
-    family: key of `models.registry.ENCODERS`.
+    family: key of `models.families.ENCODERS`.
     dtype: "float32" or "bfloat16", of weights and activations.
     source: the checkpoint's own config.json, of the vision part alone, kept for saving.
   """

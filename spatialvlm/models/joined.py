@@ -23,7 +23,7 @@ class Eye:
   """One encoder of several.
 
   Attributes:
-    family: key of `models.registry.CHECKPOINTS`.
+    family: key of `models.families.CHECKPOINTS`.
     scale, shift: of each channel, from the pixels as the model's processor normalises them to those that this
       encoder was trained on: pixels * scale + shift.
   """

@@ -17,7 +17,7 @@ from spatialvlm.core.axes import make_mesh
 from spatialvlm.hub import rules, tensors
 from spatialvlm.hub.load import match
 from spatialvlm.hub.resolve import read_entries
-from spatialvlm.models.registry import FAMILIES
+from spatialvlm.models.families import FAMILIES
 from spatialvlm.types import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -10,7 +10,7 @@ from spatialvlm.config import PeftConfig, RunConfig
 from spatialvlm.configs import encoders, lora
 from spatialvlm.hub import rules
 from spatialvlm.launch import _main
-from spatialvlm.models.registry import ENCODERS, FAMILIES
+from spatialvlm.models.families import ENCODERS, FAMILIES
 from spatialvlm.peft import surgery
 from spatialvlm.types import UserError
 

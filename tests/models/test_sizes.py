@@ -12,6 +12,7 @@ from spatialvlm.models.encoders import VisionEncoder
 from spatialvlm.models.registry import encoder_config
 from spatialvlm.probing import cost
 
+SMALL = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536)
 BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
 LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 SO400M = dict(hidden_size=1152, num_hidden_layers=27, num_attention_heads=16, intermediate_size=4304)
@@ -20,6 +21,10 @@ SO400M = dict(hidden_size=1152, num_hidden_layers=27, num_attention_heads=16, in
 def _dino(width: int, depth: int, heads: int, **more) -> dict:
   sizes = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads)
   return dict(model_type="dinov2", image_size=518, patch_size=14, mlp_ratio=4) | sizes | more
+
+
+def _dino3(sizes: dict) -> dict:
+  return dict(model_type="dinov3_vit", image_size=224, patch_size=16, num_register_tokens=4) | sizes
 
 
 def _siglip(image: int, patch: int, sizes: dict) -> dict:
@@ -36,6 +41,14 @@ PUBLISHED = {
   "dinov2-base": (_dino(768, 12, 12), 86_580_480),
   "dinov2-large": (_dino(1024, 24, 16), 304_368_640),
   "dinov2-giant": (_dino(1536, 40, 24, use_swiglu_ffn=True), 1_136_480_768),
+  "dinov2-with-registers-base": (
+    _dino(768, 12, 12, model_type="dinov2_with_registers", num_register_tokens=4),
+    86_583_552,
+  ),
+  "dinov3-vits16": (_dino3(SMALL), 21_596_544),
+  "dinov3-vitb16": (_dino3(BASE), 85_660_416),
+  "dinov3-vitl16": (_dino3(LARGE), 303_129_600),
+  "siglip-base-224": (_siglip(224, 16, BASE), 85_797_120),
   "siglip-base-512": (_siglip(512, 16, BASE), 86_433_024),
   "siglip-so400m-384": (_siglip(384, 14, SO400M), 412_987_248),
   "clip-vit-base-patch16": (_clip(224, 16, BASE), 85_799_424),

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from spatialvlm.core.axes import batch_sharding, create_sharded, make_mesh
-from spatialvlm.models.registry import FAMILIES
+from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import Batch
 from tests.models.support import answer_loss, batch_of, call, jit

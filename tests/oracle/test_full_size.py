@@ -1,4 +1,4 @@
-"""Full shapes with random weights: logits against transformers, and memory of the load."""
+"""Full shapes with random weights: logits and tokens against transformers, and memory of the load."""
 
 import gc
 import importlib.util
@@ -11,9 +11,11 @@ import torch
 import transformers
 from flax import nnx
 
-from spatialvlm import hub
+from spatialvlm import hub, load_encoder
 from tests.models.support import batch_of
+from tests.models.test_sizes import PUBLISHED
 from tests.oracle import reference
+from tests.oracle.test_sizes import CLASSES
 
 ROOT = Path(__file__).parents[2]
 SHAPE = ROOT / "benchmarks" / "smolvlm-500m"
@@ -115,6 +117,30 @@ def test_logits_of_other_families(name, tmp_path):
 
   got = np.asarray(last(state, batch_of(case, image)))
   assert np.abs(got - wanted).max() <= 1e-4 * max(1.0, np.abs(wanted).max() / 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=[pytest.mark.large] if PUBLISHED[n][1] > 1e8 else []) for n in PUBLISHED]
+)
+def test_tokens_of_encoders(name, tmp_path):
+  """Every published shape on one image of 224 pixels, so positions of many are resampled, or its own size."""
+  source, count = PUBLISHED[name]
+  config_class, model_class, more = CLASSES[source["model_type"]]
+  settings = {key: value for key, value in source.items() if key != "model_type"}
+  theirs = model_class(config_class(**settings, **more)).eval()
+  reference.randomise(theirs, seed=0)
+  assert sum(p.numel() for p in theirs.parameters()) == count
+  theirs.save_pretrained(tmp_path)
+  side = 224 if source["model_type"].startswith("dino") else np.ravel(source["image_size"])[0]
+  pixels = np.random.default_rng(1).uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
+  with torch.no_grad():
+    wanted = theirs(torch.tensor(pixels)).last_hidden_state.numpy()
+  del theirs
+  gc.collect()
+  got = np.asarray(load_encoder(tmp_path)(pixels))
+  assert got.shape == wanted.shape
+  assert np.abs(got - wanted).max() <= 2e-5 * max(1.0, np.abs(wanted).max() / 10)
 
 
 @pytest.mark.slow

@@ -5,13 +5,20 @@ import torch
 import transformers
 from flax import nnx
 
-from spatialvlm.models.registry import FAMILIES, family_of
+from spatialvlm.models.families import FAMILIES
+from spatialvlm.models.registry import family_of
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.probing import cost
 from tests.models.test_sizes import BASE, LARGE, PUBLISHED, SO400M
 
 CLASSES = {
   "dinov2": (transformers.Dinov2Config, transformers.Dinov2Model, {}),
+  "dinov2_with_registers": (
+    transformers.Dinov2WithRegistersConfig,
+    transformers.Dinov2WithRegistersModel,
+    {},
+  ),
+  "dinov3_vit": (transformers.DINOv3ViTConfig, transformers.DINOv3ViTModel, {}),
   "siglip_vision_model": (
     transformers.SiglipVisionConfig,
     transformers.SiglipVisionModel,

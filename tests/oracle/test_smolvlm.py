@@ -11,8 +11,8 @@ import torch
 from spatialvlm import hub
 from spatialvlm.core.masks import attention_mask, positions
 from spatialvlm.core.rope import rope_angles
+from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.positions import position_ids
-from spatialvlm.models.registry import FAMILIES
 from spatialvlm.types import Features
 from tests.models.support import batch_of, call, jit
 from tests.oracle import reference

@@ -9,7 +9,7 @@ from flax import nnx
 
 from spatialvlm import peft
 from spatialvlm.core.axes import sharding_of
-from spatialvlm.models.registry import FAMILIES
+from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import Batch
 from tests import tiny_model

@@ -12,7 +12,7 @@ from flax import nnx
 from spatialvlm import peft
 from spatialvlm.config import MeshConfig, PeftConfig
 from spatialvlm.core import axes
-from spatialvlm.models.registry import FAMILIES
+from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.training import fit as fit_lib
 from spatialvlm.training import state as state_lib
