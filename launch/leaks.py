@@ -42,7 +42,10 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
   if output:  # before minutes are spent
     with workdir_lib.writing(output):
       output.parent.mkdir(parents=True, exist_ok=True)
-  benchmark = leaks.Benchmark(cvbench.open_cvbench(_BENCHMARK.value, split=_SPLIT.value))
+  questions = cvbench.open_cvbench(_BENCHMARK.value, split=_SPLIT.value, partial=True)
+  if questions.note:
+    print(f"note: {questions.note}", flush=True)
+  benchmark = leaks.Benchmark(questions)
   found, looked = [], {}
   for name, source in opened.items():
     limit = _SCAN.value or (ENDLESS_SCAN if len(source) == mixture.ENDLESS else 0)

@@ -23,6 +23,8 @@ def main(arguments: Sequence[str]) -> None:
   folder = pathlib.Path(arguments[0]).expanduser()
   found = rescore.write(folder)
   report.show(report.rich(run_tables.protocols(found["summary"])))
+  if others := run_page.published(folder):
+    report.show(report.rich(run_tables.published(found["summary"], others)))
   if found["extractors"]:
     report.show(report.rich(rescore.table(found)))
   print(f"all of it: {folder / rescore.FILE}; report: {folder / run_page.PAGE}")

@@ -101,6 +101,7 @@ class SourceConfig:
     tasks: kinds of question, or skills, that are drawn, with weights; empty for all alike.
     seed: of rendered worlds, and of shuffled choices. Held-out worlds have another seed than trained ones.
     size: number of examples; 0 for all that there are.
+    partial: of kind "cvbench": take a local copy that lacks questions or has them in another order.
     image_size: pixels of rendered images.
     turns: questions asked about one image in one conversation.
     image_root: folder of images that the data name. Of kind "hf" it is the data's own folder unless it is
@@ -122,6 +123,7 @@ class SourceConfig:
   tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
   seed: int = 0
   size: int = 0
+  partial: bool = False
   image_size: int = 96
   turns: int = 1
   image_root: str = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -33,6 +34,7 @@ HUB_FILES = ("test_2d.parquet", "test_3d.parquet")
 ROW_ORDER = "02535f1c609db8bba7c6bd64d9a78b9aa3d0fa3a"
 """SHA-1 over the comma-joined `idx` of all rows of that revision, in order: 0, 1, ... to the last."""
 QUESTIONS = 2638
+SOURCES = {"ADE20K": 633, "COCO": 805, "Omni3D": 1200}
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SPLIT_FILE = re.compile(r"(train|test|validation|val|dev)(?=[-_.])")
@@ -53,7 +55,7 @@ class CVBench(Sequence[Question]):
   Attributes:
     row_order: SHA-1 over the comma-joined `idx`, to be kept with any result.
     ids: the `idx` of all questions, in order.
-    note: a line for people where these seem to be CV-Bench's own questions, but not all or in another order.
+    note: how these differ from the pinned revision's, where they seem to be CV-Bench's own questions.
 
   Raises:
     UserError: a file that cannot be read, a missing column or one of another type, an empty cell where the
@@ -71,6 +73,20 @@ class CVBench(Sequence[Question]):
     self.note = ""
     self._groups: collections.OrderedDict[tuple[Path, int], pa.ChunkedArray] = collections.OrderedDict()
     self._lock = threading.Lock()
+
+  @functools.cached_property
+  def content(self) -> str:
+    """SHA-256 over the bytes of all files, pictures included, to be kept with any result."""
+    digest = hashlib.sha256()
+    for file in self._files:
+      with open(file.path, "rb") as f:
+        digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
+
+  @property
+  def sources(self) -> set[str]:
+    """The `source` of all questions."""
+    return {file.rows[row]["source"] for file, row in self._places}
 
   def __len__(self) -> int:
     return len(self._places)
@@ -98,7 +114,12 @@ class CVBench(Sequence[Question]):
 
 
 def open_cvbench(
-  path: str = "", *, revision: str | None = None, split: str = "test", size: int = 0
+  path: str = "",
+  *,
+  revision: str | None = None,
+  split: str = "test",
+  size: int = 0,
+  partial: bool = False,
 ) -> CVBench:
   """Opens CV-Bench from the hub, or a local file or folder of its schema.
 
@@ -107,17 +128,16 @@ def open_cvbench(
     revision: of the hub repository. CV-Bench itself has a pinned one, whose row order is checked.
     split: where the files of a folder carry a split in their names (`test_2d.parquet`), which are read.
     size: only the first so many rows, 0 for all.
+    partial: takes a local copy of CV-Bench that lacks questions, has more, or has them in another order.
 
   Raises:
-    UserError: nothing there, no network, or what `CVBench` raises.
+    UserError: nothing there, no network, such a copy, or what `CVBench` raises.
   """
   path = os.path.expanduser(path)  # a shell leaves the ~ of --config.data.path=~/x as it is
   if path and Path(path).exists():
     found = CVBench(local_files(Path(path), split), size)
-    # A copy, not another benchmark in this schema; part of one is what `size` asks for.
-    copy = not size and len(found) > QUESTIONS // 2 and max(found.ids) < QUESTIONS
-    if copy and (different := unlike_the_pinned(found.ids)):
-      found.note = f"{path}: not CV-Bench at {HUB_REVISION[:8]}: {different}; compare runs on this copy alone"
+    if not size:
+      _check_copy(found, path, partial)
     return found
   if path and (path.count("/") != 1 or path.startswith((".", "/", "~")) or path.endswith(".parquet")):
     raise UserError(f"{path}: no such file or folder; give a parquet file or a folder in CV-Bench's schema")
@@ -134,6 +154,18 @@ def open_cvbench(
         f" {ROW_ORDER}); the download is damaged: delete it from the Hugging Face cache and start again"
       )
   return CVBench(files, size)
+
+
+def _check_copy(found: CVBench, path: str, partial: bool) -> None:
+  """Refuses what can only be a damaged copy of CV-Bench; what may be a sample of it gets a note."""
+  different = unlike_the_pinned(found.ids) if found.sources == set(SOURCES) else ""
+  if not different:
+    return
+  found.note = f"not CV-Bench at {HUB_REVISION[:8]}: {different}"
+  if len(set(found.ids) & set(range(QUESTIONS))) > QUESTIONS // 2 and not partial:
+    raise UserError(
+      f"{path}: {found.note}; get the files again, or set data.partial=true to score these all the same"
+    )
 
 
 def unlike_the_pinned(ids: Sequence[int]) -> str:

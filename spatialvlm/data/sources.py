@@ -170,7 +170,13 @@ def _scene_questions(config: SourceConfig) -> Sequence[Question]:
 def _cvbench(config: SourceConfig) -> Sequence[Question]:
   from spatialvlm.data.cvbench import open_cvbench
 
-  return open_cvbench(config.path, revision=config.revision, split=config.split, size=config.size)
+  return open_cvbench(
+    config.path,
+    revision=config.revision,
+    split=config.split,
+    size=config.size,
+    partial=config.partial,
+  )
 
 
 def _llava(config: SourceConfig) -> Source:

@@ -27,8 +27,7 @@ def compare(
   """
   changes = statistics.paired(before.rows, after.rows, resamples=config.bootstrap, seed=config.seed)
   if jax.process_index() == 0:
-    shares = [f"{100 * r.summary['scores']['plain']['answered']:.1f} %" for r in (before, after)]
-    table = report.comparison(changes, after.summary, title, f"{shares[0]} before, {shares[1]} after")
+    table = report.comparison(changes, after.summary, title)
     content: dict[str, Any] = {
       "protocol": after.summary["protocol"],
       "official_note": after.summary["official_note"],

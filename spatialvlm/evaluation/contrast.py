@@ -111,6 +111,7 @@ def change_table(first: Run, second: Run, changes: Mapping[str, Mapping[str, Any
         percent(change["after"]),
         Cell(signed(change["difference"]), kind),
         Cell(f"{signed(change['low'])} to {signed(change['high'])}", kind),
+        f"{percent(change['answered_before'])} / {percent(change['answered_after'])}",
         f"{change['gained']} / {change['lost']}" if "gained" in change else "",
         "" if p is None else tables.p_value(p) + ("*" if "p_holm" in change else ""),
         percent(change["detectable"]),
@@ -122,15 +123,16 @@ def change_table(first: Run, second: Run, changes: Mapping[str, Mapping[str, Any
   ends = Cell(
     "", figure=f"<span class='ends'><span>{signed(-reach)}</span><span>{signed(reach)}</span></span>"
   )
-  head = ("", ends, first.name, second.name, "change", "95 % interval", "gained / lost", "p", "detectable")
+  head = ("", ends, first.name, second.name, "change", "95 % interval")
+  head += ("answered", "gained / lost", "p", "detectable", "n")
   note = (
     "In per cent and points. Intervals: bootstrap over images, within sources, with the same draws of both. "
     "p: exact McNemar over questions; with * corrected for the number of tasks (Holm). Detectable: the true "
     "difference that these questions would show in four runs of five. Marked: the interval excludes zero. "
-    f"Answered: {first.name} {percent(_answered(first))}, {second.name} {percent(_answered(second))}."
+    f"Answered: {first.name} / {second.name}."
   )
   title = f"{second.name} against {first.name}"
-  return tables.make(f"changes-{second.name}", title, (*head, "n"), rows, rules, (2, 3, 6, 8, 9), note)
+  return tables.make(f"changes-{second.name}", title, head, rows, rules, (7, 9, 10), note)
 
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -177,10 +179,6 @@ def plot(runs: Sequence[Run], changes: Sequence[Mapping[str, Any]], path: pathli
   figure.savefig(path, dpi=140)
 
 
-def _answered(run: Run) -> float:
-  return sum(row.choice != "" for row in run.rows) / len(run.rows)
-
-
 def _said(row: Prediction) -> dict[str, Any]:
   return {
     "choice": row.choice,
@@ -206,7 +204,10 @@ def _page(
   facts = {run.name: f"{run.folder}, {run.protocol}" for run in runs}
   facts["questions"] = f"{len(runs[0].rows)}, chosen otherwise on {differ}"
   title = f"{', '.join(run.name for run in runs[1:])} against {runs[0].name}"
-  return page.page(title, facts, sections, browser, page.within(pictures))
+  # Where not all fit, those that are to be looked at first stay.
+  changed = {a.idx for a in asked if len({answer.choice for answer in a.answers}) > 1}
+  first = dict(sorted(pictures.items(), key=lambda item: item[0] not in changed))
+  return page.page(title, facts, sections, browser, page.within(first))
 
 
 def _verdict(first: Run, second: Run, changes: Mapping[str, Mapping[str, Any]]) -> str:

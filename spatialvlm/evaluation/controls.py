@@ -102,7 +102,9 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 
 class OtherImages:
-  """Hands each question another question's image: the nearest earlier one of its task on another image.
+  """Hands each question another question's image: the nearest earlier one of its task on another photo.
+
+  CV-Bench draws a question's boxes into the photo, so other pixels may be the same photo still.
 
   The first questions of a task, before which there is none, get the first later one. What a question gets
   depends on the order of the questions alone.
@@ -114,7 +116,7 @@ class OtherImages:
     self._waiting: dict[str, list] = {}
 
   def __call__(self, image: str, question: Question) -> Iterator[tuple[Question, Question]]:
-    """Pairs (question, the question whose image it is shown) that are known now; `image` names pixels."""
+    """Pairs (question, the one whose image it is shown) that are known now; `image` is its `image_name`."""
     task = question.task
     if task in self._last and self._last[task][0] != image:
       self._before[task] = self._last[task][1]

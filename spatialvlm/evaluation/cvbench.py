@@ -8,15 +8,16 @@ and the mean of the tasks (macro).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spatialvlm.data.cvbench import SOURCES
 from spatialvlm.evaluation.records import Prediction
 
 TASKS = ("Count", "Relation", "Depth", "Distance")
-SOURCES = ("ADE20K", "COCO", "Omni3D")
 OFFICIAL = {
   "official": {"source/ADE20K": 0.25, "source/COCO": 0.25, "source/Omni3D": 0.5},
   "official/2D": {"source/ADE20K": 0.5, "source/COCO": 0.5},
@@ -31,12 +32,12 @@ class Aggregation:
   Attributes:
     groups: name -> bool mask over the rows.
     scores: name -> {group: weight}, in the order of display; weights of one score sum to 1.
-    why_not_official: empty, or why the official formula does not apply to these rows.
+    official_note: empty; why the official formula does not apply to these rows; or of what part it is.
   """
 
   groups: Mapping[str, np.ndarray]
   scores: Mapping[str, Mapping[str, float]]
-  why_not_official: str = ""
+  official_note: str = ""
 
   def values(self, correct_N: np.ndarray) -> dict[str, float]:
     """Scores of a vector of correctness (bool, or the chance of being right), float in [0, 1]."""
@@ -54,7 +55,7 @@ def aggregation(rows: Sequence[Prediction]) -> Aggregation:
   for prefix, field, first in (
     ("type", "type", ("2D", "3D")),
     ("task", "task", TASKS),
-    ("source", "source", SOURCES),
+    ("source", "source", tuple(SOURCES)),
     ("source_dataset", "source_dataset", ()),
   ):
     labels = np.array([getattr(row, field) for row in rows], dtype=object)
@@ -62,15 +63,14 @@ def aggregation(rows: Sequence[Prediction]) -> Aggregation:
     for value in found:
       if value:
         groups[f"{prefix}/{value}"] = labels == value
-  why = _why_not_official([row.source for row in rows])
-  scores = dict(OFFICIAL) if not why else {}
+  scores, note = _official(collections.Counter(row.source for row in rows))
   scores |= {name: {name: 1.0} for name in groups}
   tasks = [name for name in groups if name.startswith("task/")]
   if len(tasks) > 1:
     scores["macro"] = dict.fromkeys(tasks, 1 / len(tasks))
     first = ("official", "official/2D", "official/3D", "plain", "macro")
     scores = {name: scores[name] for name in (*(n for n in first if n in scores), *scores)}
-  return Aggregation(groups, scores, why)
+  return Aggregation(groups, scores, note)
 
 
 def guessing(rows: Sequence[Prediction]) -> np.ndarray:
@@ -78,12 +78,15 @@ def guessing(rows: Sequence[Prediction]) -> np.ndarray:
   return np.array([1.0 / len(row.choices) for row in rows])
 
 
-def _why_not_official(sources: Sequence[str]) -> str:
-  found = sorted(set(sources))
-  foreign = [s for s in found if s not in SOURCES]
+def _official(counts: Mapping[str, int]) -> tuple[dict[str, Mapping[str, float]], str]:
+  """The official scores of so many questions of each source, none where they do not apply; and a note."""
+  foreign = sorted(set(counts) - set(SOURCES))
   if foreign:
-    return f"n/a: defined on {', '.join(SOURCES)}; these questions are from {', '.join(foreign)}"
-  missing = [s for s in SOURCES if s not in found]
+    return {}, f"n/a: defined on {', '.join(SOURCES)}; these questions are from {', '.join(foreign)}"
+  missing = [s for s in SOURCES if s not in counts]
   if missing:
-    return f"n/a: no question from {', '.join(missing)} in this run"
-  return ""
+    return {}, f"n/a: no question from {', '.join(missing)} in this run"
+  if all(counts[source] == size for source, size in SOURCES.items()):
+    return dict(OFFICIAL), ""
+  parts = ", ".join(f"{source} {counts[source]} of {size:,}" for source, size in SOURCES.items())
+  return dict(OFFICIAL), f"its formula on another number of questions than CV-Bench's ({parts})"

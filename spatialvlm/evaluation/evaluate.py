@@ -190,7 +190,7 @@ class _Work:
       # Questions that wait for a later image are few: those on the first image of each task.
       hashes[int(question.idx)] = image
       yield question, image, sighted, None
-      for asked, other in others(image, question):
+      for asked, other in others(records.image_name(question), question):
         missing = self._missing(asked) & {(self._config.protocols[0], "other_image", int(asked.idx), 0)}
         donor = other, hashes[int(other.idx)]
         yield asked, hashes[int(asked.idx)], missing, donor

@@ -55,6 +55,7 @@ _REFUSALS = (
 
 def _vlmevalkit(output: str, choices: Sequence[str]) -> str:
   """A lone upper-case letter near the end, else `answer is X`, else the text of exactly one option."""
+  output = output.strip()  # as its wrapper of the model hands it on; the length counts below
   if any(refusal in output for refusal in _REFUSALS):
     return ""
   letters = LETTERS[: len(choices)]

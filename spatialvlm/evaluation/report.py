@@ -39,23 +39,29 @@ LABELS = {
 }
 
 
-def label(name: str) -> str:
-  """`task/Depth` -> `Depth`; the aggregates in words."""
-  return LABELS.get(name, name.split("/", 1)[-1])
+def label(name: str, summary: Mapping[str, Any] | None = None) -> str:
+  """`task/Depth` -> `Depth`; the aggregates in words, the official one of a part (of `summary`) as such."""
+  part = name.startswith("official") and bool(summary and summary.get("official_note"))
+  return LABELS.get(name, name.split("/", 1)[-1]) + (" formula, part" if part else "")
 
 
 def table(summary: Mapping[str, Any], title: str = "") -> Table:
-  """The scores of one run, in percent: with 95 % interval, guessing, the best shortcut, and counts."""
-  out = _table(title, "score", "95 % interval", "guessing", "best shortcut", "n")
+  """The scores of one run, in percent: with 95 % interval, guessing, the best shortcut, and counts.
+
+  The answered rates have a column where there are questions without an answer.
+  """
+  silent = any(score["answered"] < 1 for score in summary["scores"].values())
+  heads = ["score", "95 % interval", "answered", "guessing", "best shortcut", "n"]
+  out = _table(title, *(head for head in heads if silent or head != "answered"))
   for name, section, score in rows_of(summary["scores"]):
     best, shortcut = _best_shortcut(summary, name)
     value = Text(f"{_percent(score['score'])}", style="bold")
-    inside = score["low"] <= score["guessing"]
-    interval = Text(f"{_percent(score['low'])} – {_percent(score['high'])}", style="yellow" if inside else "")
+    kind = "alarm" if score["low"] <= score["guessing"] else ""
     out.add_row(
-      label(name),
+      label(name, summary),
       value,
-      interval,
+      _cell(tables.Cell(f"{_percent(score['low'])} – {_percent(score['high'])}", kind)),
+      *([_percent(score["answered"])] if silent else []),
       _percent(score["guessing"]),
       f"{_percent(shortcut)} {best}",
       str(score["n"]),
@@ -64,6 +70,7 @@ def table(summary: Mapping[str, Any], title: str = "") -> Table:
   main = [n for n in summary["scores"] if n in ("official", "plain") or n.startswith("task/")]
   chance = statistics.at_chance({name: summary["scores"][name] for name in main})
   said = f"Answered: {_percent(summary['scores']['plain']['answered'])} %."
+  said += f" {tables.MARK}: reaches down to guessing."
   if chance:
     said += f"\nNot to be told from guessing, or below: {', '.join(map(label, chance))}."
   out.caption = _caption(summary, said)
@@ -71,32 +78,34 @@ def table(summary: Mapping[str, Any], title: str = "") -> Table:
 
 
 def comparison(
-  changes: Mapping[str, Mapping[str, float]], summary: Mapping[str, Any], title: str = "", answered: str = ""
+  changes: Mapping[str, Mapping[str, float]], summary: Mapping[str, Any], title: str = ""
 ) -> Table:
   """What changed between two runs (`statistics.paired`), beside guessing and the best shortcut, in percent.
 
   Args:
     summary: of either run: the baselines are those of the questions.
-    answered: the shares of answered questions, in words.
   """
-  out = _table(title, "before", "after", "change", "95 % interval", "guessing", "best shortcut", "n")
+  silent = any(c[key] < 1 for c in changes.values() for key in ("answered_before", "answered_after"))
+  heads = ["before", "after", "change", "95 % interval", "answered", "guessing", "best shortcut", "n"]
+  out = _table(title, *(head for head in heads if silent or head != "answered"))
   for name, section, change in rows_of(changes):
     best, shortcut = _best_shortcut(summary, name)
-    sure = change["low"] > 0 or change["high"] < 0
-    style = ("bold green" if change["low"] > 0 else "bold red") if sure else ""
+    kind = "good" if change["low"] > 0 else "bad" if change["high"] < 0 else ""
     out.add_row(
-      label(name),
+      label(name, summary),
       _percent(change["before"]),
       Text(_percent(change["after"]), style="bold"),
-      Text(_signed(change["difference"]), style=style),
-      Text(f"{_signed(change['low'])} – {_signed(change['high'])}", style=style),
+      _cell(tables.Cell(_signed(change["difference"]), kind)),
+      _cell(tables.Cell(f"{_signed(change['low'])} – {_signed(change['high'])}", kind)),
+      *([f"{_percent(change['answered_before'])} / {_percent(change['answered_after'])}"] if silent else []),
       _percent(summary["scores"][name]["guessing"]),
       f"{_percent(shortcut)} {best}",
       str(int(change["n"])),
       end_section=section,
     )
-  said = "Coloured: the interval of the change excludes zero."
-  out.caption = _caption(summary, f"{said}\nAnswered: {answered}." if answered else said)
+  answered = "before / after" if silent else "every question, before and after"
+  said = f"{tables.MARK}: the interval of the change excludes zero.\nAnswered: {answered}."
+  out.caption = _caption(summary, said)
   return out
 
 
@@ -119,8 +128,7 @@ def leaks(found: Mapping[str, Any], shown: int = 10) -> Table:
 
 
 def rich(table: tables.Table) -> Table:
-  """A table of the report for the terminal."""
-  styles = {"strong": "bold", "good": "bold green", "bad": "bold red", "alarm": "yellow"}
+  """A table of the report for the terminal; what it colours is marked as well."""
   keep = [i for i in range(len(table.columns)) if i == 0 or any(row[i].text for row in table.rows)]
   heads, key = [], []
   for text in (table.columns[i].text for i in keep[1:]):
@@ -130,10 +138,14 @@ def rich(table: tables.Table) -> Table:
     heads.append(text)
   out = _table(table.title, *heads)
   for number, row in enumerate(table.rows):
-    cells = [Text(row[i].text, styles.get(row[i].kind, "")) for i in keep]
-    out.add_row(*cells, end_section=number in table.rules)
-  out.caption = Text("\n".join([*key, table.note]))
+    out.add_row(*(_cell(row[i]) for i in keep), end_section=number in table.rules)
+  out.caption = Text("\n".join([*key, tables.note(table)]))
   return out
+
+
+def _cell(cell: tables.Cell) -> Text:
+  styles = {"strong": "bold", "good": "bold green", "bad": "bold red", "alarm": "yellow"}
+  return Text(tables.marked(cell), styles.get(cell.kind, ""))
 
 
 def show(renderable: Any) -> None:

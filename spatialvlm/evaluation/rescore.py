@@ -97,27 +97,6 @@ def table(found: Mapping[str, Any]) -> Table:
   )
 
 
-def published(found: Mapping[str, Any], others: Mapping[str, float]) -> Table:
-  """Numbers that others gave, in percent, and how far each protocol's aggregations lie from them."""
-  names = [n for n in ("official", "plain") if n in found["scores"]]
-  rows = []
-  for protocol, part in found["protocols"].items():
-    cells = []
-    for name in names:
-      score = part["scores"][name]
-      cells.append(tables.Cell(tables.percent(score["score"]), "strong"))
-      for value in others.values():
-        inside = score["low"] <= value / 100 <= score["high"]
-        cells.append(tables.Cell(tables.signed(score["score"] - value / 100), "good" if inside else ""))
-    rows.append([protocol, *cells, tables.percent(part["answered"])])
-  head = [""]
-  for name in names:
-    head += [report.label(name), *(f"minus {value:g}" for value in others.values())]
-  note = "In per cent. Marked: the published number lies within the interval. Published: "
-  note += "; ".join(f"{value:g}, {name}" for name, value in others.items()) + "."
-  return tables.make("published", "Beside what was published", [*head, "answered"], rows, note=note)
-
-
 def _read(folder: pathlib.Path) -> tuple[list[Prediction], ScoreConfig]:
   """A finished run's rows, their answers extracted again by their protocols' own rules, and its settings."""
   rows = records.read(folder)

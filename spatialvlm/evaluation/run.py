@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +17,9 @@ from spatialvlm.evaluation import (
   controls,
   memory,
   models,
+  programs,
   protocols,
   report,
-  rescore,
   run_page,
   run_tables,
   tables,
@@ -67,7 +66,7 @@ def run(
     if note := getattr(questions, "note", ""):
       print(f"note: {note}", flush=True)
   with report.progress() as show:
-    scorer = VlmScorer(vlm, mesh)
+    scorer, before = VlmScorer(vlm, mesh), programs.compiled()
     result = evaluate(
       questions, scorer, encoder, config.score, folder=folder, on_progress=show, on_note=show.note
     )
@@ -77,7 +76,8 @@ def run(
     report.show(table)
     for other in _other_tables(config, result):
       report.show(report.rich(other))
-    for line in (programs(scorer.programs), memory.peak(), *result.notes):
+    compiled = programs.compiled() - before
+    for line in (programs.line(scorer.programs, compiled), memory.peak(), *result.notes):
       print(line)
     run_page.write(folder, result.all_rows, result.summary, title(config, model.name), questions)
     print(f"predictions, summary, tables and report: {folder}")
@@ -99,28 +99,24 @@ def check(config: EvaluateConfig) -> None:
       raise UserError(f"config.score.{name}: {sizes} must be ascending and positive")
 
 
-def programs(called: Collection[tuple]) -> str:
-  """One line on the distinct programs that were compiled, or taken from the cache of compiled ones."""
-  counts = collections.Counter(name for name, *_ in called)
-  parts = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-  return f"programs: {len(called)} ({parts})" if called else "programs: none, all was done"
-
-
 def _other_tables(config: EvaluateConfig, result: Result) -> Iterator[tables.Table]:
   """Protocols and controls, where there are any beside the headline, and what others published."""
   if len(result.summary["protocols"]) > 1:
     yield run_tables.protocols(result.summary)
+    if (answered := run_tables.answered(result.summary)).rows:
+      yield answered
   if result.summary["controls"]:
     yield run_tables.controls(result.summary)
   if config.published:
-    yield rescore.published(result.summary, config.published)
+    yield run_tables.published(result.summary, config.published)
 
 
 def identity(questions: Sequence[Question]) -> dict[str, Any]:
-  """What the name of the data stood for: how many questions, and which in which order."""
+  """What the name of the data stood for: how many questions, which in which order, and their content."""
   found: dict[str, Any] = {"questions": len(questions)}
-  if hasattr(questions, "row_order"):
-    found["row_order"] = questions.row_order
+  for name in ("row_order", "content", "note"):
+    if value := getattr(questions, name, ""):
+      found[name] = value
   return found
 
 

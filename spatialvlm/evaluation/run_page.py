@@ -51,11 +51,15 @@ def write(
   Raises:
     UserError: the disk is full, or the folder cannot be written.
   """
+  summary = {**summary, "published": published(folder)}
   found = report_tables(rows, summary)
   workdir.write_text(folder / MARKDOWN, "\n".join(map(tables.to_markdown, found)))
   workdir.write_text(folder / LATEX, "\n".join(map(tables.to_latex, found)))
   head = headline_rows(rows, summary)
-  pictures = page.pictures_of(folder / PAGE) if questions is None else page.embed(_pictures(head, questions))
+  if questions is None:
+    pictures = page.pictures_of(folder / PAGE)
+  else:
+    pictures = page.embed(_pictures(head, questions), len(head))
   html = page.page(title, facts(folder, summary), sections(rows, summary), browser(rows, summary), pictures)
   workdir.write_text(folder / PAGE, html)
 
@@ -65,17 +69,24 @@ def headline_rows(rows: Sequence[Prediction], summary: Mapping[str, Any]) -> lis
   return records.passes(rows)[summary["protocol"], records.SIGHTED]
 
 
+def published(folder: pathlib.Path) -> Mapping[str, float]:
+  """Numbers of others, in percent, beside which a run's config sets its own; {} where it names none."""
+  return read_json(settings_folder(folder) / workdir.CONFIG_FILE).get("published") or {}
+
+
 def report_tables(rows: Sequence[Prediction], summary: Mapping[str, Any]) -> list[Table]:
-  """All tables of a run, in the order of the report."""
+  """All tables of a run, in the order of the report; `summary` may hold what was `published` beside."""
   found = [run_tables.scores(summary)]
   if len(summary.get("protocols", {})) > 1:
-    found.append(run_tables.protocols(summary))
+    found += [t for t in (run_tables.protocols(summary), run_tables.answered(summary)) if t.rows]
+  if summary.get("published"):
+    found.append(run_tables.published(summary, summary["published"]))
   if summary.get("controls"):
     found.append(run_tables.controls(summary))
     found += [t for t in (run_tables.gaps(summary), run_tables.steadiness(summary)) if t.rows]
   found += [run_tables.baselines(summary), run_tables.letters(summary)]
   head = headline_rows(rows, summary)
-  if all(row.logprobs for row in head):
+  if run_tables.reads_letters(summary["protocol"]):
     found.append(run_tables.calibrated(head))
     blind = _blind(rows, summary)
     if blind:
@@ -97,8 +108,8 @@ def sections(rows: Sequence[Prediction], summary: Mapping[str, Any]) -> list[Sec
     Section("result", "Result", _hero(summary)),
     Section("scores", "Scores", part("scores") + _LEGEND.format(more="")),
   ]
-  if "protocols" in by_name:
-    found.append(Section("protocols", "Protocols", part("protocols")))
+  if protocols := part("protocols", "answered", "published"):
+    found.append(Section("protocols", "Protocols", protocols))
   found.append(Section("looking", "Was it looking?", part("controls", "gaps", "steadiness", "baselines")))
   head = headline_rows(rows, summary)
   if "calibration" in by_name:
@@ -145,6 +156,7 @@ def facts(folder: pathlib.Path, summary: Mapping[str, Any]) -> dict[str, str]:
     "tiles": f"at most {tiles}" if tiles else "",
     "data": " ".join(str(data[k]) for k in ("kind", "path") if data.get(k)),
     "row order": str(identity.get("row_order") or "")[:12],
+    "note": str(identity.get("note") or ""),
     "questions": f"{summary['questions']} on {summary['images']} images",
     "protocol": summary["protocol"],
     "code": str(environment.get("git") or "")[:12],
@@ -166,7 +178,7 @@ def _hero(summary: Mapping[str, Any]) -> str:
   deviation = (score["high"] - score["low"]) / (2 * 1.959964)
   detectable = 100 * statistics.minimum_detectable(deviation)
   left = (
-    f"<div><p class='what'>{escape(report.label(name))}, {escape(summary['protocol'])}</p>"
+    f"<div><p class='what'>{escape(report.label(name, summary))}, {escape(summary['protocol'])}</p>"
     f"<p class='number'>{percent(score['score'])}<small>%</small></p>"
     f"<p class='within'>95 % interval {escape(tables.interval(score))}</p>"
     f"<span class='pill {kind}'>{verdict}</span></div>"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.evaluation import calibration, figures, report, tables
+from spatialvlm.evaluation.protocols import PROTOCOLS
 from spatialvlm.evaluation.records import LETTERS, Prediction
 from spatialvlm.evaluation.tables import Cell, Table, interval, percent, signed
 
@@ -18,6 +19,11 @@ TIE = 1e-9
 def headline(scores: Mapping[str, Any]) -> str:
   """The score that stands for a run: the official one where it is defined, else the plain mean."""
   return "official" if "official" in scores else "plain"
+
+
+def reads_letters(protocol: str) -> bool:
+  """Whether a protocol's answers are letters' probabilities, which alone can be held to be calibrated."""
+  return protocol in PROTOCOLS and PROTOCOLS[protocol].reading == "letters"
 
 
 def best_shortcut(summary: Mapping[str, Any], name: str) -> tuple[str, float]:
@@ -33,13 +39,12 @@ def scores(summary: Mapping[str, Any]) -> Table:
   rows, rules = [], []
   for number, (name, section, score) in enumerate(report.rows_of(summary["scores"])):
     best, value = best_shortcut(summary, name)
-    at_chance = score["low"] <= score["guessing"]
     rows.append(
       [
-        report.label(name),
+        report.label(name, summary),
         Cell("", figure=figures.bar(score, low=low, high=high)),
         Cell(percent(score["score"]), "strong"),
-        Cell(interval(score), "alarm" if at_chance else ""),
+        _reaching(score),
         _answered(score.get("answered")),
         percent(score["guessing"]),
         Cell(f"{percent(value)} {best.removeprefix('majority ')}", _warn(value, score)),
@@ -61,16 +66,15 @@ def scores(summary: Mapping[str, Any]) -> Table:
     "best shortcut",
     "n",
   )
-  return tables.make("scores", "Scores", columns, rows, rules, minor=(4, 5, 6, 7), note=note)
+  return tables.make("scores", "Scores", columns, rows, rules, minor=(6, 7), note=note)
 
 
 def protocols(summary: Mapping[str, Any]) -> Table:
-  """One row for each protocol: the headline, plain mean, tasks, and the share of questions with an answer."""
+  """One row for each protocol: every score, and the share of questions with an answer."""
   found = summary["protocols"]
   name = headline(summary["scores"])
   low, high = figures.reach([p["scores"][name] for p in found.values()])
-  shown = [n for n, _, _ in report.rows_of(summary["scores"]) if not n.startswith("source_dataset/")]
-  columns = [n for n in shown if n != name]
+  columns = [n for n, _, _ in report.rows_of(summary["scores"]) if n != name]
   rows = []
   for protocol, part in found.items():
     answered = part.get("answered", part["scores"][name].get("answered"))
@@ -79,14 +83,52 @@ def protocols(summary: Mapping[str, Any]) -> Table:
         protocol,
         Cell("", figure=figures.bar(part["scores"][name], low=low, high=high)),
         Cell(percent(part["scores"][name]["score"]), "strong"),
-        interval(part["scores"][name]),
+        _reaching(part["scores"][name]),
         _answered(answered),
         *(percent(part["scores"][c]["score"]) for c in columns),
       ]
     )
-  head = ["", figures.ends(low, high), report.label(name), "95 % interval", "answered"]
-  note = "In per cent. One model, the same questions: only how it was asked and read differs."
-  return tables.make("protocols", "Protocols", head + [report.label(c) for c in columns], rows, note=note)
+  head = ["", figures.ends(low, high), report.label(name, summary), "95 % interval", "answered"]
+  head += [report.label(c, summary) for c in columns]
+  note = (
+    "In per cent. One model, the same questions: only how it was asked and read differs. "
+    "Marked: an interval that reaches down to guessing; over one question in a hundred without an answer."
+  )
+  return tables.make("protocols", "Protocols", head, rows, note=note)
+
+
+def answered(summary: Mapping[str, Any]) -> Table:
+  """The share of questions with an answer behind each score of `protocols`; no rows where all have one."""
+  names = [n for n, _, _ in report.rows_of(summary["scores"])]
+  rows = []
+  for protocol, part in summary["protocols"].items():
+    shares = [part["scores"][n]["answered"] for n in names]
+    if min(shares) < 1:
+      rows.append([protocol, *map(_answered, shares)])
+  columns = ["", *(report.label(n, summary) for n in names)]
+  note = "In per cent. Protocols that are not here had an answer to every question."
+  return tables.make("answered", "Questions with an answer", columns, rows, note=note)
+
+
+def published(summary: Mapping[str, Any], others: Mapping[str, float]) -> Table:
+  """Numbers that others gave, in percent, and how far each protocol's aggregations lie from them."""
+  names = [n for n in ("official", "plain") if n in summary["scores"]]
+  rows = []
+  for protocol, part in summary["protocols"].items():
+    cells = []
+    for name in names:
+      score = part["scores"][name]
+      cells.append(Cell(percent(score["score"]), "strong"))
+      for value in others.values():
+        inside = score["low"] <= value / 100 <= score["high"]
+        cells.append(Cell(signed(score["score"] - value / 100), "good" if inside else ""))
+    rows.append([protocol, *cells, _answered(part["answered"])])
+  head = [""]
+  for name in names:
+    head += [report.label(name, summary), *(f"minus {value:g}" for value in others.values())]
+  note = "In per cent. Marked: the published number lies within the interval. Published: "
+  note += "; ".join(f"{value:g}, {name}" for name, value in others.items()) + "."
+  return tables.make("published", "Beside what was published", [*head, "answered"], rows, note=note)
 
 
 def controls(summary: Mapping[str, Any]) -> Table:
@@ -105,7 +147,7 @@ def controls(summary: Mapping[str, Any]) -> Table:
         words(condition),
         Cell("", figure=figures.bar(part[name], low=low, high=high)),
         Cell(percent(part[name]["score"]), "strong"),
-        interval(part[name]),
+        _reaching(part[name]) if condition == "sighted" else interval(part[name]),
         "" if condition == "sighted" else signed(gap),
         _answered(part[name]["answered"]),
         str(part[name]["n"]),
@@ -114,7 +156,7 @@ def controls(summary: Mapping[str, Any]) -> Table:
   columns = (
     "",
     figures.ends(low, high),
-    report.label(name),
+    report.label(name, summary),
     "95 % interval",
     "sighted minus it",
     "answered",
@@ -122,7 +164,7 @@ def controls(summary: Mapping[str, Any]) -> Table:
   )
   note = "In per cent. Circular: the mean over all orders of the options."
   title = "The same questions, asked otherwise"
-  return tables.make("controls", title, columns, rows, (0,), minor=(5, 6), note=note)
+  return tables.make("controls", title, columns, rows, (0,), minor=(6,), note=note)
 
 
 def gaps(summary: Mapping[str, Any]) -> Table:
@@ -140,7 +182,7 @@ def gaps(summary: Mapping[str, Any]) -> Table:
     ]
     rows.append([words(condition), *cells])
   note = "Sighted minus blind, in points, with the 95 % interval of the pair. Marked: it excludes zero."
-  columns = ["", *map(report.label, names)]
+  columns = ["", *(report.label(n, summary) for n in names)]
   return tables.make("gaps", "What the picture gives", columns, rows, note=note)
 
 
@@ -152,11 +194,16 @@ def steadiness(summary: Mapping[str, Any]) -> Table:
     for key, said in (("all_right", "right in every order"), ("consistency", "follows the mirrored picture")):
       if key in part:
         shown = [percent(part[key][n]["score"]) if n in part[key] else "" for n in names]
-        rows.append([f"{words(condition)}: {said}", *shown])
-  columns = ["", *map(report.label, names)]
+        rows.append([f"{words(condition)}: {said}", *shown, _answered(part["answered"])])
+  columns = ["", *(report.label(n, summary) for n in names), "answered"]
   return tables.make(
     "steadiness", "Does the answer stay with what is shown?", columns, rows, note="In per cent."
   )
+
+
+def _reaching(score: Mapping[str, float]) -> Cell:
+  """The interval, marked where it reaches down to guessing."""
+  return Cell(interval(score), "alarm" if score["low"] <= score["guessing"] else "")
 
 
 def _answered(share: float | None) -> Cell:
@@ -173,14 +220,19 @@ def words(name: str) -> str:
 
 def baselines(summary: Mapping[str, Any]) -> Table:
   """Every baseline by score, the run itself in the first row."""
-  names = [n for n, _, _ in report.rows_of(summary["scores"]) if not n.startswith("source_dataset/")]
+  names = [n for n, _, _ in report.rows_of(summary["scores"])]
   rows = [["this run", *(Cell(percent(summary["scores"][n]["score"]), "strong") for n in names)]]
   for baseline, values in summary["baselines"].items():
     cells = [Cell(percent(values[n]), _warn(values[n], summary["scores"][n])) for n in names]
     rows.append([baseline, *cells])
   note = "In per cent. Marked: what does as well as the run, unseeing or by a rule of thumb."
   return tables.make(
-    "baselines", "What can be had without seeing", ["", *map(report.label, names)], rows, (0,), note=note
+    "baselines",
+    "What can be had without seeing",
+    ["", *(report.label(n, summary) for n in names)],
+    rows,
+    (0,),
+    note=note,
   )
 
 

@@ -50,6 +50,7 @@ def paired(
   """What changed between two runs on the same questions: both drawn with the same resampled images.
 
   Returns, by the name of the score: before, after, difference, low, high (of the difference) and n;
+  `answered_before` and `answered_after`, the shares of questions with an answer;
   `detectable`, the true difference that these questions would show with 80 % power (`minimum_detectable`),
   from the bootstrap's standard error, 0 where the runs are alike; for plain means over questions also
   `gained` and `lost` (questions that only one of the runs has right) and `p`, McNemar's; for tasks `p_holm`,
@@ -66,6 +67,8 @@ def paired(
   correct_N2 = np.array([[row.correct, second[row.idx].correct] for row in rows], float)
   table = aggregation(rows)
   was, now = (table.values(correct_N2[:, i]) for i in range(2))
+  answered_N2 = np.array([[row.choice != "", second[row.idx].choice != ""] for row in rows], float)
+  spoke = [table.values(answered_N2[:, i]) for i in range(2)]
   counts = table.counts()
   found, alone = {}, _of_one_image(rows, table)
   for name, values in _resample(rows, table, correct_N2, resamples, seed).items():
@@ -77,6 +80,8 @@ def paired(
       "low": low,
       "high": high,
       "n": counts[name],
+      "answered_before": spoke[0][name],
+      "answered_after": spoke[1][name],
       "detectable": minimum_detectable(float(np.nanstd(values[:, 1] - values[:, 0])), level=level),
     }
     if name in table.groups:

@@ -19,7 +19,8 @@ def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]
   `at_chance` (whether guessing lies in the interval of the score of all questions), `letters` (how often each
   was right and chosen) and `baselines[baseline][name]`. `scores[name]` holds score, low, high (95 %), n,
   guessing and answered; names are `official`, `official/2D`, `official/3D` (where the formula applies:
-  `official_note` says why not), `plain`, `macro`, `type/...`, `task/...`, `source/...`, `source_dataset/...`.
+  `official_note` says why not, or on what part), `plain`, `macro`, `type/...`, `task/...`, `source/...`,
+  `source_dataset/...`.
 
   `protocols[protocol]` holds scores, answered and at_chance; for generated answers `cut`, the share that was
   cut at the limit. `controls[condition]` holds scores and answered and
@@ -42,7 +43,7 @@ def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]
     "protocol": headline[0].protocol,
     "questions": len(headline),
     "images": len({row.image for row in headline}),
-    "official_note": table.why_not_official,
+    "official_note": table.official_note,
     "scores": found,
     "at_chance": _at_chance(found),
     "baselines": shortcuts,

@@ -104,10 +104,10 @@ def to_markdown(table: Table) -> str:
   lines.append("| " + " | ".join(_md(table.columns[i].text) for i in keep) + " |")
   lines.append("| " + " | ".join("---" if i == 0 else "---:" for i in keep) + " |")
   for row in table.rows:
-    texts = [_md(_marked(row[i])) for i in keep]
+    texts = [_md(marked(row[i])) for i in keep]
     texts = [f"**{t}**" if row[i].kind == "strong" and t else t for i, t in zip(keep, texts, strict=True)]
     lines.append("| " + " | ".join(texts) + " |")
-  return "\n".join(lines + (["", _md(_note(table))] if table.note else [])) + "\n"
+  return "\n".join(lines + (["", _md(note(table))] if table.note else [])) + "\n"
 
 
 def to_latex(table: Table) -> str:
@@ -116,7 +116,7 @@ def to_latex(table: Table) -> str:
   lines = [
     r"\begin{table}",
     r"\centering",
-    rf"\caption{{{_tex(table.title)}{'. ' + _tex(_note(table)) if table.note else ''}}}",
+    rf"\caption{{{_tex(table.title)}{'. ' + _tex(note(table)) if table.note else ''}}}",
     rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', table.name.lower())}}}",
     rf"\begin{{tabular}}{{l{'r' * (len(keep) - 1)}}}",
     r"\toprule",
@@ -124,7 +124,7 @@ def to_latex(table: Table) -> str:
     r"\midrule",
   ]
   for number, row in enumerate(table.rows):
-    texts = [_tex(_marked(row[i])) for i in keep]
+    texts = [_tex(marked(row[i])) for i in keep]
     texts = [
       rf"\textbf{{{t}}}" if row[i].kind == "strong" and t else t for i, t in zip(keep, texts, strict=True)
     ]
@@ -155,11 +155,11 @@ def p_value(p: float) -> str:
   return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _marked(value: Cell) -> str:
+def marked(value: Cell) -> str:
   return value.text + MARK if value.text and value.kind in _MARKED else value.text
 
 
-def _note(table: Table) -> str:
+def note(table: Table) -> str:
   return table.note.replace("Marked:", f"Marked {MARK}:")
 
 

@@ -47,7 +47,7 @@ class Scores:
       return
     table = cvbench.aggregation(list(_labels(self._some)))
     if config.best not in table.scores:
-      why = f" (official: {table.why_not_official})" if table.why_not_official else ""
+      why = f" (official: {table.official_note})" if table.official_note else ""
       known = [VALIDATION, *table.scores]
       raise UserError(f"config.train.best: unknown score {config.best!r}; {nearest(config.best, known)}{why}")
 

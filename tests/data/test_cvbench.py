@@ -1,7 +1,9 @@
 """The CV-Bench reader and writer, against pyarrow and `datasets`."""
 
+import dataclasses
 import hashlib
 import io
+import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -227,21 +229,57 @@ def test_what_is_unlike_the_pinned_revision_is_named(ids, message):
   assert cvbench.unlike_the_pinned(ids) == message
 
 
-def test_a_local_copy_in_another_order_is_noted(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("ids", "different"),
+  [
+    ((0, 1, 2, 3, 4), ""),
+    ((1, 0, 2, 3, 4), "another order: row 0 holds idx 1"),
+    ((0, 1, 2, 4), "1 of 5 questions are missing, idx 3 first"),
+    ((0, 1, 2, 3, 4, 5), "1 questions too many, idx 5 first"),
+    ((0, 1, 2, 3, 77), "1 of 5 questions are missing, idx 4 first"),
+    ((1, 2, 3, 4, 5), "1 of 5 questions are missing, idx 0 first"),
+  ],
+)
+def test_a_damaged_copy_is_refused(tmp_path, monkeypatch, ids, different):
   assert hashlib.sha1(",".join(map(str, range(cvbench.QUESTIONS))).encode()).hexdigest() == cvbench.ROW_ORDER
   monkeypatch.setattr(cvbench, "QUESTIONS", 5)
+  path = tmp_path / "t.parquet"
+  sources = itertools.cycle(cvbench.SOURCES)
+  cvbench.write_cvbench(path, [dataclasses.replace(question(i), source=next(sources)) for i in ids])
+  if not different:
+    assert cvbench.open_cvbench(str(path)).note == ""
+    return
+  with pytest.raises(UserError, match=f"{different}; get the files again, or set data.partial=true") as error:
+    cvbench.open_cvbench(str(path))
+  assert str(error.value).startswith(str(path))
+  assert different in cvbench.open_cvbench(str(path), partial=True).note
+  config = SourceConfig(kind="cvbench", path=str(path), split="test", partial=True)
+  assert len(pipeline.open_questions(config)) == len(ids)
 
-  for ids, size, note in (
-    ((0, 1, 2, 3, 4), 0, ""),
-    ((1, 0, 2, 3, 4), 0, "in another order: row 0 holds idx 1; compare"),
-    ((1, 0, 2, 3, 4), 3, ""),
-    ((0, 1, 2, 4), 0, "1 of 5 questions are missing, idx 3 first; compare"),
-    ((0, 1), 0, ""),
-    ((100, 101, 102), 0, ""),
+
+def test_a_sample_is_noted_and_another_benchmark_is_not(tmp_path, monkeypatch):
+  monkeypatch.setattr(cvbench, "QUESTIONS", 8)
+  path = tmp_path / "t.parquet"
+  for ids, sources, size, note in (
+    ((0, 1, 2), cvbench.SOURCES, 0, "5 of 8 questions are missing, idx 3 first"),
+    ((1, 0, 2), cvbench.SOURCES, 2, ""),  # a part is what `size` asks for
+    ((0, 1, 2), ("ADE20K", "COCO", "COCO"), 0, ""),  # one of the two files
+    ((0, 1, 2), ("ours", "ours", "ours"), 0, ""),
   ):
-    cvbench.write_cvbench(tmp_path / "t.parquet", [question(i) for i in ids])
-    found = cvbench.open_cvbench(str(tmp_path / "t.parquet"), size=size).note
-    assert found == "" if not note else note in found and found.startswith(str(tmp_path)), found
+    rows = [dataclasses.replace(question(i), source=s) for i, s in zip(ids, sources, strict=True)]
+    cvbench.write_cvbench(path, rows)
+    found = cvbench.open_cvbench(str(path), size=size).note
+    assert found == (f"not CV-Bench at {cvbench.HUB_REVISION[:8]}: {note}" if note else "")
+
+
+def test_content_follows_texts_and_pixels(tmp_path):
+  path, first = tmp_path / "t.parquet", question(1)
+  turned = dataclasses.replace(first, image=first.image[:, ::-1])
+  contents = []
+  for asked in (first, first, dataclasses.replace(first, answer=0), turned):
+    cvbench.write_cvbench(path, [asked])
+    contents.append(cvbench.open_cvbench(str(path)).content)
+  assert contents[0] == contents[1] and len(set(contents)) == 3 and len(contents[0]) == 64
 
 
 def test_the_row_order_of_the_pinned_revision_is_checked(file, monkeypatch):

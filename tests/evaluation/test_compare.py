@@ -30,5 +30,5 @@ def test_compare(tmp_path, capsys):
   shown, table = capsys.readouterr().out, (tmp_path / "comparison.txt").read_text()
   for text in (shown, table):
     assert (
-      "before and after" in text and "+25.0" in text and "Answered: 100.0 % before, 100.0 % after" in text
+      "before and after" in text and "+25.0" in text and "Answered: every question, before and after" in text
     )

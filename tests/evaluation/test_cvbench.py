@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from spatialvlm.evaluation import cvbench
+from spatialvlm.config import ScoreConfig
+from spatialvlm.evaluation import cvbench, report, run_page
+from spatialvlm.evaluation.summary import summarize
 from tests.evaluation.support import row
 
 # Questions of the real benchmark by task and source, as far as they are published: 788 Count and 650 Relation
@@ -41,7 +43,7 @@ def test_official_formula():
   assert found["type/2D"] == pytest.approx(400 / 1438)
   assert found["task/Relation"] == pytest.approx(300 / 650)
   assert found["source/ADE20K"] == pytest.approx(ade)
-  assert not table.why_not_official
+  assert not table.official_note
 
 
 def test_counts_and_guessing_of_the_real_benchmark():
@@ -58,13 +60,27 @@ def test_counts_and_guessing_of_the_real_benchmark():
 def test_official_is_not_for_other_sources():
   table = cvbench.aggregation([row(0, source="scenes"), row(1, source="COCO")])
   assert "official" not in table.scores
-  assert table.why_not_official.startswith("n/a") and "scenes" in table.why_not_official
+  assert table.official_note.startswith("n/a") and "scenes" in table.official_note
 
 
 def test_official_is_not_for_a_part():
   table = cvbench.aggregation([row(0, source="ADE20K"), row(1, source="Omni3D")])
   assert "official" not in table.scores
-  assert table.why_not_official == "n/a: no question from COCO in this run"
+  assert table.official_note == "n/a: no question from COCO in this run"
+
+
+def test_official_of_another_number_of_questions_says_so():
+  rows = real_rows({("Depth", "Omni3D"): 600})
+  for part in (rows[1:], [*rows, row(9999, source="COCO")], rows[::100]):
+    table = cvbench.aggregation(part)
+    assert "official" in table.scores and "another number of questions" in table.official_note
+  sizes = "(ADE20K 632 of 633, COCO 805 of 805, Omni3D 1200 of 1,200)"
+  assert sizes in cvbench.aggregation(rows[1:]).official_note
+  summary = summarize(rows[::100], ScoreConfig(bootstrap=20))
+  assert report.label("official", summary) == "official formula, part"
+  assert "official formula, part" in report.plain_text(report.table(summary))
+  (hero, *_) = run_page.sections(rows[::100], summary)
+  assert "official formula, part, native" in hero.body
 
 
 def test_sources_data_sets_stand_apart():

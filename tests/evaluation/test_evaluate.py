@@ -183,6 +183,19 @@ def test_repeated_images_are_encoded_once(encoder):
   assert scorer.tiles == distinct and scorer.prefixes == 5
 
 
+def test_boxes_make_no_other_photo_of_the_same(encoder):
+  """CV-Bench draws boxes into photos: of three questions two are on one photo, with other boxes."""
+  first, *_ = support.questions()
+  asked = [
+    dataclasses.replace(first, idx=i, image=first.image + i, source_dataset="d", source_filename=name)
+    for i, name in enumerate(("a.jpg", "a.jpg", "b.jpg"))
+  ]
+  assert len({records.image_hash(q.image) for q in asked}) == 3
+  config = dataclasses.replace(CONFIG, controls=("other_image",))
+  found = evaluate(asked, Counting(), encoder, config).passes["native", "other_image"]
+  assert {row.idx: row.image_shown for row in found} == {0: "d/b.jpg", 1: "d/b.jpg", 2: "d/a.jpg"}
+
+
 def test_a_full_pool_evicts_and_stays_right(encoder):
   questions = support.questions(count=20, images=20)
   tight, scorer = dataclasses.replace(CONFIG, pool_tiles=1, pool_prefixes=1, batch_size=2), Counting()

@@ -25,6 +25,12 @@ def test_recorded_answers(protocol):
     assert (f"({found})" == case["answer"]) == bool(case[f"{protocol}_score"]), case["output"]
 
 
+def test_the_wrapper_strips_what_vlmevalkit_reads():
+  """A bound on the length counts characters: the blank before a generated answer's first word is none."""
+  for output, expected in ((" 3 chairs", "A"), ("3 chairs\n", "A"), ("3 chairs.", "")):
+    assert extract_choice(output, ["3", "2", "1", "0"], "vlmevalkit") == expected, output
+
+
 @pytest.mark.parametrize(
   ("output", "expected"),
   [

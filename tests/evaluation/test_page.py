@@ -65,10 +65,21 @@ def test_pictures_are_small_few_and_single():
   noise = np.random.default_rng(0).integers(0, 256, (4, 700, 900, 3), dtype=np.uint8)
   one = page.embed([(7, noise[0])])
   with Image.open(io.BytesIO(base64.b64decode(one[7]))) as image:
-    assert max(image.size) == page.EDGE
-  size = len(one[7])
+    assert max(image.size) == page.SIZES[0][0]
   images = [(0, noise[0]), (1, noise[0]), (2, noise[1]), (3, noise[2])]
-  assert sorted(page.embed(images, limit=int(2.5 * size))) == [0, 1, 2]
+  smallest = len(page._jpeg(noise[0], page.SIZES[-1]))
+  assert sorted(page.embed(images, limit=int(2.5 * smallest))) == [0, 1, 2]
+
+
+def test_all_pictures_get_room_by_being_smaller():
+  noise = np.random.default_rng(0).integers(0, 256, (60, 400, 400, 3), dtype=np.uint8)
+  images = list(enumerate(noise))
+  for size in page.SIZES:
+    edge, limit = size[0], int(60.5 * len(page._jpeg(noise[0], size)))
+    found = page.embed(iter(images), len(images), limit)
+    assert sorted(found) == list(range(60)) and sum(map(len, found.values())) <= limit
+    with Image.open(io.BytesIO(base64.b64decode(found[59]))) as image:
+      assert max(image.size) == edge
 
 
 def test_spread_is_even_wherever_it_stops():

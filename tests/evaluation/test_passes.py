@@ -14,7 +14,7 @@ from spatialvlm import generation
 from spatialvlm.api import LoadedVlm
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data.batch import collate
-from spatialvlm.evaluation import controls, engine, extract_choice, records
+from spatialvlm.evaluation import controls, engine, extract_choice, programs, records
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.protocols import PROTOCOLS, ProcessorEncoder
 from spatialvlm.evaluation.score import VlmScorer
@@ -64,6 +64,19 @@ def result(vlm, encoder, questions):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(engine, "PAUSES", (16, 24))
     return evaluate(questions, VlmScorer(vlm), encoder, ALL)
+
+
+def test_more_questions_make_no_more_programs(vlm, encoder, result):
+  """Shapes are the buckets', however many questions there are, and nothing is compiled anew for them."""
+  config = dataclasses.replace(ALL, protocols=("native", "options"), controls=("circular", "grey"))
+  scorers = [VlmScorer(vlm), VlmScorer(vlm)]
+  evaluate(support.questions(count=8, images=5), scorers[0], encoder, config)
+  before = programs.compiled()
+  evaluate(support.questions(count=40, images=30), scorers[1], encoder, config)
+  assert scorers[0].programs == scorers[1].programs and programs.compiled() == before
+  said = programs.line(scorers[0].programs, 3)
+  assert said.startswith(f"programs: {len(scorers[0].programs)} of the model (1 images, 1 letters, ")
+  assert "3 compiled" in said
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
 from spatialvlm import config as config_lib
 from spatialvlm import workdir
 from spatialvlm.config import EvalConfig, EvaluateConfig, ModelConfig, RunConfig, ScoreConfig
-from spatialvlm.evaluation import extract_choice, page, records, rescore, run_page
+from spatialvlm.evaluation import extract_choice, page, records, rescore, run_page, run_tables
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.protocols import ProcessorEncoder
 from spatialvlm.evaluation.summary import summarize
@@ -101,11 +102,20 @@ def test_the_scores_of_a_training_take_its_settings(finished, tmp_path):
   assert "<dd>the base</dd>" in (folder / "report.html").read_text()
 
 
-def test_published_numbers_stand_beside_each_protocol(finished):
-  table = rescore.published(finished[1].summary, {"somebody": 43.18})
+def test_published_numbers_stand_beside_each_protocol(finished, tmp_path, capsys):
+  table = run_tables.published(finished[1].summary, {"somebody": 43.18})
   assert [row[0].text for row in table.rows] == ["lmms_eval", "native", "vsi"]
   score = finished[1].summary["protocols"]["vsi"]["scores"]["plain"]["score"]
   assert f"{100 * score - 43.18:+.1f}".replace("-", "−") in [cell.text for cell in table.rows[2]]
+  # They stand in what is kept, and stay there when the run is read again.
+  folder = tmp_path / "run"
+  shutil.copytree(finished[0], folder)
+  stored = json.loads((folder / "config.json").read_text()) | {"published": {"somebody": 43.18}}
+  (folder / "config.json").write_text(json.dumps(stored))
+  command.main([str(folder)])
+  texts = [(folder / name).read_text() for name in ("report.html", "tables.md", "tables.tex")]
+  for kept in (*texts, capsys.readouterr().out):
+    assert "Beside what was published" in kept and "43.18" in kept
 
 
 def test_bad_input(finished, tmp_path):

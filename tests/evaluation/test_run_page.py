@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from spatialvlm.config import ScoreConfig
 from spatialvlm.evaluation import calibration, page, run_page, run_tables
@@ -87,7 +88,7 @@ def test_what_is_written(run, folder):
   markdown, latex = (folder / "tables.md").read_text(), (folder / "tables.tex").read_text()
   for table in run_page.report_tables(*run):
     assert f"**{table.title}**" in markdown and rf"\label{{tab:{table.name}}}" in latex
-  assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 9
+  assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 10
 
 
 def test_without_the_data_the_pictures_stay(run, folder, tmp_path):
@@ -107,6 +108,9 @@ def test_tables_say_what_the_summary_says(run):
   protocols = cells(run_tables.protocols(summary))
   assert protocols["native"][0] == "75.0" and protocols["vsi"][0] == "40.0"
   assert protocols["vsi"][2] == "90.0"
+  # What has no answer to every question stands again, score by score.
+  (shares,) = cells(run_tables.answered(summary)).values()
+  assert shares[0] == "90.0" and sorted(shares[-4:]) == ["100.0", "100.0", "80.0", "80.0"]
   controls = cells(run_tables.controls(summary))
   assert controls["grey"][0] == "50.0" and controls["grey"][2] == "+25.0"
   gaps = cells(run_tables.gaps(summary))
@@ -136,10 +140,13 @@ def test_calibration_stands_apart(run):
   assert cells(run_tables.calibrated(head))["all"][0] == f"{100 * found['ece']:.1f}"
   names = [s.name for s in run_page.sections(rows, summary)]
   assert names == ["result", "scores", "protocols", "looking", "calibration", "letters"]
-  # Generated answers have no probabilities, and so no such section.
+  # Generated answers have no probabilities, those of texts none of letters, and so no such section.
   generated = [r for r in rows if r.protocol == "vsi"]
   alone = summarize(generated, dataclasses.replace(CONFIG, protocols=("vsi",), controls=()))
   assert "calibration" not in [s.name for s in run_page.sections(generated, alone)]
+  texts = [dataclasses.replace(r, protocol="options") for r in head]
+  alone = summarize(texts, dataclasses.replace(CONFIG, protocols=("options",), controls=()))
+  assert "calibration" not in [s.name for s in run_page.sections(texts, alone)]
 
 
 def test_a_long_answer_is_cut_on_the_page_alone(run):
@@ -178,11 +185,21 @@ def test_in_a_browser(folder, tmp_path):
       )
       # Words are seen against what lies behind them: WCAG asks for 4.5 to 1.
       assert browser.run(CONTRAST) >= 4.5
+      browser.screenshot(tmp_path / f"{width}.png")
+      with Image.open(tmp_path / f"{width}.png") as shot:
+        pixels = np.asarray(shot.convert("RGB"))
+      assert pixels.shape == (900, width, 3) and (pixels.mean() < 90) == dark
+      assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 40  # text, bars, colours: not an empty page
+      # What stands beside a score stays there on a narrow screen.
+      heads = browser.run(HEADS)
+      assert {"score", "95 % interval", "answered", "guessing"} <= set(heads), (width, heads)
       unnamed = "[...document.querySelectorAll('svg:not([aria-hidden])')].filter(s => !s.ariaLabel).length"
       assert browser.run(unnamed) == 0
     assert not [e for e in browser.events if e["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
 
 
+HEADS = """[...document.querySelectorAll("#scores thead th")]
+  .filter((head) => head.offsetParent).map((head) => head.innerText)"""
 CONTRAST = """(() => {
   const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
   const light = (c) => c.map((v) => linear(v / 255))
