@@ -41,8 +41,8 @@ SHORT = {
   "dinov3-large": "facebook/dinov3-vitl16-pretrain-lvd1689m",
   "internvit": "OpenGVLab/InternVL3-1B-hf",
 }
-# Names without a size.
-SHORT |= {"clip": SHORT["clip-b16"], "dinov2": SHORT["dinov2-base"], "dinov2-reg": SHORT["dinov2-reg-base"]}
+# Names without a size; of CLIP the one that has long had safetensors (pickles are never read).
+SHORT |= {"clip": SHORT["clip-l14"], "dinov2": SHORT["dinov2-base"], "dinov2-reg": SHORT["dinov2-reg-base"]}
 SHORT |= {"dinov3": SHORT["dinov3-base"]}
 
 CONNECTOR = r"model\.connector\..*"
@@ -89,7 +89,7 @@ def _smolvlm_500m(target: str) -> ConfigDict:
   """bfloat16 base; one tile an image, since the scenes are small. For one GPU."""
   optim = dict(name="adamw", schedule="cosine", warmup_steps=100, weight_decay=0.01)
   train = dict(batch_size=32, log_every=20, validate_every=500, checkpoint_every=500)
-  shape = dict(lengths=(128, 192, 256, 384, 512, 1024, 2048), tiles=(1,))
+  shape = dict(lengths=(128, 192, 256, 384, 512, 1024, 2048, 4608), tiles=(1,))
   return ConfigDict(
     dict(
       name="eyes-500m",

@@ -9,6 +9,9 @@ from ml_collections import ConfigDict
 
 # Of the decoder, as SmolVLM, InternVL and PaliGemma call it.
 EVERY_LINEAR = r".*(text_model|language_model).*\.(q|k|v|o|gate|up|down)_proj"
+# Of one image and its question: 64 image tokens of SmolVLM to 4,096 of PaliGemma at 896 pixels. Only those
+# that occur are compiled.
+LENGTHS = (128, 192, 256, 384, 512, 1152, 4224)
 
 
 def get_config(arg: str = "500m") -> ConfigDict:
@@ -27,7 +30,7 @@ def _smolvlm_500m() -> ConfigDict:
       name="lora-500m",
       model=dict(path="HuggingFaceTB/SmolVLM-500M-Instruct", dtype="bfloat16", max_tiles=1),
       peft=dict(method="lora", target=EVERY_LINEAR, rank=16, alpha=32.0, dropout=0.05),
-      data=_scenes(image_size=384, lengths=(128, 192, 256, 384), tiles=(1,)),
+      data=_scenes(image_size=384, lengths=LENGTHS, tiles=(1,)),
       optim=dict(name="adamw", learning_rate=2e-4, schedule="cosine", warmup_steps=100, weight_decay=0.01),
       train=dict(
         steps=4000, batch_size=32, log_every=20, validate_every=500, checkpoint_every=500, remat=False

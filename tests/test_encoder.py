@@ -86,6 +86,18 @@ def test_models_and_encoders_are_told_apart(tmp_path):
     load_encoder(tmp_path / "other")
 
 
+def test_adapters_and_runs_are_no_encoders(tmp_path):
+  (tmp_path / "adapter").mkdir()
+  (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+  with pytest.raises(UserError, match="adapter: an adapter, where an encoder is wanted; name its base model"):
+    load_encoder(tmp_path / "adapter")
+  for name in ("config.json", "identity.json", "2-lora/model/config.json"):
+    (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / name).write_text("{}")
+  with pytest.raises(UserError, match=r"run: the workdir of a run, .*; name .*/run/2-lora/model$"):
+    load_encoder(tmp_path / "run")
+
+
 @pytest.mark.parametrize("family", ["internvl", "paligemma", "paligemma2"])
 def test_of_a_model_its_tower(family):
   tower, whole = load_encoder(FIXTURES / family), hub.load_model(FIXTURES / family)

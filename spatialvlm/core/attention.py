@@ -17,7 +17,7 @@ from spatialvlm.core.mlp import linear
 from spatialvlm.core.norm import RMSNorm
 from spatialvlm.core.rope import rotate
 
-_QK_EPS = 1e-6  # in no config: transformers' InternViT has it as a constant
+_QK_EPS = 1e-6  # in no config: a constant of the reference implementation
 
 
 @jax.tree_util.register_dataclass

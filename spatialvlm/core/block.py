@@ -30,9 +30,9 @@ class BlockConfig:
     key_bias: whether the keys have a bias too, where attention has biases.
     out_bias: whether the attention's output has one; None: as the others.
     qk_norm: a root-mean-square norm over all heads' queries, and one over the keys (ViT-22B, Dehghani et al.,
-      2023, as InternViT-6B has it).
+      2023).
     layer_scale: each branch is multiplied by a learned vector (CaiT, Touvron et al., 2021).
-    out_norms: each branch ends in a norm of its own (Gemma 2, 2024).
+    out_norms: each branch ends in a norm of its own.
     query_scale: of the attention's scores, None for 1 / sqrt(head_dim).
     softcap: bound of the attention's scores, see `core.attention.attend`.
   """

@@ -1,4 +1,4 @@
-"""Feed-forward networks: plain (ViT) and gated (Llama's SwiGLU)."""
+"""Feed-forward networks: plain, and gated (SwiGLU, Shazeer, 2020)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
 

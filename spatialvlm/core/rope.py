@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al., 2021) in the rotate-half layout of Llama's Hugging Face weights."""
+"""Rotary position embeddings (Su et al., 2021) in the rotate-half layout of Hugging Face weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """Slower rotation for contexts longer than the first training's, as Llama 3.1 has it ("llama3").
+  """Slower rotation for contexts longer than the first training's, as `rope_type` "llama3" has it.
 
   Pairs that turn fewer than `low` times within `length` positions turn `factor` times slower, those that turn
   more than `high` times as before, those between by a mixture.

@@ -35,9 +35,12 @@ def check_encoded(encoded: Encoded, example: Example, layout: ImageLayout, *, lo
   if not np.array_equal(np.flatnonzero(encoded.image_slot >= 0), np.flatnonzero(image)):
     raise UserError("image features would land on tokens that are no image tokens")
   if len(tokens) > min(longest, layout.max_length):
+    # An image that is one tile can be made no smaller.
+    images = ", lower model.max_tiles or model.longest_edge" if layout.max_tiles > 1 else ""
+    said = f" ({found} of them are of images)" if found else ""
     raise UserError(
-      f"{len(tokens)} tokens are more than the longest sequence of {min(longest, layout.max_length)}; "
-      "shorten the text, lower model.max_tiles or model.longest_edge, or raise data.lengths"
+      f"{len(tokens)} tokens are more than the longest sequence of {min(longest, layout.max_length)}{said};"
+      f" shorten the text{images}, or raise data.lengths"
     )
   if np.any(loss & image):
     raise UserError(f"the loss would be taken on {np.count_nonzero(loss & image)} image tokens")

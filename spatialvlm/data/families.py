@@ -132,6 +132,12 @@ def _paligemma_tokens(tile_size: int, files: Files) -> int | None:
   if not files.config:
     return None
   patch = vision.get("patch_size", 14)  # what transformers' PaliGemmaConfig takes
+  trained = _one(vision.get("image_size", 224))
+  if tile_size != trained and files.tile is None:
+    raise UserError(
+      f"{files.folder}: the processor makes images of {tile_size} pixels, but config.json says image_size"
+      f" {trained!r} of its vision_config; copy the processor files of the model there"
+    )
   if not isinstance(patch, int) or patch < 1 or tile_size % patch:
     raise UserError(
       f"{files.folder}: tiles of {tile_size} pixels make no whole number of patches of {patch!r} pixels;"
@@ -152,12 +158,8 @@ def _internvl_said(files: Files) -> dict[str, Any]:
 
 
 def _paligemma_said(files: Files) -> dict[str, Any]:
-  text, vision = (group(files.config, key, files.folder) for key in ("text_config", "vision_config"))
-  return {
-    "preprocessor_config.json says image_seq_length": files.inner.get("image_seq_length"),
-    "text_config of config.json says num_image_tokens": text.get("num_image_tokens"),
-    "vision_config of config.json says num_image_tokens": vision.get("num_image_tokens"),
-  }
+  # num_image_tokens of config.json is not asked: transformers overwrites it by the sizes of image and patch.
+  return {"preprocessor_config.json says image_seq_length": files.inner.get("image_seq_length")}
 
 
 FAMILIES = (

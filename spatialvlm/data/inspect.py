@@ -95,6 +95,7 @@ def inspect_data(
   Raises:
     UserError: a source cannot be opened, or a sample cannot be read at all.
   """
+  config = pipeline.suited(config, processor)
   streams = {"training": pipeline.training_mixture(config, seed)}
   if (validation := pipeline.validation_mixture(config)) is not None:
     streams["validation"] = validation

@@ -34,6 +34,7 @@ __all__ = [
   "open_source",
   "question_to_example",
   "read",
+  "suited",
   "training_mixture",
   "training_stream",
   "validation_batches",
@@ -120,6 +121,18 @@ def encode(sample: Sample, processor: Processor, longest: int) -> Encoded:
   return encoded
 
 
+def suited(config: DataConfig, processor: Processor) -> DataConfig:
+  """The data as a model's prompts can hold them: one question a picture where there is one turn alone.
+
+  That is said of rendered skills only (`turns`): a conversation of somebody's data is not cut.
+  """
+  if not processor.bidirectional:
+    return config
+  one = lambda source: dataclasses.replace(source, turns=1) if source.kind == "skills" else source
+  named = lambda sources: {name: one(source) for name, source in sources.items()}
+  return dataclasses.replace(config, sources=named(config.sources), validation=named(config.validation))
+
+
 def training_mixture(config: DataConfig, seed: int = 0) -> Mixed:
   """The endless stream of examples. `seed` is the run's; with `config.seed` it fixes the order.
 
@@ -178,10 +191,13 @@ def training_stream(
     seed: of the run; together with `config.seed` it fixes the order.
 
   Raises:
-    UserError: a source that cannot be opened, or a batch that the processes do not divide. While iterating:
-      an example that is broken or too large, named.
+    UserError: a source that cannot be opened, or a batch that the processes do not divide; the first example
+      is broken or too large. While iterating: another one, named.
   """
+  config = suited(config, processor)
   mixed = training_mixture(config, seed)
+  # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
+  encode(mixed.read([0])[0], processor, config.lengths[-1])
   shares = {"process_index": process_index, "process_count": process_count}
   return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
@@ -199,6 +215,7 @@ def validation_batches(
   It ends as `validation_mixture` says; the last batch is filled with rows of `example_mask_B` false. Batches
   of up to 256 MB in all are kept after the first pass; they are not to be written to.
   """
+  config = suited(config, processor)
   mixed = validation_mixture(config)
   if mixed is None:
     return None

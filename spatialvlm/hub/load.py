@@ -74,6 +74,7 @@ def load_encoder(
   """
   _check_numbers(dtype, attention)
   folder = resolve(path_or_id, revision)
+  _refuse_runs(folder)
   source = read_json(folder / "config.json")
   if source.get("model_type") == registry.JOINED:
     raise UserError(f"{folder}: a model whose encoder was replaced or joined; load the encoder's own folder")
@@ -86,6 +87,17 @@ def load_encoder(
   entries, doubled = read_entries(weight_files(folder))
   build = lambda: VisionEncoder(config.vision, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
   return _filled(build, entries, doubled, config.family, folder, mesh), config
+
+
+def _refuse_runs(folder: Path) -> None:
+  """Raises where an adapter or a run of ours stands in an encoder's place, with what to name instead."""
+  if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    raise UserError(f"{folder}: an adapter, where an encoder is wanted; name its base model")
+  config = folder / "config.json"
+  if config.is_file() and "model_type" not in read_json(config) and (folder / "identity.json").is_file():
+    exported = [str(p.parent) for p in sorted(folder.glob("**/model/config.json"))]
+    hint = f"name {exported[-1]}" if exported else "name its base model"
+    raise UserError(f"{folder}: the workdir of a run, where an encoder is wanted; {hint}")
 
 
 def _filled(

@@ -111,7 +111,13 @@ def weight_files(folder: Path) -> list[Path]:
       f"{folder}: holds only pickle files ({', '.join(pickles)}), which can run code when they are read; "
       "convert them to safetensors with transformers' save_pretrained"
     )
-  raise UserError(f"{folder}: no weights (neither model.safetensors nor model.safetensors.index.json)")
+  hint = ""
+  if folder.parent.name == "snapshots":  # of the hub, from which pickles are never fetched
+    hint = (
+      "; if its repository holds pickles alone, look there for a revision with safetensors (often refs/pr/N)"
+      " and set model.revision, or convert it with transformers' save_pretrained and pass the folder"
+    )
+  raise UserError(f"{folder}: no weights (neither model.safetensors nor model.safetensors.index.json){hint}")
 
 
 def read_entries(files: list[Path]) -> tuple[dict[str, Entry], list[str]]:

@@ -68,8 +68,9 @@ def parse_config(source: Mapping[str, Any], *, dtype: str, attention: str, where
 
 
 def max_tiles(preprocessor: Mapping[str, Any]) -> int:
-  """Most tiles of one image under a preprocessor_config.json: a grid of tiles and the thumbnail."""
-  if not preprocessor.get("crop_to_patches", True):
-    return 1
+  """Most tiles of one image under a preprocessor_config.json: a grid of tiles and the thumbnail.
+
+  Its crop_to_patches says nothing: the processor's own default is to cut.
+  """
   most = whole(preprocessor, "max_patches", 12, "preprocessor_config.json")
   return most + 1 if most > 1 else 1

@@ -150,10 +150,11 @@ def _rope(source: Source, where: str) -> dict[str, Any]:
   parameters = group(source, key, where)
   kind = parameters.get("rope_type", parameters.get("type", "default"))
   theta = number(parameters, "rope_theta", source.get("rope_theta") or 10000.0, where)
-  if kind == "default":
+  # "dynamic" (InternVL's) slows the rotation beyond max_position_embeddings only, where no text goes here.
+  if kind in ("default", "dynamic"):
     return {"rope_theta": theta}
   if kind != "llama3":
-    raise UserError(f"{where}: rope type {kind!r} is not supported (only 'default' and 'llama3')")
+    raise UserError(f"{where}: rope type {kind!r} is not supported (only default, dynamic and llama3)")
   numbers = (
     number(parameters, name, 0.0, where) for name in ("factor", "low_freq_factor", "high_freq_factor")
   )

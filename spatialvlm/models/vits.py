@@ -67,8 +67,8 @@ def dinov2(source: Mapping[str, Any], attention: str, where: str) -> VisionConfi
 def dinov3(source: Mapping[str, Any], attention: str, where: str) -> VisionConfig:
   """DINOv3's ViT (Simeoni et al., 2025)."""
   biases = {name: bool(source.get(f"{name}_bias", True)) for name in ("query", "value", "proj")}
-  if len(set(biases.values())) > 1:
-    raise UserError(f"{where}: query_bias, value_bias and proj_bias must be alike, got {biases}")
+  if biases["query"] != biases["value"]:
+    raise UserError(f"{where}: query_bias and value_bias must be alike, got {biases}")
   block = _block(
     source,
     attention,
@@ -78,6 +78,7 @@ def dinov3(source: Mapping[str, Any], attention: str, where: str) -> VisionConfi
     gated=bool(source.get("use_gated_mlp", False)),
     bias=biases["query"],
     key_bias=bool(source.get("key_bias", False)),
+    out_bias=biases["proj"],
     mlp_bias=bool(source.get("mlp_bias", True)),
     layer_scale=True,
     sizes=(384, 6, 1536),

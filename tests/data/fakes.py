@@ -29,6 +29,8 @@ class FakeProcessor:
   layout = ImageLayout(tile_size=2, tokens_per_tile=2, max_tiles=1, image_token_id=IMAGE, max_length=64)
   pad_id = PAD
 
+  bidirectional = False
+
   def encode(self, example: Example) -> FakeEncoded:
     image = [IMAGE, IMAGE] * len(example.images)
     prompt = [ord(c) for turn in example.turns for c in turn.prompt]

@@ -165,6 +165,15 @@ def test_a_batch_says_where_its_prefixes_end(paligemma, internvl):
   assert grow(plain, Bucket(32, 1, 4), pad_id=0, tile_size=16).mask_ar_BT is None
 
 
+def test_numbers_that_transformers_overwrites_are_not_asked(tmp_path):
+  folder = WRITERS["paligemma"](tmp_path)
+  config = json.loads((folder / "config.json").read_text())
+  for part in ("text_config", "vision_config"):
+    config[part]["num_image_tokens"] = 9
+  (folder / "config.json").write_text(json.dumps(config))
+  assert load_processor(folder).tokens_per_tile == 4
+
+
 @pytest.mark.parametrize(
   ("name", "config", "message"),
   [
@@ -180,9 +189,14 @@ def test_a_batch_says_where_its_prefixes_end(paligemma, internvl):
     ("internvl", {"downsample_ratio": "half"}, "lie between 0 and 1"),
     ("internvl", {"vision_config": {"patch_size": [4, 2]}}, r"patch_size \[4, 2\] must be one number"),
     ("internvl", {"image_token_id": 5}, "image_token_id 5, the tokenizer"),
-    ("paligemma", {"vision_config": {"patch_size": 4}}, "image_seq_length 4, but .* make 16 tokens"),
-    ("paligemma", {"text_config": {"num_image_tokens": 9}}, "num_image_tokens 9, but .* make 4 tokens"),
-    ("paligemma", {"vision_config": {"patch_size": 5}}, "no whole number of patches of 5"),
+    (
+      "paligemma",
+      {"vision_config": {"patch_size": 4, "image_size": 16}},
+      "image_seq_length 4, but .* make 16 tokens",
+    ),
+    ("paligemma", {"vision_config": {"patch_size": 8, "image_size": 32}}, "of 16 pixels, .* image_size 32"),
+    ("paligemma", {"vision_config": {"patch_size": 8}}, "of 16 pixels, but .* image_size 224"),
+    ("paligemma", {"vision_config": {"patch_size": 5, "image_size": 16}}, "no whole number of patches of 5"),
     ("paligemma", {"image_token_index": 5}, "image_token_id 5, the tokenizer"),
   ],
 )

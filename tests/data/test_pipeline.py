@@ -182,9 +182,12 @@ def _slots_elsewhere(e):
   ],
 )
 def test_examples_that_would_train_wrongly_are_refused_by_name(spoil, message):
-  stream = pipeline.training_stream(config(sources={"a": fake(0)}), Broken(spoil), 2)
-  with pytest.raises(UserError, match=f"data source 'a', example 0 .id 's0'.: .*{message}"):
-    next(stream)
+  """The first example before anything begins, any other one when its turn comes."""
+  wanted = f"data source 'a', example 0 .id 's0'.: .*{message}"
+  with pytest.raises(UserError, match=wanted):
+    pipeline.training_stream(config(sources={"a": fake(0)}), Broken(spoil), 2)
+  with pytest.raises(UserError, match=wanted):
+    next(iter(pipeline.validation_batches(config(validation={"a": fake(0)}), Broken(spoil), 2)))
 
 
 def test_an_example_longer_than_the_buckets_is_refused():

@@ -180,6 +180,7 @@ def test_both_spellings_of_rope(folder):
     ({"rope_theta": 7.0}, 7.0),
     ({"rope_parameters": {"rope_theta": 9.0, "rope_type": "default"}}, 9.0),
     ({"rope_theta": 7.0, "rope_scaling": None}, 7.0),
+    ({"rope_theta": 5.0, "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}}, 5.0),
     ({}, 10000.0),
   ):
     edit_config(folder, text_config={**source, **text})

@@ -195,7 +195,7 @@ def test_a_prompt_longer_than_the_context(world, tmp_path, refused):
   shutil.rmtree(tmp_path / "run")
   talk = bad_files.write_talk(tmp_path / "talk.jsonl", 3, answer="A cube. " * 60)
   path = f"--config.data.sources.own.path={talk}"
-  refused(r"'own', example \d.*more than the longest sequence of 96; shorten", "train", path, writes=True)
+  refused(r"'own', example \d.*more than the longest sequence of 96; shorten", "train", path)
 
 
 # What is no mistake of the user.

@@ -41,9 +41,18 @@ _VISION = {
 
 
 def build_internvl(*, qk_norm: bool = False, text: dict | None = None, seed: int = 0):
-  """InternVL with Qwen2; `qk_norm`: the variant of the large vision tower, here tied too, and with Llama."""
+  """InternVL with Qwen2; `qk_norm`: the variant of the large vision tower, here tied too, and with Llama.
+
+  The published ones have a rotation that slows down beyond their context.
+  """
+  dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
   config = transformers.InternVLConfig(
-    text_config={**SIZES, "model_type": "llama" if qk_norm else "qwen2", **(text or {})},
+    text_config={
+      **SIZES,
+      "model_type": "llama" if qk_norm else "qwen2",
+      "rope_parameters": dynamic,
+      **(text or {}),
+    },
     vision_config={
       **_VISION,
       "model_type": "internvl_vision",

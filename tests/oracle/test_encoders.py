@@ -35,6 +35,13 @@ CASES = {
   "dinov2-swiglu": _of(transformers.Dinov2Config, transformers.Dinov2Model, **SIZES, use_swiglu_ffn=True),
   "registers": _of(transformers.Dinov2WithRegistersConfig, transformers.Dinov2WithRegistersModel, **SIZES),
   "dinov3": _of(transformers.DINOv3ViTConfig, transformers.DINOv3ViTModel, **WIDE, num_register_tokens=4),
+  "dinov3-7b": _of(  # its biases
+    transformers.DINOv3ViTConfig,
+    transformers.DINOv3ViTModel,
+    **GATED,
+    query_bias=False,
+    value_bias=False,
+  ),
   "dinov3-gated": _of(transformers.DINOv3ViTConfig, transformers.DINOv3ViTModel, **GATED),
   "internvit": _of(
     transformers.InternVLVisionConfig, transformers.InternVLVisionModel, **WIDE, attention_bias=True

@@ -25,11 +25,14 @@ from spatialvlm.config import (
   TrainConfig,
 )
 from spatialvlm.data.cvbench import write_cvbench
+from spatialvlm.evaluation.records import read
 from spatialvlm.evaluation.run import run
-from spatialvlm.training import loop, runs
+from spatialvlm.launch import _main
+from spatialvlm.training import loop, runs, stages
 from tests.evaluation import support
 from tests.launch import tiny
 from tests.oracle import hf_processor, reference
+from tests.tiny_encoder import write_encoder
 from tests.tiny_families import write_internvl, write_paligemma
 
 TEXT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -81,6 +84,11 @@ def made(request, tmp_path_factory):
   theirs = build(request.param, folder)
   processor = hf_processor.load(folder, "internvl" if request.param == "internvl" else "paligemma")
   return theirs, folder, spatialvlm.load_vlm(folder), processor
+
+
+def test_the_model_cuts_images_as_its_processor_does(made):
+  _, _, ours, _ = made
+  assert ours.model.config.image_layout() == ours.processor.layout
 
 
 def images():
@@ -196,6 +204,25 @@ def test_a_trained_adapter_is_theirs_too(made, trained):
       assert np.abs(model(**arrays).logits.numpy() - ours).max() <= 2e-4
   again = spatialvlm.load_vlm(workdir / "model").logits(**named)
   assert np.abs(again - ours).max() <= 2e-4
+
+
+def test_both_stages_of_other_eyes(made, one_device_unless_asked, tmp_path, monkeypatch):
+  """The recipe as it stands, on every family: its pictures, turns and lengths, with fewer of them."""
+  _, folder, _, _ = made
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  encoder = write_encoder(tmp_path / "dino")
+  flags = {"eval.source.size": 6, "eval.batch_size": 4, "eval.bootstrap": 10, "model.dtype": "float32"}
+  for stage in ("1-connector", "2-lora"):
+    train = dict(steps=2, batch_size=2, log_every=1, validate_every=2, checkpoint_every=0)
+    flags |= {f"stages.{stage}.train.{key}": value for key, value in train.items()}
+    flags[f"stages.{stage}.data.validation_size"] = 2
+  overrides = [(key, str(value)) for key, value in flags.items()]
+  config = _main.load_config(f"encoders:base={folder},encoder={encoder}", overrides, RunConfig)
+  stages.train(config, tmp_path / "w")
+  summary = json.loads((tmp_path / "w" / "2-lora" / "summary.json").read_text())
+  assert summary["finished"] and len(read(tmp_path / "w" / "2-lora" / "evaluation" / "after")) == 6
+  answer = spatialvlm.load_vlm(tmp_path / "w").chat(images()[:1], "Which box is red?", max_new_tokens=3)
+  assert isinstance(answer, str)
 
 
 def test_evaluation_by_every_protocol(made, trained, tmp_path):

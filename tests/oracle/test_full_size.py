@@ -47,7 +47,8 @@ def test_logits_of_the_full_shape(tmp_path):
 
 def internvl3_1b():
   text = {"model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864}
-  text |= {"num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151674, "rope_theta": 1e6}
+  text |= {"num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151674}
+  text |= {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}}
   config = transformers.InternVLConfig(
     text_config=text, vision_config={"attention_bias": True}, tie_word_embeddings=False
   )
