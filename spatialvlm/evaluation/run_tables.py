@@ -66,7 +66,7 @@ def scores(summary: Mapping[str, Any]) -> Table:
     "best shortcut",
     "n",
   )
-  return tables.make("scores", "Scores", columns, rows, rules, minor=(6, 7), note=note)
+  return tables.make("scores", "Scores", columns, rows, rules, minor=(1, 6, 7), note=note)
 
 
 def protocols(summary: Mapping[str, Any]) -> Table:
@@ -94,7 +94,7 @@ def protocols(summary: Mapping[str, Any]) -> Table:
     "In per cent. One model, the same questions: only how it was asked and read differs. "
     "Marked: an interval that reaches down to guessing; over one question in a hundred without an answer."
   )
-  return tables.make("protocols", "Protocols", head, rows, note=note)
+  return tables.make("protocols", "Protocols", head, rows, minor=(1,), note=note)
 
 
 def answered(summary: Mapping[str, Any]) -> Table:
@@ -164,7 +164,7 @@ def controls(summary: Mapping[str, Any]) -> Table:
   )
   note = "In per cent. Circular: the mean over all orders of the options."
   title = "The same questions, asked otherwise"
-  return tables.make("controls", title, columns, rows, (0,), minor=(6,), note=note)
+  return tables.make("controls", title, columns, rows, (0,), minor=(1, 6), note=note)
 
 
 def gaps(summary: Mapping[str, Any]) -> Table:

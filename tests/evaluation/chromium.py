@@ -1,4 +1,7 @@
-"""A real browser for tests: headless Chromium over its debugging pipe, with no library in between."""
+"""A real browser for tests: headless Chromium over its debugging pipe, with no library in between.
+
+`python -m tests.evaluation.chromium PAGE.html OUT.png [WIDTH [HEIGHT]]` takes a picture.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
+import tempfile
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
@@ -107,3 +112,11 @@ class Chromium:
       if message["method"] == "Page.javascriptDialogOpening":
         raise RuntimeError(f"the page opened a dialog: {message['params']}")
     return message
+
+
+if __name__ == "__main__":
+  page, out, *size = sys.argv[1:]
+  width, height = (*map(int, size), *(1280, 1800)[len(size) :])
+  with tempfile.TemporaryDirectory() as profile, Chromium(pathlib.Path(profile)) as browser:
+    browser.open(pathlib.Path(page), width, height)
+    browser.screenshot(pathlib.Path(out))
