@@ -85,6 +85,8 @@ class Checkpoints:
     if step in self.steps:
       return
     with _saving(self.folder):
+      # Orbax waits as well, but only after it has put the new save's parts in the place of those at work.
+      self._orbax.wait()
       _check_space(self.folder, state)
       self._orbax.save_checkpointables_async(
         step,

@@ -184,3 +184,23 @@ def test_rows_past_the_restored_step_are_cut(tmp_path):
   path.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
   with pytest.raises(UserError, match="line 2"):
     metrics_lib.read(path)
+
+
+def test_a_save_begins_when_the_one_before_it_has_ended(tmp_path):
+  """Orbax would hand the parts of the new save to the thread that still ends the old one."""
+  _, state = make_parts(make_config())
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+  calls, orbax = [], checkpoints._orbax
+
+  class Spy:
+    def __getattr__(self, name):
+      calls.append(name)
+      return getattr(orbax, name)
+
+  checkpoints._orbax = Spy()
+  for step in (1, 2):
+    checkpoints.save(dataclasses.replace(state, step=state.step + step), fakes.Stream(16), {})
+  checkpoints.close()
+  calls = [name for name in calls if name in ("wait", "save_checkpointables_async")]
+  assert calls == ["wait", "save_checkpointables_async"] * 2
+  assert Checkpoints(tmp_path / "checkpoints", keep=2).steps == [1, 2]
