@@ -14,6 +14,7 @@ from spatialvlm.evaluation.tables import Cell, Table, interval, percent, signed
 
 # Weighted sums of the same counts differ in their last digits.
 TIE = 1e-9
+_MARKS = "Marked: an interval that reaches down to guessing; over one question in a hundred with no answer."
 
 
 def headline(scores: Mapping[str, Any]) -> str:
@@ -53,7 +54,7 @@ def scores(summary: Mapping[str, Any]) -> Table:
     )
     if section:
       rules.append(number)
-  note = "In per cent. Marked: an interval that reaches down to guessing; a shortcut that does as well."
+  note = f"In per cent. {_MARKS.removesuffix('.')}; a shortcut that does as well."
   if summary.get("official_note"):
     note += f" Official aggregation: {summary['official_note']}."
   columns = (
@@ -90,10 +91,7 @@ def protocols(summary: Mapping[str, Any]) -> Table:
     )
   head = ["", figures.ends(low, high), report.label(name, summary), "95 % interval", "answered"]
   head += [report.label(c, summary) for c in columns]
-  note = (
-    "In per cent. One model, the same questions: only how it was asked and read differs. "
-    "Marked: an interval that reaches down to guessing; over one question in a hundred without an answer."
-  )
+  note = f"In per cent. One model, the same questions: only how it was asked and read differs. {_MARKS}"
   return tables.make("protocols", "Protocols", head, rows, minor=(1,), note=note)
 
 
@@ -106,7 +104,7 @@ def answered(summary: Mapping[str, Any]) -> Table:
     if min(shares) < 1:
       rows.append([protocol, *map(_answered, shares)])
   columns = ["", *(report.label(n, summary) for n in names)]
-  note = "In per cent. Protocols that are not here had an answer to every question."
+  note = "In per cent. Marked: below 99. Protocols that are not here had an answer to every question."
   return tables.make("answered", "Questions with an answer", columns, rows, note=note)
 
 
@@ -122,7 +120,7 @@ def published(summary: Mapping[str, Any], others: Mapping[str, float]) -> Table:
       for value in others.values():
         inside = score["low"] <= value / 100 <= score["high"]
         cells.append(Cell(signed(score["score"] - value / 100), "good" if inside else ""))
-    rows.append([protocol, *cells, _answered(part["answered"])])
+    rows.append([protocol, *cells, percent(part["answered"])])
   head = [""]
   for name in names:
     head += [report.label(name, summary), *(f"minus {value:g}" for value in others.values())]
@@ -162,7 +160,7 @@ def controls(summary: Mapping[str, Any]) -> Table:
     "answered",
     "n",
   )
-  note = "In per cent. Circular: the mean over all orders of the options."
+  note = f"In per cent. Circular: the mean over all orders of the options. {_MARKS}"
   title = "The same questions, asked otherwise"
   return tables.make("controls", title, columns, rows, (0,), minor=(1, 6), note=note)
 
@@ -194,7 +192,7 @@ def steadiness(summary: Mapping[str, Any]) -> Table:
     for key, said in (("all_right", "right in every order"), ("consistency", "follows the mirrored picture")):
       if key in part:
         shown = [percent(part[key][n]["score"]) if n in part[key] else "" for n in names]
-        rows.append([f"{words(condition)}: {said}", *shown, _answered(part["answered"])])
+        rows.append([f"{words(condition)}: {said}", *shown, percent(part["answered"])])
   columns = ["", *(report.label(n, summary) for n in names), "answered"]
   return tables.make(
     "steadiness", "Does the answer stay with what is shown?", columns, rows, note="In per cent."
