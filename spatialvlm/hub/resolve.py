@@ -114,8 +114,8 @@ def weight_files(folder: Path) -> list[Path]:
   hint = ""
   if folder.parent.name == "snapshots":  # of the hub, from which pickles are never fetched
     hint = (
-      "; if its repository holds pickles alone, look there for a revision with safetensors (often refs/pr/N)"
-      " and set model.revision, or convert it with transformers' save_pretrained and pass the folder"
+      "; if its repository holds pickles alone, download a revision that has safetensors (often refs/pr/N),"
+      " or convert it with transformers' save_pretrained, and pass that folder"
     )
   raise UserError(f"{folder}: no weights (neither model.safetensors nor model.safetensors.index.json){hint}")
 

@@ -35,7 +35,9 @@ def runs(tmp_path):
   return tmp_path
 
 
-def test_files_and_screen(runs, tmp_path, capfd):
+def test_files_and_screen(runs, tmp_path, capfd, monkeypatch):
+  kept = []
+  monkeypatch.setattr(page, "within", lambda pictures: kept.append(list(pictures)) or pictures)
   pictures = page.embed((i, np.full((30, 30, 3), 5 * i, np.uint8)) for i in range(3))
   asked = [page.Asked(i, "", "", "", "", "", ("a", "b"), (None,)) for i in range(3)]
   (runs / "a" / "run" / run_page.PAGE).write_text(
@@ -46,6 +48,7 @@ def test_files_and_screen(runs, tmp_path, capfd):
     capfd, "compare", runs / "a" / "run", runs / "b" / "run", f"--workdir={out}", "--bootstrap=200"
   )
   assert done.code == 0, done.err
+  assert kept == [[0, 2, 1]]  # those that changed stay, should there be no room for all
   assert "b/run against a/run" in done.out and "+50.0" in done.out and "10 / 0" in done.out
   assert {f.name for f in out.iterdir()} == {
     "comparison.json", "differences.jsonl", "forest.png", "report.html", "tables.md", "tables.tex",

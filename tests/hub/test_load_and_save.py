@@ -16,7 +16,7 @@ from spatialvlm import hub
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.hub import rules, tensors
 from spatialvlm.hub.load import match
-from spatialvlm.hub.resolve import read_entries
+from spatialvlm.hub.resolve import read_entries, weight_files
 from spatialvlm.models.families import FAMILIES
 from spatialvlm.types import UserError
 
@@ -361,3 +361,12 @@ def test_tile_budget_of_the_checkpoint(folder):
   assert hub.read_config(folder).image_layout().max_tiles == 17
   (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "do_image_splitting": False}))
   assert hub.read_config(folder).image_layout().max_tiles == 1
+
+
+def test_a_snapshot_without_safetensors_says_what_to_do(tmp_path):
+  """Pickles are never fetched, so that of a repository which holds nothing else no weights arrive."""
+  for folder, said in ((tmp_path / "snapshots" / "abc", True), (tmp_path / "plain", False)):
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match="no weights") as error:
+      weight_files(folder)
+    assert ("refs/pr/N" in str(error.value)) == said and "\n" not in str(error.value)
