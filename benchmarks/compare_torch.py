@@ -103,8 +103,8 @@ def decoding(vlm, torch_model):
   import numpy as np
   import torch
 
-  from spatialvlm.evaluation.score import VlmScorer
   from spatialvlm.generation import generate
+  from spatialvlm.serving.scorer import VlmScorer
   from spatialvlm.types import Batch
 
   arrays = inputs(1, 1, 120)

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from spatialvlm import hub
 from spatialvlm.config import ModelConfig, RunConfig
 from spatialvlm.launch import _main
-from spatialvlm.training import loop, metrics, stages
+from spatialvlm.training import metrics, one_run, stages
 
 BASE = pathlib.Path(__file__).parents[1] / "checkpoints" / "smolvlm-tiny"
 LAST = "model.connector.proj.weight"
@@ -74,7 +74,7 @@ def losses(model: pathlib.Path, workdir: pathlib.Path, steps: int, seed: int) ->
   run = dataclasses.replace(
     stage, model=ModelConfig(path=str(model)), train=train, optim=optim, eval=None, seed=seed
   )
-  loop.train(run, workdir)
+  one_run.train(run, workdir)
   rows = metrics.read(workdir / metrics.FILE)
   return ratio, [(row["step"], row["loss"]) for row in rows if "loss" in row]
 

@@ -76,7 +76,7 @@ def checkpoint(folder: Path, shape: Path) -> None:
 
 def questions(count: int, images: int):
   """Rendered questions; those beyond the number of images ask again about an earlier one, in other words."""
-  from spatialvlm.data.scenes.questions import SceneQuestions
+  from spatialvlm.worlds.questions import SceneQuestions
 
   found = list(SceneQuestions(seed=7, image_size=384, size=images)[i] for i in range(images))
   for i in range(count - images):
@@ -94,8 +94,8 @@ class Ours:
     import jax
 
     from spatialvlm import hub
-    from spatialvlm.data.processor import load_processor
-    from spatialvlm.evaluation.protocols import ProcessorEncoder
+    from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
+    from spatialvlm.processing.processor import load_processor
 
     tiling = {"max_tiles": args.tiles, "longest_edge": 2048 if args.tiles > 1 else 512}
     self.vlm = hub.load_model(folder, dtype=args.dtype)
@@ -112,7 +112,7 @@ class Ours:
     """(result, seconds without compiling, seconds of compiling, programs)."""
     from spatialvlm.config import ScoreConfig
     from spatialvlm.evaluation.evaluate import evaluate
-    from spatialvlm.evaluation.score import VlmScorer
+    from spatialvlm.serving.scorer import VlmScorer
 
     config = ScoreConfig(
       batch_size=self.batch, protocols=protocols, controls=controls, new_tokens=self.answer, bootstrap=100
@@ -249,8 +249,8 @@ def main() -> None:
   sys.path.insert(0, str(ROOT))
   import jax
 
-  from spatialvlm.evaluation.controls import CONTROLS
-  from spatialvlm.evaluation.protocols import PROTOCOLS
+  from spatialvlm.evaluation.asking.controls import CONTROLS
+  from spatialvlm.evaluation.asking.protocols import PROTOCOLS
 
   every, controls = tuple(PROTOCOLS), tuple(CONTROLS)
   items = questions(args.questions, args.images)

@@ -27,8 +27,8 @@ import numpy as np
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
-from spatialvlm.data.scenes import world
-from spatialvlm.data.scenes.questions import SceneQuestions
+from spatialvlm.worlds import world
+from spatialvlm.worlds.questions import SceneQuestions
 
 
 class Rate(NamedTuple):

@@ -40,8 +40,8 @@ from spatialvlm.config import (
   TrainConfig,
   to_dict,
 )
-from spatialvlm.data.scenes.skills import DEFAULT_TASKS
 from spatialvlm.types import UserError
+from spatialvlm.worlds.skills import DEFAULT_TASKS
 
 # First vocabulary id and number of the words of each dense target (`data.scenes.vocabulary.DENSE_WORDS`).
 WORDS = {

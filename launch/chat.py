@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
   if not arguments and sys.stdin.isatty():
     print("Ask; an empty line ends.", file=sys.stderr)
   import spatialvlm
-  from spatialvlm.data.images import open_image
+  from spatialvlm.processing.images import open_image
 
   images = [open_image(file) for file in FLAGS.image]
   vlm = spatialvlm.load_vlm(FLAGS.model, FLAGS.dtype, max_tiles=FLAGS.max_tiles)

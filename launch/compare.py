@@ -24,14 +24,15 @@ def main(arguments: Sequence[str]) -> None:
   import pathlib
   import re
 
-  from spatialvlm.evaluation import contrast, report
+  from spatialvlm.evaluation.report import between_runs
+  from spatialvlm.reporting import terminal
 
-  runs = contrast.open_runs(arguments)
+  runs = between_runs.open_runs(arguments)
   name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", run.name) for run in runs)
   folder = pathlib.Path(_WORKDIR.value or f"runs/compare-{name[:120]}").expanduser()
-  changes = contrast.contrast(runs, resamples=_BOOTSTRAP.value, seed=_SEED.value)
-  for table in contrast.write(runs, changes, folder):
-    report.show(report.rich(table))
+  changes = between_runs.contrast(runs, resamples=_BOOTSTRAP.value, seed=_SEED.value)
+  for table in between_runs.write(runs, changes, folder):
+    terminal.show(terminal.rich(table))
   print(f"report, tables, forest plot and differing questions: {folder}")
 
 

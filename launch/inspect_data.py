@@ -22,7 +22,7 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
   from spatialvlm import hub
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.data import inspect, inspect_page
-  from spatialvlm.data.processor import load_processor
+  from spatialvlm.processing.processor import load_processor
   from spatialvlm.types import UserError
 
   if arguments:

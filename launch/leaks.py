@@ -26,14 +26,16 @@ ENDLESS_SCAN = 1000
 def main(config, workdir: str | None, arguments: list[str]) -> int:
   import pathlib
 
+  from spatialvlm import mixture
   from spatialvlm import workdir as workdir_lib
-  from spatialvlm.data import cvbench, mixture, sources
-  from spatialvlm.evaluation import leaks, report
+  from spatialvlm.data.sources import cvbench, registry
+  from spatialvlm.evaluation import leaks
+  from spatialvlm.reporting import terminal
   from spatialvlm.types import UserError
 
   if arguments:
     raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
-  opened = {name: sources.open_source(s) for name, s in config.data.sources.items() if s.weight > 0}
+  opened = {name: registry.open_source(s) for name, s in config.data.sources.items() if s.weight > 0}
   if not opened:
     raise UserError("config.data.sources: there is no source with a weight above 0 to look at")
   output = (
@@ -49,7 +51,7 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
   found, looked = [], {}
   for name, source in opened.items():
     limit = _SCAN.value or (ENDLESS_SCAN if len(source) == mixture.ENDLESS else 0)
-    with report.progress(f"looking at {name}") as show:
+    with terminal.progress(f"looking at {name}") as show:
       some, count = leaks.find(
         benchmark,
         {name: source},
@@ -57,7 +59,7 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
         on_progress=lambda _, done, total, show=show: show(done, total),
       )
     found, looked = found + some, looked | count
-  report.show(report.leaks(leaks.summary(found, looked, benchmark)))
+  terminal.show(terminal.leaks(leaks.summary(found, looked, benchmark)))
   if output:
     workdir_lib.write_json(output, leaks.summary(found, looked, benchmark))
     print(f"all of them: {output}")

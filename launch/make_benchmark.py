@@ -22,14 +22,14 @@ _SHARE = flags.DEFINE_float("share", 1.0, "of CV-Bench's numbers of questions, f
 def main(arguments: Sequence[str]) -> None:
   import pathlib
 
-  from spatialvlm.data.scenes import benchmark
+  from spatialvlm.data import scene_benchmark
 
   if arguments or not _OUT.value:
     raise UserError("--out is missing; name the folder to write, as --out=FOLDER")
   folder = pathlib.Path(_OUT.value).expanduser()
   if folder.is_dir() and any(folder.iterdir()):
     raise UserError(f"{folder}: is not empty; name another --out")
-  counts = benchmark.write(folder, _SEED.value, _IMAGE_SIZE.value, _SHARE.value)
+  counts = scene_benchmark.write(folder, _SEED.value, _IMAGE_SIZE.value, _SHARE.value)
   parts = ", ".join(f"{task} {count}" for task, count in counts.items())
   print(f"{folder}: {sum(counts.values())} questions ({parts})")
 

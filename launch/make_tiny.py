@@ -19,7 +19,7 @@ _OUT = flags.DEFINE_string("out", None, "folder to write")
 
 def main(arguments: Sequence[str]) -> None:
   from spatialvlm import workdir
-  from spatialvlm.data.scenes import tiny
+  from spatialvlm.worlds import tiny
 
   if arguments or not _OUT.value:
     raise UserError("--out is missing; name the folder to write, as --out=FOLDER")

@@ -15,18 +15,20 @@ from spatialvlm.launch import _main
 def main(arguments: Sequence[str]) -> None:
   import pathlib
 
-  from spatialvlm.evaluation import report, rescore, run_page, run_tables
+  from spatialvlm.evaluation import rescore
+  from spatialvlm.evaluation.report import run_page, run_tables
+  from spatialvlm.reporting import terminal
   from spatialvlm.types import UserError
 
   if len(arguments) != 1:
     raise UserError("name one run: spatialvlm-rescore RUN, the workdir of a finished evaluation")
   folder = pathlib.Path(arguments[0]).expanduser()
   found = rescore.write(folder)
-  report.show(report.rich(run_tables.protocols(found["summary"])))
+  terminal.show(terminal.rich(run_tables.protocols(found["summary"])))
   if others := run_page.published(folder):
-    report.show(report.rich(run_tables.published(found["summary"], others)))
+    terminal.show(terminal.rich(run_tables.published(found["summary"], others)))
   if found["extractors"]:
-    report.show(report.rich(rescore.table(found)))
+    terminal.show(terminal.rich(rescore.table(found)))
   print(f"all of it: {folder / rescore.FILE}; report: {folder / run_page.PAGE}")
 
 

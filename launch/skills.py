@@ -31,9 +31,9 @@ def main(arguments: Sequence[str]) -> None:
   if FLAGS.count < 1:
     raise UserError(f"--count={FLAGS.count}: ask at least one question")
   from spatialvlm import hub, peft, workdir
-  from spatialvlm.data.processor import load_processor
-  from spatialvlm.data.scenes import skills
-  from spatialvlm.evaluation.skills import markdown, score_skill
+  from spatialvlm.evaluation.skill_scores import markdown, score_skill
+  from spatialvlm.processing.processor import load_processor
+  from spatialvlm.worlds import skills
 
   out = pathlib.Path(FLAGS.out) if FLAGS.out else None
   if out:  # before minutes are spent

@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 from spatialvlm import generation, hub, peft
 from spatialvlm.config import ModelConfig
 from spatialvlm.core.axes import make_mesh
-from spatialvlm.data import processor as processor_lib
-from spatialvlm.data import processor_files as files
-from spatialvlm.data.arrays import batch_from_arrays
-from spatialvlm.data.images import ImageSource, open_image
-from spatialvlm.data.processor import Encoded, Processor
 from spatialvlm.models.vlm import Vlm
+from spatialvlm.processing import processor as processor_lib
+from spatialvlm.processing import processor_files as files
+from spatialvlm.processing.arrays import batch_from_arrays
+from spatialvlm.processing.images import ImageSource, open_image
+from spatialvlm.processing.processor import Encoded, Processor
 from spatialvlm.training import runs
 from spatialvlm.types import Batch, UserError
 

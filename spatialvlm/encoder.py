@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from spatialvlm import hub
 from spatialvlm.core.axes import make_mesh
-from spatialvlm.data.images import ImageSource, open_image
-from spatialvlm.data.resize import Resizer, resizer_from_config
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
+from spatialvlm.processing.images import ImageSource, open_image
+from spatialvlm.processing.resize import Resizer, resizer_from_config
 from spatialvlm.types import Features, UserError
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 import spatialvlm
 from spatialvlm import peft
 from spatialvlm.config import PeftConfig
-from spatialvlm.data.images import open_image
+from spatialvlm.processing.images import open_image
 from spatialvlm.types import Example, Turn
 from tests.tiny_model import write_checkpoint
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from spatialvlm import generation
 from spatialvlm.core.axes import make_mesh
-from spatialvlm.data.arrays import batch_from_arrays
+from spatialvlm.processing.arrays import batch_from_arrays
 from spatialvlm.types import Batch, UserError
 from tests import tiny_model
 

@@ -111,7 +111,7 @@ def test_imports_go_down(path):
     ("core", "transformers.x", False),
     ("models", "spatialvlm.core.axes", True),
     ("hub", "spatialvlm.generation.generate", False),
-    ("evaluation", "spatialvlm.training.loop", False),
+    ("evaluation", "spatialvlm.training.train", False),
     ("training", "spatialvlm.evaluation.evaluate", True),
     ("data", "spatialvlm.models.vlm", False),
     ("models", "spatialvlm.data.batch", False),

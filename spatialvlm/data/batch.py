@@ -15,7 +15,7 @@ import numpy as np
 from spatialvlm.types import Batch, UserError
 
 if TYPE_CHECKING:
-  from spatialvlm.data.processor import Encoded
+  from spatialvlm.processing.processor import Encoded
 
 
 class Bucket(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from spatialvlm.types import Example, ImageLayout, UserError
 
 if TYPE_CHECKING:
-  from spatialvlm.data.processor import Encoded, Processor
+  from spatialvlm.processing.processor import Encoded, Processor
 
 
 def check_encoded(encoded: Encoded, example: Example, layout: ImageLayout, *, longest: int) -> None:

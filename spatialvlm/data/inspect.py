@@ -19,7 +19,7 @@ from spatialvlm.data import checks, pipeline
 from spatialvlm.types import UserError
 
 if TYPE_CHECKING:
-  from spatialvlm.data.processor import Encoded, Processor
+  from spatialvlm.processing.processor import Encoded, Processor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from PIL import Image
 from spatialvlm.data.inspect import Inspection, Seen
 
 if TYPE_CHECKING:
-  from spatialvlm.data.processor import Encoded, Processor
+  from spatialvlm.processing.processor import Encoded, Processor
 
 # Larger tiles are scaled down for the page only: it stays small enough to open.
 _SHOWN_EDGE = 192

@@ -15,12 +15,12 @@ import numpy as np
 from spatialvlm.config import DataConfig, SourceConfig
 from spatialvlm.data import batch as batches
 from spatialvlm.data.checks import check_encoded
-from spatialvlm.data.mixture import ENDLESS, Mixture
-from spatialvlm.data.sources import Source, open_questions, open_source, question_to_example, read
+from spatialvlm.data.sources.registry import Source, open_questions, open_source, question_to_example, read
+from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Batch, Example, UserError
 
 if TYPE_CHECKING:
-  from spatialvlm.data.processor import Encoded, Processor
+  from spatialvlm.processing.processor import Encoded, Processor
 
 __all__ = [
   "BatchInfo",

@@ -16,17 +16,18 @@ import numpy as np
 
 from spatialvlm import workdir
 from spatialvlm.config import ScoreConfig
-from spatialvlm.data import sources
-from spatialvlm.evaluation import asks, baselines, protocols, records
-from spatialvlm.evaluation.asks import Asker, Stem
-from spatialvlm.evaluation.controls import OtherImages
-from spatialvlm.evaluation.engine import Engine
-from spatialvlm.evaluation.features import open_store
-from spatialvlm.evaluation.pictures import Pictures
-from spatialvlm.evaluation.protocols import Encoder
-from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
-from spatialvlm.evaluation.score import Scorer
-from spatialvlm.evaluation.summary import summarize
+from spatialvlm.data.sources import registry
+from spatialvlm.evaluation.asking import asks, protocols
+from spatialvlm.evaluation.asking.asks import Asker, Stem
+from spatialvlm.evaluation.asking.controls import OtherImages
+from spatialvlm.evaluation.asking.protocols import Encoder
+from spatialvlm.evaluation.scoring import baselines, records
+from spatialvlm.evaluation.scoring.records import SIGHTED, Key, Prediction
+from spatialvlm.evaluation.scoring.summary import summarize
+from spatialvlm.serving.engine import Engine
+from spatialvlm.serving.feature_store import open_store
+from spatialvlm.serving.pictures import Pictures
+from spatialvlm.serving.scorer import Scorer
 from spatialvlm.types import Question, UserError
 
 SUMMARY_FILE = "summary.json"
@@ -160,7 +161,7 @@ class _Work:
       yield from stems
 
   def _read(self, block: Sequence[int]) -> Iterator[tuple[int, Question]]:
-    return zip(block, sources.read(self._questions, block), strict=True)
+    return zip(block, registry.read(self._questions, block), strict=True)
 
   def _hashed(self, question: Question) -> tuple[Question, str]:
     return question, records.image_hash(question.image)

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spatialvlm.data import mixture, sources
-from spatialvlm.evaluation.records import image_name
+from spatialvlm import mixture
+from spatialvlm.data.sources import registry
+from spatialvlm.evaluation.scoring.records import image_name
 from spatialvlm.types import Example, Question
 
 SIDE, KEPT = 64, 16
@@ -178,13 +179,13 @@ def summary(leaks: Sequence[Leak], looked: Mapping[str, int], benchmark: Benchma
 
 
 def _look(benchmark: Benchmark, name: str, source: Sequence[Example], block: Sequence[int]) -> list[Leak]:
-  examples = sources.read(source, block)
+  examples = registry.read(source, block)
   return [leak for i, e in zip(block, examples, strict=True) for leak in benchmark.find(name, i, e)]
 
 
 def _each(questions: Sequence[Question]):
   for start in range(0, len(questions), _BLOCK):
-    yield from sources.read(questions, range(start, min(start + _BLOCK, len(questions))))
+    yield from registry.read(questions, range(start, min(start + _BLOCK, len(questions))))
 
 
 @functools.cache

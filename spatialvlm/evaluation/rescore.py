@@ -10,19 +10,12 @@ from typing import Any
 from spatialvlm import config as config_lib
 from spatialvlm import workdir
 from spatialvlm.config import EvaluateConfig, ScoreConfig
-from spatialvlm.evaluation import (
-  asks,
-  controls,
-  extraction,
-  page,
-  records,
-  report,
-  run_page,
-  summary,
-  tables,
-)
-from spatialvlm.evaluation.records import SIGHTED, Prediction
-from spatialvlm.evaluation.tables import Table
+from spatialvlm.evaluation.asking import asks, controls, extraction
+from spatialvlm.evaluation.report import run_page
+from spatialvlm.evaluation.scoring import records, summary
+from spatialvlm.evaluation.scoring.records import SIGHTED, Prediction
+from spatialvlm.reporting import page, tables, terminal
+from spatialvlm.reporting.tables import Table
 from spatialvlm.types import UserError
 
 FILE = "rescored.json"
@@ -91,7 +84,7 @@ def table(found: Mapping[str, Any]) -> Table:
       answered = tables.Cell(tables.percent(part["answered"]), "alarm" if part["answered"] < 0.99 else "")
       rows.append([f"{protocol}, read by {rule}", *cells, answered, str(part["differs"])])
     rules.append(len(rows) - 1)
-  head = ["", *(report.label(n) for n in names), "answered", "read otherwise"]
+  head = ["", *(terminal.label(n) for n in names), "answered", "read otherwise"]
   return tables.make(
     "extractors", "The same answers under every rule", head, rows, rules, note="In per cent."
   )

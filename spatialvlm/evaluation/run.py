@@ -8,32 +8,25 @@ from typing import Any
 
 import jax
 
-from spatialvlm import workdir
+from spatialvlm import loading, workdir
 from spatialvlm.config import EvaluateConfig, ModelConfig
 from spatialvlm.core import axes
-from spatialvlm.data.processor import load_processor
-from spatialvlm.data.sources import open_questions
-from spatialvlm.evaluation import (
-  controls,
-  memory,
-  models,
-  programs,
-  protocols,
-  report,
-  run_page,
-  run_tables,
-  tables,
-)
+from spatialvlm.data.sources.registry import open_questions
+from spatialvlm.evaluation import memory, programs
+from spatialvlm.evaluation.asking import controls, protocols
+from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
 from spatialvlm.evaluation.evaluate import Result, evaluate
-from spatialvlm.evaluation.protocols import ProcessorEncoder
-from spatialvlm.evaluation.score import VlmScorer
+from spatialvlm.evaluation.report import run_page, run_tables
+from spatialvlm.processing.processor import load_processor
+from spatialvlm.reporting import tables, terminal
+from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import Question, UserError
 
 
 def run(
   config: EvaluateConfig,
   folder: pathlib.Path,
-  find: Callable[[ModelConfig, str | None], models.Found] = models.find,
+  find: Callable[[ModelConfig, str | None], loading.Found] = loading.find,
 ) -> Result:
   """Scores the model on the questions, or continues what was begun in `folder`, and shows the table.
 
@@ -65,17 +58,17 @@ def run(
     print(f"{begins} in {folder}: {count} questions to {model.name}", flush=True)
     if note := getattr(questions, "note", ""):
       print(f"note: {note}", flush=True)
-  with report.progress() as show:
+  with terminal.progress() as show:
     scorer, before = VlmScorer(vlm, mesh), programs.compiled()
     result = evaluate(
       questions, scorer, encoder, config.score, folder=folder, on_progress=show, on_note=show.note
     )
   if jax.process_index() == 0:
-    table = report.table(result.summary, title(config, model.name))
-    workdir.write_text(folder / "table.txt", report.plain_text(table))
-    report.show(table)
+    table = terminal.table(result.summary, title(config, model.name))
+    workdir.write_text(folder / "table.txt", terminal.plain_text(table))
+    terminal.show(table)
     for other in _other_tables(config, result):
-      report.show(report.rich(other))
+      terminal.show(terminal.rich(other))
     compiled = programs.compiled() - before
     for line in (programs.line(scorer.programs, compiled), memory.peak(), *result.notes):
       print(line)

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spatialvlm.evaluation import page, tables
-from spatialvlm.evaluation.tables import Cell, Table, escape
+from spatialvlm.reporting import page, tables
+from spatialvlm.reporting.tables import Cell, Table, escape
 
 Found = Mapping[str, Mapping[str, Mapping[str, float]]]
 

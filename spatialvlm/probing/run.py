@@ -12,9 +12,9 @@ import numpy as np
 from spatialvlm import hub, workdir
 from spatialvlm.config import ProbeConfig
 from spatialvlm.encoder import load_encoder
-from spatialvlm.evaluation import report
-from spatialvlm.probing import features, page, pictures, probes, similarity, worlds
+from spatialvlm.probing import drawings, features, page, probes, similarity, worlds
 from spatialvlm.probing.features import Seen
+from spatialvlm.reporting import terminal
 from spatialvlm.types import UserError
 
 RESULTS, TABLE, PAGE, SHEET = "results.json", "encoders.md", "encoders.html", "encoders.png"
@@ -41,7 +41,7 @@ def run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
   continues = workdir.claim(folder, config, identities)
   begins = "continues" if continues else "begins"
   print(f"{begins} in {folder}: {len(config.encoders)} encoders", flush=True)
-  with report.progress("rendering", unit="scenes") as show:
+  with terminal.progress("rendering", unit="scenes") as show:
     scenes = worlds.render(config, show)
   found = _Found(config, scenes)
   found.guess()
@@ -55,7 +55,7 @@ def run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
   results = found.results()
   _write(folder, results, found)
   for table in page.all_tables(results):
-    report.show(report.rich(table))
+    terminal.show(terminal.rich(table))
   print(f"results, tables, pictures and page: {folder}")
   return results
 
@@ -84,7 +84,7 @@ class _Found:
     if known:
       self._facts[name] = seen.facts
     if len(self.images):
-      self.components[name] = pictures.principal(seen.shown)
+      self.components[name] = drawings.principal(seen.shown)
 
   def results(self) -> dict[str, Any]:
     fields = ("scenes", "validation", "test", "seed", "render_size", "grid", "farthest", "layers", "norm")
@@ -162,7 +162,7 @@ def _all(config: ProbeConfig, scenes: worlds.Worlds, folder: pathlib.Path) -> It
         encoder = _loaded(config, name)
         if drawn:
           encoder = features.drawn(encoder, config.seed)
-        with report.progress(name + drawn, unit="images") as show:
+        with terminal.progress(name + drawn, unit="images") as show:
           seen = features.see(encoder, scenes, config, show)
         features.save(path, seen)
       yield name, drawn, seen
@@ -176,10 +176,10 @@ def _write(folder: pathlib.Path, results: Mapping[str, Any], found: _Found) -> N
     )
     for s in page.SCORES
   ]
-  pictures.write_sheet(folder / SHEET, found.images, found.components, charts)
-  uris = {name: [pictures.as_uri(one) for one in each] for name, each in found.components.items()}
+  drawings.write_sheet(folder / SHEET, found.images, found.components, charts)
+  uris = {name: [drawings.as_uri(one) for one in each] for name, each in found.components.items()}
   if uris:
-    uris = {"scene": [pictures.as_uri(one) for one in found.images]} | uris
+    uris = {"scene": [drawings.as_uri(one) for one in found.images]} | uris
   title = f"Encoders: {', '.join(results['encoders'])}"
   workdir.write_text(folder / PAGE, page.html(results, title, uris))
   workdir.write_text(folder / TABLE, page.markdown(results))

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from spatialvlm.config import ProbeConfig
-from spatialvlm.data.scenes import world
 from spatialvlm.types import UserError
+from spatialvlm.worlds import world
 
 NAMES = tuple(f"{color} {shape}" for color in world.COLORS for shape in world.SHAPES)
 # Objects are "left of" one another when their centres are this far apart, as a share of the picture, and

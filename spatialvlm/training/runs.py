@@ -12,12 +12,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from spatialvlm import hub, peft
+from spatialvlm import hub, loading, peft
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, RunConfig, from_config_dict
 from spatialvlm.core import axes
-from spatialvlm.evaluation import models
-from spatialvlm.evaluation.models import Found
+from spatialvlm.loading import Found
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import UserError
 
@@ -27,21 +26,21 @@ _OF_THE_RUN = ("path", "revision", "from_scratch", "seed", "encoders", "encoder_
 
 
 def find(model: ModelConfig, adapter: str | None = None) -> Found:
-  """Finds what `model.path` names: a training run's workdir, a checkpoint of it, or what `models.find` knows.
+  """What `model.path` names: a training run's workdir, a checkpoint of it, or what `loading.find` knows.
 
   Of a workdir (`runs/x`) the checkpoint is the one whose parameters the finished run exports; before the end
   it is the best one where `train.best` names what is best, else the last. `runs/x/checkpoints/300` names one.
   Base, revision and seed are the run's; numbers, attention and image settings are those of `model`.
 
   Raises:
-    UserError: as `models.find`; a run without checkpoints, without that one, or on other weights than it
+    UserError: as `loading.find`; a run without checkpoints, without that one, or on other weights than it
       began with.
   """
   path = Path(model.path).expanduser()
   chosen = path.name if path.parent.name == CHECKPOINTS and is_run(path.parent.parent) else None
   workdir = path.parent.parent if chosen else path
   if not is_run(workdir):
-    return models.find(model, adapter)
+    return loading.find(model, adapter)
   if adapter:
     raise UserError(f"config.adapter: {workdir} is a training run, with its own; leave config.adapter out")
   config = from_config_dict(_read(workdir / workdir_lib.CONFIG_FILE), RunConfig)
@@ -57,7 +56,7 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
       f"{workdir}: a training run whose base is not found ({error}); start from the folder in which it was"
       " trained, or put the base back"
     ) from error
-  base = models.identity(config.model)
+  base = loading.identity(config.model)
   _check_base(workdir, base)
   return Found(
     name=f"{workdir}, step {step}",
@@ -123,13 +122,13 @@ def _check_base(workdir: Path, base: Mapping[str, Any]) -> None:
 
 
 def _load(workdir: Path, config: RunConfig, step: int, mesh: Mesh | None) -> Vlm:
-  from spatialvlm.training import loop, optim
+  from spatialvlm.training import one_run, optim
   from spatialvlm.training import state as state_lib
   from spatialvlm.training import step as step_lib
   from spatialvlm.training.checkpoint import Checkpoints
 
   mesh = mesh or axes.make_mesh({}, jax.devices()[:1])
-  model = loop.build_model(config, mesh)
+  model = one_run.build_model(config, mesh)
   split = state_lib.Split(model, peft.trainable_filter(model, config.peft), mesh)
   del model
   rate = optim.schedule(config.optim, config.train.steps)
@@ -143,7 +142,7 @@ def _load(workdir: Path, config: RunConfig, step: int, mesh: Mesh | None) -> Vlm
 
 def _identity(folder: Path, step: int) -> dict[str, Any]:
   files = sorted(file for file in folder.rglob("*") if file.is_file())
-  return {"step": step, "sha256": models.hash_files(folder, files)}
+  return {"step": step, "sha256": loading.hash_files(folder, files)}
 
 
 def _read(file: Path) -> dict[str, Any]:

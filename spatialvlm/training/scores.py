@@ -11,12 +11,16 @@ import jax
 import numpy as np
 
 from spatialvlm.config import EvalConfig, RunConfig, TrainConfig, nearest
-from spatialvlm.data import pipeline, sources
-from spatialvlm.data.processor import Processor
-from spatialvlm.evaluation import contrast, controls, cvbench, protocols, report, run_page
-from spatialvlm.evaluation.compare import compare
+from spatialvlm.data import pipeline
+from spatialvlm.data.sources import registry
+from spatialvlm.evaluation.asking import controls, protocols
 from spatialvlm.evaluation.evaluate import Result, evaluate
-from spatialvlm.evaluation.score import VlmScorer
+from spatialvlm.evaluation.report import between_runs, run_page
+from spatialvlm.evaluation.report.before_after import compare
+from spatialvlm.evaluation.scoring import aggregation
+from spatialvlm.processing.processor import Processor
+from spatialvlm.reporting import terminal
+from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.training.checkpoint import VALIDATION
 from spatialvlm.training.state import Split, TrainState, weights
 from spatialvlm.types import Question, UserError
@@ -45,7 +49,7 @@ class Scores:
     """Raises a UserError where `train.best` is a score that the questions asked in training do not give."""
     if self._config is None or config.best in (None, VALIDATION):
       return
-    table = cvbench.aggregation(list(_labels(self._some)))
+    table = aggregation.aggregation(list(_labels(self._some)))
     if config.best not in table.scores:
       why = f" (official: {table.official_note})" if table.official_note else ""
       known = [VALIDATION, *table.scores]
@@ -80,19 +84,19 @@ class Scores:
       if jax.process_index() == 0:
         self._contrast()
     elif jax.process_index() == 0:
-      report.show(report.table(result.summary, "after training"))
+      terminal.show(terminal.table(result.summary, "after training"))
     return result.summary["scores"]
 
   def _contrast(self) -> None:
     """The same report as `launch/compare.py` makes, in `evaluation/comparison`."""
     folder = self._workdir / FOLDER
-    runs = contrast.open_runs([str(folder / name) for name in ("before", "after")])
-    changes = contrast.contrast(runs, resamples=self._config.bootstrap, seed=self._config.seed)
-    contrast.write(runs, changes, folder / "comparison")
+    runs = between_runs.open_runs([str(folder / name) for name in ("before", "after")])
+    changes = between_runs.contrast(runs, resamples=self._config.bootstrap, seed=self._config.seed)
+    between_runs.write(runs, changes, folder / "comparison")
 
   def _score(self, params, name: str) -> Result:
     folder, scorer = self._workdir / FOLDER / name, self._scorer(params)
-    with report.progress(f"scoring {name} training") as show:
+    with terminal.progress(f"scoring {name} training") as show:
       result = evaluate(
         self._questions,
         scorer,
@@ -126,7 +130,7 @@ class Some(Sequence[Question]):
     return self._questions[self._places[index]]
 
   def __getitems__(self, indices: Sequence[int]) -> list[Question]:
-    return sources.read(self._questions, [self._places[index] for index in indices])
+    return registry.read(self._questions, [self._places[index] for index in indices])
 
 
 def some(questions: Sequence[Question], config: EvalConfig) -> Sequence[Question]:
@@ -140,5 +144,5 @@ def _labels(questions: Sequence[Question]) -> Iterator[Question]:
   """The questions without their images, of which not all may fit in memory."""
   for start in range(0, len(questions), _BLOCK):
     places = range(start, min(start + _BLOCK, len(questions)))
-    for question in sources.read(questions, places):
+    for question in registry.read(questions, places):
       yield dataclasses.replace(question, image=np.zeros((1, 1, 3), np.uint8))

@@ -16,14 +16,14 @@ from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.peft import select, surgery
-from spatialvlm.training import loop
+from spatialvlm.training import one_run
 from spatialvlm.types import UserError
 
 _PLAIN = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
 def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
-  """Trains as `loop.train`; a run of several stages in `workdir/STAGE`, in the order of their names.
+  """Trains as `one_run.train`; a run of several stages in `workdir/STAGE`, in the order of their names.
 
   The same command again skips the stages that are finished and continues the one that is not.
 
@@ -31,29 +31,29 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     The summary; of several stages the last one's, with those of all under `stages`.
 
   Raises:
-    UserError: as `loop.train`, of all stages before the first one begins where that can be told.
+    UserError: as `one_run.train`, of all stages before the first one begins where that can be told.
   """
   if not config.stages:
-    return loop.train(config, workdir)
+    return one_run.train(config, workdir)
   stages = split(config, workdir)
   known = workdir_lib.check(workdir, config)
-  finished = (workdir / loop.SUMMARY_FILE).exists()
+  finished = (workdir / one_run.SUMMARY_FILE).exists()
   if not known:
     for name, stage in stages:
-      loop.check(stage)
+      one_run.check(stage)
       _check_layers(stage.peft, config.model, name)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("stages checked")
     workdir_lib.claim(workdir, config)
   summaries: dict[str, Any] = {}
   for number, (name, stage) in enumerate(stages, 1):
-    loop.say(f"stage {number} of {len(stages)}: {name}")
-    summaries[name] = summary = loop.train(stage, workdir / name)
+    one_run.say(f"stage {number} of {len(stages)}: {name}")
+    summaries[name] = summary = one_run.train(stage, workdir / name)
     if not summary["finished"]:
       return {**summary, "stages": summaries}
   whole = {**summary, "stages": summaries}
   if jax.process_index() == 0 and not finished:
-    workdir_lib.write_json(workdir / loop.SUMMARY_FILE, whole)
+    workdir_lib.write_json(workdir / one_run.SUMMARY_FILE, whole)
   return whole
 
 
@@ -89,7 +89,7 @@ def _after(model: ModelConfig, folder: pathlib.Path) -> ModelConfig:
 
 def _check_layers(peft: PeftConfig, model: ModelConfig, stage: str) -> None:
   """Raises a UserError where a pattern of a late stage names nothing: hours of the first would be in vain."""
-  built = loop.assembled(model)
+  built = one_run.assembled(model)
   config = hub.read_config(hub.resolve(built.path, built.revision), dtype=model.dtype)
   abstract = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
   try:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from spatialvlm.config import EvaluateConfig
-from spatialvlm.data.sources import open_questions, open_source
+from spatialvlm.data.sources.registry import open_questions, open_source
 from spatialvlm.launch import _main
 from spatialvlm.types import Turn, UserError
 

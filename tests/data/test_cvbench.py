@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from spatialvlm.config import DataConfig, SourceConfig
-from spatialvlm.data import cvbench, pipeline
+from spatialvlm.data import pipeline
+from spatialvlm.data.sources import cvbench
 from spatialvlm.types import Question, UserError
 
 

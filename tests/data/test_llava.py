@@ -8,8 +8,8 @@ from PIL import Image
 
 from spatialvlm.config import SourceConfig
 from spatialvlm.data import pipeline
-from spatialvlm.data.conversation import parse_turns
-from spatialvlm.data.llava import Llava
+from spatialvlm.data.sources.conversation import parse_turns
+from spatialvlm.data.sources.llava import Llava
 from spatialvlm.types import Turn, UserError
 
 HUMAN = {"from": "human", "value": "<image>\nWhat is it?"}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from spatialvlm.config import SourceConfig
-from spatialvlm.data import pipeline, sources
-from spatialvlm.data.mixture import ENDLESS, Mixture
+from spatialvlm.data import pipeline
+from spatialvlm.data.sources import registry
+from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Example, Question, Turn, UserError
 from tests.data.fakes import IMAGE, FakeProcessor, FakeSource, answer_of, config
 
@@ -15,7 +16,7 @@ from tests.data.fakes import IMAGE, FakeProcessor, FakeSource, answer_of, config
 @pytest.fixture(autouse=True)
 def _sources(monkeypatch):
   opener = lambda c: FakeSource(c.size or ENDLESS, c.path)
-  monkeypatch.setitem(sources.SOURCES, "fake", opener)
+  monkeypatch.setitem(registry.SOURCES, "fake", opener)
 
 
 def fake(size, path="s", **kwargs):

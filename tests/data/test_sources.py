@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from spatialvlm.config import SourceConfig
-from spatialvlm.data.mixture import ENDLESS
-from spatialvlm.data.sources import InBlocks, open_questions, open_source
+from spatialvlm.data.sources.registry import InBlocks, open_questions, open_source
+from spatialvlm.mixture import ENDLESS
 from spatialvlm.types import UserError
 
 

@@ -7,14 +7,14 @@ from flax import nnx
 
 from spatialvlm.core.axes import create_sharded
 from spatialvlm.core.block import BlockConfig
-from spatialvlm.data.cvbench import choice_prompt
-from spatialvlm.data.processor import load_processor
-from spatialvlm.evaluation.protocols import ProcessorEncoder
-from spatialvlm.evaluation.records import Prediction
+from spatialvlm.data.sources.cvbench import choice_prompt
+from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
+from spatialvlm.evaluation.scoring.records import Prediction
 from spatialvlm.models.connector import ConnectorConfig
 from spatialvlm.models.decoder import DecoderConfig
 from spatialvlm.models.encoders import VisionConfig
 from spatialvlm.models.vlm import Vlm, VlmConfig
+from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Question
 from tests.tiny_processor import write_processor
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from spatialvlm.data.scenes import shortcuts
-from spatialvlm.data.scenes.questions import SceneQuestions
-from spatialvlm.evaluation import baselines
+from spatialvlm.evaluation.scoring import baselines
+from spatialvlm.worlds import shortcuts
+from spatialvlm.worlds.questions import SceneQuestions
 from tests.evaluation.support import row
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialvlm.data.scenes.questions import SceneQuestions
-from spatialvlm.evaluation import baselines, boxes
+from spatialvlm.evaluation.scoring import baselines, boxes
+from spatialvlm.worlds.questions import SceneQuestions
 
 COUNT = 12
 

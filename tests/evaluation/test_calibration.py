@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from spatialvlm.evaluation import calibration
+from spatialvlm.evaluation.scoring import calibration
 from tests.evaluation.support import row
 
 

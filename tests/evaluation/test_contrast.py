@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from spatialvlm import workdir
-from spatialvlm.evaluation import contrast, page, records, run_page
-from tests.evaluation.chromium import Chromium, binary
+from spatialvlm.evaluation.report import between_runs, run_page
+from spatialvlm.evaluation.scoring import records
+from spatialvlm.reporting import page
 from tests.evaluation.support import row
 from tests.launch import command
+from tests.reporting.chromium import Chromium, binary
 
 EVIL = "<script>alert(1)</script>"
 
@@ -71,14 +73,14 @@ def test_files_and_screen(runs, tmp_path, capfd, monkeypatch):
 
 def test_one_run_under_two_protocols_and_three_at_once(runs):
   a, b = str(runs / "a" / "run"), str(runs / "b" / "run")
-  found = contrast.open_runs([a, a + ":vsi", b])
+  found = between_runs.open_runs([a, a + ":vsi", b])
   assert [run.name for run in found] == ["a/run, native", "a/run, vsi", "b/run, native"]
-  changes = contrast.contrast(found, resamples=50)
+  changes = between_runs.contrast(found, resamples=50)
   assert changes[0]["plain"]["difference"] == pytest.approx(0.25)
   assert changes[1]["plain"]["difference"] == pytest.approx(0.25)
   assert changes[0]["task/Depth"]["gained"] == 5 and changes[1]["task/Depth"]["gained"] == 10
   # Even ones of the first half, of which b alone has all right; in the other half those that vsi alone has.
-  assert len(contrast.differences(found)) == 10 + 5
+  assert len(between_runs.differences(found)) == 10 + 5
 
 
 def test_what_does_not_compare(runs, tmp_path, capfd):
@@ -115,8 +117,8 @@ def test_what_does_not_compare(runs, tmp_path, capfd):
 
 @pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")
 def test_in_a_browser(runs, tmp_path):
-  found = contrast.open_runs([str(runs / "a" / "run"), str(runs / "b" / "run")])
-  contrast.write(found, contrast.contrast(found, resamples=50), tmp_path / "out")
+  found = between_runs.open_runs([str(runs / "a" / "run"), str(runs / "b" / "run")])
+  between_runs.write(found, between_runs.contrast(found, resamples=50), tmp_path / "out")
   with Chromium(tmp_path / "profile") as browser:
     for width in (1280, 390):
       browser.open(tmp_path / "out" / "report.html", width)

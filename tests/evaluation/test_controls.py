@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from spatialvlm.data.cvbench import choice_prompt
-from spatialvlm.evaluation import controls
+from spatialvlm.data.sources.cvbench import choice_prompt
+from spatialvlm.evaluation.asking import controls
 from spatialvlm.types import UserError
 from tests.evaluation import support
 

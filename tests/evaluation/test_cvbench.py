@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from spatialvlm.config import ScoreConfig
-from spatialvlm.evaluation import cvbench, report, run_page
-from spatialvlm.evaluation.summary import summarize
+from spatialvlm.evaluation.report import run_page
+from spatialvlm.evaluation.scoring import aggregation
+from spatialvlm.evaluation.scoring.summary import summarize
+from spatialvlm.reporting import terminal
 from tests.evaluation.support import row
 
 # Questions of the real benchmark by task and source, as far as they are published: 788 Count and 650 Relation
@@ -33,7 +35,7 @@ def real_rows(right):
 
 def test_official_formula():
   rows = real_rows({("Count", "ADE20K"): 100, ("Relation", "COCO"): 300, ("Depth", "Omni3D"): 450})
-  table = cvbench.aggregation(rows)
+  table = aggregation.aggregation(rows)
   found = table.values(np.array([r.correct for r in rows]))
   ade, coco, omni = 100 / 633, 300 / 805, 450 / 1200
   assert found["official/2D"] == pytest.approx((ade + coco) / 2)
@@ -48,23 +50,23 @@ def test_official_formula():
 
 def test_counts_and_guessing_of_the_real_benchmark():
   rows = real_rows({})
-  table = cvbench.aggregation(rows)
+  table = aggregation.aggregation(rows)
   counts = table.counts()
   assert (counts["plain"], counts["type/2D"], counts["type/3D"]) == (2638, 1438, 1200)
-  assert [counts[f"task/{t}"] for t in cvbench.TASKS] == [788, 650, 600, 600]
+  assert [counts[f"task/{t}"] for t in aggregation.TASKS] == [788, 650, 600, 600]
   assert (counts["official"], counts["official/2D"], counts["official/3D"]) == (2638, 1438, 1200)
   # Uniform guessing with four options on every Count question is published as 42.5 %.
-  assert table.values(cvbench.guessing(rows))["plain"] == pytest.approx(0.425, abs=5e-4)
+  assert table.values(aggregation.guessing(rows))["plain"] == pytest.approx(0.425, abs=5e-4)
 
 
 def test_official_is_not_for_other_sources():
-  table = cvbench.aggregation([row(0, source="scenes"), row(1, source="COCO")])
+  table = aggregation.aggregation([row(0, source="scenes"), row(1, source="COCO")])
   assert "official" not in table.scores
   assert table.official_note.startswith("n/a") and "scenes" in table.official_note
 
 
 def test_official_is_not_for_a_part():
-  table = cvbench.aggregation([row(0, source="ADE20K"), row(1, source="Omni3D")])
+  table = aggregation.aggregation([row(0, source="ADE20K"), row(1, source="Omni3D")])
   assert "official" not in table.scores
   assert table.official_note == "n/a: no question from COCO in this run"
 
@@ -72,20 +74,20 @@ def test_official_is_not_for_a_part():
 def test_official_of_another_number_of_questions_says_so():
   rows = real_rows({("Depth", "Omni3D"): 600})
   for part in (rows[1:], [*rows, row(9999, source="COCO")], rows[::100]):
-    table = cvbench.aggregation(part)
+    table = aggregation.aggregation(part)
     assert "official" in table.scores and "another number of questions" in table.official_note
   sizes = "(ADE20K 632 of 633, COCO 805 of 805, Omni3D 1200 of 1,200)"
-  assert sizes in cvbench.aggregation(rows[1:]).official_note
+  assert sizes in aggregation.aggregation(rows[1:]).official_note
   summary = summarize(rows[::100], ScoreConfig(bootstrap=20))
-  assert report.label("official", summary) == "official formula, part"
-  assert "official formula, part" in report.plain_text(report.table(summary))
+  assert terminal.label("official", summary) == "official formula, part"
+  assert "official formula, part" in terminal.plain_text(terminal.table(summary))
   (hero, *_) = run_page.sections(rows[::100], summary)
   assert "official formula, part, native" in hero.body
 
 
 def test_sources_data_sets_stand_apart():
   rows = [row(i, i < 2, source="Omni3D", source_dataset=f"Omni3D_{'ab'[i % 2]}") for i in range(4)]
-  table = cvbench.aggregation(rows)
+  table = aggregation.aggregation(rows)
   found = table.values(np.array([r.correct for r in rows]))
   assert found["source_dataset/Omni3D_a"] == found["source_dataset/Omni3D_b"] == 0.5
   assert list(table.scores) == [
@@ -94,6 +96,6 @@ def test_sources_data_sets_stand_apart():
 
 
 def test_macro_is_the_mean_of_the_tasks():
-  found = cvbench.aggregation(rows := real_rows({("Depth", "Omni3D"): 300, ("Count", "COCO"): 394}))
+  found = aggregation.aggregation(rows := real_rows({("Depth", "Omni3D"): 300, ("Count", "COCO"): 394}))
   assert found.values(np.array([r.correct for r in rows]))["macro"] == pytest.approx((0.5 + 0.5) / 4)
   assert list(found.scores)[:5] == ["official", "official/2D", "official/3D", "plain", "macro"]

@@ -12,9 +12,10 @@ from scipy.special import log_softmax
 from spatialvlm.config import MeshConfig, ScoreConfig
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.data.batch import collate
-from spatialvlm.evaluation import records, score
 from spatialvlm.evaluation.evaluate import evaluate
-from spatialvlm.evaluation.score import VlmScorer
+from spatialvlm.evaluation.scoring import records
+from spatialvlm.serving import scorer
+from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import UserError
 from tests.evaluation import support
 
@@ -90,7 +91,7 @@ class Counting:
     places_T = np.arange(tokens_BT.shape[1])
     prompt_BT = valid_BT & (places_T < (last_B - said_B)[:, None])
     sum_B = np.asarray(prefixes)[index_B] + np.where(prompt_BT, tokens_BT * places_T, 0).sum(1)
-    return score.Read(sum_B, np.ones(len(sum_B), bool), said_B)
+    return scorer.Read(sum_B, np.ones(len(sum_B), bool), said_B)
 
   def letters(self, read, ids_BK, mask_BK):
     score_BK = -np.abs(np.sin(ids_BK + read.logits_BV[:, None])).astype(np.float32)
@@ -166,7 +167,9 @@ def test_a_mesh_gives_the_scores_of_one_device(vlm, encoder, scored):
 
 def test_models_of_one_structure_share_compiled_programs(encoder, scored):
   """Before and after training nothing is compiled anew."""
-  programs = lambda: [f._cache_size() for f in (score._encode, score._prefix, score._read, score._letters)]
+  programs = lambda: [
+    f._cache_size() for f in (scorer._encode, scorer._prefix, scorer._read, scorer._letters)
+  ]
   before = programs()
   other = support.model(encoder._processor.image_id, seed=1)
   rows = evaluate(support.questions(), VlmScorer(other), encoder, REAL).rows

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from spatialvlm.evaluation import baselines, forest
+from spatialvlm.evaluation.scoring import baselines, forest
 from spatialvlm.types import UserError
 from tests.evaluation.support import row
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from spatialvlm.data import mixture
-from spatialvlm.data.scenes.questions import SceneQuestions
+from spatialvlm import mixture
 from spatialvlm.evaluation import leaks
 from spatialvlm.types import Example, Question
+from spatialvlm.worlds.questions import SceneQuestions
 
 SIZE = 12
 

@@ -7,9 +7,9 @@ import pytest
 
 from spatialvlm import generation
 from spatialvlm.config import ScoreConfig
-from spatialvlm.evaluation import engine, score
+from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
 from spatialvlm.evaluation.evaluate import evaluate
-from spatialvlm.evaluation.protocols import ProcessorEncoder
+from spatialvlm.serving import engine, scorer
 from spatialvlm.types import UserError
 from tests.evaluation import support
 from tests.evaluation.test_passes import Words
@@ -60,7 +60,7 @@ class Broken(Words):
 
   def read(self, *arguments, **settings):
     read = super().read(*arguments, **settings)
-    return read if self.after else score.Read(read.logits_BV, read.finite_B & False, read.cache)
+    return read if self.after else scorer.Read(read.logits_BV, read.finite_B & False, read.cache)
 
   def generate(self, *arguments):
     new_BT = super().generate(*arguments)

@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 from spatialvlm.config import EvaluateConfig
-from spatialvlm.data.sources import open_questions
-from spatialvlm.evaluation import records, report, run_tables
+from spatialvlm.data.sources.registry import open_questions
 from spatialvlm.evaluation.evaluate import evaluate
-from spatialvlm.evaluation.score import VlmScorer
+from spatialvlm.evaluation.report import run_tables
+from spatialvlm.evaluation.scoring import records
 from spatialvlm.launch import _main
+from spatialvlm.reporting import terminal
+from spatialvlm.serving.scorer import VlmScorer
 from tests.evaluation import support
 from tests.evaluation.test_passes import ALL, encoder, processor, vlm
 
@@ -54,7 +56,7 @@ def test_every_score_that_there_is_and_no_official_one(result):
   names = {"plain", "task/Relation", "source/What's Up", "source_dataset/Controlled A"}
   assert set(summary["scores"]) == names and summary["scores"]["plain"]["guessing"] == 0.25
   assert {text(row, row.gold) for row in result.rows} == set(CAPTIONS)
-  shown = report.plain_text(report.table(summary, "a model"))
+  shown = terminal.plain_text(terminal.table(summary, "a model"))
   assert "n/a: defined on ADE20K" in shown and "Relation" in shown
   assert run_tables.protocols(summary) and run_tables.controls(summary)
 

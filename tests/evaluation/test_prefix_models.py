@@ -11,10 +11,10 @@ from spatialvlm import generation
 from spatialvlm.api import LoadedVlm
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data.batch import collate
+from spatialvlm.evaluation.asking.protocols import PROTOCOLS, ProcessorEncoder
 from spatialvlm.evaluation.evaluate import evaluate
-from spatialvlm.evaluation.protocols import PROTOCOLS, ProcessorEncoder
-from spatialvlm.evaluation.score import VlmScorer
 from spatialvlm.models.vlm import Vlm
+from spatialvlm.serving.scorer import VlmScorer
 from tests.evaluation import support
 from tests.models.support import jit
 

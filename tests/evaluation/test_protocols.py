@@ -5,8 +5,8 @@ import pytest
 
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data.pipeline import question_to_example
-from spatialvlm.evaluation import protocols
-from spatialvlm.evaluation.protocols import ProcessorEncoder
+from spatialvlm.evaluation.asking import protocols
+from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
 from spatialvlm.types import UserError
 from tests.evaluation import support
 

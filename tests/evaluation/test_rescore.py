@@ -9,11 +9,14 @@ import pytest
 from spatialvlm import config as config_lib
 from spatialvlm import workdir
 from spatialvlm.config import EvalConfig, EvaluateConfig, ModelConfig, RunConfig, ScoreConfig
-from spatialvlm.evaluation import extract_choice, page, records, rescore, run_page, run_tables
+from spatialvlm.evaluation import extract_choice, rescore
+from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
 from spatialvlm.evaluation.evaluate import evaluate
-from spatialvlm.evaluation.protocols import ProcessorEncoder
-from spatialvlm.evaluation.summary import summarize
+from spatialvlm.evaluation.report import run_page, run_tables
+from spatialvlm.evaluation.scoring import records
+from spatialvlm.evaluation.scoring.summary import summarize
 from spatialvlm.launch import rescore as command
+from spatialvlm.reporting import page
 from spatialvlm.types import UserError
 from tests.evaluation import support
 from tests.evaluation.test_passes import Words

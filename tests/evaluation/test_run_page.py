@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from spatialvlm.config import ScoreConfig
-from spatialvlm.evaluation import calibration, page, run_page, run_tables
-from spatialvlm.evaluation.summary import summarize
+from spatialvlm.evaluation.report import run_page, run_tables
+from spatialvlm.evaluation.scoring import calibration
+from spatialvlm.evaluation.scoring.summary import summarize
+from spatialvlm.reporting import page
 from spatialvlm.types import Question
-from tests.evaluation.chromium import Chromium, binary
 from tests.evaluation.support import row
+from tests.reporting.chromium import Chromium, binary
 
 EVIL = "<script>alert(1)</script>"
 CONFIG = ScoreConfig(

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spatialvlm.data.processor import load_processor
-from spatialvlm.evaluation import skills
+from spatialvlm.evaluation import skill_scores
+from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Example, Turn, UserError
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "smolvlm-tiny"
@@ -34,27 +34,27 @@ def says(monkeypatch, processor, answers):
       out[row, : len(ids)] = ids
     return out
 
-  monkeypatch.setattr(skills.generation, "generate", generate)
+  monkeypatch.setattr(skill_scores.generation, "generate", generate)
 
 
 def test_only_exact_answers_count(monkeypatch, processor):
   expected = ["yellow cone", "black block", "white sphere", "cyan cone", "orange block"]
   given = ["yellow cone", "black", "white sphere", "cyan cones", "orange block"]
   says(monkeypatch, processor, given)
-  score = skills.score_skill(None, processor, examples(expected), batch_size=2)
+  score = skill_scores.score_skill(None, processor, examples(expected), batch_size=2)
   assert (score.right, score.count) == (3, 5)
   assert [(m[1], m[2]) for m in score.misses] == [("black block", "black"), ("cyan cone", "cyan cones")]
-  assert "| name | 60.0 % |" in skills.markdown({"name": score})
+  assert "| name | 60.0 % |" in skill_scores.markdown({"name": score})
 
 
 def test_interval_of_wilson():
   # Newcombe (1998), table I: 81 of 263.
-  np.testing.assert_allclose(skills.wilson(81, 263), (0.2553, 0.3662), atol=5e-5)
-  assert skills.wilson(0, 10)[0] == 0 and skills.wilson(10, 10)[1] == 1
+  np.testing.assert_allclose(skill_scores.wilson(81, 263), (0.2553, 0.3662), atol=5e-5)
+  assert skill_scores.wilson(0, 10)[0] == 0 and skill_scores.wilson(10, 10)[1] == 1
 
 
 def test_nothing_to_ask_and_too_long_a_prompt(processor):
   with pytest.raises(UserError, match="no example"):
-    skills.score_skill(None, processor, [])
+    skill_scores.score_skill(None, processor, [])
   with pytest.raises(UserError, match="does not fit"):
-    skills.score_skill(None, processor, examples(["cone"]), lengths=(16,))
+    skill_scores.score_skill(None, processor, examples(["cone"]), lengths=(16,))

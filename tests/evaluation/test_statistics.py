@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from spatialvlm.evaluation import statistics
+from spatialvlm.evaluation.scoring import statistics
 from spatialvlm.types import UserError
 from tests.evaluation.support import row
 

@@ -6,7 +6,7 @@ import pytest
 
 from spatialvlm import hub, peft
 from spatialvlm.config import PeftConfig
-from spatialvlm.data.cvbench import write_cvbench
+from spatialvlm.data.sources.cvbench import write_cvbench
 from tests.evaluation.support import questions
 from tests.launch import bad_files, command
 from tests.tiny_model import write_checkpoint

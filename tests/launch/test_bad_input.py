@@ -13,8 +13,8 @@ import pytest
 
 from spatialvlm import hub, peft
 from spatialvlm.config import PeftConfig, SourceConfig
-from spatialvlm.data.sources import open_questions, open_source
-from spatialvlm.training import loop
+from spatialvlm.data.sources.registry import open_questions, open_source
+from spatialvlm.training import one_run
 from spatialvlm.types import UserError
 from tests.launch import bad_files
 from tests.tiny_model import write_checkpoint
@@ -205,7 +205,7 @@ def test_a_mistake_of_ours_is_no_one_liner(typed, monkeypatch):
   def broken(*_):
     raise TypeError("ours")
 
-  monkeypatch.setattr(loop, "train", broken)
+  monkeypatch.setattr(one_run, "train", broken)
   with pytest.raises(TypeError, match="ours"):
     typed("train")
 
@@ -213,12 +213,12 @@ def test_a_mistake_of_ours_is_no_one_liner(typed, monkeypatch):
 def test_only_foreign_code_may_raise_anything():
   """`except Exception` hides mistakes of ours, so it may stand around calls of other libraries alone."""
   allowed = {
-    "spatialvlm/data/cvbench.py": "huggingface_hub, on the network",
-    "spatialvlm/data/hub_files.py": "datasets",
-    "spatialvlm/data/images.py": "Pillow on malformed bytes",
-    "spatialvlm/data/processor_files.py": "tokenizers raises bare Exception",
-    "spatialvlm/data/scenes/pools.py": "handed on to every thread that waits, and raised there",
-    "spatialvlm/data/sources.py": "handed on to every thread that waits, and raised there",
+    "spatialvlm/data/sources/cvbench.py": "huggingface_hub, on the network",
+    "spatialvlm/data/sources/hf_files.py": "datasets",
+    "spatialvlm/processing/images.py": "Pillow on malformed bytes",
+    "spatialvlm/processing/processor_files.py": "tokenizers raises bare Exception",
+    "spatialvlm/worlds/pools.py": "handed on to every thread that waits, and raised there",
+    "spatialvlm/data/sources/registry.py": "handed on to every thread that waits, and raised there",
     "spatialvlm/hub/resolve.py": "huggingface_hub, on the network",
     "spatialvlm/training/checkpoint.py": "Orbax; raised again unless the disk is full",
   }

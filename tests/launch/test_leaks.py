@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from spatialvlm.data.cvbench import write_cvbench
+from spatialvlm.data.sources.cvbench import write_cvbench
 from tests.evaluation.support import questions
 from tests.launch import command
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from spatialvlm.config import ModelConfig, RunConfig
 from spatialvlm.launch import _main
-from spatialvlm.training import loop, runs, stages
+from spatialvlm.training import one_run, runs, stages
 from spatialvlm.types import UserError
 from tests import tiny_model
 from tests.launch import tiny
@@ -64,7 +64,7 @@ def changed(a, b):
 def test_each_stage_trains_its_own_part_of_the_one_before(trained):
   config, workdir, summary = trained
   assert summary["finished"] and list(summary["stages"]) == ["1-connector", "2-lora"]
-  start = load_file(f"{loop.assembled(config.model).path}/model.safetensors")
+  start = load_file(f"{one_run.assembled(config.model).path}/model.safetensors")
   first, second = weights(workdir / "1-connector"), weights(workdir / "2-lora")
   connector = {name for name in start if name.startswith("model.connector.")}
   assert len(connector) == 6 and changed(start, first) == connector
@@ -79,7 +79,7 @@ def test_each_stage_trains_its_own_part_of_the_one_before(trained):
 
 def test_interrupted_in_each_stage_it_ends_the_same(trained, tmp_path, monkeypatch):
   config, workdir, _ = trained
-  opened = loop.open_streams
+  opened = one_run.open_streams
   asked = []
 
   def stopping(*arguments):
@@ -98,7 +98,7 @@ def test_interrupted_in_each_stage_it_ends_the_same(trained, tmp_path, monkeypat
       stream.__class__ = Stream
     return stream, validation
 
-  monkeypatch.setattr(loop, "open_streams", stopping)
+  monkeypatch.setattr(one_run, "open_streams", stopping)
   stopped = [stages.train(config, tmp_path / "w") for _ in range(2)]
   assert [(s["finished"], s["step"], list(s["stages"])[-1]) for s in stopped] == [
     (False, 1, "1-connector"),

@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 
 from spatialvlm.config import RunConfig
 from spatialvlm.launch import _main
-from spatialvlm.training import loop
+from spatialvlm.training import one_run
 from spatialvlm.types import UserError
 from tests.launch import tiny
 
@@ -18,7 +18,7 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run")
   recipe = tiny.write_all(folder)
   config = _main.load_config(str(recipe), SHARDED, RunConfig)
-  return recipe, config, folder / "w", loop.train(config, folder / "w")
+  return recipe, config, folder / "w", one_run.train(config, folder / "w")
 
 
 def test_a_run_leaves_what_it_promises(trained):
@@ -41,7 +41,7 @@ def test_the_merged_checkpoint_is_the_base_plus_the_adapter(trained):
   _, config, workdir, _ = trained
   adapter = load_file(workdir / "adapter" / "adapter_model.safetensors")
   merged = load_file(workdir / "model" / "model.safetensors")
-  base = loop.hub.load_model(config.model.path, from_scratch=True, seed=config.model.seed)
+  base = one_run.hub.load_model(config.model.path, from_scratch=True, seed=config.model.seed)
   name = "model.text_model.layers.1.self_attn.q_proj"
   (a,) = [v for k, v in adapter.items() if f"{name}.lora_A" in k]
   (b,) = [v for k, v in adapter.items() if f"{name}.lora_B" in k]
@@ -55,9 +55,9 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(trained):
   before = (workdir / "metrics.jsonl").read_bytes()
   other = _main.load_config(str(recipe), [*SHARDED, ("optim.learning_rate", "0.5")], RunConfig)
   with pytest.raises(UserError, match=r"other settings.*learning_rate"):
-    loop.train(other, workdir)
+    one_run.train(other, workdir)
   assert (workdir / "metrics.jsonl").read_bytes() == before
-  again = loop.train(config, workdir)
+  again = one_run.train(config, workdir)
   assert again == json.loads(json.dumps(summary))
   assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -79,5 +79,5 @@ def test_settings_that_cannot_work_leave_nothing_behind(tmp_path, overrides, mes
   recipe = tiny.write_all(tmp_path)
   config = _main.load_config(str(recipe), overrides, RunConfig)
   with pytest.raises(UserError, match=message):
-    loop.train(config, tmp_path / "w")
+    one_run.train(config, tmp_path / "w")
   assert not (tmp_path / "w").exists()

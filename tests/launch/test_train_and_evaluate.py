@@ -19,11 +19,14 @@ from spatialvlm.config import (
   SourceConfig,
   TrainConfig,
 )
-from spatialvlm.data.cvbench import write_cvbench
-from spatialvlm.evaluation import contrast, page, records, score
+from spatialvlm.data.sources.cvbench import write_cvbench
+from spatialvlm.evaluation.report import between_runs
 from spatialvlm.evaluation.run import run
+from spatialvlm.evaluation.scoring import records
 from spatialvlm.launch import _main
-from spatialvlm.training import loop, runs
+from spatialvlm.reporting import page
+from spatialvlm.serving import scorer
+from spatialvlm.training import one_run, runs
 from spatialvlm.training.checkpoint import Checkpoints
 from spatialvlm.types import UserError
 from tests.evaluation import support
@@ -52,9 +55,11 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(settings, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run") / "w"
-  programs = lambda: [f._cache_size() for f in (score._encode, score._prefix, score._read, score._letters)]
+  programs = lambda: [
+    f._cache_size() for f in (scorer._encode, scorer._prefix, scorer._read, scorer._letters)
+  ]
   before = programs()
-  summary = loop.train(settings, workdir)
+  summary = one_run.train(settings, workdir)
   return workdir, summary, [b - a for a, b in zip(before, programs(), strict=True)]
 
 
@@ -90,11 +95,11 @@ def test_the_workdir_holds_three_reports(trained):
     assert page.title_of(folder / name / "report.html") == f"tiny, {name} training"
   changed = {f.name for f in (folder / "comparison").iterdir()}
   assert changed == made - {"predictions.jsonl", "summary.json"} | {
-    contrast.JSON, contrast.DIFFERENCES, contrast.PLOT
+    between_runs.JSON, between_runs.DIFFERENCES, between_runs.PLOT
   }  # fmt: skip
   before, after = (records.read(folder / name) for name in ("before", "after"))
   differ = sum(a.choice != b.choice for a, b in zip(before, after, strict=True))
-  assert len((folder / "comparison" / contrast.DIFFERENCES).read_text().splitlines()) == differ > 0
+  assert len((folder / "comparison" / between_runs.DIFFERENCES).read_text().splitlines()) == differ > 0
 
 
 def test_the_exported_adapter_is_the_best_steps(trained):
@@ -173,17 +178,17 @@ def test_which_checkpoint_of_a_run(settings, trained, tmp_path):
 def test_what_cannot_tell_the_best_is_refused(settings, tmp_path, train, message):
   config = dataclasses.replace(settings, train=dataclasses.replace(settings.train, **train))
   with pytest.raises(UserError, match=message):
-    loop.train(config, tmp_path / "w")
+    one_run.train(config, tmp_path / "w")
   assert not (tmp_path / "w").exists()
 
 
 def test_counts_below_nothing_are_refused(settings, tmp_path):
   with pytest.raises(UserError, match=r"config\.eval: .* during and limit at least 0"):
-    loop.train(
+    one_run.train(
       dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, during=-1)), tmp_path / "w"
     )
 
 
 def test_evaluation_without_questions_is_refused(settings, tmp_path):
   with pytest.raises(UserError, match=r"train\.evaluate_every: there are no questions to ask; set eval"):
-    loop.train(dataclasses.replace(settings, eval=None), tmp_path / "w")
+    one_run.train(dataclasses.replace(settings, eval=None), tmp_path / "w")

@@ -14,8 +14,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from spatialvlm.data import processor_files
-from tests.data.processor_cases import images
+from spatialvlm.processing import processor_files
+from tests.processing.processor_cases import images
 
 # Both serve videos only: the package that writes numbers in words, and a class that needs torchvision.
 processing_smolvlm.num2words = processing_smolvlm.num2words or str
@@ -78,7 +78,7 @@ def run(processor, texts, pictures, side="right", **kwargs):
 
 
 def of_case(case, folder):
-  """What transformers makes of one of `tests.data.processor_cases`."""
+  """What transformers makes of one of `tests.processing.processor_cases`."""
   family = dict(case.folder).get("family", case.kind)
   kwargs = {} if case.suffix is None else {"suffix": list(case.suffix)}
   return run(load(folder, family), case.texts, images(case), case.side, **kwargs)

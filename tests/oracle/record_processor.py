@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.data.processor_cases import CASES, digest, write
 from tests.oracle import hf_processor
+from tests.processing.processor_cases import CASES, digest, write
 
 RECORD = Path(__file__).parents[1] / "data" / "recorded" / "processor.npz"
 

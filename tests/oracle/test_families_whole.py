@@ -24,11 +24,11 @@ from spatialvlm.config import (
   SourceConfig,
   TrainConfig,
 )
-from spatialvlm.data.cvbench import write_cvbench
-from spatialvlm.evaluation.records import read
+from spatialvlm.data.sources.cvbench import write_cvbench
 from spatialvlm.evaluation.run import run
+from spatialvlm.evaluation.scoring.records import read
 from spatialvlm.launch import _main
-from spatialvlm.training import loop, runs, stages
+from spatialvlm.training import one_run, runs, stages
 from tests.evaluation import support
 from tests.launch import tiny
 from tests.oracle import hf_processor, reference
@@ -183,7 +183,7 @@ def trained(made, one_device_unless_asked, tmp_path_factory):
   )
   config = dataclasses.replace(config, eval=EvalConfig(source=questions, **score))
   workdir = tmp_path_factory.mktemp("run") / "w"
-  return config, loop.train(config, workdir), workdir
+  return config, one_run.train(config, workdir), workdir
 
 
 def test_a_trained_adapter_is_theirs_too(made, trained):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialvlm.data.processor import load_processor
+from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Example, Turn
-from tests.data.processor_cases import CASES, run, write
 from tests.oracle import hf_processor
+from tests.processing.processor_cases import CASES, run, write
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

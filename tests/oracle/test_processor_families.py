@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 
 import spatialvlm
-from spatialvlm.data.processor import load_processor
+from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Example, Turn
 from tests.oracle import hf_processor, reference
 from tests.tiny_families import write_internvl, write_paligemma

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from spatialvlm import UserError, load_encoder
 from spatialvlm.config import ProbeConfig
 from spatialvlm.models.encoders import VisionEncoder
-from spatialvlm.probing import cost, features, pictures, worlds
+from spatialvlm.probing import cost, drawings, features, worlds
 from tests.probing.support import numbers, recorded_encoder
 
 CONFIG = ProbeConfig(image_size=24, grid=4, batch_size=8, layers=(0, -1), pictures=2)
@@ -112,10 +112,10 @@ def test_principal_components():
   """A ramp along one direction is a ramp in the first colour; the second image continues the first."""
   ramp = np.linspace(0, 1, 32).reshape(2, 4, 4, 1) * np.array([3.0, -1, 0.2])
   noise = 1e-3 * np.random.default_rng(0).normal(size=ramp.shape)
-  found = pictures.principal(ramp + noise).astype(int)
+  found = drawings.principal(ramp + noise).astype(int)
   assert found.shape == (2, 4, 4, 3) and found[0, 0, 0, 0] == 0 and found[1, -1, -1, 0] == 255
   assert (np.diff(found[..., 0].ravel()) >= -1).all()
-  assert pictures.principal(np.ones((1, 2, 2, 2))).shape == (1, 2, 2, 3)
+  assert drawings.principal(np.ones((1, 2, 2, 2))).shape == (1, 2, 2, 3)
 
 
 def test_cell_means():

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from spatialvlm.evaluation import tables
-from spatialvlm.probing import page, pictures
-from tests.evaluation.chromium import Chromium, binary
+from spatialvlm.probing import drawings, page
+from spatialvlm.reporting import tables
+from tests.reporting.chromium import Chromium, binary
 
 FACTS = dict(
   family="clip", image_size=224, tokens=197, patches=196, width=768, parameters=86e6, flops=35.1e9,
@@ -36,7 +36,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def html(results):
-  uri = pictures.as_uri(np.zeros((4, 4, 3), np.uint8))
+  uri = drawings.as_uri(np.zeros((4, 4, 3), np.uint8))
   return page.html(results, "Encoders: a, b", {"scene": [uri] * 4, "a": [uri] * 4})
 
 

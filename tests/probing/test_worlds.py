@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from spatialvlm.config import ProbeConfig
-from spatialvlm.data.scenes import world
 from spatialvlm.probing import worlds
 from spatialvlm.types import UserError
+from spatialvlm.worlds import world
 
 CONFIG = ProbeConfig(scenes=8, validation=4, test=4, render_size=96, grid=6, seed=5)
 

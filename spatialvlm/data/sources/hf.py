@@ -1,0 +1,258 @@
+"""Any data set that Hugging Face `datasets` reads, by id or from disk, with a small column mapping."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatialvlm.config import SourceConfig
+from spatialvlm.data.sources.conversation import parse_turns
+from spatialvlm.data.sources.cvbench import LETTERS, choice_prompt
+from spatialvlm.data.sources.hf_files import open_dataset
+from spatialvlm.data.sources.hf_rows import Rows, file_names
+from spatialvlm.types import Example, Question, Turn, UserError
+
+__all__ = ["HubExamples", "HubQuestions", "open_dataset"]
+
+
+class HubExamples(Sequence[Example]):
+  """The rows of a data set as conversations.
+
+  A row has `messages` (see `conversation.parse_turns`), or `question` and `answer`; with `choices` as well it
+  becomes a lettered question (see `HubQuestions`). `image` or `images` may be absent.
+
+  Args:
+    table: an opened data set (`open_dataset`).
+    config: `columns`, `templates`, `choices`, `answers`, `shuffle_choices`: what serves as what.
+    root: folder of images that are named.
+
+  Raises:
+    UserError: a column that is not there or cannot be used; when a row is read: its number and what is wrong.
+  """
+
+  def __init__(self, table: Any, config: SourceConfig, root: Path | None = None):
+    self._rows, self._config = Rows(table, config, root), config
+    self._size = min(config.size, len(table)) if config.size else len(table)
+    if "messages" not in self._rows and not ("question" in self._rows and "answer" in self._rows):
+      raise UserError(
+        f"{config.path}: no column serves as messages, nor two as question and answer; there are "
+        f"{', '.join(table.column_names)}: map them in `columns`, e.g. columns.question='...'"
+      )
+    if config.several_images != "refuse":
+      raise UserError(
+        f"{config.path}: several_images is for questions that are scored; examples keep all their images"
+      )
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index: int) -> Example:
+    return self.__getitems__([index])[0]
+
+  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+    rows = self._rows.read(indices)
+    return [self._example(row, index) for row, index in zip(rows, indices, strict=True)]
+
+  def _example(self, row: Mapping[str, Any], index: int) -> Example:
+    images = self._rows.pixels(row, index)
+    return Example(
+      images=images,
+      turns=self._turns(row, index, len(images)),
+      id=str(row.get("id", "")),
+      task=str(row.get("task") or ""),
+      source=str(row.get("source") or ""),
+      files=file_names(row),
+    )
+
+  def _turns(self, row: Mapping[str, Any], index: int, images: int) -> tuple[Turn, ...]:
+    if "messages" not in row and (self._config.choices or row.get("choices")):
+      fields = question_fields(self._rows, row, index, self._config)
+      return (Turn(fields["prompt"], LETTERS[fields["answer"]]),)
+    try:
+      if "messages" in row:
+        return parse_turns(row["messages"], images)
+      answer = row["answer"]
+      answer = str(answer) if isinstance(answer, (int, float)) else answer
+      return parse_turns([{"user": row["question"], "assistant": answer}], images)
+    except UserError as error:
+      raise UserError(f"{self._rows.where}, row {index}: {error}") from error
+
+
+class HubQuestions(Sequence[Question]):
+  """The rows of a data set as multiple-choice questions.
+
+  Everything but the pixels is read and checked when it is opened, names of images' files too. The prompt is
+  CV-Bench's, unless `prompt` is mapped. A question's `idx` is the number of its row.
+
+  Args: as `HubExamples`, and `several_images` of the config.
+
+  Attributes:
+    ids: the `idx` of all questions, in order.
+    row_order: SHA-1 over all texts, to be kept with any result.
+
+  Raises:
+    UserError: the first cell that cannot be used, by row and column; when a question is read: a corrupt
+      image.
+  """
+
+  def __init__(self, table: Any, config: SourceConfig, root: Path | None = None):
+    self._rows, self._config = Rows(table, config, root), config
+    _check_names(self._rows, config)
+    counts = self._rows.image_counts()
+    _refuse(self._rows, counts, config.several_images)
+    texts = list(self._rows.texts())
+    _refuse_duplicates(self._rows, texts)
+    kept = [i for i in range(len(texts)) if counts[i] == 1 or config.several_images != "skip"]
+    self.ids = tuple(kept[: config.size or None])
+    self._fields = [question_fields(self._rows, texts[i], i, config) for i in self.ids]
+    digest = hashlib.sha1(usedforsecurity=False)
+    for idx, fields in zip(self.ids, self._fields, strict=True):
+      digest.update(repr((idx, fields)).encode())
+    self.row_order = digest.hexdigest()
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def __getitem__(self, index: int) -> Question:
+    idx = self.ids[index]
+    (row,) = self._rows.read([idx])
+    images = self._rows.pixels(row, idx)
+    names = [name for name in file_names(row) if name]
+    return Question(
+      idx=idx,
+      image=images[0] if len(images) == 1 else side_by_side(images),
+      filename=",".join(names),
+      source_filename=",".join(names),
+      **self._fields[index],
+    )
+
+
+def question_fields(rows: Rows, row: Mapping[str, Any], index: int, config: SourceConfig) -> dict[str, Any]:
+  """The fields of a `Question` that are not its number or its image.
+
+  Raises:
+    UserError: a cell that cannot be used, by row and column.
+  """
+  question = row["question"]
+  if not isinstance(question, str) or not question.strip():
+    raise UserError(f"{rows.place(index, 'question')}: expected a text, got {question!r}")
+  choices = config.choices or _choices(row["choices"], rows.place(index, "choices"))
+  answer = parse_answer(row["answer"], choices, config.answers, rows.place(index, "answer"))
+  if config.shuffle_choices:
+    order = shuffled(len(choices), f"{config.seed}/{index}")
+    choices, answer = tuple(choices[i] for i in order), order.index(answer)
+  prompt = row.get("prompt", choice_prompt(question, choices))
+  if not isinstance(prompt, str) or not prompt.strip():
+    raise UserError(f"{rows.place(index, 'prompt')}: expected a text, got {prompt!r}")
+  return dict(
+    type=str(row.get("type") or ""),
+    task=str(row.get("task") or "all"),
+    question=question,
+    choices=choices,
+    answer=answer,
+    prompt=prompt,
+    source=str(row.get("source") or rows.where),
+    source_dataset=str(row.get("source_dataset") or ""),
+  )
+
+
+def parse_answer(answer: Any, choices: Sequence[str], how: str, where: str) -> int:
+  """The index of the right choice.
+
+  Args:
+    how: "index" (from 0), "letter" (with or without parentheses), "text" (of one choice), or "" for whichever
+      of them fits.
+
+  Raises:
+    UserError: none fits, or two of them say different things.
+  """
+  if answer is None or answer == "":
+    raise UserError(f"{where}: the cell is empty")
+  letter = str(answer).strip().strip("().").upper()
+  number = str(int(answer)) if isinstance(answer, int) else str(answer) if how == "index" else ""
+  text = str(answer) if how == "text" else answer
+  found = {
+    "index": int(number) if number.isdecimal() and int(number) < len(choices) else None,
+    "letter": LETTERS.index(letter) if letter in tuple(LETTERS[: len(choices)]) else None,
+    "text": list(choices).index(text) if list(choices).count(text) == 1 else None,
+  }
+  said = {value for kind, value in found.items() if value is not None and how in ("", kind)}
+  if len(said) == 1:
+    return said.pop()
+  if said:
+    raise UserError(
+      f"{where}: {answer!r} is the text of one of {list(choices)} and the letter of another; "
+      "set `answers` to 'letter' or 'text'"
+    )
+  if how in ("", "text") and list(choices).count(text) > 1:
+    raise UserError(f"{where}: {answer!r} stands twice among {list(choices)}")
+  kinds = {"": "neither an index, a letter nor the text", "text": "not the text"}.get(how, f"not the {how}")
+  raise UserError(f"{where}: {answer!r} is {kinds} of one of {list(choices)}")
+
+
+def shuffled(count: int, key: str) -> list[int]:
+  """A permutation that depends on `key` alone, the same on any machine."""
+  return sorted(range(count), key=lambda i: hashlib.sha256(f"{key}/{i}".encode()).digest())
+
+
+def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
+  """One image of several, from left to right on white, uint8 (H, W, 3)."""
+  height = max(image.shape[0] for image in images)
+  return np.concatenate(
+    [np.pad(i, ((0, height - len(i)), (0, 0), (0, 0)), constant_values=255) for i in images], axis=1
+  )
+
+
+def _choices(cell: Any, where: str) -> tuple[str, ...]:
+  if not isinstance(cell, list):
+    raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r}")
+  while cell and cell[-1] in (None, ""):  # fewer options than there are columns
+    cell = cell[:-1]
+  if not 1 < len(cell) <= len(LETTERS):
+    raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r}")
+  if any(choice is None or choice == "" for choice in cell):
+    raise UserError(f"{where}: a choice is empty: {cell!r}")
+  return tuple(str(choice) for choice in cell)
+
+
+def _check_names(rows: Rows, config: SourceConfig) -> None:
+  missing = [name for name in ("question", "choices", "answer") if name not in rows]
+  missing = [name for name in missing if name != "choices" or not config.choices]
+  missing += [] if "image" in rows or "images" in rows else ["image"]
+  if missing:
+    raise UserError(
+      f"{config.path}: no column serves as {', '.join(missing)}; there are {', '.join(rows.names)}: "
+      "map them in `columns`"
+    )
+  if config.choices and not 1 < len(config.choices) <= len(LETTERS):
+    raise UserError(f"choices: expected 2 to 26, got {list(config.choices)}")
+  if config.shuffle_choices and "prompt" in rows:
+    raise UserError(
+      "shuffle_choices: the data's own `prompt` lists the options in their order; map no prompt"
+    )
+
+
+def _refuse(rows: Rows, counts: np.ndarray, several: str) -> None:
+  name = "images" if "images" in rows else "image"
+  for index in np.flatnonzero(counts == 0)[:1]:
+    raise UserError(f"{rows.place(index, name)}: the cell is empty, where an image is wanted")
+  for index in np.flatnonzero(counts > 1)[: several == "refuse"]:
+    raise UserError(
+      f"{rows.place(index, name)}: {counts[index]} images, where a question has one; "
+      "set several_images to 'join' (side by side) or 'skip'"
+    )
+
+
+def _refuse_duplicates(rows: Rows, texts: Sequence[Mapping[str, Any]]) -> None:
+  seen: dict[Any, int] = {}
+  for index, row in enumerate(texts if "id" in rows else ()):
+    if row["id"] in seen:
+      raise UserError(
+        f"{rows.place(index, 'id')}: {row['id']!r} stands already in row {seen[row['id']]}; "
+        "if it is no id of questions, set columns.id to another column, or to ''"
+      )
+    seen[row["id"]] = index

@@ -1,0 +1,216 @@
+"""Where examples and questions come from: one small registry of random-access sequences."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from typing import Protocol
+
+from spatialvlm.config import SourceConfig, nearest
+from spatialvlm.types import Example, Question, Turn, UserError
+
+
+class Source(Protocol):
+  """A random-access sequence of examples; `len` is `mixture.ENDLESS` where any index is good.
+
+  A source that reads or renders better in blocks offers `__getitems__(indices) -> list[Example]`, the name
+  that PyTorch and Hugging Face `datasets` have for it. Calls come from several threads.
+  """
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+def open_source(config: SourceConfig) -> Source:
+  """Opens a source of examples.
+
+  Raises:
+    UserError: an unknown kind, or a source that cannot be read.
+  """
+  return _opener(SOURCES, config, "examples")(config)
+
+
+def open_questions(config: SourceConfig) -> Sequence[Question]:
+  """Opens a source of multiple-choice questions.
+
+  Raises:
+    UserError: a kind that holds no questions, or a source that cannot be read.
+  """
+  return _opener(QUESTIONS, config, "questions")(config)
+
+
+def read(source: Sequence, indices: Sequence[int]) -> list:
+  """The items at `indices`, in their order; in one go where the source can."""
+  if hasattr(source, "__getitems__"):
+    return list(source.__getitems__(list(indices)))
+  return [source[i] for i in indices]
+
+
+def question_to_example(question: Question) -> Example:
+  """The training form of a question: its prompt as CV-Bench writes it, answered by the bare letter ("B").
+
+  The letter is what the "native" protocol of `evaluation` scores, at the same place.
+  """
+  turn = Turn(prompt=question.prompt, answer=chr(ord("A") + question.answer))
+  return Example(
+    images=(question.image,),
+    turns=(turn,),
+    id=str(question.idx),
+    task=question.task,
+    source=question.source,
+    files=(question.source_filename,),
+  )
+
+
+class QuestionExamples(Sequence[Example]):
+  """A sequence of questions seen as a sequence of examples."""
+
+  def __init__(self, questions: Sequence[Question]):
+    self.questions = questions
+
+  def __len__(self) -> int:
+    return len(self.questions)
+
+  def __getitem__(self, index: int) -> Example:
+    return question_to_example(self.questions[index])
+
+  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+    return [question_to_example(q) for q in read(self.questions, indices)]
+
+
+class InBlocks(Sequence[Example]):
+  """An endless source whose neighbours are cheapest made together: whole blocks are read, and the last kept.
+
+  A mixture asks for a few consecutive indices at a time, a renderer makes scenes in blocks of a fixed size;
+  without this it would make most of them in vain. Thread-safe: of several threads in need of one block, one
+  makes it and the others wait.
+  """
+
+  def __init__(self, source: Source, block: int = 16, kept: int = 8):
+    self._source, self._block, self._kept = source, block, kept
+    self._blocks: collections.OrderedDict[int, futures.Future] = collections.OrderedDict()
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Example:
+    return self._read(index // self._block)[index % self._block]
+
+  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+    blocks = {number: self._read(number) for number in dict.fromkeys(i // self._block for i in indices)}
+    return [blocks[i // self._block][i % self._block] for i in indices]
+
+  def _read(self, number: int) -> list[Example]:
+    with self._lock:
+      block = self._blocks.get(number)
+      mine = block is None
+      if mine:
+        block = self._blocks[number] = futures.Future()
+        while len(self._blocks) > self._kept:
+          self._blocks.popitem(last=False)
+      else:
+        self._blocks.move_to_end(number)
+    if mine:
+      first = number * self._block
+      try:
+        block.set_result(read(self._source, range(first, min(first + self._block, len(self._source)))))
+      except BaseException as error:
+        block.set_exception(error)
+        with self._lock:
+          if self._blocks.get(number) is block:
+            del self._blocks[number]
+    return block.result()
+
+
+# Settings that change what is read, and the kinds that heed them; others would pass them over in silence.
+_HEEDED_BY = {
+  "turns": ("skills",),
+  "tasks": ("scenes", "skills"),
+  "columns": ("hf",),
+  "templates": ("hf",),
+  "files": ("hf",),
+  "choices": ("hf",),
+  "answers": ("hf",),
+  "shuffle_choices": ("hf",),
+  "several_images": ("hf",),
+  "image_root": ("hf", "llava"),
+}
+
+
+def _opener(kinds: Mapping[str, Callable], config: SourceConfig, what: str) -> Callable:
+  if config.kind not in kinds:
+    raise UserError(f"data source kind {config.kind!r} holds no {what}; {nearest(config.kind, kinds)}")
+  for name, heeding in _HEEDED_BY.items():
+    if config.kind not in heeding and getattr(config, name) != getattr(SourceConfig(), name):
+      raise UserError(
+        f"a source of kind {config.kind!r} heeds no `{name}`; it is for kind {' and '.join(heeding)}"
+      )
+  return kinds[config.kind]
+
+
+# Each opener imports its reader itself: a run over rendered scenes needs neither pyarrow nor `datasets`.
+
+
+def _skills(config: SourceConfig) -> Source:
+  from spatialvlm.worlds.skills import SceneSkills
+
+  return SceneSkills(config.seed, config.tasks, config.image_size, config.turns, config.size)
+
+
+def _scene_questions(config: SourceConfig) -> Sequence[Question]:
+  from spatialvlm.worlds.questions import SceneQuestions
+
+  return SceneQuestions(config.seed, config.tasks, config.image_size, config.size)
+
+
+def _cvbench(config: SourceConfig) -> Sequence[Question]:
+  from spatialvlm.data.sources.cvbench import open_cvbench
+
+  return open_cvbench(
+    config.path,
+    revision=config.revision,
+    split=config.split,
+    size=config.size,
+    partial=config.partial,
+  )
+
+
+def _llava(config: SourceConfig) -> Source:
+  from spatialvlm.data.sources.llava import Llava
+
+  if not config.path:
+    raise UserError("a source of kind 'llava' needs a `path`: a .json or .jsonl file")
+  return Llava(config.path, config.image_root, config.size)
+
+
+def _hub_examples(config: SourceConfig) -> Source:
+  from spatialvlm.data.sources.hf import HubExamples, open_dataset
+
+  rows, root = open_dataset(config.path, split=config.split, revision=config.revision, files=config.files)
+  return HubExamples(rows, config, root)
+
+
+def _hub_questions(config: SourceConfig) -> Sequence[Question]:
+  from spatialvlm.data.sources.hf import HubQuestions, open_dataset
+
+  rows, root = open_dataset(config.path, split=config.split, revision=config.revision, files=config.files)
+  return HubQuestions(rows, config, root)
+
+
+QUESTIONS: dict[str, Callable[[SourceConfig], Sequence[Question]]] = {
+  "scenes": _scene_questions,
+  "cvbench": _cvbench,
+  "hf": _hub_questions,
+}
+
+SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
+  "scenes": lambda config: QuestionExamples(_scene_questions(config)),
+  "skills": _skills,
+  "cvbench": lambda config: QuestionExamples(_cvbench(config)),
+  "llava": _llava,
+  "hf": _hub_examples,
+}

@@ -1,0 +1,146 @@
+"""Was it looking? The same questions with other options' letters, another image, none, or the image mirrored.
+
+Options in every cyclic order follow MMBench's circular evaluation (Liu et al. 2023, arXiv:2307.06281).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from spatialvlm.config import SourceConfig
+from spatialvlm.evaluation.scoring.records import LETTERS
+from spatialvlm.types import Question, UserError
+
+CONTROLS = {
+  "circular": "every other cyclic order of the options",
+  "grey": "a uniform grey image of the same size",
+  "no_image": "the text alone",
+  "other_image": "the image of another question of the same task",
+  "flip": "the image mirrored left to right; in Relation left and right answers swap",
+}
+BLIND = ("grey", "no_image", "other_image")
+
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+def check(source: SourceConfig, conditions: Sequence[str]) -> None:
+  """Raises a UserError for a control that the questions cannot be asked under."""
+  if source.several_images == "join" and "flip" in conditions:
+    raise UserError(
+      "score.controls: 'flip' would swap images that stand side by side; set data.several_images to 'skip',"
+      " or leave 'flip' out"
+    )
+
+
+def shifts(condition: str, options: int) -> range:
+  """How far the options are rotated under a condition: `circular` leaves out 0, the sighted row."""
+  return range(1, options) if condition == "circular" else range(1)
+
+
+def rotated(question: Question, shift: int) -> Question:
+  """The question with its options rotated: option (j + shift) % K stands j-th, in its prompt too.
+
+  Raises:
+    UserError: the prompt does not list its options as `(A) ...`, line by line.
+  """
+  if not shift:
+    return question
+  order = [(j + shift) % len(question.choices) for j in range(len(question.choices))]
+  choices = tuple(question.choices[i] for i in order)
+  old = _listed(question.choices)
+  if question.prompt.count(old) != 1:
+    raise UserError(
+      f"question {question.idx}: its prompt does not list its options as '(A) ...', line by line, so they"
+      " cannot be rotated; leave 'circular' out of score.controls"
+    )
+  prompt = question.prompt.replace(old, _listed(choices))
+  return dataclasses.replace(question, choices=choices, answer=order.index(question.answer), prompt=prompt)
+
+
+def unrotated(letter: str, shift: int, options: int) -> str:
+  """The letter among the unshifted options of one among the rotated; "" stays."""
+  return letter and LETTERS[(LETTERS.index(letter) + shift) % options]
+
+
+def displayed(letter: str, shift: int, options: int) -> str:
+  """The letter under which an option stood when the options were rotated: the inverse of `unrotated`."""
+  return letter and LETTERS[(LETTERS.index(letter) - shift) % options]
+
+
+def flipped_letter(task: str, question: str, choices: Sequence[str], letter: str) -> str | None:
+  """What an answer becomes when the image is mirrored: in Relation left and right swap, else it stays.
+
+  None where that cannot be said: the swapped text is no option, or the question itself, or a question of
+  another task, speaks of left or right.
+  """
+  if _SIDE.search(question) or (task != "Relation" and any(_SIDE.search(choice) for choice in choices)):
+    return None
+  if not letter:
+    return ""
+  text = choices[LETTERS.index(letter)]
+  swapped = _SIDE.sub(_other_side, text)
+  return LETTERS[list(choices).index(swapped)] if swapped in choices else None
+
+
+def flipped(question: Question) -> Question | None:
+  """The question on the mirrored image, with the answer that must follow; None where it cannot be said."""
+  gold = flipped_letter(question.task, question.question, question.choices, LETTERS[question.answer])
+  if gold is None:
+    return None
+  return dataclasses.replace(
+    question, image=np.ascontiguousarray(question.image[:, ::-1]), answer=LETTERS.index(gold)
+  )
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+  """Uniform middle grey of an image's size."""
+  return np.full_like(image, 128)
+
+
+class OtherImages:
+  """Hands each question another question's image: the nearest earlier one of its task on another photo.
+
+  CV-Bench draws a question's boxes into the photo, so other pixels may be the same photo still.
+
+  The first questions of a task, before which there is none, get the first later one. What a question gets
+  depends on the order of the questions alone.
+  """
+
+  def __init__(self) -> None:
+    self._last: dict[str, tuple[str, Question]] = {}
+    self._before: dict[str, Question] = {}
+    self._waiting: dict[str, list] = {}
+
+  def __call__(self, image: str, question: Question) -> Iterator[tuple[Question, Question]]:
+    """Pairs (question, the one whose image it is shown) that are known now; `image` is its `image_name`."""
+    task = question.task
+    if task in self._last and self._last[task][0] != image:
+      self._before[task] = self._last[task][1]
+      for waiting in self._waiting.pop(task, ()):
+        yield waiting, question
+    self._last[task] = image, question
+    if task in self._before:
+      yield question, self._before[task]
+    else:
+      self._waiting.setdefault(task, []).append(question)
+
+  def close(self) -> None:
+    """Raises a UserError where a task has one image only."""
+    for task, questions in self._waiting.items():
+      raise UserError(
+        f"question {questions[0].idx}: no other image among the questions of task {task!r}; "
+        "leave 'other_image' out of score.controls"
+      )
+
+
+def _listed(choices: Sequence[str]) -> str:
+  return "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+
+
+def _other_side(match: re.Match[str]) -> str:
+  word = {"left": "right", "right": "left"}[match[0].lower()]
+  return word.capitalize() if match[0][0].isupper() else word

@@ -1,0 +1,399 @@
+"""The processor: conversations and images into token ids and tiles, without torch.
+
+Its text and ids are those of transformers' `Idefics3Processor`, `SmolVLMProcessor`, `InternVLProcessor` and
+`PaliGemmaProcessor` (version 5.23), its pixels those of their PIL image processors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from spatialvlm.processing import arrays, prompts
+from spatialvlm.processing import images as image_lib
+from spatialvlm.processing import processor_files as files
+from spatialvlm.processing.expansion import Expander
+from spatialvlm.processing.processor_family import Files, family_of
+from spatialvlm.processing.tiling import TileOptions, Tiler, Tiles
+from spatialvlm.types import IMAGE_MARK, Example, ImageLayout, Turn, UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoded:
+  """One conversation, ready to be put into a batch.
+
+  Attributes:
+    tokens: int32 (T,).
+    loss_mask: bool (T,), true at the tokens that are to be predicted: each answer and the token that ends
+      it, such as `<end_of_utterance>`.
+    image_slot: int32 (T,), for an image token its place among the example's I * P image tokens, else -1.
+    tiles: float32 (I, S, S, 3), normalised, of all images in order; I is 0 without images.
+    pixel_mask: bool (I, S, S), true at real pixels; None, as always here, where all are.
+    images: how many tiles each image became.
+    dense: the example's dense targets, untouched.
+    prefix: how many leading tokens all see each other; 0 for a causal model.
+  """
+
+  tokens: np.ndarray
+  loss_mask: np.ndarray
+  image_slot: np.ndarray
+  tiles: np.ndarray
+  pixel_mask: np.ndarray | None = None
+  images: tuple[int, ...] = ()
+  id: str = ""
+  task: str = ""
+  source: str = ""
+  dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  prefix: int = 0
+
+
+class Processor:
+  """Tokenizer, prompt format and tiler of one checkpoint. Safe to use from several threads.
+
+  Attributes:
+    tokenizer: the `tokenizers.Tokenizer`.
+    tiler: how images become tiles.
+    format: how the family's texts are made of tokens.
+    template: how conversations become such texts.
+    tokens_per_tile: image tokens of one tile.
+    image_id, pad_id: token ids.
+    stop_ids: ids that end an answer: `end_id`, of the format, and what generation_config.json names.
+    max_length: longest sequence that the decoder takes.
+    padding_side: of `__call__`, by default.
+  """
+
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    prompt_format: prompts.PromptFormat,
+    template: prompts.Template,
+    tiler: Tiler,
+    tokens_per_tile: int,
+    *,
+    pad_id: int,
+    stop_ids: Sequence[int],
+    max_length: int,
+    padding_side: str = "right",
+    where: str = "processor",
+  ):
+    self.tokenizer = tokenizer
+    self.format = prompt_format
+    self.template = template
+    self.tiler = tiler
+    self.tokens_per_tile = tokens_per_tile
+    self.pad_id = pad_id
+    self.stop_ids = tuple(stop_ids)
+    self.max_length = max_length
+    self.padding_side = padding_side
+    self._expand = Expander(tokenizer, prompt_format, tokens_per_tile, where)
+    self.image_id, self.end_id = self._expand.image_id, self._expand.end_id
+
+  @property
+  def bidirectional(self) -> bool:
+    """Whether prompts are a prefix whose tokens all see each other (PaliGemma)."""
+    return self.format.bidirectional
+
+  @functools.cached_property
+  def layout(self) -> ImageLayout:
+    """What data must know of the model."""
+    return ImageLayout(
+      tile_size=self.tiler.tile_size,
+      tokens_per_tile=self.tokens_per_tile,
+      max_tiles=self.tiler.most_tiles,
+      image_token_id=self.image_id,
+      max_length=self.max_length,
+    )
+
+  # Text and images as transformers' processors take them.
+
+  def __call__(
+    self,
+    text: str | Sequence[str] | None = None,
+    images: Any = None,
+    *,
+    suffix: str | Sequence[str] | None = None,
+    padding_side: str | None = None,
+  ) -> dict[str, np.ndarray]:
+    """Arrays in transformers' layout.
+
+    Args:
+      text: one prompt or several, with an `<image>` mark for each image. PaliGemma's may do without: the
+        images of a prompt then stand before it. A text without images begins with its `<bos>`, also beside
+        texts with some (where transformers 5.23 puts it behind the sixth character).
+      images: one image, a list of images (handed to the prompts in order), or a list per prompt. An image
+        is whatever `images.open_image` reads.
+      suffix: answers, one for each prompt, of a model with a bidirectional prefix.
+      padding_side: "left" or "right"; by default the checkpoint's.
+
+    Returns:
+      input_ids, attention_mask (B, T) int64. With images, SmolVLM: pixel_values (B, I, 3, S, S) float32 and
+      pixel_attention_mask (B, I, S, S) int64, samples with fewer tiles padded by zeros; InternVL and
+      PaliGemma: pixel_values (N, 3, S, S) float32, all tiles in a row. PaliGemma: token_type_ids (B, T)
+      int64, 1 at suffixes, and with suffixes labels (B, T) int64, -100 elsewhere.
+
+    Raises:
+      UserError: marks and images, or prompts and suffixes, differ in number; an image cannot be read;
+        suffixes of a model that knows none.
+    """
+    if text is None and images is None:
+      raise UserError("processor: pass text, images or both")
+    texts = [text] if isinstance(text, str) else text
+    texts = None if texts is None else [self.format.marked(t) for t in texts]
+    pixels: dict[str, np.ndarray] = {}
+    blocks: list[list[list[int]]] | None = None
+    if images is not None:
+      first = self.bidirectional and texts is not None and not any(self.format.mark in t for t in texts)
+      nested = arrays.images_by_prompt(images, texts, self.format.mark, one_each=first)
+      if first:
+        texts = [self.format.mark * len(row) + t for row, t in zip(nested, texts, strict=True)]
+      cut = [[self.tiler(image_lib.open_image(image)) for image in sample] for sample in nested]
+      if any(cut):
+        pixels = self._pixel_arrays(cut)
+      blocks = [[self._expand.block(t.rows, t.cols) for t in sample] for sample in cut]
+    if texts is None:
+      return pixels
+    return self._token_arrays(texts, blocks, suffix, padding_side or self.padding_side) | pixels
+
+  def _pixel_arrays(self, cut: list[list[Tiles]]) -> dict[str, np.ndarray]:
+    rows = [self.tiler.normalise(np.concatenate([t.pixels for t in row])) for row in cut if row]
+    if not self.format.nested_pixels:
+      return {"pixel_values": np.ascontiguousarray(np.concatenate(rows).transpose(0, 3, 1, 2))}
+    left = iter(rows)
+    return arrays.pixel_arrays([next(left) if row else () for row in cut], self.tiler.tile_size)
+
+  def _token_arrays(self, texts, blocks, suffix, side: str) -> dict[str, np.ndarray]:
+    rows = []
+    for index, text in enumerate(texts):
+      framed = self.template.frame(text)
+      rows.append(self._expand(framed, blocks[index] if blocks is not None else None).ids)
+    if not self.bidirectional:
+      if suffix is not None:
+        raise UserError(f"suffix: {self.format.family} knows none; write the answer into the text")
+      return arrays.token_arrays(rows, self.pad_id, side)
+    suffixes = [suffix] if isinstance(suffix, str) else list(suffix or [])
+    if suffix is not None and len(suffixes) != len(rows):
+      raise UserError(f"suffix: {len(rows)} prompts, but {len(suffixes)} suffixes")
+    lengths = [len(row) for row in rows]
+    if any(self.format.mark in s for s in suffixes):
+      raise UserError("suffix: an answer holds an <image> mark; images stand in prompts only")
+    for row, answer in zip(rows, suffixes, strict=False):
+      row += self._expand(answer + self.format.end, None).ids
+    return arrays.prefix_arrays(rows, lengths, self.pad_id, side, labels=suffix is not None)
+
+  def apply_chat_template(
+    self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+  ) -> str:
+    """The prompt text of a conversation, as transformers' processors render it.
+
+    Of PaliGemma, which has no chat template, it is one turn's marks and text: what `__call__` takes.
+
+    Raises:
+      UserError: the template refuses the conversation.
+    """
+    return self.template.prompt(messages, add_generation_prompt)
+
+  def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+    """Text of token ids."""
+    return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+  # Conversations of ours.
+
+  def encode(self, example: Example) -> Encoded:
+    """A conversation with the loss on its answers.
+
+    Raises:
+      UserError: `<image>` marks and images differ in number; longer than the context (image tokens are
+        never cut); a chat template that hides where answers begin; a conversation that the family does not
+        know, as PaliGemma knows one turn only.
+    """
+    name = f"example {example.id!r}" if example.id else "example"
+    if any(IMAGE_MARK in turn.answer for turn in example.turns):
+      raise UserError(f"{name}: an answer holds an <image> mark; write marks in the text of prompts only")
+    messages = prompts.messages(example.turns, len(example.images))
+    text = self.template.render(messages)
+    spans = [self._answer_span(text, messages[: 2 * k + 1], example.id) for k in range(len(example.turns))]
+    return self._encode(text, spans, example, spans[0][0] if self.bidirectional else 0)
+
+  def encode_prompt(
+    self,
+    images: Sequence[np.ndarray | Tiles],
+    prompt: str,
+    answer_prefix: str = "",
+    id: str = "",
+    pixels: bool = True,
+  ) -> Encoded:
+    """A prompt that the model is to answer: ends where an answer begins, or after `answer_prefix` there.
+
+    `prompt` may hold `<image>` marks, like a `Turn`. The prefix is joined as the template joins an answer:
+    `answer_prefix="Answer:"` gives SmolVLM's `Assistant: Answer:`; of PaliGemma it is no part of the
+    bidirectional prefix. An image may come already cut (`tiler(image)`), so that several prompts share the
+    work; `pixels` false leaves `tiles` empty.
+
+    Raises:
+      UserError: as `encode`.
+    """
+    turn = Turn(prompt, answer_prefix)
+    messages = prompts.messages((turn,), len(images))
+    text = self.template.render(messages[:1], add_generation_prompt=True)
+    boundary = len(text) if self.bidirectional else 0
+    if answer_prefix:
+      start, _ = self._answer_span(whole := self.template.render(messages), messages[:1], id)
+      text = whole[: whole.index(answer_prefix, start) + len(answer_prefix)]
+    return self._encode(text, [], Example(tuple(images), (turn,), id=id), boundary, pixels)
+
+  def answer_ids(self, answer: str, answer_prefix: str = "") -> tuple[int, ...]:
+    """Tokens of an answer as it stands right after `encode_prompt(..., answer_prefix)`, without its end.
+
+    The answer is joined to the prefix by a space, as SmolVLM joins it to `Assistant:`, unless the prefix
+    ends in a bracket, a quote or white space.
+
+    Raises:
+      UserError: the tokenizer merges the answer's beginning with what stands before it.
+    """
+    joiner = "" if not answer_prefix or answer_prefix[-1] in "([{\"'*" or answer_prefix[-1].isspace() else " "
+    prompt = self.encode_prompt((), "", answer_prefix).tokens
+    whole = self.encode(Example((), (Turn("", answer_prefix + joiner + answer),))).tokens
+    end = np.flatnonzero(whole == self.end_id)[-1]
+    if not np.array_equal(whole[: len(prompt)], prompt) or end <= len(prompt):
+      raise UserError(f"answer {answer!r} does not begin with a token of its own after {answer_prefix!r}")
+    return tuple(whole[len(prompt) : end].tolist())
+
+  def letter_ids(self, count: int, answer_prefix: str = "") -> tuple[int, ...]:
+    """The token by which an answer A, B, ... begins right after `encode_prompt(..., answer_prefix)`.
+
+    SmolVLM's template writes `Assistant: A`, so in its vocabularies it is the letter with its space, both
+    directly and after a prefix such as `Answer:`. After a prefix that ends in a bracket, as in
+    `Assistant: (A`, and where an answer begins a line (InternVL, PaliGemma), it is the bare letter. Which one
+    is read off the tokenizer, never assumed.
+
+    Raises:
+      UserError: a letter is no single token there, or `count` is not in 1..26.
+    """
+    if not 1 <= count <= 26:
+      raise UserError(f"letters run from 1 to 26, got {count}")
+    result = []
+    for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]:
+      ids = self.answer_ids(letter, answer_prefix)
+      if len(ids) != 1:
+        raise UserError(f"answer letter {letter!r} after {answer_prefix!r} is not one token here")
+      result.append(ids[0])
+    return tuple(result)
+
+  # Within.
+
+  def _encode(
+    self,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    example: Example,
+    boundary: int,
+    with_pixels: bool = True,
+  ) -> Encoded:
+    name = f"example {example.id!r}" if example.id else "prompt"
+    cut = [i if isinstance(i, Tiles) else self.tiler(i) for i in example.images]
+    blocks = [self._expand.block(t.rows, t.cols) for t in cut]
+    ids, loss, prefix = self._expand(text, blocks, spans, name, boundary)
+    tokens = np.array(ids, np.int32)
+    if len(tokens) > self.max_length:
+      visual = int((tokens == self.image_id).sum())
+      raise UserError(
+        f"{name}: {len(tokens)} tokens ({visual} of images) exceed the model's context of {self.max_length};"
+        " shorten the text or lower max_tiles"
+      )
+    is_image = tokens == self.image_id
+    slots = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32)
+    size = self.tiler.tile_size
+    shown = cut if with_pixels else []
+    pixels = np.concatenate([t.pixels for t in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
+    return Encoded(
+      tokens=tokens,
+      loss_mask=np.array(loss, bool),
+      image_slot=slots,
+      tiles=self.tiler.normalise(pixels),
+      images=tuple(len(t.pixels) for t in cut),
+      id=example.id,
+      task=example.task,
+      source=example.source,
+      dense=example.dense,
+      prefix=prefix,
+    )
+
+  def _answer_span(self, text: str, before: Sequence[Any], name: str) -> tuple[int, int]:
+    """Where the answer that follows the messages `before` lies in `text`, its end token included."""
+    prefix = self.template.render(before, add_generation_prompt=True)
+    end = text.find(self.format.end, len(prefix))
+    if not text.startswith(prefix) or end < 0:
+      raise UserError(
+        f"example {name!r}: the chat template does not continue its generation prompt by the answer and"
+        f" {self.format.end}, so the loss cannot be placed"
+      )
+    return len(prefix), end + len(self.format.end)
+
+
+def load_processor(
+  folder: str | os.PathLike,
+  *,
+  max_tiles: int | None = None,
+  longest_edge: int | None = None,
+  split_images: bool | None = None,
+  enlarge: bool = True,
+  max_length: int | None = None,
+) -> Processor:
+  """The processor of a local folder: SmolVLM's or Idefics3's, InternVL's (`-hf` format), or PaliGemma's.
+
+  Reads config.json, tokenizer.json, preprocessor_config.json or processor_config.json, and the chat template
+  from chat_template.jinja, chat_template.json, processor_config.json or tokenizer_config.json, in
+  transformers' order of precedence; PaliGemma has none. Nothing of it needs torch, and no code of the folder
+  is run.
+
+  Args:
+    max_tiles, longest_edge, split_images, enlarge: the tile budget, see `tiling.TileOptions`; None for the
+      checkpoint's own.
+    max_length: longest sequence; None for the checkpoint's own.
+
+  Raises:
+    UserError: a file is missing, broken or of another kind of model; the family's tiles know no such option.
+  """
+  folder = Path(folder).expanduser()
+  if not folder.is_dir():
+    raise UserError(f"{folder}: no such folder; pass a checkpoint in Hugging Face's format")
+  found = Files.read(folder)
+  family, kind = family_of(found)
+  options = TileOptions(max_tiles, longest_edge, split_images, enlarge)
+  tiler = family.tiler(found.inner, str(folder), options, kind)
+  tokenizer = files.tokenizer(folder)
+  settings = files.read_json(folder, "tokenizer_config.json")
+  names = files.special_tokens(settings)
+  if family.chat:
+    template = prompts.ChatTemplate(files.template(folder, found.outer, settings), names, str(folder))
+  else:
+    template = prompts.PrefixTemplate(str(folder))
+    tokenizer.add_tokens(list(prompts.PALIGEMMA_PLACES))
+  pad, stops = files.pad_and_stops(folder, tokenizer, names, tokenizer.token_to_id(family.format.end))
+  context = files.group(found.config, "text_config", folder).get("max_position_embeddings")
+  context = context or family.context or settings.get("model_max_length") or 8192
+  processor = Processor(
+    tokenizer,
+    family.format,
+    template,
+    tiler,
+    family.tokens_per_tile(tiler.tile_size, found),
+    pad_id=pad,
+    stop_ids=stops,
+    max_length=max_length or int(min(context, 2**31)),
+    padding_side=settings.get("padding_side", family.padding_side),
+    where=str(folder),
+  )
+  expected = found.config.get("image_token_id", found.config.get("image_token_index"))
+  if expected not in (None, processor.image_id):
+    raise UserError(
+      f"{folder}: config.json says image_token_id {expected}, the tokenizer {processor.image_id}"
+    )
+  return processor

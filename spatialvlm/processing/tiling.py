@@ -1,0 +1,153 @@
+"""What every tiler is: RGB pixels into the square tiles that a vision tower reads, and those into numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from spatialvlm.processing.resize import normalise
+from spatialvlm.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+  """An image cut for the vision tower.
+
+  Attributes:
+    pixels: uint8 (I, S, S, 3): the grid row by row, then the global view; or the global view alone.
+    rows, cols: of the grid; both 0 where the global view stands alone.
+  """
+
+  pixels: np.ndarray
+  rows: int
+  cols: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TileOptions:
+  """What a user may change in a checkpoint's tiling; None and true leave it as it is.
+
+  Attributes:
+    max_tiles: the tile budget of an image, the global view counted.
+    longest_edge: in pixels, of the first resize. Idefics3's tiles alone have one.
+    split_images: false: the global view alone.
+    enlarge: false: a small image is not enlarged to more tiles than it fills. Idefics3's tiles alone.
+  """
+
+  max_tiles: int | None = None
+  longest_edge: int | None = None
+  split_images: bool | None = None
+  enlarge: bool = True
+
+
+class Tiler(Protocol):
+  """One family's image processing; a frozen dataclass, whose fields are all that its tiles depend on.
+
+  Attributes:
+    tile_size: side S of a tile in pixels.
+    max_tiles: the tile budget of an image, the global view counted; None for no limit.
+  """
+
+  tile_size: int
+  max_tiles: int | None
+
+  @property
+  def most_tiles(self) -> int:
+    """Most tiles that one image can become."""
+    ...
+
+  def grid(self, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns that an image of this size is cut into; (0, 0) for a single global view."""
+    ...
+
+  def __call__(self, image: np.ndarray) -> Tiles:
+    """Cuts a uint8 (H, W, 3) image."""
+    ...
+
+  def normalise(self, tiles: np.ndarray) -> np.ndarray:
+    """uint8 (..., 3) -> float32 of the same shape, as transformers rescales and normalises."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normaliser:
+  """The part that all tilers share: how pixels of 8 bits become numbers.
+
+  Attributes:
+    resample: Pillow's filter of every resize. Each rounds to uint8.
+    rescale: factor, None for none.
+    mean, std: of each channel, subtracted and divided by; None for neither.
+  """
+
+  tile_size: int
+  max_tiles: int | None = None
+  resample: int = int(Image.Resampling.BICUBIC)
+  rescale: float | None = 1 / 255
+  mean: tuple[float, ...] | None = (0.5, 0.5, 0.5)
+  std: tuple[float, ...] | None = (0.5, 0.5, 0.5)
+
+  def __post_init__(self):
+    for field in ("tile_size", "max_tiles"):
+      check_positive(field, getattr(self, field))
+
+  def normalise(self, tiles: np.ndarray) -> np.ndarray:
+    """uint8 (..., 3) -> float32 of the same shape, as transformers rescales and normalises."""
+    return normalise(tiles, self.rescale, self.mean, self.std)
+
+
+def check_positive(field: str, value: int | None) -> None:
+  if value is not None and value < 1:
+    raise UserError(f"{field} must be at least 1, got {value}")
+
+
+# transformers' image processors of Pillow and NumPy, which need no torch, by what our tilers call them.
+_MODULES = {
+  "idefics3": "idefics3.image_processing_pil_idefics3",
+  "smolvlm": "smolvlm.image_processing_pil_smolvlm",
+  "got_ocr2": "got_ocr2.image_processing_pil_got_ocr2",
+  "siglip": "siglip.image_processing_pil_siglip",
+}
+
+
+@functools.lru_cache
+def backend(kind: str) -> Any:
+  """transformers' module of a kind of tiles, imported when it is first needed: that takes over a second."""
+  with _without_advice():
+    return importlib.import_module(f"transformers.models.{_MODULES[kind]}")
+
+
+@functools.lru_cache
+def image_processor(kind: str, resample: int) -> Any:
+  """transformers' image processor of a kind of tiles."""
+  module = backend(kind)
+  (name,) = (name for name in module.__all__ if name.endswith("ImageProcessorPil"))
+  return getattr(module, name)(resample=resample)
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+  """transformers says on import that PyTorch is missing; nothing here misses it."""
+  name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+  if name in os.environ:
+    yield
+    return
+  os.environ[name] = "1"
+  try:
+    yield
+  finally:
+    del os.environ[name]
+
+
+def size_dict(**edges: int) -> Any:
+  """transformers' record of a size."""
+  from transformers.image_utils import SizeDict
+
+  return SizeDict(**edges)

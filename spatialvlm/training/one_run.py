@@ -1,0 +1,210 @@
+"""From a RunConfig to a trained model in a workdir."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from spatialvlm import config as config_lib
+from spatialvlm import hub, loading, peft
+from spatialvlm import workdir as workdir_lib
+from spatialvlm.config import ModelConfig, RunConfig
+from spatialvlm.core import axes
+from spatialvlm.data import pipeline
+from spatialvlm.models.vlm import Vlm
+from spatialvlm.processing.processor import Processor, load_processor
+from spatialvlm.training import export, losses, optim, plots
+from spatialvlm.training import state as state_lib
+from spatialvlm.training import step as step_lib
+from spatialvlm.training.checkpoint import VALIDATION
+from spatialvlm.training.fit import Parts, fit
+from spatialvlm.training.scores import Scores
+from spatialvlm.types import UserError
+
+SUMMARY_FILE = "summary.json"
+
+
+def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
+  """Trains as `config` says in `workdir`, or continues what was begun there; returns the summary.
+
+  Afterwards the workdir holds config.json, environment.json, identity.json, metrics.jsonl, checkpoints,
+  TensorBoard logs, loss.png, and, where the config asks for them, evaluations with scores.png, the PEFT
+  folder `adapter`, the Hugging Face checkpoint `model`, and summary.json.
+
+  Raises:
+    UserError: anything in the config, data, weights or workdir that the user can mend.
+  """
+  check(config)
+  known = workdir_lib.check(workdir, config)
+  if known and (workdir / SUMMARY_FILE).exists():  # written last, so that all else is there
+    claim(workdir, config)
+    say(f"{workdir}: this run is finished; its results are there")
+    return json.loads((workdir / SUMMARY_FILE).read_text(encoding="utf-8"))
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("checked")
+  mesh = axes.make_mesh(config.mesh)
+  check_batch(config, mesh)
+  plain = assembled(config.model)
+  folder = hub.resolve(plain.path, plain.revision)
+  processor = load_processor(folder, **plain.tiling)
+  streams = open_streams(config, processor)
+  model = build_model(config, mesh)
+  trainable = peft.trainable_filter(model, config.peft)
+  counts = peft.count_parameters(model, trainable)
+  split = state_lib.Split(model, trainable, mesh)
+  del model
+  rate = optim.schedule(config.optim, config.train.steps)
+  tx = optim.make_optimizer(config.optim, rate, split.params)
+  terms = losses.make_losses(config.losses)
+  fresh = state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
+  # The state holds copies; for training in full a second set of parameters would lie there for nothing.
+  split.params = {}
+  scores = Scores(config, split, processor, workdir)
+  scores.check(config.train)
+
+  # Only now, when all that can be wrong at the start has been seen: a claimed folder keeps its settings.
+  continues = claim(workdir, config)
+  begins = "continues" if continues else "begins"
+  say(
+    f"{begins} in {workdir}: {counts[0]:,} of {counts[1]:,} parameters are trained "
+    f"({counts[0] / counts[1]:.2%}), mesh {dict(mesh.shape)}"
+  )
+  scores.before(fresh)
+  train_step = step_lib.make_train_step(
+    split,
+    tx,
+    terms,
+    seed=config.seed,
+    accumulation=config.train.accumulation,
+    clip_norm=config.optim.clip_norm,
+    ema=config.optim.ema,
+    rate=rate,
+  )
+  parts = Parts(
+    mesh=mesh,
+    train_step=train_step,
+    loss_step=step_lib.make_loss_step(split, terms),
+    frozen=split.frozen,
+    stream=streams[0],
+    validation=streams[1],
+    evaluate=scores.during if config.train.evaluate_every else None,
+    pad_id=processor.pad_id,
+    tile_size=processor.layout.tile_size,
+  )
+  outcome = fit(config, parts, fresh, workdir, config_lib.to_dict(config))
+  if outcome.signal:
+    step = int(outcome.state.step)
+    say(f"stopped by signal {outcome.signal} at step {step}; the same command continues")
+    return {"finished": False, "step": step, "signal": outcome.signal}
+  return finish(config, split, outcome, scores, folder, workdir)
+
+
+def say(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def open_streams(config: RunConfig, processor: Processor) -> tuple[Iterator, Iterable | None]:
+  """This process's share of the training stream and of the validation batches."""
+  share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  size = config.train.batch_size
+  training = pipeline.training_stream(config.data, processor, size, seed=config.seed, **share)
+  return training, pipeline.validation_batches(config.data, processor, size, **share)
+
+
+def assembled(model: ModelConfig) -> ModelConfig:
+  """The same with a plain path where it names encoders (`hub.assembled`); process 0 writes, others wait."""
+  if model.encoders and jax.process_count() > 1:
+    if jax.process_index() == 0:
+      hub.assembled(model)
+    multihost_utils.sync_global_devices("assembled")
+  return hub.assembled(model)
+
+
+def claim(workdir: pathlib.Path, config: RunConfig) -> bool:
+  """Process 0 makes the workdir while the others wait: half of one would look like somebody else's folder."""
+  continues, model = False, config.model
+  if jax.process_index() == 0:
+    identity = {"model": loading.identity(model)["model"]}
+    continues = workdir_lib.claim(workdir, config, identity)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("workdir")
+  return continues
+
+
+def check(config: RunConfig) -> None:
+  """Raises a UserError for settings that cannot work, before anything is loaded or written."""
+  if config.model.dtype not in ("float32", "bfloat16"):
+    why = " (its largest number, 65504, is too small for activations and gradients)"
+    reason = why if config.model.dtype == "float16" else ""
+    raise UserError(
+      f"config.model.dtype: {config.model.dtype!r} is not offered{reason}; use float32 or bfloat16"
+    )
+  train = config.train
+  if train.steps < 1 or train.batch_size < 1 or train.accumulation < 1:
+    raise UserError("config.train: steps, batch_size and accumulation must be at least 1")
+  if train.evaluate_every and config.eval is None:
+    raise UserError(
+      "config.train.evaluate_every: there are no questions to ask; set eval, e.g. eval.source.kind"
+    )
+  asks = config.eval
+  if asks and (min(asks.during, asks.limit) < 0 or min(asks.batch_size, asks.bootstrap) < 1):
+    raise UserError("config.eval: batch_size and bootstrap must be at least 1, during and limit at least 0")
+  by_loss = train.best in (None, VALIDATION)
+  if by_loss and (train.patience or train.best) and not (train.validate_every and config.data.validation):
+    name = "best" if train.best else "patience"
+    raise UserError(f"config.train.{name}: needs train.validate_every and data.validation")
+  if not by_loss and not train.evaluate_every:
+    raise UserError(
+      f"config.train.best: {train.best!r} is a score, which needs train.evaluate_every and eval"
+    )
+  if not config.data.sources:
+    raise UserError("config.data.sources: empty; name at least one source")
+
+
+def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
+  """Every microbatch must fill every shard of the batch."""
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  size, parts = config.train.batch_size, config.train.accumulation
+  if size % (shards * parts):
+    raise UserError(
+      f"config.train.batch_size: {size} is not divided by {shards} shards (mesh data x fsdp) times "
+      f"{parts} microbatches; use a multiple of {shards * parts}"
+    )
+
+
+def build_model(config: RunConfig, mesh: jax.sharding.Mesh) -> Vlm:
+  """The model on its mesh, adapters attached."""
+  model = peft.apply(loading.load_base(config.model, mesh), config.peft)
+  if config.train.remat:
+    for stack in (*model.vision.stacks, model.decoder.stack):
+      stack.remat = True
+  return model
+
+
+def finish(config, split, outcome, scores, source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
+  """After the last step: the parameters that count are scored and exported, and all is summed up."""
+  state, memory = outcome.state, outcome.memory
+  best = {"by": config.train.best or VALIDATION, "value": memory.best, "step": memory.best_step}
+  if jax.process_index() == 0:
+    plots.loss_curve(workdir, best if config.train.best or memory.stopped else None)
+  exported = export.export(config, split.model(state_lib.weights(state), split.frozen), source, workdir)
+  summary = {
+    "finished": True,
+    "step": int(state.step),
+    "early_stop": memory.stopped,
+    "best": best,
+    "seconds": outcome.seconds,
+    "compilations": outcome.compilations,
+    "exported": exported,
+    "scores": scores.after(state),
+  }
+  if jax.process_index() == 0:
+    workdir_lib.write_json(workdir / SUMMARY_FILE, summary)
+  say(f"ends with the parameters of step {summary['step']}; results are in {workdir}")
+  return summary

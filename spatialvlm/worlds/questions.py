@@ -1,0 +1,289 @@
+"""CV-Bench's four kinds of question about rendered scenes, in its templates and schema.
+
+Balance is by construction, without state. The index of a question fixes its kind, its text, its answer and
+whether that answer agrees with each simple rule of two dimensions; then scenes are looked through, in an
+order that the index fixes too, until one fits.
+
+- Questions of one kind come in groups with one text and every answer in turn (two of them, or as many as
+  Count has options). Whatever reads the text alone is right once per group: exactly at guessing.
+- Over the groups, agreement with lower edge, bigger box, centre and nearer in the picture runs through all
+  combinations alike, in an order drawn anew each time. Saturation hangs on the colours, so on the text.
+- Colours do not touch geometry: scenes are searched by shape, and painted in the colours that the text names.
+
+Questions are as good as drawn at random in the order of their index: read them in order. Neighbours share
+rendered scenes, which makes a question cheap, and one far away expensive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from spatialvlm.config import nearest
+from spatialvlm.mixture import ENDLESS, Mixture
+from spatialvlm.types import Question, UserError
+from spatialvlm.worlds import pools, world
+
+KINDS = ("Count", "Relation", "Depth", "Distance")
+LETTERS = "ABCDEF"
+# Pools that are looked through before the rules' agreement is given up.
+ATTEMPTS = 32
+# Pools are rendered at the image's size up to the first; above, at the second, and what was chosen anew.
+LARGEST_POOL, POOL_SIZE = 128, 96
+# Counted classes reach this number, counted classes of one colour that one: beyond, scenes are rare.
+MOST, MOST_COLORED = 6, 5
+# Numbers of options, in turn: CV-Bench has mostly 4 or 6.
+OPTION_COUNTS = (4, 6, 4, 6, 5)
+BOX_ORDER = {"Relation": ("red",), "Depth": ("red", "blue"), "Distance": ("red", "blue", "green")}
+AXES = (("left", "right"), ("above", "below"))
+
+COUNT = "How many {x} are in the image?"
+RELATION = (
+  "Considering the relative positions of the {a}{mark} and the {b} in the image provided, where is the {a} "
+  "located with respect to the {b}?"
+)
+RELATION_MARK = " (annotated by the red box)"
+DEPTH = (
+  "Which object is closer to the camera taking this photo, the {a} (highlighted by a red box) or the {b} "
+  "(highlighted by a blue box)?"
+)
+DISTANCE = (
+  "Estimate the real-world distances between objects in this image. Which object is closer to the {r} "
+  "(highlighted by a red box), the {a} (highlighted by a blue box) or the {b} (highlighted by a green box)?"
+)
+CHOOSE = "Select from the following choices."
+
+_SHAPES, _COLORS = len(world.SHAPES), len(world.COLORS)
+_TAGS = {kind: tag for tag, kind in enumerate(KINDS)}
+_GROUP, _CYCLE, _ONE = range(3)
+# Number of rules whose agreement is among a candidate's last digits.
+_RULES = {"Relation": 3, "Depth": 3, "Distance": 4}
+
+
+def prompt(question: str, choices: Sequence[str]) -> str:
+  """The question with its lettered options, as CV-Bench's `prompt` column writes it."""
+  options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(choices))
+  return f"{question} {CHOOSE}\n{options}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wish:
+  """What a question shall be.
+
+  Attributes:
+    digits: of the candidates' code: axis and answer, names, agreement with the rules.
+    relaxed: fewer of its leading digits, tried in turn where no scene has all of them.
+    answer: index of the right option.
+    names: (shape, colour) of the objects named, or of the class counted (colour None for any).
+    numbers: Count's options in order. axis, marked: of Relation.
+  """
+
+  digits: tuple[int, ...]
+  relaxed: tuple[int, ...]
+  answer: int
+  names: tuple[tuple[int, int | None], ...]
+  numbers: tuple[int, ...] = ()
+  axis: int = 0
+  marked: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Found:
+  """The scene chosen: its pool, its place there, the objects (or the class counted)."""
+
+  source: pools.AskedPool
+  scene: int
+  roles: np.ndarray
+  exhausted: bool
+
+
+class SceneQuestions(Sequence[Question]):
+  """Question number i of a seed is always the same, whatever was read before. Thread-safe.
+
+  Args:
+    seed: of the world; held-out worlds have another one.
+    kinds: names out of KINDS, or a mapping of names to relative weights; all four alike where empty.
+    image_size: pixels of the square images, 16 .. 4096 (too small ones have nothing to ask about).
+    size: number of questions, 0 for an endless sequence.
+    shuffle_options: options in a drawn order; else objects stand in the order of mention, and left before
+      right, above before below. Count's numbers are always shuffled.
+
+  Attributes:
+    read: questions that were read so far; exhausted: how many of these found no scene within ATTEMPTS pools
+      and gave up agreement with the rules (their answers are right all the same).
+
+  Raises:
+    UserError: an unknown kind, a weight that is not positive, a seed or size out of range.
+  """
+
+  def __init__(
+    self,
+    seed: int,
+    kinds: Mapping[str, float] | Iterable[str] = (),
+    image_size: int = 96,
+    size: int = 0,
+    shuffle_options: bool = False,
+  ):
+    weights = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(kinds, 1.0)
+    weights = weights or dict.fromkeys(KINDS, 1.0)
+    for kind, weight in weights.items():
+      if kind not in KINDS:
+        raise UserError(f"scenes: kind of question {kind!r} is unknown; {nearest(kind, KINDS)}")
+      if not weight > 0:
+        raise UserError(f"scenes: kind {kind!r} has weight {weight}; give it a positive one or leave it out")
+    if size < 0:
+      raise UserError(f"scenes: a size of {size} questions; 0 means endless")
+    world.check(seed, image_size)
+    self.seed, self.image_size, self.size, self.shuffle_options = seed, image_size, size, shuffle_options
+    self.read = self.exhausted = 0
+    self._lock = threading.Lock()
+    self._mixture = Mixture(dict.fromkeys(weights, ENDLESS), weights, shuffle=False, seed=0)
+
+  def __len__(self) -> int:
+    return self.size or ENDLESS
+
+  def __getitem__(self, index: int) -> Question:
+    index = int(index)
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    place = self._mixture[index]
+    kind = self._mixture.names[place.source]
+    wish = self._count(place.index) if kind == "Count" else self._objects(kind, place.index)
+    rng = self._rng(kind, _ONE, place.index)
+    found = self._find(kind, wish, index // pools.SCENES, rng)
+    with self._lock:
+      self.read += 1
+      self.exhausted += found.exhausted
+    return self._compose(index, kind, wish, found, rng)
+
+  def _rng(self, kind: str, purpose: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[self.seed * 16 + _TAGS[kind] * 4 + purpose, number]))
+
+  def _objects(self, kind: str, number: int) -> _Wish:
+    """Groups of two: one text, both answers, one combination of the rules' agreements."""
+    group, side = divmod(number, 2)
+    rng = self._rng(kind, _GROUP, group)
+    names = [divmod(int(n), _COLORS) for n in rng.choice(_SHAPES * _COLORS, 2, replace=False)]
+    flip, swap, marked = (int(x) for x in rng.integers(0, 2, 3))
+    axis, turn = 0, group
+    if kind == "Relation":
+      turn, axis = divmod(group, 2)
+    cycle, turn = divmod(turn, 2 ** _RULES[kind])
+    combination = int(self._rng(kind, _CYCLE, cycle).permutation(2 ** _RULES[kind])[turn])
+    agrees = [combination >> k & 1 for k in range(_RULES[kind])]
+    if axis == 1:
+      agrees[0] = 0
+    answer = side ^ flip
+    (shape_a, color_a), (shape_b, color_b) = names
+    digits = [answer, int(color_a == color_b), shape_a, shape_b, *agrees]
+    if kind == "Relation":
+      digits.insert(0, axis)
+    return _Wish(
+      digits=tuple(digits),
+      relaxed=(len(digits) - len(agrees), len(digits) - len(agrees) - 3),
+      answer=answer ^ (swap if self.shuffle_options else 0),
+      names=tuple(names),
+      axis=axis,
+      marked=bool(marked),
+    )
+
+  def _count(self, number: int) -> _Wish:
+    """Groups of as many questions as there are options: one text, each option right once."""
+    unit, rest = divmod(number, sum(OPTION_COUNTS))
+    turn = 0
+    while rest >= OPTION_COUNTS[turn]:
+      rest -= OPTION_COUNTS[turn]
+      turn += 1
+    options = OPTION_COUNTS[turn]
+    rng = self._rng("Count", _GROUP, unit * len(OPTION_COUNTS) + turn)
+    shape, color = int(rng.integers(_SHAPES)), int(rng.integers(_COLORS))
+    colored = bool(rng.random() < 0.4)
+    lowest = int(rng.integers((MOST_COLORED if colored else MOST) + 2 - options))
+    numbers = tuple(int(n) for n in lowest + rng.permutation(options))
+    answer = int(rng.permutation(options)[rest])
+    name = (shape, color if colored else None)
+    return _Wish((numbers[answer], int(colored), shape), (2,), answer, (name,), numbers)
+
+  def _find(self, kind: str, wish: _Wish, first: int, rng: np.random.Generator) -> _Found:
+    """A candidate of the first pool that holds what is wished for, or else of the first that holds less."""
+    size = POOL_SIZE if self.image_size > LARGEST_POOL else self.image_size
+    for length in (len(wish.digits), *wish.relaxed):
+      for attempt in range(ATTEMPTS):
+        source = pools.get(self.seed, (first + attempt) % (2**32 // pools.SCENES), size)
+        rows = source.tables[kind].matching(wish.digits[:length])
+        if len(rows):
+          row = rows[int(rng.integers(len(rows)))]
+          return _Found(source, int(row[0]), row[1:], length < len(wish.digits))
+    raise UserError(
+      f"scenes: no scene fits a question of kind {kind} at {size} pixels; choose a larger image_size"
+    )
+
+  def _compose(self, index: int, kind: str, wish: _Wish, found: _Found, rng: np.random.Generator) -> Question:
+    pool, scene, picture = found.source.pool, found.scene, found.source.pool
+    if self.image_size != pool.size:
+      picture, scene = world.zoom(pool, scene, self.image_size), 0
+    colors = _paint_order(wish, found, kind, rng)[picture.layout.color[scene]]
+    image = world.paint(picture, scene, colors)
+    number = found.source.first + found.scene
+    shared = dict(
+      idx=index,
+      task=kind,
+      image=image,
+      answer=wish.answer,
+      source="Scenes",
+      source_dataset="Scenes",
+      source_filename=f"scene_{self.seed}_{number:08d}",
+    )
+    if kind == "Count":
+      x, color = world.PLURALS[world.SHAPES[found.roles[0]]], wish.names[0][1]
+      text = COUNT.format(x=x if color is None else f"{world.COLORS[color]} {x}")
+      return _question(shared, "2D", text, [str(n) for n in wish.numbers])
+    shapes = picture.layout.scene.shape[scene]
+    names = [f"{world.COLORS[colors[o]]} {world.SHAPES[shapes[o]]}" for o in found.roles]
+    boxes = [tuple(float(v) for v in picture.rendering.box[scene, o]) for o in found.roles]
+    if kind != "Relation" or wish.marked:
+      for box, color in zip(boxes, BOX_ORDER[kind], strict=False):
+        world.draw_box(image, box, color)
+    target = found.roles[0]
+    shared |= dict(
+      target_class=names[0], target_size=int(picture.rendering.visible[scene, target]), bbox=tuple(boxes)
+    )
+    text, choices = _object_text(kind, wish, names)
+    swapped = wish.answer != wish.digits[kind == "Relation"]
+    return _question(
+      shared, "2D" if kind == "Relation" else "3D", text, choices[::-1] if swapped else choices
+    )
+
+
+def _object_text(kind: str, wish: _Wish, names: Sequence[str]) -> tuple[str, list[str]]:
+  if kind == "Relation":
+    mark = RELATION_MARK if wish.marked else ""
+    return RELATION.format(a=names[0], b=names[1], mark=mark), list(AXES[wish.axis])
+  if kind == "Depth":
+    return DEPTH.format(a=names[0], b=names[1]), list(names)
+  return DISTANCE.format(r=names[0], a=names[1], b=names[2]), list(names[1:])
+
+
+def _question(shared: dict, type_: str, text: str, choices: Sequence[str]) -> Question:
+  name = f"img/{type_}/{shared['task'].lower()}/scenes_{shared['idx']}.png"
+  return Question(
+    **shared, type=type_, question=text, choices=tuple(choices), prompt=prompt(text, choices), filename=name
+  )
+
+
+def _paint_order(wish: _Wish, found: _Found, kind: str, rng: np.random.Generator) -> np.ndarray:
+  """A permutation of the colours, (COLORS,) int: objects asked about get the colours wished for."""
+  original = found.source.pool.layout.color[found.scene]
+  if kind == "Count":
+    old, new = [int(found.roles[1])], [wish.names[0][1]]
+  else:
+    old, new = [int(original[o]) for o in found.roles[-2:]], [color for _, color in wish.names]
+  order = rng.permutation(_COLORS)
+  for source, target in zip(old, new, strict=True):
+    if target is not None:
+      other = int(np.flatnonzero(order == target)[0])
+      order[[source, other]] = order[[other, source]]
+  return order

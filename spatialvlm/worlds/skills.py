@@ -1,0 +1,346 @@
+"""What the shipped tiny base model learns: short conversations about rendered scenes.
+
+Each skill is one small ability (what does the red box hold, where does the cone stand, which letter stands
+before this word). CV-Bench's own four kinds are not among them, so that a fine-tuning run has something to
+teach. Example number i of a seed is always the same: its scene is scene i of that world, and every draw
+comes from a generator keyed by (seed, i).
+
+Several questions share one picture in one conversation, so that one pass of the vision tower is supervised by
+many answers; the first exchange alone is a plain single question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from spatialvlm.config import nearest
+from spatialvlm.mixture import ENDLESS
+from spatialvlm.types import Example, Turn, UserError
+from spatialvlm.worlds import world
+
+NAMES = tuple(f"{c} {s}" for c in world.COLORS for s in world.SHAPES)
+BOXES = tuple(world.BOX_COLORS)
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
+LETTERS = "ABCDEF"
+CHOOSE = "Select from the following choices."
+# Share of pictures with no, one, two and three boxes drawn.
+_BOX_SHARES = (0.04, 0.16, 0.3, 0.5)
+DENSE = ("color", "shape", "box", "depth", "row", "column")
+# The classes of the dense target "depth": geometric steps from 2.5 to 9 metres.
+DEPTH_STEPS, _NEAREST, _FARTHEST = 8, 2.5, 9.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Picture:
+  """A scene as it is shown: `boxes` maps a box colour to the object that it is drawn around."""
+
+  frame: world.Frame
+  image: np.ndarray
+  boxes: Mapping[str, world.SceneObject]
+
+  @property
+  def size(self) -> int:
+    return self.image.shape[0]
+
+
+Skill = Callable[[Picture, np.random.Generator], Turn | None]
+
+
+def letter_prompt(question: str, choices: Sequence[str]) -> str:
+  """A question with its lettered options, as CV-Bench writes it."""
+  options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(choices))
+  return f"{question} {CHOOSE}\n{options}"
+
+
+def cell(picture: Picture, o: world.SceneObject) -> str:
+  """The third of the picture that an object's box is centred on: "top left" .. "bottom right"."""
+  row, column = _thirds(o, picture.size)
+  return f"{ROWS[row]} {COLUMNS[column]}"
+
+
+def _thirds(o: world.SceneObject, size: int) -> tuple[int, int]:
+  x0, y0, x1, y1 = o.box
+  return min(int(3 * (y0 + y1) / 2 / size), 2), min(int(3 * (x0 + x1) / 2 / size), 2)
+
+
+def _pick(rng: np.random.Generator, items: Sequence):
+  return items[int(rng.integers(len(items)))] if items else None
+
+
+def _of_box(question: str, answer: Callable[[Picture, world.SceneObject], str]) -> Skill:
+  """A skill that asks about the object in a box."""
+
+  def ask(picture: Picture, rng: np.random.Generator) -> Turn | None:
+    color = _pick(rng, tuple(picture.boxes))
+    if color is None:
+      return None
+    return Turn(question.format(color), answer(picture, picture.boxes[color]))
+
+  return ask
+
+
+def _which_box(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  color = _pick(rng, tuple(picture.boxes))
+  if color is None:
+    return None
+  return Turn(f"Which box is around the {picture.boxes[color].name}?", color)
+
+
+def _by_one_word(question: str, key: str, answer: str) -> Skill:
+  """A skill that finds an object by its colour or shape alone, where no other object in sight shares it."""
+
+  def ask(picture: Picture, rng: np.random.Generator) -> Turn | None:
+    words = [getattr(o, key) for o in picture.frame.objects]
+    alone = [o for o in picture.frame.objects if o.clear and words.count(getattr(o, key)) == 1]
+    o = _pick(rng, alone)
+    return Turn(question.format(getattr(o, key)), getattr(o, answer)) if o else None
+
+  return ask
+
+
+def _where(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  o = _pick(rng, picture.frame.named())
+  return Turn(f"Where is the {o.name}?", cell(picture, o)) if o else None
+
+
+def _present(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  names = {o.name for o in picture.frame.objects}
+  if rng.random() < 0.5:
+    o = _pick(rng, [o for o in picture.frame.objects if o.clear])
+    return Turn(f"Is there a {o.name}?", "yes") if o else None
+  return Turn(f"Is there a {_pick(rng, [n for n in NAMES if n not in names])}?", "no")
+
+
+def _describe(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  objects = [o for o in picture.frame.objects if o.clear]
+  if not objects:
+    return None
+  objects.sort(key=lambda o: o.box[0] + o.box[2])
+  return Turn("List the objects from left to right.", ", ".join(o.name for o in objects))
+
+
+def _options(rng: np.random.Generator, right: str, others: Sequence[str], most: int = 6) -> tuple[list, int]:
+  """Up to `most` options in random order, and the place of the right one."""
+  count = int(rng.integers(1, min(most, len(others) + 1)))
+  options = [others[i] for i in rng.permutation(len(others))[:count]]
+  place = int(rng.integers(count + 1))
+  return options[:place] + [right] + options[place:], place
+
+
+def _choose(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  """Naming with lettered options, most of them other objects of the same picture."""
+  color = _pick(rng, tuple(picture.boxes))
+  if color is None:
+    return None
+  right = picture.boxes[color].name
+  near = sorted({o.name for o in picture.frame.objects} - {right})
+  others = near if near and rng.random() < 0.7 else [n for n in NAMES if n != right]
+  options, place = _options(rng, right, others, most=4)
+  return Turn(letter_prompt(f"What is in the {color} box?", options), LETTERS[place])
+
+
+_WORDS = (
+  NAMES,
+  tuple(str(n) for n in range(11)),
+  ("left", "right"),
+  ("above", "below"),
+  world.COLORS,
+  world.SHAPES,
+  BOXES,
+)
+_WORD_SHARES = (0.4, 0.2, 0.08, 0.08, 0.08, 0.08, 0.08)
+
+
+def _letters(picture: Picture | None, rng: np.random.Generator) -> Turn:
+  """No picture needed: the letter that stands before a given text."""
+  words = list(_WORDS[int(rng.choice(len(_WORDS), p=_WORD_SHARES))])
+  right = words.pop(int(rng.integers(len(words))))
+  options, place = _options(rng, right, words)
+  return Turn(letter_prompt(f"The answer is {right}.", options), LETTERS[place])
+
+
+SKILLS: dict[str, Skill] = {
+  "name": _of_box("What is in the {} box?", lambda p, o: o.name),
+  "color": _of_box("What color is in the {} box?", lambda p, o: o.color),
+  "shape": _of_box("What shape is in the {} box?", lambda p, o: o.shape),
+  "color_of": _by_one_word("What color is the {}?", "shape", "color"),
+  "shape_of": _by_one_word("What shape is the {} object?", "color", "shape"),
+  "which_box": _which_box,
+  "box_where": _of_box("Where is the {} box?", cell),
+  "where": _where,
+  "present": _present,
+  "describe": _describe,
+  "choose": _choose,
+  "letters": _letters,
+}
+DEFAULT_TASKS = {
+  "name": 3.0,
+  "color": 1.0,
+  "shape": 1.0,
+  "color_of": 1.0,
+  "shape_of": 1.0,
+  "which_box": 1.5,
+  "box_where": 0.5,
+  "where": 1.5,
+  "present": 1.0,
+  "describe": 0.5,
+  "choose": 0.7,
+  "letters": 0.5,
+}
+
+
+class SceneSkills:
+  """A sequence of conversations about scenes. Thread-safe, without state.
+
+  Args:
+    seed: of the world; held-out worlds have another one.
+    tasks: skills with their weights, `DEFAULT_TASKS` where empty. "letters" needs no picture and has none
+      where it is the only skill.
+    image_size: pixels of the square images.
+    turns: size of a conversation, in questions of ordinary length; long questions count more than once.
+    size: number of examples, 0 for as many as there are scenes.
+
+  Raises:
+    UserError: an unknown skill, a weight that is not positive, or a conversation without turns.
+  """
+
+  def __init__(
+    self,
+    seed: int,
+    tasks: Mapping[str, float] | None = None,
+    image_size: int = 96,
+    turns: int = 1,
+    size: int = 0,
+  ):
+    tasks = dict(tasks or DEFAULT_TASKS)
+    for name, weight in tasks.items():
+      if name not in SKILLS:
+        raise UserError(f"skill {name!r} is unknown; {nearest(name, SKILLS)}")
+      if not weight > 0:
+        raise UserError(f"skill {name!r}: weight {weight} is not positive; leave the skill out instead")
+    if turns < 1:
+      raise UserError(f"skills: a conversation of {turns} turns; ask for one at least")
+    self.seed, self.image_size, self.turns, self.size = seed, image_size, turns, size
+    self.skills = tuple(tasks)
+    self._shares = np.array(list(tasks.values())) / sum(tasks.values())
+
+  def __len__(self) -> int:
+    return self.size or ENDLESS
+
+  def __getitem__(self, index: int) -> Example:
+    return self.__getitems__([index])[0]
+
+  def __getitems__(self, indices: Iterable[int]) -> list[Example]:
+    indices = [int(i) for i in indices]
+    for i in indices:
+      if not 0 <= i < len(self):
+        raise IndexError(i)
+    if self.skills == ("letters",):
+      return [self._example(i, None) for i in indices]
+    frames = world.frames(self.seed, indices, self.image_size)
+    return [self._example(i, frame) for i, frame in zip(indices, frames, strict=True)]
+
+  def _example(self, index: int, frame: world.Frame | None) -> Example:
+    rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+    picture = None if frame is None else _show(frame, rng)
+    turns, tasks = self._conversation(picture, rng)
+    return Example(
+      images=() if picture is None else (picture.image,),
+      turns=tuple(turns),
+      id=f"{self.seed}/{index}",
+      task=tasks[0],
+      source="skills",
+      dense={} if picture is None else dense_targets(picture),
+    )
+
+  def _conversation(self, picture: Picture | None, rng: np.random.Generator) -> tuple[list[Turn], list[str]]:
+    """Draws skills until the conversation is long enough; no question is asked twice."""
+    turns: list[Turn] = []
+    tasks: list[str] = []
+    room = self.turns * _TURN_WORDS
+    for _ in range(100 * self.turns):
+      name = self.skills[int(rng.choice(len(self.skills), p=self._shares))]
+      turn = SKILLS[name](picture, rng)
+      if turn is None or any(t.prompt == turn.prompt for t in turns):
+        if turns and rng.random() < 0.1:
+          break
+        continue
+      cost = _words(turn)
+      if turns and cost > room:
+        break
+      turns.append(turn)
+      tasks.append(name)
+      room -= cost
+      if room < _TURN_WORDS // 2:
+        break
+    if not turns:  # a picture that answers none of the skills asked for: its letters still can be read
+      turns, tasks = [_letters(None, rng)], ["letters"]
+    return turns, tasks
+
+
+def asked(source: SceneSkills, count: int) -> list[Example]:
+  """The first `count` examples that do ask the one skill of `source`: some pictures have no answer to it."""
+  (skill,) = source.skills
+  found: list[Example] = []
+  start = 0
+  while len(found) < count:
+    found += [e for e in source.__getitems__(range(start, start + 64)) if e.task == skill]
+    start += 64
+  return found[:count]
+
+
+# Tokens of an ordinary exchange with its roles, about.
+_TURN_WORDS = 18
+
+
+def _words(turn: Turn) -> int:
+  text = turn.prompt + " " + turn.answer
+  return 9 + len(text.split()) + sum(text.count(c) for c in "?.,()\n")
+
+
+def _show(frame: world.Frame, rng: np.random.Generator) -> Picture:
+  """Draws up to three boxes around objects that can be named."""
+  named = frame.named()
+  count = min(int(rng.choice(len(_BOX_SHARES), p=_BOX_SHARES)), len(named))
+  objects = [named[i] for i in rng.permutation(len(named))[:count]]
+  colors = [BOXES[i] for i in rng.permutation(len(BOXES))[:count]]
+  image = frame.image.copy()
+  for o, color in zip(objects, colors, strict=True):
+    world.draw_box(image, o.box, color)
+  return Picture(frame, image, dict(zip(colors, objects, strict=True)))
+
+
+def dense_targets(picture: Picture) -> dict[str, np.ndarray]:
+  """What each pixel shows, int8 (H, W), -1 where there is nothing to say.
+
+  "color" and "shape" of the pixel's object index COLORS and SHAPES; "box" is the box drawn around it (index
+  into BOXES, 3 for none); "row" and "column" index ROWS and COLUMNS, the third of the picture that its box is
+  centred on; "depth" is the distance of its centre along the optical axis in DEPTH_STEPS geometric steps.
+  "depth" is given for floor and furniture too, since what an object stands on tells how far it is; but not
+  near objects, so that an image token which shows an object is asked for that object's.
+  """
+  frame = picture.frame
+  highlighted = {o.index: BOXES.index(color) for color, o in picture.boxes.items()}
+  table = np.full((len(DENSE), world.render.MAX_OBJECTS + 1), -1, np.int8)
+  for o in frame.objects:
+    table[:, o.index] = (
+      world.COLORS.index(o.color),
+      world.SHAPES.index(o.shape),
+      highlighted.get(o.index, len(BOXES)),
+      _depth_step(o.center_camera[2]),
+      *_thirds(o, picture.size),
+    )
+  maps = dict(zip(DENSE, table[:, frame.instance], strict=True))  # -1, no object, is the last column
+  near = ndimage.maximum_filter(frame.instance >= 0, size=picture.size // 8 + 1)
+  around = (frame.depth > 0) & ~near
+  maps["depth"][around] = _depth_step(frame.depth[around])
+  return maps
+
+
+def _depth_step(depth):
+  steps = np.log(depth / _NEAREST) / np.log(_FARTHEST / _NEAREST) * DEPTH_STEPS
+  return np.clip(steps, 0, DEPTH_STEPS - 1).astype(np.int8)

@@ -1,0 +1,208 @@
+"""Rendered scenes on the host: scene number i of seed s is always the same scene.
+
+There is no state: a scene's key is `fold_in(fold_in(key(0), s), i)`, and scenes are rendered in blocks of one
+fixed size, so that the same compiled program makes them whatever is asked for together. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+
+from spatialvlm.types import UserError
+from spatialvlm.worlds import layout, render
+
+BLOCK = 16
+# An object may be named when this many of its pixels show (at 96 x 96, scaled with the area) and this share.
+MIN_PIXELS, MIN_FRACTION = 60, 0.6
+COLORS, SHAPES = layout.COLORS, render.SHAPES
+PLURALS = {s: s + "s" for s in SHAPES}
+BOX_COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
+_ALBEDO = np.asarray(layout.ALBEDO, np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SceneObject:
+  """One object as it is seen.
+
+  Attributes:
+    index: its number in `Frame.instance`.
+    shape, color: words of SHAPES and COLORS; name: both, e.g. "yellow cone".
+    center: (3,) metres, world. size: (3,) full sizes in metres along its own axes.
+    center_camera: (3,) metres, OpenCV axes; the third is its depth.
+    box: (x0, y0, x1, y1) pixels, half-open, around the visible mask.
+    visible_pixels: of its mask; visible_fraction: of what it would cover if nothing stood before it.
+    clear: large and free enough to be named (MIN_PIXELS, MIN_FRACTION).
+  """
+
+  index: int
+  shape: str
+  color: str
+  center: np.ndarray
+  size: np.ndarray
+  center_camera: np.ndarray
+  box: tuple[int, int, int, int]
+  visible_pixels: int
+  visible_fraction: float
+  clear: bool
+
+  @property
+  def name(self) -> str:
+    return f"{self.color} {self.shape}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+  """One rendered scene.
+
+  Attributes:
+    image: (H, W, 3) uint8 RGB. depth: (H, W) float32, metres along the optical axis, 0 for sky.
+    instance: (H, W) int32 indices of objects, -1 for floor, furniture and sky.
+    objects: those with at least one visible pixel.
+    intrinsics: (3, 3) pixels. pose: (4, 4) camera to world.
+  """
+
+  image: np.ndarray
+  depth: np.ndarray
+  instance: np.ndarray
+  objects: tuple[SceneObject, ...]
+  intrinsics: np.ndarray
+  pose: np.ndarray
+
+  def named(self) -> tuple[SceneObject, ...]:
+    """The objects that can be asked about: clear, and alone with their name in this picture."""
+    names = [o.name for o in self.objects]
+    return tuple(o for o in self.objects if o.clear and names.count(o.name) == 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pool:
+  """Many scenes as arrays, B first: `layout` and `rendering` as numpy pytrees, and what is derived from them.
+
+  Attributes: clear (B, MAX_OBJECTS) bool; center_camera (B, MAX_OBJECTS, 3) metres; size in pixels.
+  """
+
+  layout: layout.Layout
+  rendering: render.Rendering
+  clear: np.ndarray
+  center_camera: np.ndarray
+  size: int
+
+
+@jax.jit
+def _sample_block(seed, indices):
+  base = jax.random.fold_in(jax.random.key(0), seed)
+  return jax.vmap(lambda i: layout.sample(jax.random.fold_in(base, i)))(indices)
+
+
+def check(seed: int, size: int) -> None:
+  """Raises UserError where a seed is outside 32 bits, or a size outside 16 .. 4096 pixels."""
+  _key_part(seed, "seed")
+  if not 16 <= size <= 4096:
+    raise UserError(f"scenes: image size {size} is outside 16 .. 4096 pixels; choose another")
+
+
+def _key_part(value: int, what: str) -> int:
+  if not 0 <= int(value) < 2**32:
+    raise UserError(f"scenes: {what} {value} is outside 0 .. 2^32 - 1; choose another")
+  return int(value)
+
+
+def pool(seed: int, indices: Sequence[int], size: int = 96) -> Pool:
+  """Renders scenes as one block of arrays (see `frames` for the arguments)."""
+  check(seed, size)
+  numbers = np.array([_key_part(i, "scene number") for i in indices], np.uint32)
+  seed = np.uint32(seed)
+  parts = []
+  for start in range(0, len(numbers), BLOCK):
+    block = np.resize(numbers[start : start + BLOCK], BLOCK)
+    layouts = _sample_block(seed, block)
+    parts.append((layouts, render.render_batch(layouts.scene, layouts.camera, size)))
+  keep = len(numbers)
+  lay, out = jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[:keep], *parts)
+  return _measured(lay, out, size)
+
+
+def _measured(lay: layout.Layout, out: render.Rendering, size: int) -> Pool:
+  offset = lay.scene.center[:, : render.MAX_OBJECTS] - lay.camera.position[:, None]
+  local = np.einsum("bnk,bkj->bnj", offset, lay.camera.rotation)
+  clear = (out.visible >= MIN_PIXELS * (size / 96) ** 2) & (out.visible >= MIN_FRACTION * out.covered)
+  return Pool(lay, out, clear & lay.present, local, size)
+
+
+def zoom(pool_: Pool, b: int, size: int) -> Pool:
+  """Scene `b` of a pool alone, rendered anew at another size."""
+  one = jax.tree.map(lambda a: a[b : b + 1], pool_.layout)
+  return _measured(one, jax.tree.map(np.asarray, render.render_batch(one.scene, one.camera, size)), size)
+
+
+def paint(pool_: Pool, b: int, colors: np.ndarray | None = None) -> np.ndarray:
+  """The picture of scene `b`, (H, W, 3) uint8; `colors` (MAX_OBJECTS,) gives other colours to its objects."""
+  colors = pool_.layout.color[b] if colors is None else colors
+  rest = [layout.FURNITURE_ALBEDO, pool_.layout.floor_albedo[b], layout.SKY_ALBEDO]
+  albedo = 255.0 * np.concatenate([_ALBEDO[colors], np.asarray(rest, np.float32)])
+  rgb = np.take(albedo, pool_.rendering.surface[b], axis=0)
+  rgb *= pool_.rendering.shade[b][..., None]
+  return np.minimum(rgb + 0.5, 255.0, out=rgb).astype(np.uint8)
+
+
+def frame(pool_: Pool, b: int) -> Frame:
+  """Scene `b` of a pool with all that is known of it."""
+  lay, out, size = pool_.layout, pool_.rendering, pool_.size
+  objects = []
+  for k in np.flatnonzero(out.visible[b]):
+    objects.append(
+      SceneObject(
+        index=int(k),
+        shape=SHAPES[lay.scene.shape[b, k]],
+        color=COLORS[lay.color[b, k]],
+        center=lay.scene.center[b, k],
+        size=2 * lay.scene.half[b, k],
+        center_camera=pool_.center_camera[b, k],
+        box=tuple(map(int, out.box[b, k])),
+        visible_pixels=int(out.visible[b, k]),
+        visible_fraction=float(out.visible[b, k] / out.covered[b, k]),
+        clear=bool(pool_.clear[b, k]),
+      )
+    )
+  surface = out.surface[b].astype(np.int32)
+  focal = float(lay.camera.focal[b]) * size
+  intrinsics = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], np.float32)
+  pose = np.eye(4, dtype=np.float32)
+  pose[:3, :3], pose[:3, 3] = lay.camera.rotation[b], lay.camera.position[b]
+  instance = np.where(surface < render.MAX_OBJECTS, surface, -1)
+  return Frame(paint(pool_, b), out.depth[b], instance, tuple(objects), intrinsics, pose)
+
+
+def frames(seed: int, indices: Iterable[int], size: int = 96) -> list[Frame]:
+  """Scenes number `indices` of world `seed` at size x size pixels.
+
+  Raises:
+    UserError: a seed or number outside 32 bits, or a size outside 16 .. 4096.
+  """
+  indices = list(indices)
+  if not indices:
+    return []
+  rendered = pool(seed, indices, size)
+  return [frame(rendered, b) for b in range(len(indices))]
+
+
+def draw_box(image: np.ndarray, box: Sequence[float], color: str) -> None:
+  """Draws the outline of `box` (x0, y0, x1, y1), half-open, into `image` in place.
+
+  One pixel wide at 96, wider in larger images; it lies just outside the box where there is room. `color` is
+  "red", "blue" or "green", as CV-Bench draws them.
+  """
+  height, width = image.shape[:2]
+  thick = max(1, round(min(height, width) / 128))
+  x0, y0, x1, y1 = (round(float(v)) for v in box)
+  x0, y0 = max(x0 - thick, 0), max(y0 - thick, 0)
+  x1, y1 = min(x1 + thick, width), min(y1 + thick, height)
+  rgb = BOX_COLORS[color]
+  image[y0 : y0 + thick, x0:x1] = rgb
+  image[y1 - thick : y1, x0:x1] = rgb
+  image[y0:y1, x0 : x0 + thick] = rgb
+  image[y0:y1, x1 - thick : x1] = rgb

@@ -1,0 +1,163 @@
+"""Skills are held against the scene itself: what a question says of an object is looked up in the frame."""
+
+import numpy as np
+import pytest
+
+from spatialvlm.types import UserError
+from spatialvlm.worlds import skills, world
+
+COUNT = 48
+
+
+@pytest.fixture(scope="module")
+def frames():
+  return world.frames(5, range(COUNT))
+
+
+@pytest.fixture(scope="module")
+def conversations():
+  return skills.SceneSkills(5, turns=6).__getitems__(range(COUNT))
+
+
+def boxes_drawn(before, after):
+  """Colours of the boxes in a picture, from the pixels that differ from the scene without boxes."""
+  changed = after[(before != after).any(-1)]
+  return {name for name, rgb in world.BOX_COLORS.items() if (changed == rgb).all(-1).any()}
+
+
+def test_same_example_whatever_is_read_with_it(conversations):
+  again = skills.SceneSkills(5, turns=6)[7]
+  assert again.turns == conversations[7].turns
+  np.testing.assert_array_equal(again.images[0], conversations[7].images[0])
+  for name, target in again.dense.items():
+    np.testing.assert_array_equal(target, conversations[7].dense[name])
+
+
+def test_another_seed_is_another_world(conversations):
+  other = skills.SceneSkills(6, turns=6)[7]
+  assert not np.array_equal(other.images[0], conversations[7].images[0])
+
+
+def test_questions_of_a_conversation_differ(conversations):
+  for example in conversations:
+    prompts = [t.prompt for t in example.turns]
+    assert len(set(prompts)) == len(prompts)
+  assert np.mean([len(e.turns) for e in conversations]) > 3
+
+
+def test_boxes_asked_about_are_drawn_and_hold_what_is_answered(frames, conversations):
+  asked = 0
+  for frame, example in zip(frames, conversations, strict=True):
+    drawn = boxes_drawn(frame.image, example.images[0])
+    for turn in example.turns:
+      if not turn.prompt.startswith("What is in the") or skills.CHOOSE in turn.prompt:
+        continue
+      color = turn.prompt.split()[4]
+      assert color in drawn
+      rows, columns = np.nonzero((example.images[0] == world.BOX_COLORS[color]).all(-1))
+      inside = frame.instance[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+      named = {o.index: o.name for o in frame.objects}
+      assert turn.answer in {named[i] for i in np.unique(inside) if i >= 0}
+      asked += 1
+  assert asked > 20
+
+
+def test_where_agrees_with_the_mask(frames, conversations):
+  asked = 0
+  for frame, example in zip(frames, conversations, strict=True):
+    for turn in example.turns:
+      found = [o for o in frame.objects if turn.prompt == f"Where is the {o.name}?"]
+      if not found:
+        continue
+      rows, columns = np.nonzero(frame.instance == found[0].index)
+      middle = [(v.min() + v.max() + 1) / 2 / 96 for v in (rows, columns)]
+      row, column = (
+        words[int(3 * m)] for words, m in zip((skills.ROWS, skills.COLUMNS), middle, strict=True)
+      )
+      assert turn.answer == f"{row} {column}"
+      asked += 1
+  assert asked > 10
+
+
+def test_present_is_balanced_and_true(frames):
+  source = skills.SceneSkills(5, {"present": 1.0})
+  answers = []
+  for frame, example in zip(frames, source.__getitems__(range(COUNT)), strict=True):
+    if example.task != "present":
+      continue
+    (turn,) = example.turns
+    name = turn.prompt.removeprefix("Is there a ").removesuffix("?")
+    assert (turn.answer == "yes") == (name in {o.name for o in frame.objects})
+    answers.append(turn.answer == "yes")
+  assert 0.25 < np.mean(answers) < 0.75
+
+
+@pytest.mark.parametrize("task", ["choose", "letters"])
+def test_letter_stands_before_the_answer(task):
+  source = skills.SceneSkills(5, {task: 1.0})
+  letters = []
+  for example in source.__getitems__(range(COUNT)):
+    (turn,) = example.turns
+    options = dict(line[1:].split(") ") for line in turn.prompt.split("\n")[1:])
+    assert turn.answer in options
+    letters.append(turn.answer)
+    if example.task == "letters":
+      assert turn.prompt.startswith(f"The answer is {options[turn.answer]}. ")
+    assert len(set(options.values())) == len(options) >= 2
+  assert len(set(letters)) > 2
+  assert bool(source[0].images) == (task == "choose")
+
+
+def test_none_of_the_four_kinds_is_asked(conversations):
+  for example in conversations:
+    for turn in example.turns:
+      assert not any(w in turn.prompt for w in ("How many", "closer", "located with respect", "distance"))
+
+
+def test_dense_targets_lie_on_the_objects(frames, conversations):
+  for frame, example in zip(frames, conversations, strict=True):
+    empty = frame.instance < 0
+    for name, target in example.dense.items():
+      assert target.dtype == np.int8 and (target[~empty] >= 0).all()
+      assert name == "depth" or (target[empty] == -1).all()
+    for o in frame.objects:
+      at = frame.instance == o.index
+      assert (example.dense["color"][at] == world.COLORS.index(o.color)).all()
+      assert (example.dense["shape"][at] == world.SHAPES.index(o.shape)).all()
+    assert tuple(example.dense) == skills.DENSE
+    highlighted = np.unique(example.dense["box"][~empty])
+    drawn = boxes_drawn(frame.image, example.images[0])
+    assert {skills.BOXES[i] for i in highlighted if i < 3} == drawn
+    near = [example.dense["depth"][frame.instance == o.index][0] for o in frame.objects]
+    order = np.argsort([o.center_camera[2] for o in frame.objects])
+    assert (np.diff(np.array(near)[order]) >= 0).all()
+
+
+def test_depth_of_floor_and_furniture_is_given_away_from_objects(frames, conversations):
+  for frame, example in zip(frames, conversations, strict=True):
+    given = (example.dense["depth"] >= 0) & (frame.instance < 0)
+    assert (frame.depth[given] > 0).all()
+    steps = np.log(frame.depth[given] / 2.5) / np.log(9 / 2.5) * skills.DEPTH_STEPS
+    np.testing.assert_array_equal(example.dense["depth"][given], np.clip(np.floor(steps), 0, 7))
+    rows, columns = np.nonzero(frame.instance >= 0)
+    for y, x in np.argwhere(given)[::97]:
+      assert np.maximum(abs(rows - y), abs(columns - x)).min() > 6
+    assert given.any()
+
+
+def test_asked_gives_the_skill_only():
+  examples = skills.asked(skills.SceneSkills(5, {"name": 1.0}), 70)
+  assert len(examples) == 70 and {e.task for e in examples} == {"name"}
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"tasks": {"colour": 1.0}}, "did you mean 'color'"),
+    ({"tasks": {"name": 0.0}}, "not positive"),
+    ({"turns": 0}, "one at least"),
+  ],
+)
+def test_what_cannot_be_asked(arguments, message):
+  with pytest.raises(UserError, match=message):
+    skills.SceneSkills(0, **arguments)
