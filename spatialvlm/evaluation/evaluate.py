@@ -17,12 +17,13 @@ import numpy as np
 from spatialvlm import workdir
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data.sources import registry
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import asks, protocols
 from spatialvlm.evaluation.asking.asks import Asker, Stem
 from spatialvlm.evaluation.asking.controls import OtherImages
 from spatialvlm.evaluation.asking.protocols import Encoder
-from spatialvlm.evaluation.scoring import baselines, records
-from spatialvlm.evaluation.scoring.records import SIGHTED, Key, Prediction
+from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
+from spatialvlm.evaluation.scoring import baselines
 from spatialvlm.evaluation.scoring.summary import summarize
 from spatialvlm.serving.engine import Engine
 from spatialvlm.serving.feature_store import open_store

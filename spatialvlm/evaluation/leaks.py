@@ -20,7 +20,7 @@ from PIL import Image
 
 from spatialvlm import mixture
 from spatialvlm.data.sources import registry
-from spatialvlm.evaluation.scoring.records import image_name
+from spatialvlm.evaluation.records import image_name
 from spatialvlm.types import Example, Question
 
 SIDE, KEPT = 64, 16

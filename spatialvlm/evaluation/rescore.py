@@ -10,10 +10,11 @@ from typing import Any
 from spatialvlm import config as config_lib
 from spatialvlm import workdir
 from spatialvlm.config import EvaluateConfig, ScoreConfig
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import asks, controls, extraction
+from spatialvlm.evaluation.records import SIGHTED, Prediction
 from spatialvlm.evaluation.report import run_page
-from spatialvlm.evaluation.scoring import records, summary
-from spatialvlm.evaluation.scoring.records import SIGHTED, Prediction
+from spatialvlm.evaluation.scoring import summary
 from spatialvlm.reporting import page, tables, terminal
 from spatialvlm.reporting.tables import Table
 from spatialvlm.types import UserError

@@ -18,7 +18,7 @@ from spatialvlm.config import ScoreConfig
 from spatialvlm.evaluation.asking import asks
 from spatialvlm.evaluation.asking.asks import Reading, Stem
 from spatialvlm.evaluation.asking.protocols import Encoder
-from spatialvlm.evaluation.scoring.records import Prediction
+from spatialvlm.evaluation.records import Prediction
 from spatialvlm.serving.feature_store import FeatureStore, Place
 from spatialvlm.serving.pool import SlotPool
 from spatialvlm.serving.scorer import Scorer

@@ -9,7 +9,7 @@ from spatialvlm.core.axes import create_sharded
 from spatialvlm.core.block import BlockConfig
 from spatialvlm.data.sources.cvbench import choice_prompt
 from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
-from spatialvlm.evaluation.scoring.records import Prediction
+from spatialvlm.evaluation.records import Prediction
 from spatialvlm.models.connector import ConnectorConfig
 from spatialvlm.models.decoder import DecoderConfig
 from spatialvlm.models.encoders import VisionConfig

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from spatialvlm import workdir
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.report import between_runs, run_page
-from spatialvlm.evaluation.scoring import records
 from spatialvlm.reporting import page
 from tests.evaluation.support import row
 from tests.launch import command

@@ -12,8 +12,8 @@ from scipy.special import log_softmax
 from spatialvlm.config import MeshConfig, ScoreConfig
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.data.batch import collate
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.evaluate import evaluate
-from spatialvlm.evaluation.scoring import records
 from spatialvlm.serving import scorer
 from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import UserError

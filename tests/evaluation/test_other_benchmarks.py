@@ -9,9 +9,9 @@ from PIL import Image
 
 from spatialvlm.config import EvaluateConfig
 from spatialvlm.data.sources.registry import open_questions
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.report import run_tables
-from spatialvlm.evaluation.scoring import records
 from spatialvlm.launch import _main
 from spatialvlm.reporting import terminal
 from spatialvlm.serving.scorer import VlmScorer

@@ -14,11 +14,10 @@ from spatialvlm import generation
 from spatialvlm.api import LoadedVlm
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data.batch import collate
-from spatialvlm.evaluation import extract_choice, programs
+from spatialvlm.evaluation import extract_choice, programs, records
 from spatialvlm.evaluation.asking import controls
 from spatialvlm.evaluation.asking.protocols import PROTOCOLS, ProcessorEncoder
 from spatialvlm.evaluation.evaluate import evaluate
-from spatialvlm.evaluation.scoring import records
 from spatialvlm.serving import engine
 from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import UserError

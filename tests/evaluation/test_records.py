@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from spatialvlm.evaluation.scoring import records
+from spatialvlm.evaluation import records
 from spatialvlm.types import UserError
 from tests.evaluation import support
 

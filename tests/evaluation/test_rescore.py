@@ -9,11 +9,10 @@ import pytest
 from spatialvlm import config as config_lib
 from spatialvlm import workdir
 from spatialvlm.config import EvalConfig, EvaluateConfig, ModelConfig, RunConfig, ScoreConfig
-from spatialvlm.evaluation import extract_choice, rescore
+from spatialvlm.evaluation import extract_choice, records, rescore
 from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.report import run_page, run_tables
-from spatialvlm.evaluation.scoring import records
 from spatialvlm.evaluation.scoring.summary import summarize
 from spatialvlm.launch import rescore as command
 from spatialvlm.reporting import page

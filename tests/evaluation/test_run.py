@@ -13,8 +13,8 @@ from flax import nnx
 from spatialvlm import hub, peft
 from spatialvlm.config import EvaluateConfig, MeshConfig, ModelConfig, PeftConfig, ScoreConfig, SourceConfig
 from spatialvlm.data.sources.cvbench import write_cvbench
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.run import run
-from spatialvlm.evaluation.scoring import records
 from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import UserError
 from tests.evaluation import support

@@ -11,7 +11,7 @@ from flax import nnx
 
 import spatialvlm
 from spatialvlm import hub
-from spatialvlm.evaluation.scoring import records
+from spatialvlm.evaluation import records
 from spatialvlm.types import UserError
 from tests.launch import command
 

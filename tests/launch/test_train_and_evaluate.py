@@ -20,9 +20,9 @@ from spatialvlm.config import (
   TrainConfig,
 )
 from spatialvlm.data.sources.cvbench import write_cvbench
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.report import between_runs
 from spatialvlm.evaluation.run import run
-from spatialvlm.evaluation.scoring import records
 from spatialvlm.launch import _main
 from spatialvlm.reporting import page
 from spatialvlm.serving import scorer

@@ -25,8 +25,8 @@ from spatialvlm.config import (
   TrainConfig,
 )
 from spatialvlm.data.sources.cvbench import write_cvbench
+from spatialvlm.evaluation.records import read
 from spatialvlm.evaluation.run import run
-from spatialvlm.evaluation.scoring.records import read
 from spatialvlm.launch import _main
 from spatialvlm.training import one_run, runs, stages
 from tests.evaluation import support

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.config import ScoreConfig
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import controls
 from spatialvlm.evaluation.asking.extraction import extract_choice
 from spatialvlm.evaluation.asking.protocols import PROTOCOLS, Encoder
-from spatialvlm.evaluation.scoring import records
-from spatialvlm.evaluation.scoring.records import SIGHTED, Key, Prediction
+from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
 from spatialvlm.serving.pictures import Picture, Pictures
 from spatialvlm.types import Question
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from spatialvlm.config import SourceConfig
-from spatialvlm.evaluation.scoring.records import LETTERS
+from spatialvlm.evaluation.records import LETTERS
 from spatialvlm.types import Question, UserError
 
 CONTROLS = {

@@ -10,9 +10,10 @@ from typing import Any
 
 from spatialvlm import workdir
 from spatialvlm.config import nearest
+from spatialvlm.evaluation import records
+from spatialvlm.evaluation.records import Prediction
 from spatialvlm.evaluation.report import run_page
-from spatialvlm.evaluation.scoring import records, statistics
-from spatialvlm.evaluation.scoring.records import Prediction
+from spatialvlm.evaluation.scoring import statistics
 from spatialvlm.reporting import figures, page, tables, terminal
 from spatialvlm.reporting.page import Browser, Section
 from spatialvlm.reporting.tables import Cell, Table, escape, percent, signed

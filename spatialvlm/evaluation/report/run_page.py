@@ -11,10 +11,11 @@ import numpy as np
 
 from spatialvlm import workdir
 from spatialvlm.data.sources import registry
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking.controls import BLIND
+from spatialvlm.evaluation.records import LETTERS, Prediction
 from spatialvlm.evaluation.report import run_tables
-from spatialvlm.evaluation.scoring import calibration, records, statistics
-from spatialvlm.evaluation.scoring.records import LETTERS, Prediction
+from spatialvlm.evaluation.scoring import calibration, statistics
 from spatialvlm.reporting import figures, page, tables, terminal
 from spatialvlm.reporting.page import Answer, Asked, Browser, Section
 from spatialvlm.reporting.tables import Table, escape, percent

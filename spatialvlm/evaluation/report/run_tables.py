@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.evaluation.asking.protocols import PROTOCOLS
+from spatialvlm.evaluation.records import LETTERS, Prediction
 from spatialvlm.evaluation.scoring import calibration
-from spatialvlm.evaluation.scoring.records import LETTERS, Prediction
 from spatialvlm.reporting import figures, tables, terminal
 from spatialvlm.reporting.tables import Cell, Table, interval, percent, signed
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spatialvlm.data.sources.cvbench import SOURCES
-from spatialvlm.evaluation.scoring.records import Prediction
+from spatialvlm.evaluation.records import Prediction
 
 TASKS = ("Count", "Relation", "Depth", "Distance")
 OFFICIAL = {

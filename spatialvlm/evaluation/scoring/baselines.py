@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
+from spatialvlm.evaluation.records import LETTERS, Prediction
 from spatialvlm.evaluation.scoring import boxes
 from spatialvlm.evaluation.scoring.aggregation import guessing
-from spatialvlm.evaluation.scoring.records import LETTERS, Prediction
 from spatialvlm.types import Question
 from spatialvlm.worlds import shortcuts
 

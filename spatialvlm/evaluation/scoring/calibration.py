@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialvlm.evaluation.scoring.records import LETTERS, Prediction
+from spatialvlm.evaluation.records import LETTERS, Prediction
 
 BINS = 10
 

@@ -15,8 +15,8 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
+from spatialvlm.evaluation.records import LETTERS, Prediction
 from spatialvlm.evaluation.scoring import baselines
-from spatialvlm.evaluation.scoring.records import LETTERS, Prediction
 from spatialvlm.types import UserError
 
 LEAF = 5

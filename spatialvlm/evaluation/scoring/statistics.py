@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spatialvlm.evaluation.records import Prediction
 from spatialvlm.evaluation.scoring.aggregation import Aggregation, aggregation
-from spatialvlm.evaluation.scoring.records import Prediction
 from spatialvlm.types import UserError
 
 # Bounds the memory of one block of resamples: about 40 MB of float64.

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.config import ScoreConfig
+from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import controls
-from spatialvlm.evaluation.scoring import aggregation, baselines, forest, records, statistics
-from spatialvlm.evaluation.scoring.records import SIGHTED, Prediction
+from spatialvlm.evaluation.records import SIGHTED, Prediction
+from spatialvlm.evaluation.scoring import aggregation, baselines, forest, statistics
 
 
 def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]:
