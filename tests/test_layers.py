@@ -25,8 +25,8 @@ def room(ours: str = "", packages: str = "") -> Room:
 GROUND = "types config workdir mixture"
 MODEL = "types config core models"
 EVALUATION = "evaluation evaluation.records evaluation.asking evaluation.scoring evaluation.report"
-# A file is of the room with the longest name that fits its place: `evaluation/records.py` is a room of its own,
-# `evaluation/run.py` is of `evaluation`. To import a room is not to import the rooms in it.
+# A file is of the room with the longest name that fits its place: `evaluation/records.py` is a room of its
+# own, `evaluation/run.py` is of `evaluation`. To import a room is not to import the rooms in it.
 ROOMS = {
   "types": room(packages="jax numpy"),
   "mixture": room("types", "numpy"),
@@ -58,11 +58,13 @@ ROOMS = {
     "jax numpy matplotlib",
   ),
   "evaluation": room(
-    f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal generation hub processing worlds data data.sources loading serving",
+    f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal generation hub"
+    " processing worlds data data.sources loading serving",
     "jax numpy PIL",
   ),
   "training": room(
-    f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub peft processing data data.sources loading serving",
+    f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub peft"
+    " processing data data.sources loading serving",
     "jax flax numpy optax orbax matplotlib tensorboardX wandb",
   ),
   "probing": room(
@@ -78,9 +80,9 @@ ROOMS["launch"] = Room(PARTS | {"launch", "configs"}, frozenset({"absl", "ml_col
 ROOMS["configs"] = room("types config worlds processing configs", "ml_collections")
 ROOMS["benchmarks"] = Room(
   PARTS | {"launch", "configs", "benchmarks"},
-  frozenset(
-    "jax flax optax numpy safetensors ml_dtypes PIL matplotlib torch transformers peft mujoco".split()
-  ),
+  room(
+    packages="jax flax optax numpy safetensors ml_dtypes PIL matplotlib torch transformers peft mujoco"
+  ).packages,
 )
 # The most that one room may be of the package.
 LARGEST = 0.2
