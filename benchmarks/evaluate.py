@@ -94,12 +94,12 @@ class Ours:
     import jax
 
     from spatialvlm import hub
-    from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
+    from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
     from spatialvlm.processing.processor import load_processor
 
     tiling = {"max_tiles": args.tiles, "longest_edge": 2048 if args.tiles > 1 else 512}
     self.vlm = hub.load_model(folder, dtype=args.dtype)
-    self.encoder = ProcessorEncoder(load_processor(folder, **tiling))
+    self.prompter = ProcessorPrompter(load_processor(folder, **tiling))
     self.batch, self.answer = args.batch, args.answer
     self.compiling = 0.0
     jax.monitoring.register_event_duration_secs_listener(self._heard)
@@ -118,7 +118,7 @@ class Ours:
       batch_size=self.batch, protocols=protocols, controls=controls, new_tokens=self.answer, bootstrap=100
     )
     scorer, before, started = VlmScorer(self.vlm), self.compiling, time.perf_counter()
-    result = evaluate(items, scorer, self.encoder, config)
+    result = evaluate(items, scorer, self.prompter, config)
     compiling = self.compiling - before
     return result, time.perf_counter() - started - compiling, compiling, len(scorer.programs)
 
@@ -186,7 +186,7 @@ def operations(ours: Ours, items) -> float:
   total, seen = 0.0, set()
   for question in items:
     key = question.image.tobytes()
-    encoded = ours.encoder(question).encoded
+    encoded = ours.prompter(question).encoded
     image = encoded.image_slot >= 0
     prefix = int(image.nonzero()[0][-1]) + 1
     if key not in seen:
@@ -233,7 +233,7 @@ def compare(ours: Ours, folder: Path, args: argparse.Namespace, items, base: flo
 
 
 def difference(ours: Ours, items, result, batched) -> float:
-  letters = [ours.encoder(question).option_ids for question in items]
+  letters = [ours.prompter(question).option_ids for question in items]
   rows = {row.idx: row.logprobs for row in result.rows}
   return max(
     abs(value - float(theirs[token]))

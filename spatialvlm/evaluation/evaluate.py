@@ -21,7 +21,7 @@ from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import asks, protocols
 from spatialvlm.evaluation.asking.asks import Asker, Stem
 from spatialvlm.evaluation.asking.controls import OtherImages
-from spatialvlm.evaluation.asking.protocols import Encoder
+from spatialvlm.evaluation.asking.protocols import Prompter
 from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
 from spatialvlm.evaluation.scoring import baselines
 from spatialvlm.evaluation.scoring.summary import summarize
@@ -66,7 +66,7 @@ class Result:
 def evaluate(
   questions: Sequence[Question],
   scorer: Scorer,
-  encoder: Encoder,
+  prompter: Prompter,
   config: ScoreConfig,
   *,
   folder: pathlib.Path | None = None,
@@ -106,11 +106,11 @@ def evaluate(
     todo = list(range(count))  # an image goes from question to question
   store = None
   if todo:
-    store = open_store(config.features, lambda: {"model": scorer.identity(), "images": encoder.identity()})
-  engine = Engine(scorer, encoder, config, store, on_note)
-  pictures = Pictures(encoder, store, engine.has_image)
+    store = open_store(config.features, lambda: {"model": scorer.identity(), "images": prompter.identity()})
+  engine = Engine(scorer, prompter, config, store, on_note)
+  pictures = Pictures(prompter, store, engine.has_image)
   writer = records.Writer(folder) if folder is not None and jax.process_index() == 0 else None
-  work = _Work(questions, Asker(encoder, config, pictures), config, order, rows, open_keys)
+  work = _Work(questions, Asker(prompter, config, pictures), config, order, rows, open_keys)
   notes: tuple[str, ...] = ()
   try:
     for item in engine.run(work.stems(todo, count)):

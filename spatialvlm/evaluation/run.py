@@ -14,7 +14,7 @@ from spatialvlm.core import axes
 from spatialvlm.data.sources.registry import open_questions
 from spatialvlm.evaluation import memory, programs
 from spatialvlm.evaluation.asking import controls, protocols
-from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
+from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.evaluation.evaluate import Result, evaluate
 from spatialvlm.evaluation.report import run_page, run_tables
 from spatialvlm.processing.processor import load_processor
@@ -44,7 +44,7 @@ def run(
   mesh = axes.make_mesh(config.mesh)
   model = find(config.model, config.adapter)
   processor = load_processor(model.folder, **config.model.tiling)
-  encoder = ProcessorEncoder(processor)
+  prompter = ProcessorPrompter(processor)
   questions = open_questions(config.data)
   if not len(questions):
     raise UserError(
@@ -61,7 +61,7 @@ def run(
   with terminal.progress() as show:
     scorer, before = VlmScorer(vlm, mesh), programs.compiled()
     result = evaluate(
-      questions, scorer, encoder, config.score, folder=folder, on_progress=show, on_note=show.note
+      questions, scorer, prompter, config.score, folder=folder, on_progress=show, on_note=show.note
     )
   if jax.process_index() == 0:
     table = terminal.table(result.summary, title(config, model.name))

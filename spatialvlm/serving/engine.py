@@ -17,7 +17,7 @@ from spatialvlm import generation
 from spatialvlm.config import ScoreConfig
 from spatialvlm.evaluation.asking import asks
 from spatialvlm.evaluation.asking.asks import Reading, Stem
-from spatialvlm.evaluation.asking.protocols import Encoder
+from spatialvlm.evaluation.asking.protocols import Prompter
 from spatialvlm.evaluation.records import Prediction
 from spatialvlm.serving.feature_store import FeatureStore, Place
 from spatialvlm.serving.pool import SlotPool
@@ -108,12 +108,12 @@ class Engine:
   def __init__(
     self,
     scorer: Scorer,
-    encoder: Encoder,
+    prompter: Prompter,
     config: ScoreConfig,
     store: FeatureStore | None = None,
     on_note: Callable[[str], None] | None = None,
   ):
-    self._scorer, self._encoder, self._config, self._store = scorer, encoder, config, store
+    self._scorer, self._prompter, self._config, self._store = scorer, prompter, config, store
     self._on_note, self._noted = on_note, ""
     shards = scorer.multiple
     self._batch = -(-config.batch_size // shards) * shards
@@ -217,7 +217,7 @@ class Engine:
     return self._prefixes[key]
 
   def _encode(self, tiles: Sequence[_Tile]) -> Any:
-    rows = self._scorer.encode(self._stacked(tiles), self._encoder.normal)
+    rows = self._scorer.encode(self._stacked(tiles), self._prompter.normal)
     if self._store is not None:
       self._store.add([tile.place for tile in tiles], rows)
     return rows
@@ -251,7 +251,7 @@ class Engine:
 
   def _texts(self, rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Token rows padded on the right to a full batch: tokens_BT and valid_BT."""
-    tokens_BT = np.full((self._batch, length), self._encoder.pad_id, np.int32)
+    tokens_BT = np.full((self._batch, length), self._prompter.pad_id, np.int32)
     valid_BT = np.zeros((self._batch, length), bool)
     for row, tokens in enumerate(rows):
       tokens_BT[row, : len(tokens)] = tokens
@@ -282,7 +282,7 @@ class Engine:
       done_B = np.array([n <= 0 for n in rests] + [True] * (self._batch - len(items)))
       limit = min(max(rests), shape.room)
       generated = self._scorer.generate(
-        read, shape.room, limit, done_B, self._encoder.stop_ids, self._encoder.pad_id
+        read, shape.room, limit, done_B, self._prompter.stop_ids, self._prompter.pad_id
       )
       flight = dataclasses.replace(flight, generated=generated, limit=limit)
     else:
@@ -348,14 +348,14 @@ class Engine:
         continue
       most = min(reading.limit, self._most(stem))
       tokens = said[:most]
-      stops = np.flatnonzero(np.isin(tokens, self._encoder.stop_ids))
+      stops = np.flatnonzero(np.isin(tokens, self._prompter.stop_ids))
       tokens = tokens[: stops[0]] if len(stops) else tokens
       if generation.BROKEN in tokens:
         raise _not_finite(stem)
       if not len(stops) and len(tokens) < most:
         rest.append(reading)
       else:
-        output = self._encoder.decode(tokens)
+        output = self._prompter.decode(tokens)
         found.append(asks.row(stem, reading, output=output, ended=bool(len(stops))))
     if rest:
       stem = dataclasses.replace(stem, readings=tuple(rest))

@@ -11,7 +11,7 @@ from concurrent import futures
 import numpy as np
 
 from spatialvlm.evaluation.asking import controls
-from spatialvlm.evaluation.asking.protocols import Encoder
+from spatialvlm.evaluation.asking.protocols import Prompter
 from spatialvlm.processing.tiling import Tiles
 from spatialvlm.serving.feature_store import FeatureStore
 
@@ -32,18 +32,18 @@ class Pictures:
 
   def __init__(
     self,
-    encoder: Encoder,
+    prompter: Prompter,
     store: FeatureStore | None = None,
     placed: Callable[[Hashable], bool] = lambda key: False,
   ):
     """`placed` tells whether the device has an image already; whether it stays there is no matter."""
-    self._encoder, self._store, self._placed = encoder, store, placed
+    self._prompter, self._store, self._placed = prompter, store, placed
     self._kept: collections.OrderedDict[Hashable, futures.Future] = collections.OrderedDict()
     self._lock = threading.Lock()
 
   def layout(self, image: np.ndarray) -> Tiles:
     """The rows, columns and number of an image's tiles, without their pixels."""
-    return self._encoder.layout(image)
+    return self._prompter.layout(image)
 
   def ahead(self, key: Hashable, image: np.ndarray, count: int) -> Callable[[], Picture]:
     """Loads a picture now, or later where the device seems to have it; returns what gives it."""
@@ -74,7 +74,7 @@ class Pictures:
     if self._store is not None and (features := self._store.get(key, count)) is not None:
       return Picture(features=features)
     grey = isinstance(key, tuple) and key[0] == "grey"
-    tiles = self._encoder.cut(controls.grey(image) if grey else image).pixels
+    tiles = self._prompter.cut(controls.grey(image) if grey else image).pixels
     if len(tiles) != count:
       raise RuntimeError(f"image {key}: cut into {len(tiles)} tiles, where its prompt has {count}")
     return Picture(tiles=tiles)

@@ -43,7 +43,7 @@ class Scores:
     controls.check(self._config.source, self._config.controls)
     if config.train.evaluate_every:
       self._some = some(self._questions, self._config)
-    self._encoder = protocols.ProcessorEncoder(processor)
+    self._prompter = protocols.ProcessorPrompter(processor)
 
   def check(self, config: TrainConfig) -> None:
     """Raises a UserError where `train.best` is a score that the questions asked in training do not give."""
@@ -69,7 +69,7 @@ class Scores:
     config = dataclasses.replace(
       self._config, protocols=self._config.protocols[:1], controls=(), text_forest=0, limit=0
     )
-    result = evaluate(self._some, self._scorer(weights(state)), self._encoder, config)
+    result = evaluate(self._some, self._scorer(weights(state)), self._prompter, config)
     scores = result.summary["scores"]
     found = {name: score["score"] for name, score in scores.items()}
     return found | {"answered": scores["plain"]["answered"]}
@@ -100,7 +100,7 @@ class Scores:
       result = evaluate(
         self._questions,
         scorer,
-        self._encoder,
+        self._prompter,
         self._config,
         folder=folder,
         on_progress=show,

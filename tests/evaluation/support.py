@@ -8,7 +8,7 @@ from flax import nnx
 from spatialvlm.core.axes import create_sharded
 from spatialvlm.core.block import BlockConfig
 from spatialvlm.data.sources.cvbench import choice_prompt
-from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
+from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.evaluation.records import Prediction
 from spatialvlm.models.connector import ConnectorConfig
 from spatialvlm.models.decoder import DecoderConfig
@@ -26,8 +26,8 @@ def processor(folder):
   return load_processor(write_processor(folder, longest_edge=32))
 
 
-def encoder(folder):
-  return ProcessorEncoder(processor(folder))
+def prompter(folder):
+  return ProcessorPrompter(processor(folder))
 
 
 def model(image_id: int, vocabulary: int = 512, seed: int = 0) -> Vlm:

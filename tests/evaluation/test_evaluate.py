@@ -29,18 +29,18 @@ class WithIds(list):
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return support.encoder(tmp_path_factory.mktemp("processor"))
+def prompter(tmp_path_factory):
+  return support.prompter(tmp_path_factory.mktemp("processor"))
 
 
 @pytest.fixture(scope="module")
-def vlm(encoder):
-  return support.model(encoder._processor.image_id)
+def vlm(prompter):
+  return support.model(prompter._processor.image_id)
 
 
 @pytest.fixture(scope="module")
-def scored(vlm, encoder):
-  return evaluate(support.questions(), VlmScorer(vlm), encoder, REAL).rows
+def scored(vlm, prompter):
+  return evaluate(support.questions(), VlmScorer(vlm), prompter, REAL).rows
 
 
 class Counting:
@@ -125,12 +125,12 @@ def _trailing(tokens, word):
   return len(tokens) - (others[-1] + 1 if len(others) else 0)
 
 
-def test_logprobs_are_those_of_the_plain_model(vlm, encoder, scored):
+def test_logprobs_are_those_of_the_plain_model(vlm, prompter, scored):
   graphdef, state = nnx.split(vlm)
   plain = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
   for question, row in zip(support.questions(), scored, strict=True):
-    encoded, letters = encoder(question)
-    batch = collate([encoded], length=230, tiles=5, targets=0, pad_id=encoder.pad_id, batch_size=1)
+    encoded, letters = prompter(question)
+    batch = collate([encoded], length=230, tiles=5, targets=0, pad_id=prompter.pad_id, batch_size=1)
     logits = np.asarray(plain(state, batch))[0, len(encoded.tokens) - 1]
     np.testing.assert_allclose(row.logprobs, log_softmax(logits)[letters], rtol=1e-5, atol=1e-5)
     assert row.choice == "ABCDEF"[np.argmax(logits[letters])]
@@ -138,55 +138,55 @@ def test_logprobs_are_those_of_the_plain_model(vlm, encoder, scored):
   assert len({row.logprobs[0] for row in scored}) == len(scored)
 
 
-def test_batch_of_n_equals_batch_of_1(vlm, encoder, scored):
+def test_batch_of_n_equals_batch_of_1(vlm, prompter, scored):
   single = evaluate(
-    support.questions(), VlmScorer(vlm), encoder, dataclasses.replace(REAL, batch_size=1)
+    support.questions(), VlmScorer(vlm), prompter, dataclasses.replace(REAL, batch_size=1)
   ).rows
   for a, b in zip(scored, single, strict=True):
     np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=1e-5, atol=1e-6)
     assert (a.idx, a.choice) == (b.idx, b.choice)
 
 
-def test_order_does_not_matter(vlm, encoder, scored):
+def test_order_does_not_matter(vlm, prompter, scored):
   shuffled = support.questions()
   np.random.default_rng(1).shuffle(shuffled)
-  again = evaluate(shuffled, VlmScorer(vlm), encoder, REAL).rows
+  again = evaluate(shuffled, VlmScorer(vlm), prompter, REAL).rows
   assert [row.idx for row in again] == [q.idx for q in shuffled]
   for row in again:
     (same,) = [r for r in scored if r.idx == row.idx]
     np.testing.assert_allclose(row.logprobs, same.logprobs, rtol=1e-6, atol=1e-6)
 
 
-def test_a_mesh_gives_the_scores_of_one_device(vlm, encoder, scored):
+def test_a_mesh_gives_the_scores_of_one_device(vlm, prompter, scored):
   mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   config = dataclasses.replace(REAL, batch_size=3)  # rounded up to the four shards of a batch
-  meshed = evaluate(support.questions(), VlmScorer(vlm, mesh), encoder, config).rows
+  meshed = evaluate(support.questions(), VlmScorer(vlm, mesh), prompter, config).rows
   for a, b in zip(scored, meshed, strict=True):
     np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=1e-5, atol=1e-5)
 
 
-def test_models_of_one_structure_share_compiled_programs(encoder, scored):
+def test_models_of_one_structure_share_compiled_programs(prompter, scored):
   """Before and after training nothing is compiled anew."""
   programs = lambda: [
     f._cache_size() for f in (scorer._encode, scorer._prefix, scorer._read, scorer._letters)
   ]
   before = programs()
-  other = support.model(encoder._processor.image_id, seed=1)
-  rows = evaluate(support.questions(), VlmScorer(other), encoder, REAL).rows
+  other = support.model(prompter._processor.image_id, seed=1)
+  rows = evaluate(support.questions(), VlmScorer(other), prompter, REAL).rows
   assert programs() == before and min(before) > 0
   assert not np.allclose(rows[0].logprobs, scored[0].logprobs, atol=1e-3)
 
 
-def test_repeated_images_are_encoded_once(encoder):
+def test_repeated_images_are_encoded_once(prompter):
   questions = support.questions(count=20, images=5)
-  distinct = sum(len(encoder(q).encoded.tiles) for q in questions[:5])
+  distinct = sum(len(prompter(q).encoded.tiles) for q in questions[:5])
   scorer = Counting()
-  evaluate(questions, scorer, encoder, CONFIG)
+  evaluate(questions, scorer, prompter, CONFIG)
   assert scorer.rows == 20
   assert scorer.tiles == distinct and scorer.prefixes == 5
 
 
-def test_boxes_make_no_other_photo_of_the_same(encoder):
+def test_boxes_make_no_other_photo_of_the_same(prompter):
   """CV-Bench draws boxes into photos: of three questions two are on one photo, with other boxes."""
   first, *_ = support.questions()
   asked = [
@@ -195,26 +195,26 @@ def test_boxes_make_no_other_photo_of_the_same(encoder):
   ]
   assert len({records.image_hash(q.image) for q in asked}) == 3
   config = dataclasses.replace(CONFIG, controls=("other_image",))
-  found = evaluate(asked, Counting(), encoder, config).passes["native", "other_image"]
+  found = evaluate(asked, Counting(), prompter, config).passes["native", "other_image"]
   assert {row.idx: row.image_shown for row in found} == {0: "d/b.jpg", 1: "d/b.jpg", 2: "d/a.jpg"}
 
 
-def test_a_full_pool_evicts_and_stays_right(encoder):
+def test_a_full_pool_evicts_and_stays_right(prompter):
   questions = support.questions(count=20, images=20)
   tight, scorer = dataclasses.replace(CONFIG, pool_tiles=1, pool_prefixes=1, batch_size=2), Counting()
-  wide = evaluate(questions, Counting(), encoder, CONFIG).rows
-  assert evaluate(questions, scorer, encoder, tight).rows == wide
-  assert scorer.tiles == sum(len(encoder(q).encoded.tiles) for q in questions)
+  wide = evaluate(questions, Counting(), prompter, CONFIG).rows
+  assert evaluate(questions, scorer, prompter, tight).rows == wide
+  assert scorer.tiles == sum(len(prompter(q).encoded.tiles) for q in questions)
   assert scorer.prefixes == 20
 
 
 @pytest.mark.parametrize("ids", [False, True])
-def test_a_stopped_run_continues(encoder, tmp_path, ids):
+def test_a_stopped_run_continues(prompter, tmp_path, ids):
   questions = (WithIds if ids else list)(support.questions(count=20))
-  whole = evaluate(questions, Counting(), encoder, CONFIG, folder=tmp_path / "whole")
+  whole = evaluate(questions, Counting(), prompter, CONFIG, folder=tmp_path / "whole")
   folder = tmp_path / "stopped"
   with pytest.raises(KeyboardInterrupt):
-    evaluate(questions, Counting(stop_after=3), encoder, CONFIG, folder=folder)
+    evaluate(questions, Counting(stop_after=3), prompter, CONFIG, folder=folder)
   file = folder / records.FILE
   kept = file.read_text().splitlines()
   assert 4 <= len(kept) < 20 and not (folder / "summary.json").exists()
@@ -222,7 +222,7 @@ def test_a_stopped_run_continues(encoder, tmp_path, ids):
   scorer = Counting()
   done = []
   again = evaluate(
-    questions, scorer, encoder, CONFIG, folder=folder, on_progress=lambda n, total: done.append((n, total))
+    questions, scorer, prompter, CONFIG, folder=folder, on_progress=lambda n, total: done.append((n, total))
   )
   assert scorer.rows == 20 - len(kept)
   assert done[-1] == (20, 20) and done[0][0] > len(kept)
@@ -230,13 +230,13 @@ def test_a_stopped_run_continues(encoder, tmp_path, ids):
   for name in (records.FILE, "summary.json"):
     assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
   finished = Counting()
-  assert evaluate(questions, finished, encoder, CONFIG, folder=folder).rows == whole.rows
+  assert evaluate(questions, finished, prompter, CONFIG, folder=folder).rows == whole.rows
   assert finished.rows == 0
 
 
-def test_files_say_all_of_a_question(encoder, tmp_path):
+def test_files_say_all_of_a_question(prompter, tmp_path):
   questions = support.questions(count=8)
-  result = evaluate(questions, Counting(), encoder, CONFIG, folder=tmp_path)
+  result = evaluate(questions, Counting(), prompter, CONFIG, folder=tmp_path)
   lines = [json.loads(line) for line in (tmp_path / records.FILE).read_text().splitlines()]
   assert [line["idx"] for line in lines] == [q.idx for q in questions]
   for line, question in zip(lines, questions, strict=True):
@@ -254,31 +254,31 @@ def test_files_say_all_of_a_question(encoder, tmp_path):
   assert chosen == {k: sum(line["choice"] == k for line in lines) for k in chosen}
 
 
-def test_limit(encoder):
-  rows = evaluate(support.questions(), Counting(), encoder, dataclasses.replace(CONFIG, limit=3)).rows
+def test_limit(prompter):
+  rows = evaluate(support.questions(), Counting(), prompter, dataclasses.replace(CONFIG, limit=3)).rows
   assert [row.idx for row in rows] == [100, 103, 106]
 
 
-def test_bad_input(encoder, tmp_path):
+def test_bad_input(prompter, tmp_path):
   questions = support.questions()
   with pytest.raises(UserError, match="no questions"):
-    evaluate([], Counting(), encoder, CONFIG)
+    evaluate([], Counting(), prompter, CONFIG)
   with pytest.raises(UserError, match="question 100 stands twice"):
-    evaluate([*questions, questions[0]], Counting(), encoder, CONFIG)
+    evaluate([*questions, questions[0]], Counting(), prompter, CONFIG)
   with pytest.raises(UserError, match=r"question 1\d\d: the log-probabilities"):
-    evaluate(questions, Counting(bad=True), encoder, CONFIG, folder=tmp_path / "nan")
+    evaluate(questions, Counting(bad=True), prompter, CONFIG, folder=tmp_path / "nan")
   with pytest.raises(UserError, match="tokens does not fit"):
-    evaluate(questions, Counting(), encoder, dataclasses.replace(CONFIG, lengths=(16,)))
-  evaluate(questions, Counting(), encoder, CONFIG, folder=tmp_path / "run")
+    evaluate(questions, Counting(), prompter, dataclasses.replace(CONFIG, lengths=(16,)))
+  evaluate(questions, Counting(), prompter, CONFIG, folder=tmp_path / "run")
   with pytest.raises(UserError, match=r"holds question \d+, which is not in the data"):
-    evaluate(questions[:-2], Counting(), encoder, CONFIG, folder=tmp_path / "run")
+    evaluate(questions[:-2], Counting(), prompter, CONFIG, folder=tmp_path / "run")
   # Known before anything is scored, where the data says its questions and in any case of the passes.
   rows = (tmp_path / "run" / records.FILE).read_text().splitlines(keepends=True)
   (tmp_path / "run" / records.FILE).write_text("".join(rows[5:]))
   some, scorer = WithIds(questions[:-2]), Counting()
   with pytest.raises(UserError, match=r"holds question 127, which is not in the data"):
-    evaluate(some, scorer, encoder, CONFIG, folder=tmp_path / "run")
+    evaluate(some, scorer, prompter, CONFIG, folder=tmp_path / "run")
   other = dataclasses.replace(CONFIG, protocols=("options",))
   with pytest.raises(UserError, match="holds sighted answers of protocol 'native', for which these settings"):
-    evaluate(questions, scorer, encoder, other, folder=tmp_path / "run")
+    evaluate(questions, scorer, prompter, other, folder=tmp_path / "run")
   assert scorer.tiles == scorer.rows == 0

@@ -7,7 +7,7 @@ import pytest
 
 from spatialvlm import generation
 from spatialvlm.config import ScoreConfig
-from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
+from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.serving import engine, scorer
 from spatialvlm.types import UserError
@@ -26,19 +26,19 @@ CONFIG = ScoreConfig(
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
+def prompter(tmp_path_factory):
   full = support.processor(tmp_path_factory.mktemp("processor"))
   full.tiler = dataclasses.replace(full.tiler, split=False)
-  return ProcessorEncoder(full)
+  return ProcessorPrompter(full)
 
 
-def test_what_was_said_is_not_said_again(encoder):
+def test_what_was_said_is_not_said_again(prompter):
   questions = support.questions(count=9)
   config = dataclasses.replace(CONFIG, new_tokens=0, protocols=("vlmevalkit",))
-  scorer = Words(encoder._processor)
+  scorer = Words(prompter._processor)
   scorer.longest = 10_000
   notes = []
-  rows = evaluate(questions, scorer, encoder, config, on_note=notes.append).rows
+  rows = evaluate(questions, scorer, prompter, config, on_note=notes.append).rows
   endless = [row for row in rows if not row.ended]
   for start, end in ((32, 256), (256, 2048)):
     found = [
@@ -70,12 +70,12 @@ class Broken(Words):
 
 
 @pytest.mark.parametrize("protocol", ["native", "options", "cambrian"])
-def test_numbers_that_break_in_the_prompt(encoder, protocol):
+def test_numbers_that_break_in_the_prompt(prompter, protocol):
   config = dataclasses.replace(CONFIG, protocols=(protocol,))
   with pytest.raises(UserError, match=r"question 1\d\d: the logits are not finite; .*float32"):
-    evaluate(support.questions(count=2), Broken(encoder._processor), encoder, config)
+    evaluate(support.questions(count=2), Broken(prompter._processor), prompter, config)
 
 
-def test_numbers_that_break_in_an_answer(encoder):
+def test_numbers_that_break_in_an_answer(prompter):
   with pytest.raises(UserError, match=r"question 1\d\d: the logits are not finite"):
-    evaluate(support.questions(count=2), Broken(encoder._processor, after=1), encoder, CONFIG)
+    evaluate(support.questions(count=2), Broken(prompter._processor, after=1), prompter, CONFIG)

@@ -16,9 +16,9 @@ from spatialvlm.launch import _main
 from spatialvlm.reporting import terminal
 from spatialvlm.serving.scorer import VlmScorer
 from tests.evaluation import support
-from tests.evaluation.test_passes import ALL, encoder, processor, vlm
+from tests.evaluation.test_passes import ALL, processor, prompter, vlm
 
-__all__ = ["encoder", "processor", "vlm"]
+__all__ = ["processor", "prompter", "vlm"]
 CAPTIONS = [f"A mug {where} a table" for where in ("on", "under", "to the left of", "to the right of")]
 
 
@@ -37,13 +37,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(folder, vlm, encoder):
+def result(folder, vlm, prompter):
   recipe = _main.load_config("benchmarks:whatsup-a", [("data.path", str(folder))], EvaluateConfig)
   conditions = ("circular", "grey", "other_image", "flip")
   config = dataclasses.replace(ALL, protocols=("native", "options"), controls=conditions)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
-    return evaluate(open_questions(recipe.data), VlmScorer(vlm), encoder, config)
+    return evaluate(open_questions(recipe.data), VlmScorer(vlm), prompter, config)
 
 
 def text(row, letter):

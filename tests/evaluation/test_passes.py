@@ -16,7 +16,7 @@ from spatialvlm.config import ScoreConfig
 from spatialvlm.data.batch import collate
 from spatialvlm.evaluation import extract_choice, programs, records
 from spatialvlm.evaluation.asking import controls
-from spatialvlm.evaluation.asking.protocols import PROTOCOLS, ProcessorEncoder
+from spatialvlm.evaluation.asking.protocols import PROTOCOLS, ProcessorPrompter
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.serving import engine
 from spatialvlm.serving.scorer import VlmScorer
@@ -46,8 +46,8 @@ def processor(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def encoder(processor):
-  return ProcessorEncoder(processor)
+def prompter(processor):
+  return ProcessorPrompter(processor)
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +61,20 @@ def questions():
 
 
 @pytest.fixture(scope="module")
-def result(vlm, encoder, questions):
+def result(vlm, prompter, questions):
   """Generated answers pause twice on their way to 40 tokens."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(engine, "PAUSES", (16, 24))
-    return evaluate(questions, VlmScorer(vlm), encoder, ALL)
+    return evaluate(questions, VlmScorer(vlm), prompter, ALL)
 
 
-def test_more_questions_make_no_more_programs(vlm, encoder, result):
+def test_more_questions_make_no_more_programs(vlm, prompter, result):
   """Shapes are the buckets', however many questions there are, and nothing is compiled anew for them."""
   config = dataclasses.replace(ALL, protocols=("native", "options"), controls=("circular", "grey"))
   scorers = [VlmScorer(vlm), VlmScorer(vlm)]
-  evaluate(support.questions(count=8, images=5), scorers[0], encoder, config)
+  evaluate(support.questions(count=8, images=5), scorers[0], prompter, config)
   before = programs.compiled()
-  evaluate(support.questions(count=40, images=30), scorers[1], encoder, config)
+  evaluate(support.questions(count=40, images=30), scorers[1], prompter, config)
   assert scorers[0].programs == scorers[1].programs and programs.compiled() == before
   said = programs.line(scorers[0].programs, 3)
   assert said.startswith(f"programs: {len(scorers[0].programs)} of the model (1 images, 1 letters, ")
@@ -82,7 +82,7 @@ def test_more_questions_make_no_more_programs(vlm, encoder, result):
 
 
 @pytest.fixture(scope="module")
-def letters(vlm, encoder, processor):
+def letters(vlm, prompter, processor):
   """(question, protocol) -> log-probabilities of its letters, by one pass of the plain model."""
   graphdef, state = nnx.split(vlm)
   plain = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
@@ -91,7 +91,7 @@ def letters(vlm, encoder, processor):
     asked = PROTOCOLS[protocol]
     images = () if blind else (question.image,)
     encoded = processor.encode_prompt(images, asked.text(question), asked.answer_prefix)
-    batch = collate([encoded], length=256, tiles=len(images), targets=0, pad_id=encoder.pad_id, batch_size=1)
+    batch = collate([encoded], length=256, tiles=len(images), targets=0, pad_id=prompter.pad_id, batch_size=1)
     logits = np.asarray(plain(state, batch))[0, len(encoded.tokens) - 1]
     return log_softmax(logits)[list(processor.letter_ids(len(question.choices), asked.answer_prefix))]
 
@@ -119,16 +119,16 @@ def test_options_are_what_score_choices_says(result, questions, vlm, processor):
     assert row.choice == "ABCDEF"[np.argmax(sums / lengths)]
 
 
-def test_generated_answers_are_those_of_greedy_decoding(result, questions, vlm, processor, encoder):
+def test_generated_answers_are_those_of_greedy_decoding(result, questions, vlm, processor, prompter):
   for protocol, limit in (("lmms_eval", 40), ("vlmevalkit", 40), ("cambrian", 40), ("vsi", 16)):
     rows = result.passes[protocol, "sighted"]
     encoded = [processor.encode_prompt((q.image,), PROTOCOLS[protocol].text(q)) for q in questions]
-    batch = collate(encoded, length=256, tiles=1, targets=0, pad_id=encoder.pad_id, batch_size=8)
+    batch = collate(encoded, length=256, tiles=1, targets=0, pad_id=prompter.pad_id, batch_size=8)
     tokens = generation.generate(
-      vlm, batch, max_new_tokens=40, stop_ids=encoder.stop_ids, pad_id=encoder.pad_id
+      vlm, batch, max_new_tokens=40, stop_ids=prompter.stop_ids, pad_id=prompter.pad_id
     )
     for question, row, new in zip(questions, rows, tokens[:, :limit], strict=True):
-      stops = np.flatnonzero(np.isin(new, encoder.stop_ids))
+      stops = np.flatnonzero(np.isin(new, prompter.stop_ids))
       assert row.ended == bool(len(stops))
       assert row.output == processor.decode(new[: stops[0]] if len(stops) else new)
       assert row.choice == extract_choice(row.output, question.choices, protocol)
@@ -182,9 +182,9 @@ def test_blind_and_mirrored(result, questions, letters):
   assert found["flip"]["consistency"]["plain"]["score"] == pytest.approx(np.mean(follows))
 
 
-def test_one_at_a_time_gives_the_same(result, questions, vlm, encoder):
+def test_one_at_a_time_gives_the_same(result, questions, vlm, prompter):
   alone = dataclasses.replace(ALL, batch_size=1, protocols=("native", "options"), controls=())
-  single = evaluate(questions[:3], VlmScorer(vlm), encoder, alone)
+  single = evaluate(questions[:3], VlmScorer(vlm), prompter, alone)
   for key, rows in single.passes.items():
     whole = {row.key: row for row in result.passes[key]}
     for row in rows:
@@ -203,9 +203,9 @@ class Words(Counting):
     }
 
 
-def test_what_is_shared_is_computed_once(processor, encoder, questions):
+def test_what_is_shared_is_computed_once(processor, prompter, questions):
   scorer = Words(processor)
-  evaluate(questions, scorer, encoder, ALL)
+  evaluate(questions, scorer, prompter, ALL)
   # Five images, their mirrored ones, grey of the two shapes; the prefix without an image is one token.
   assert scorer.tiles == 5 + 5 + 2 and scorer.prefixes == 12
   shifts = sum(len(q.choices) - 1 for q in questions)
@@ -213,12 +213,12 @@ def test_what_is_shared_is_computed_once(processor, encoder, questions):
   texts = len(questions) * (1 + 1 + 3) + shifts + 4 * len(questions)
   assert texts < scorer.rows < texts + 4 * len(questions)
   native = Words(processor)
-  evaluate(questions, native, encoder, dataclasses.replace(ALL, protocols=("native",), controls=()))
+  evaluate(questions, native, prompter, dataclasses.replace(ALL, protocols=("native",), controls=()))
   assert (native.tiles, native.prefixes, native.rows) == (5, 5, len(questions))
 
 
-def test_long_answers_are_generated_to_their_limit(processor, encoder, questions):
-  rows = evaluate(questions * 1, Words(processor), encoder, ALL).passes
+def test_long_answers_are_generated_to_their_limit(processor, prompter, questions):
+  rows = evaluate(questions * 1, Words(processor), prompter, ALL).passes
   generated = [r for key, part in rows.items() for r in part if r.output is not None]
   assert {r.ended for r in generated} == {True, False}
   for row in generated:
@@ -226,25 +226,25 @@ def test_long_answers_are_generated_to_their_limit(processor, encoder, questions
       assert row.output[-3:-2] == "(" and row.output.endswith(")")
     else:
       assert row.output.strip().startswith("no no") and not row.output.endswith(")")
-  summary = evaluate(questions, Words(processor), encoder, ALL).summary
+  summary = evaluate(questions, Words(processor), prompter, ALL).summary
   vsi = [r for r in generated if r.protocol == "vsi"]
   assert summary["protocols"]["vsi"]["cut"] == pytest.approx(np.mean([not r.ended for r in vsi]))
   assert summary["protocols"]["vsi"]["answered"] == pytest.approx(np.mean([r.choice != "" for r in vsi]))
 
 
 @pytest.mark.parametrize("ids", [False, True])
-def test_a_run_stopped_anywhere_ends_the_same(processor, encoder, questions, tmp_path, ids):
+def test_a_run_stopped_anywhere_ends_the_same(processor, prompter, questions, tmp_path, ids):
   class WithIds(list):
     ids = property(lambda self: [q.idx for q in self])
 
   asked = (WithIds if ids else list)(questions)
-  whole = evaluate(asked, Words(processor), encoder, ALL, folder=tmp_path / "whole")
+  whole = evaluate(asked, Words(processor), prompter, ALL, folder=tmp_path / "whole")
   folder, starts = tmp_path / "stopped", 0
   while True:
     starts += 1
     assert starts < 30
     try:
-      again = evaluate(asked, Words(processor, stop_after=9), encoder, ALL, folder=folder)
+      again = evaluate(asked, Words(processor, stop_after=9), prompter, ALL, folder=folder)
       break
     except KeyboardInterrupt:
       file = folder / records.FILE
@@ -257,10 +257,10 @@ def test_a_run_stopped_anywhere_ends_the_same(processor, encoder, questions, tmp
   rows = records.read(folder)
   assert len({row.key for row in rows}) == len(rows) == sum(map(len, whole.passes.values()))
   finished = Words(processor)
-  assert evaluate(asked, finished, encoder, ALL, folder=folder).passes == whole.passes
+  assert evaluate(asked, finished, prompter, ALL, folder=folder).passes == whole.passes
   assert finished.rows == 0
   with pytest.raises(UserError, match="holds grey answers of protocol 'native', for which these settings"):
-    evaluate(asked, finished, encoder, dataclasses.replace(ALL, controls=("circular",)), folder=folder)
+    evaluate(asked, finished, prompter, dataclasses.replace(ALL, controls=("circular",)), folder=folder)
 
 
 def test_runs_of_a_single_pass_are_still_read(tmp_path):

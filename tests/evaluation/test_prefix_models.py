@@ -11,7 +11,7 @@ from spatialvlm import generation
 from spatialvlm.api import LoadedVlm
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data.batch import collate
-from spatialvlm.evaluation.asking.protocols import PROTOCOLS, ProcessorEncoder
+from spatialvlm.evaluation.asking.protocols import PROTOCOLS, ProcessorPrompter
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.serving.scorer import VlmScorer
@@ -19,7 +19,7 @@ from tests.evaluation import support
 from tests.models.support import jit
 
 
-class Prefixed(ProcessorEncoder):
+class Prefixed(ProcessorPrompter):
   """Prompts up to the answer's prefix are bidirectional, as PaliGemma's processor has them."""
 
   def __call__(self, question, protocol="native", image=None, blind=False):
@@ -31,7 +31,7 @@ class Prefixed(ProcessorEncoder):
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-  """(model, encoder, questions); one layer of the decoder has a window far shorter than the prompts."""
+  """(model, prompter, questions); one layer of the decoder has a window far shorter than the prompts."""
   processor = support.processor(tmp_path_factory.mktemp("processor"))
   processor.tiler = dataclasses.replace(processor.tiler, split=False)
   vlm = support.model(processor.image_id)
@@ -44,7 +44,7 @@ def setting(tmp_path_factory):
 
 @pytest.mark.slow
 def test_scores_and_answers_are_those_of_the_plain_model(setting):
-  vlm, encoder, questions = setting
+  vlm, prompter, questions = setting
   config = ScoreConfig(
     batch_size=2,
     protocols=("native", "native-prefill", "options", "vlmevalkit"),
@@ -53,29 +53,29 @@ def test_scores_and_answers_are_those_of_the_plain_model(setting):
     tiles=(1,),
     bootstrap=10,
   )
-  rows = evaluate(questions, VlmScorer(vlm), encoder, config).all_rows
+  rows = evaluate(questions, VlmScorer(vlm), prompter, config).all_rows
   assert len(rows) == 3 * 4
   graphdef, state = nnx.split(vlm)
   plain = jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
   by_idx = {question.idx: question for question in questions}
   for row in rows:
     question = by_idx[row.idx]
-    encoded = encoder(question, row.protocol)
+    encoded = prompter(question, row.protocol)
     ids, encoded = encoded.option_ids, encoded.encoded
-    batch = collate([encoded], length=256, tiles=1, targets=0, pad_id=encoder.pad_id, batch_size=1)
+    batch = collate([encoded], length=256, tiles=1, targets=0, pad_id=prompter.pad_id, batch_size=1)
     assert not batch.mask_ar_BT[0, : encoded.prefix].any() and batch.mask_ar_BT[0, encoded.prefix :].all()
     logits = np.asarray(plain(state, batch))[0, len(encoded.tokens) - 1]
     if row.protocol in ("native", "native-prefill"):
       np.testing.assert_allclose(row.logprobs, log_softmax(logits)[ids], atol=2e-5)
     elif row.protocol == "vlmevalkit":
       new = generation.generate(
-        vlm, batch, max_new_tokens=6, stop_ids=encoder.stop_ids, pad_id=encoder.pad_id
+        vlm, batch, max_new_tokens=6, stop_ids=prompter.stop_ids, pad_id=prompter.pad_id
       )
-      tokens = [t for t in new[0].tolist() if t not in encoder.stop_ids and t != encoder.pad_id]
-      assert row.output == encoder.decode(tokens)
+      tokens = [t for t in new[0].tolist() if t not in prompter.stop_ids and t != prompter.pad_id]
+      assert row.output == prompter.decode(tokens)
   options = [row for row in rows if row.protocol == "options" and row.idx == questions[0].idx]
   loaded = LoadedVlm(vlm, None, "", None, {})
-  loaded.__dict__["processor"] = encoder._processor
+  loaded.__dict__["processor"] = prompter._processor
   for row in options:
     question = by_idx[row.idx]
     wanted = loaded.score_choices(question.image, question.prompt, row.choices)
@@ -84,9 +84,9 @@ def test_scores_and_answers_are_those_of_the_plain_model(setting):
 
 def test_a_prompt_without_a_mask_is_bidirectional(setting):
   """As `logits` and `generate` take it; said out loud it is the same, and causal it is another."""
-  vlm, encoder, questions = setting
-  encoded = encoder(questions[0]).encoded
-  batch = collate([encoded], length=256, tiles=1, targets=0, pad_id=encoder.pad_id, batch_size=1)
+  vlm, prompter, questions = setting
+  encoded = prompter(questions[0]).encoded
+  batch = collate([encoded], length=256, tiles=1, targets=0, pad_id=prompter.pad_id, batch_size=1)
   silent = dataclasses.replace(batch, mask_ar_BT=None)
   causal = dataclasses.replace(batch, mask_ar_BT=np.ones_like(batch.valid_BT))
   graphdef, state = nnx.split(vlm)

@@ -6,7 +6,7 @@ import pytest
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data.pipeline import question_to_example
 from spatialvlm.evaluation.asking import protocols
-from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
+from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.types import UserError
 from tests.evaluation import support
 
@@ -18,7 +18,7 @@ def processor(tmp_path_factory):
 
 def test_native_scores_what_training_teaches(processor):
   for question in support.questions():
-    prompt, letters = ProcessorEncoder(processor)(question)
+    prompt, letters = ProcessorPrompter(processor)(question)
     trained = processor.encode(question_to_example(question))
     place = int(np.flatnonzero(trained.loss_mask)[0])
     np.testing.assert_array_equal(prompt.tokens, trained.tokens[:place])
@@ -29,12 +29,12 @@ def test_native_scores_what_training_teaches(processor):
 
 def test_native_text(processor):
   question = support.questions()[1]
-  text = processor.decode(ProcessorEncoder(processor)(question).encoded.tokens)
+  text = processor.decode(ProcessorPrompter(processor)(question).encoded.tokens)
   assert text.endswith(f"{question.prompt}\nAssistant:")
 
 
 def user_turn(processor, question, protocol):
-  text = processor.decode(ProcessorEncoder(processor)(question, protocol).encoded.tokens)
+  text = processor.decode(ProcessorPrompter(processor)(question, protocol).encoded.tokens)
   return text.split("User:", 1)[1].rsplit("\nAssistant:", 1)[0].strip()
 
 
@@ -61,7 +61,7 @@ def test_the_harnesses_texts(processor):
 
 def test_prefill_ends_after_the_prefix(processor):
   question = support.questions()[0]
-  prompt, letters = ProcessorEncoder(processor)(question, "native-prefill")
+  prompt, letters = ProcessorPrompter(processor)(question, "native-prefill")
   assert processor.decode(prompt.tokens).endswith("Assistant: Answer:")
   assert [processor.decode([i]) for i in letters] == [" A", " B", " C", " D"]
 

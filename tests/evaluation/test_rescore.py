@@ -10,7 +10,7 @@ from spatialvlm import config as config_lib
 from spatialvlm import workdir
 from spatialvlm.config import EvalConfig, EvaluateConfig, ModelConfig, RunConfig, ScoreConfig
 from spatialvlm.evaluation import extract_choice, records, rescore
-from spatialvlm.evaluation.asking.protocols import ProcessorEncoder
+from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.report import run_page, run_tables
 from spatialvlm.evaluation.scoring.summary import summarize
@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
   processor = support.processor(tmp_path_factory.mktemp("processor"))
   workdir.claim(folder, EvaluateConfig(score=SCORE), {"questions": 8})
   questions = support.questions(count=8, images=5)
-  return folder, evaluate(questions, Words(processor), ProcessorEncoder(processor), SCORE, folder=folder)
+  return folder, evaluate(questions, Words(processor), ProcessorPrompter(processor), SCORE, folder=folder)
 
 
 def test_rescoring_equals_the_run(finished, capsys):

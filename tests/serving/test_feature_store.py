@@ -25,8 +25,8 @@ from tests.evaluation.test_evaluate import CONFIG, Counting
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return support.encoder(tmp_path_factory.mktemp("processor"))
+def prompter(tmp_path_factory):
+  return support.prompter(tmp_path_factory.mktemp("processor"))
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +44,21 @@ def files(config):
   return sorted((f for f in os.scandir(os.scandir(config.features).__next__())), key=lambda f: f.name)
 
 
-def score(questions, encoder, config, **fields):
+def score(questions, prompter, config, **fields):
   scorer = Counting()
   for name, value in fields.items():
     setattr(scorer, name, value)
-  return scorer, evaluate(questions, scorer, encoder, config)
+  return scorer, evaluate(questions, scorer, prompter, config)
 
 
-def test_a_second_run_encodes_nothing(questions, encoder, config):
-  plain, without = score(questions, encoder, dataclasses.replace(config, features=None))
-  first, result = score(questions, encoder, config)
+def test_a_second_run_encodes_nothing(questions, prompter, config):
+  plain, without = score(questions, prompter, dataclasses.replace(config, features=None))
+  first, result = score(questions, prompter, config)
   assert result.all_rows == without.all_rows and without.notes == ()
   assert first.tiles == plain.tiles > 0
   # Five images, five mirrored ones, grey of two shapes.
   assert " 12 encoded and kept; " in result.notes[0]
-  again, result = score(questions, encoder, config)
+  again, result = score(questions, prompter, config)
   assert again.tiles == 0 and result.all_rows == without.all_rows
   kept = [f for f in files(config) if f.name.endswith(".safetensors")]
   size = sum(f.stat().st_size for f in kept)
@@ -66,24 +66,24 @@ def test_a_second_run_encodes_nothing(questions, encoder, config):
   assert "features: 12 images read, 0 encoded" in result.notes[0]
 
 
-def test_what_another_model_made_is_never_read(questions, encoder, config):
-  first, _ = score(questions, encoder, config)
-  assert score(questions, encoder, config, weights="others")[0].tiles == first.tiles
-  tiler = encoder._processor.tiler
+def test_what_another_model_made_is_never_read(questions, prompter, config):
+  first, _ = score(questions, prompter, config)
+  assert score(questions, prompter, config, weights="others")[0].tiles == first.tiles
+  tiler = prompter._processor.tiler
   try:
-    encoder._processor.tiler = dataclasses.replace(tiler, max_tiles=3)
-    fewer, _ = score(questions, encoder, config)
-    encoder._processor.tiler = dataclasses.replace(tiler, mean=(0.4, 0.5, 0.5))
-    other, _ = score(questions, encoder, config)
+    prompter._processor.tiler = dataclasses.replace(tiler, max_tiles=3)
+    fewer, _ = score(questions, prompter, config)
+    prompter._processor.tiler = dataclasses.replace(tiler, mean=(0.4, 0.5, 0.5))
+    other, _ = score(questions, prompter, config)
   finally:
-    encoder._processor.tiler = tiler
+    prompter._processor.tiler = tiler
   assert 0 < fewer.tiles < other.tiles == first.tiles
   assert len(list(os.scandir(config.features))) == 4
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "empty", "renamed", "foreign"])
-def test_damaged_files_are_encoded_again(questions, encoder, config, capsys, harm):
-  _, wanted = score(questions, encoder, config)
+def test_damaged_files_are_encoded_again(questions, prompter, config, capsys, harm):
+  _, wanted = score(questions, prompter, config)
   victim, other = (pathlib.Path(f) for f in files(config)[:2])
   data = bytearray(victim.read_bytes())
   whole = bytes(data)
@@ -96,7 +96,7 @@ def test_damaged_files_are_encoded_again(questions, encoder, config, capsys, har
     "foreign": b"\x02\0\0\0\0\0\0\0{}",
   }
   victim.write_bytes(harmed[harm])
-  scorer, result = score(questions, encoder, config)
+  scorer, result = score(questions, prompter, config)
   assert result.all_rows == wanted.all_rows and 0 < scorer.tiles <= 5
   assert "11 images read, 1 encoded and kept (1 were damaged)" in result.notes[0]
   note = capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_damaged_files_are_encoded_again(questions, encoder, config, capsys, har
   assert victim.read_bytes() == whole
 
 
-def test_a_full_disk_ends_no_run(questions, encoder, config, capsys, monkeypatch):
+def test_a_full_disk_ends_no_run(questions, prompter, config, capsys, monkeypatch):
   write, calls = tensors.write, []
 
   def full(file, content):
@@ -114,8 +114,8 @@ def test_a_full_disk_ends_no_run(questions, encoder, config, capsys, monkeypatch
     write(file, content)
 
   monkeypatch.setattr(tensors, "write", full)
-  _, result = score(questions, encoder, config)
-  _, wanted = score(questions, encoder, dataclasses.replace(config, features=None))
+  _, result = score(questions, prompter, config)
+  _, wanted = score(questions, prompter, dataclasses.replace(config, features=None))
   assert result.all_rows == wanted.all_rows
   note = capsys.readouterr().err
   assert "no space left on the disk" in note and note.count("\n") == 1
@@ -123,11 +123,11 @@ def test_a_full_disk_ends_no_run(questions, encoder, config, capsys, monkeypatch
   assert not [f for f in files(config) if f.name.endswith(".part")]
 
 
-def test_folders_that_cannot_be(questions, encoder, config, tmp_path, monkeypatch):
+def test_folders_that_cannot_be(questions, prompter, config, tmp_path, monkeypatch):
   (tmp_path / "file").write_text("")
   for folder, message in ((tmp_path / "file", "cannot be written"), ("", "name a folder")):
     with pytest.raises(UserError, match=message):
-      score(questions, encoder, dataclasses.replace(config, features=str(folder)))
+      score(questions, prompter, dataclasses.replace(config, features=str(folder)))
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(UserError, match="several processes"):
     open_store("somewhere", dict)

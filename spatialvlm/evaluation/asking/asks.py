@@ -12,7 +12,7 @@ from spatialvlm.config import ScoreConfig
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import controls
 from spatialvlm.evaluation.asking.extraction import extract_choice
-from spatialvlm.evaluation.asking.protocols import PROTOCOLS, Encoder
+from spatialvlm.evaluation.asking.protocols import PROTOCOLS, Prompter
 from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
 from spatialvlm.serving.pictures import Picture, Pictures
 from spatialvlm.types import Question
@@ -116,9 +116,9 @@ def keys_of_row(row: Prediction, config: ScoreConfig) -> list[Key]:
 class Asker:
   """Makes the stems of questions. Safe to use from several threads."""
 
-  def __init__(self, encoder: Encoder, config: ScoreConfig, pictures: Pictures | None = None):
-    self._encoder, self._config = encoder, config
-    self._pictures = pictures or Pictures(encoder)
+  def __init__(self, prompter: Prompter, config: ScoreConfig, pictures: Pictures | None = None):
+    self._prompter, self._config = prompter, config
+    self._pictures = pictures or Pictures(prompter)
 
   def stems(
     self,
@@ -187,7 +187,7 @@ class Asker:
   ) -> Stem:
     layout = self._pictures.layout(shown[1]) if shown else None
     tiles = len(layout.pixels) if shown else 0
-    encoded, letters = self._encoder(asked, protocol, layout, blind=layout is None)
+    encoded, letters = self._prompter(asked, protocol, layout, blind=layout is None)
     rule = PROTOCOLS[protocol]
     limit = rule.limit and min(rule.limit, self._config.new_tokens or rule.limit)
     reading = Reading(
@@ -196,7 +196,7 @@ class Asker:
       shift=shift,
       choices=tuple(asked.choices),
       letters=letters,
-      answers=self._encoder.answers(asked.choices) if rule.reading == "texts" else (),
+      answers=self._prompter.answers(asked.choices) if rule.reading == "texts" else (),
       limit=limit,
       fields=fields,
     )

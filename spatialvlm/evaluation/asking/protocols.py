@@ -100,7 +100,7 @@ def check(config: ScoreConfig) -> None:
       raise UserError(f"score.{field}: {', '.join(names)}: one stands twice")
 
 
-class Encoder(TypingProtocol):
+class Prompter(TypingProtocol):
   """Turns questions into prompts; `pad_id` fills batches. Called from several threads."""
 
   pad_id: int
@@ -122,8 +122,8 @@ class Encoder(TypingProtocol):
   def decode(self, ids: Iterable[int]) -> str: ...
 
 
-class ProcessorEncoder:
-  """The encoder of a checkpoint's processor.
+class ProcessorPrompter:
+  """The prompter of a checkpoint's processor.
 
   Attributes:
     pad_id, stop_ids: the processor's.
