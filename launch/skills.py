@@ -1,6 +1,6 @@
 """Prints what a model can do on held-out scenes, skill by skill: `python launch/skills.py --model=FOLDER`.
 
-Every skill of `spatialvlm/data/scenes/skills.py` is asked `--count` times, one question a picture, and an
+Every skill of `spatialvlm/worlds/skills.py` is asked `--count` times, one question a picture, and an
 answer counts when the greedy text is exactly the expected one. `--out` writes the table as Markdown.
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 from tests.oracle import hf_processor
 from tests.processing.processor_cases import CASES, digest, write
 
-RECORD = Path(__file__).parents[1] / "data" / "recorded" / "processor.npz"
+RECORD = Path(__file__).parents[1] / "processing" / "recorded" / "processor.npz"
 
 
 def main() -> None:

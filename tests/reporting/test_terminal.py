@@ -67,13 +67,13 @@ def test_plot_is_an_image_that_shows_the_scores(tmp_path):
   assert min(pixels.shape[:2]) > 200 and pixels.std() > 20
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_ends_with_all(terminal, tmp_path):
+@pytest.mark.parametrize("live", [True, False])
+def test_progress_ends_with_all(live, tmp_path):
   with open(tmp_path / "out", "w") as file:
-    console = Console(file=file, force_terminal=terminal, width=100)
+    console = Console(file=file, force_terminal=live, width=100)
     with terminal.progress("scoring", console) as show:
       for done in range(0, 41, 10):
         show(done, 40)
         show.note("8 answers longer than 256 tokens" if done == 20 else "")
   assert "40/40" in (tmp_path / "out").read_text()
-  assert terminal or "scoring: 8 answers longer than 256 tokens" in (tmp_path / "out").read_text()
+  assert live or "scoring: 8 answers longer than 256 tokens" in (tmp_path / "out").read_text()

@@ -9,7 +9,7 @@ from configs import base
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.worlds import questions, skills, tiny, vocabulary, world
 
-SHIPPED = Path(__file__).parents[3] / "checkpoints" / "smolvlm-tiny"
+SHIPPED = Path(__file__).parents[2] / "checkpoints" / "smolvlm-tiny"
 
 
 @pytest.fixture(scope="module")
