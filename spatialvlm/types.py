@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -42,7 +42,8 @@ class Example:
     turns: the conversation. Where no prompt holds an `<image>` mark, all images stand before the first
       prompt, as SmolVLM was trained.
     files: names of the images' files, as far as the source knows them: empty, or as many as images.
-    dense: targets per pixel of `images[0]`, e.g. `depth` (H, W) float32 in metres, for auxiliary losses.
+    dense: targets per pixel of `images[0]`, (H, W) each, for auxiliary losses. The processor makes them
+      `Extra` arrays of axis "tile" (`processing.tiling.dense_tiles`).
   """
 
   images: tuple[np.ndarray, ...]
@@ -106,6 +107,50 @@ class Features:
   grid: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
 
+Axis = Literal["tile", "sample", "target"]
+
+
+def missing_value(dtype: Any) -> Any:
+  """What an `Extra` of this type holds where nothing is given: NaN, -1 or False.
+
+  Raises:
+    UserError: unsigned integers, which have no such value.
+  """
+  if np.issubdtype(dtype, np.floating):
+    return np.nan
+  if np.issubdtype(dtype, np.signedinteger):
+    return -1
+  if dtype == np.bool_:
+    return False
+  raise UserError(f"extra arrays of type {np.dtype(dtype).name} cannot say where nothing is given; use int32")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Extra:
+  """An array that a batch carries for a loss, and what its leading axes count.
+
+  Attributes:
+    array: of a batch (N, ...) for axis "tile", (B, ...) for "sample", (B, K, ...) for "target", in the order
+      of `Batch.target_index_BK`. Of one example (`processor.Encoded.extra`) the same without B: (I, ...),
+      (...) and (k, ...) with k supervised tokens.
+    axis: "tile", "sample" or "target".
+
+  Padding, and examples that bring no such array, hold `missing_value`: mask it (`jnp.where`) before any
+  arithmetic, since NaN times a weight of 0 is NaN.
+
+  Raises:
+    UserError: another axis.
+  """
+
+  array: Any
+  axis: Axis = dataclasses.field(metadata={"static": True})
+
+  def __post_init__(self):
+    if self.axis not in get_args(Axis):
+      raise UserError(f"extra array of axis {self.axis!r}; known: {', '.join(get_args(Axis))}")
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -124,7 +169,7 @@ class Batch:
     mask_ar_BT: bool, false where a position belongs to a bidirectional prefix; None means causal.
     target_index_BK: int32, positions t of the supervised tokens (predicted from t - 1), -1 for none.
     example_mask_B: bool, false for samples that only fill a batch.
-    dense: per-tile targets of auxiliary losses, leading axis N.
+    extra: further arrays by name, each an `Extra` that says which axis it follows.
   """
 
   tokens_BT: Any
@@ -137,4 +182,4 @@ class Batch:
   mask_ar_BT: Any = None
   target_index_BK: Any = None
   example_mask_B: Any = None
-  dense: Any = None
+  extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)

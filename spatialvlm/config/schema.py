@@ -190,7 +190,7 @@ class LossConfig:
   """One weighted term of the objective: `kind` is a key of `training.losses.LOSSES`.
 
   Attributes:
-    target: which map of `Batch.dense` a dense loss predicts.
+    target: which array of `Batch.extra` a dense loss predicts.
   """
 
   kind: str = "answer"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from spatialvlm.types import Batch, UserError
+from spatialvlm.types import Batch, Extra, UserError, missing_value
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded
@@ -63,8 +63,12 @@ def collate(
     targets: K of `target_index_BK`; 0 leaves it None.
     tiles: I; 0 leaves the pixels out, for a caller that brings features and `tile_index_BI` itself.
     pad_id: token id at padding.
+
+  Raises:
+    UserError: an extra array that does not fit its axis, or differs within the batch in more than its length.
   """
   rows = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
+  rows["extra"] = _extra(encoded, tiles=tiles, targets=targets, batch_size=batch_size)
   if not tiles:
     return Batch(**rows)
   starts = [i * tiles for i in range(len(encoded))]
@@ -73,7 +77,6 @@ def collate(
     **rows,
     pixels_NHWC=_scatter(parts, starts, batch_size * tiles, 0.0),
     pixel_mask_NHW=_pixel_masks(encoded, starts, batch_size * tiles),
-    dense=_dense(encoded, starts, batch_size * tiles),
   )
 
 
@@ -83,7 +86,7 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
   more = bucket.length - length
 
   def wider(array, value, by):
-    return np.pad(array, ((0, 0), (0, by)), constant_values=value) if by else array
+    return np.pad(array, [(0, 0), (0, by)] + [(0, 0)] * (array.ndim - 2), constant_values=value)
 
   targets = batch.target_index_BK
   if bucket.targets:
@@ -101,6 +104,14 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
     out[:, : aligned.shape[1]] = aligned
     return out.reshape(-1, *array.shape[1:])
 
+  def grown(extra: Extra) -> Extra:
+    missing = missing_value(extra.array.dtype)
+    if extra.axis == "tile":
+      return Extra(more_tiles(extra.array, missing), extra.axis)
+    if extra.axis == "target":
+      return Extra(wider(extra.array, missing, bucket.targets - extra.array.shape[1]), extra.axis)
+    return extra
+
   return Batch(
     tokens_BT=wider(batch.tokens_BT, pad_id, more),
     valid_BT=wider(batch.valid_BT, False, more),
@@ -110,7 +121,7 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
     example_mask_B=batch.example_mask_B,
     pixels_NHWC=more_tiles(pixels, 0.0),
     pixel_mask_NHW=more_tiles(batch.pixel_mask_NHW, True),
-    dense=None if batch.dense is None else {k: more_tiles(v, _missing(v)) for k, v in batch.dense.items()},
+    extra={name: grown(extra) for name, extra in batch.extra.items()},
   )
 
 
@@ -169,22 +180,37 @@ def _pixel_masks(encoded, starts, count) -> np.ndarray | None:
   return _scatter(parts, starts, count, True)
 
 
-def _dense(encoded, starts, count) -> dict[str, np.ndarray] | None:
-  """Targets per pixel of each example's first image, at its global view, the last tile of that image.
+def _extra(encoded: Sequence[Encoded], *, tiles: int, targets: int, batch_size: int) -> dict[str, Extra]:
+  """The arrays that examples bring, each padded along its axis; those of an axis of size 0 are left out."""
+  found = {}
+  for name in sorted({name for e in encoded for name in e.extra}):
+    given = {row: e.extra[name] for row, e in enumerate(encoded) if name in e.extra}
+    kinds = {_kind(extra) for extra in given.values()}
+    if len(kinds) > 1:
+      said = "; ".join(f"{axis} {shape} {dtype}" for axis, shape, dtype in sorted(kinds, key=str))
+      raise UserError(f"extra {name!r} of one batch differs in axis, shape or type: {said}")
+    ((axis, shape, dtype),) = kinds
+    sizes = {"sample": (), "tile": (tiles,), "target": (targets,)}[axis]
+    if 0 in sizes:
+      continue
+    out = np.full((batch_size, *sizes, *shape), missing_value(dtype), dtype)
+    for row, extra in given.items():
+      if axis == "sample":
+        out[row] = extra.array
+        continue
+      wanted = len(encoded[row].tiles) if axis == "tile" else int(np.count_nonzero(encoded[row].loss_mask))
+      if len(extra.array) != wanted:
+        raise UserError(f"extra {name!r} holds {len(extra.array)} {axis}s, but the example has {wanted}")
+      out[row, :wanted] = extra.array
+    found[name] = Extra(out.reshape(-1, *shape) if axis == "tile" else out, axis)
+  return found
 
-  All other tiles, and examples without such a target, hold NaN (-1 for integers).
-  """
-  out = {}
-  for name in sorted({name for e in encoded for name in e.dense}):
-    having = [(e, start) for e, start in zip(encoded, starts, strict=True) if name in e.dense]
-    shapes = {e.dense[name].shape for e, _ in having}
-    if len(shapes) > 1:
-      raise UserError(f"dense targets {name!r} of one batch differ in shape: {sorted(shapes)}")
-    parts = [e.dense[name][None] for e, _ in having]
-    places = [start + e.images[0] - 1 for e, start in having]
-    out[name] = _scatter(parts, places, count, _missing(parts[0]))
-  return out or None
 
-
-def _missing(array: np.ndarray) -> float:
-  return np.nan if np.issubdtype(array.dtype, np.floating) else -1
+def _kind(extra: Extra) -> tuple[str, tuple[int, ...], np.dtype]:
+  """What must be equal for all examples of a batch: the axis, the shape behind it, and the type."""
+  array = np.asarray(extra.array)
+  if extra.axis != "sample" and not array.ndim:
+    raise UserError(
+      f"extra array of axis {extra.axis!r} is a single number; it wants one for each {extra.axis}"
+    )
+  return extra.axis, array.shape[extra.axis != "sample" :], array.dtype

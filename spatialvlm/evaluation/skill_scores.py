@@ -100,7 +100,6 @@ def _answers(
     pad_id=processor.pad_id,
     batch_size=batch_size,
   )
-  batch = dataclasses.replace(batch, dense=None)
   tokens_BT = generation.generate(
     vlm, batch, max_new_tokens=NEW_TOKENS, stop_ids=processor.stop_ids, pad_id=processor.pad_id
   )

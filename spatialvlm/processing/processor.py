@@ -21,8 +21,8 @@ from spatialvlm.processing import images as image_lib
 from spatialvlm.processing import processor_files as files
 from spatialvlm.processing.expansion import Expander
 from spatialvlm.processing.processor_family import Files, family_of
-from spatialvlm.processing.tiling import TileOptions, Tiler, Tiles
-from spatialvlm.types import IMAGE_MARK, Example, ImageLayout, Turn, UserError
+from spatialvlm.processing.tiling import TileOptions, Tiler, Tiles, dense_tiles
+from spatialvlm.types import IMAGE_MARK, Example, Extra, ImageLayout, Turn, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Encoded:
     tiles: float32 (I, S, S, 3), normalised, of all images in order; I is 0 without images.
     pixel_mask: bool (I, S, S), true at real pixels; None, as always here, where all are.
     images: how many tiles each image became.
-    dense: the example's dense targets, untouched.
+    extra: arrays that go into `Batch.extra` by their names; the example's dense targets among them.
     prefix: how many leading tokens all see each other; 0 for a causal model.
   """
 
@@ -50,7 +50,7 @@ class Encoded:
   id: str = ""
   task: str = ""
   source: str = ""
-  dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
   prefix: int = 0
 
 
@@ -321,7 +321,7 @@ class Processor:
       id=example.id,
       task=example.task,
       source=example.source,
-      dense=example.dense,
+      extra=dense_tiles(example.dense, [len(t.pixels) for t in cut]),
       prefix=prefix,
     )
 

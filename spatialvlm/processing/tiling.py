@@ -7,14 +7,14 @@ import dataclasses
 import functools
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from spatialvlm.processing.resize import normalise
-from spatialvlm.types import UserError
+from spatialvlm.types import Extra, UserError, missing_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,29 @@ class TileOptions:
   longest_edge: int | None = None
   split_images: bool | None = None
   enlarge: bool = True
+
+
+def dense_tiles(maps: Mapping[str, np.ndarray], counts: Sequence[int]) -> dict[str, Extra]:
+  """Maps of an example's first image as arrays of axis "tile", (I, H, W), over the tiles of all its images.
+
+  A map stands at the image's global view, which is the last of its tiles; all other tiles hold
+  `types.missing_value`.
+
+  Args:
+    maps: by name, (H, W) each.
+    counts: how many tiles each image became.
+
+  Raises:
+    UserError: maps without an image, or of unsigned integers.
+  """
+  if maps and not counts:
+    raise UserError(f"dense targets {', '.join(maps)} of an example without an image")
+  found = {}
+  for name, pixels in maps.items():
+    tiles = np.full((sum(counts), *pixels.shape), missing_value(pixels.dtype), pixels.dtype)
+    tiles[counts[0] - 1] = pixels
+    found[name] = Extra(tiles, "tile")
+  return found
 
 
 class Tiler(Protocol):

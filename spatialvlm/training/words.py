@@ -22,8 +22,8 @@ def words_loss(target: str = "", first: int = -1, classes: int = 0, none: int = 
   """Cross-entropy over `classes` neighbouring words of the vocabulary, at every image token.
 
   Args:
-    target: a map of `Batch.dense`: integers (N, H, W), -1 where there is nothing; it is cut into the grid of
-      image tokens, and a token's class is the commonest of its pixels.
+    target: an array of `Batch.extra` of axis "tile": integers (N, H, W), -1 where there is nothing; it is
+      cut into the grid of image tokens, and a token's class is the commonest of its pixels.
     first: vocabulary id of the first class's word.
     none: vocabulary id of the word for tokens with less than `share` of labelled pixels; -1 leaves them out.
   """
@@ -36,13 +36,14 @@ def words_loss(target: str = "", first: int = -1, classes: int = 0, none: int = 
     del key
     if batch.features_NPD is None and batch.pixels_NHWC is None:  # a batch of text alone
       return jnp.float32(0), jnp.float32(0), {"accuracy": (jnp.float32(0), jnp.float32(0))}
-    if batch.dense is None or target not in batch.dense:
-      found = sorted(batch.dense or ())
+    if target not in batch.extra:
+      found = sorted(batch.extra)
       raise UserError(f"config.losses: no data source gives the dense target {target!r}; there are {found}")
     features_NPD = batch.features_NPD
     if features_NPD is None:
       features_NPD = model.encode_images(batch.pixels_NHWC, batch.pixel_mask_NHW)
-    label_NP, weight_NP = token_labels(batch.dense[target], features_NPD.shape[1], classes, none >= 0, share)
+    map_NHW = batch.extra[target].array
+    label_NP, weight_NP = token_labels(map_NHW, features_NPD.shape[1], classes, none >= 0, share)
     x_NPD = features_NPD.astype(jnp.float32)
     x_NPD *= jax.lax.rsqrt(jnp.square(x_NPD).mean(-1, keepdims=True) + 1e-6)
     logits_NPK = model.unembed(x_NPD)[..., words].astype(jnp.float32)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from spatialvlm.types import Example, ImageLayout, Turn
+from spatialvlm.processing.tiling import dense_tiles
+from spatialvlm.types import Example, Extra, ImageLayout, Turn
 
 IMAGE = 1
 PAD = 0
@@ -19,7 +20,7 @@ class FakeEncoded:
   tiles: np.ndarray
   pixel_mask: np.ndarray | None = None
   images: tuple[int, ...] = (1,)
-  dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
   prefix: int = 0
 
 
@@ -42,7 +43,7 @@ class FakeProcessor:
     for i, picture in enumerate(example.images):
       tiles[i] = picture[:2, :2] / 255.0
     images = (1,) * len(example.images)
-    return FakeEncoded(tokens, loss, slot, tiles, images=images, dense=dict(example.dense))
+    return FakeEncoded(tokens, loss, slot, tiles, images=images, extra=dense_tiles(example.dense, images))
 
 
 class FakeSource:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from spatialvlm.data.batch import Bucket, bucket_of, collate, grow, largest
-from spatialvlm.types import UserError
+from spatialvlm.processing.tiling import dense_tiles
+from spatialvlm.types import Extra, UserError
 from tests.data.fakes import FakeEncoded
 
 
@@ -46,7 +47,7 @@ def test_rows_are_padded_on_the_right_and_tiles_stand_beside_their_sample():
   np.testing.assert_array_equal(batch.target_index_BK, [[2, -1], [3, 4], [3, -1], [-1, -1]])
   np.testing.assert_array_equal(batch.image_slot_BT[2], [0, 1, 2, 3, -1, -1])
   np.testing.assert_array_equal(batch.example_mask_B, [True, True, True, False])
-  assert batch.tile_index_BI is None and batch.pixel_mask_NHW is None and batch.dense is None
+  assert batch.tile_index_BI is None and batch.pixel_mask_NHW is None and batch.extra == {}
   np.testing.assert_array_equal(batch.pixels_NHWC[:, 0, 0, 0], [0.5, 0, 0, 0, 0.25, 0.25, 0, 0])
   assert batch.pixels_NHWC.dtype == np.float32 and batch.tokens_BT.dtype == np.int32
 
@@ -67,14 +68,72 @@ def test_masks_follow_their_tiles():
 def test_dense_targets_stand_at_the_global_view_of_the_first_image():
   depth = np.full((4, 4), 3.0, np.float32)
   ids = np.full((4,), 6, np.int32)
-  rows = [encoded(3, 1, 1), encoded(8, 3, 1, images=(2, 1), dense={"depth": depth, "ids": ids})]
+  extra = dense_tiles({"depth": depth, "ids": ids}, (2, 1))
+  rows = [encoded(3, 1, 1), encoded(8, 3, 1, images=(2, 1), extra=extra)]
   batch = collate(rows, length=8, tiles=3, targets=1, pad_id=0, batch_size=2)
-  assert batch.dense["depth"].shape == (6, 4, 4) and batch.dense["ids"].dtype == np.int32
-  np.testing.assert_array_equal(np.isnan(batch.dense["depth"]).all((1, 2)), [True] * 4 + [False, True])
-  np.testing.assert_array_equal(batch.dense["ids"][:, 0], [-1, -1, -1, -1, 6, -1])
-  rows[0] = encoded(3, 1, 1, dense={"depth": depth[:2]})
-  with pytest.raises(UserError, match="'depth' of one batch differ in shape"):
-    collate(rows, length=8, tiles=3, targets=1, pad_id=0, batch_size=2)
+  found, labels = batch.extra["depth"], batch.extra["ids"].array
+  assert found.axis == "tile" and found.array.shape == (6, 4, 4) and labels.dtype == np.int32
+  np.testing.assert_array_equal(np.isnan(found.array).all((1, 2)), [True] * 4 + [False, True])
+  np.testing.assert_array_equal(labels[:, 0], [-1, -1, -1, -1, 6, -1])
+  with pytest.raises(UserError, match="targets depth of an example without an image"):
+    dense_tiles({"depth": depth}, ())
+
+
+def extras(tiles, targets, value=1.0):
+  """One array of each axis, as an example brings them."""
+  return {
+    "mask": Extra(np.full((tiles, 2, 2), value > 0), "tile"),
+    "reward": Extra(np.float32(value), "sample"),
+    "teacher": Extra(np.full((targets, 3), value, np.float32), "target"),
+    "rank": Extra(np.full((targets,), int(value), np.int8), "target"),
+  }
+
+
+def test_extra_arrays_are_padded_along_the_axis_that_they_name():
+  rows = [
+    encoded(4, 2, 3, extra=extras(2, 3, 5.0)),
+    encoded(3, 1, 1),
+    encoded(4, 1, 1, extra=extras(1, 1, 7.0)),
+  ]
+  batch = collate(rows, length=4, tiles=3, targets=4, pad_id=0, batch_size=4)
+  assert {name: extra.axis for name, extra in batch.extra.items()} == {
+    "mask": "tile", "reward": "sample", "teacher": "target", "rank": "target"
+  }  # fmt: skip
+  arrays = {name: extra.array for name, extra in batch.extra.items()}
+  np.testing.assert_array_equal(arrays["mask"].all((1, 2)), [1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
+  np.testing.assert_array_equal(arrays["reward"], [5, np.nan, 7, np.nan])
+  np.testing.assert_array_equal(arrays["rank"], [[5, 5, 5, -1], [-1] * 4, [7, -1, -1, -1], [-1] * 4])
+  assert arrays["teacher"].shape == (4, 4, 3) and arrays["rank"].dtype == np.int8
+  np.testing.assert_array_equal(np.isnan(arrays["teacher"]).all(-1), arrays["rank"] < 0)
+  alone = collate(rows, length=4, tiles=0, targets=0, pad_id=0, batch_size=4)
+  assert list(alone.extra) == ["reward"]  # a batch without tiles or targets has none of theirs
+
+
+@pytest.mark.parametrize(
+  ("extra", "message"),
+  [
+    (
+      Extra(np.zeros((2, 2, 2), np.float32), "tile"),
+      "differs in axis, shape or type: tile .2, 2. bool; tile",
+    ),
+    (Extra(np.zeros((2, 2, 3), bool), "tile"), "differs in axis, shape or type"),
+    (Extra(np.zeros((3, 2, 2), bool), "tile"), "'mask' holds 3 tiles, but the example has 2"),
+    (Extra(np.zeros((2, 2, 2), bool), "target"), "differs in axis"),
+    (Extra(np.bool_(True), "tile"), "a single number"),
+  ],
+)
+def test_extra_arrays_that_do_not_fit_are_refused(extra, message):
+  rows = [encoded(4, 2, 3, extra={"mask": extra}), encoded(4, 1, 1, extra=extras(1, 1))]
+  with pytest.raises(UserError, match=message):
+    collate(rows, length=4, tiles=3, targets=4, pad_id=0, batch_size=2)
+
+
+def test_an_axis_or_a_type_without_meaning_is_refused():
+  with pytest.raises(UserError, match="axis 'pixel'; known: tile, sample, target"):
+    Extra(np.zeros(3), "pixel")
+  rows = [encoded(4, 1, 1, extra={"class": Extra(np.uint8(3), "sample")})]
+  with pytest.raises(UserError, match="uint8 cannot say where nothing is given"):
+    collate(rows, length=4, tiles=1, targets=1, pad_id=0, batch_size=1)
 
 
 def test_a_batch_without_images_has_no_pixels():
@@ -83,13 +142,16 @@ def test_a_batch_without_images_has_no_pixels():
 
 
 def test_growing_equals_collating_into_the_larger_bucket():
-  rows = [encoded(3, 1, 1, 0.5, dense={"depth": np.ones((2,), np.float32)}), encoded(4, 1, 2)]
+  rows = [encoded(3, 1, 1, 0.5, extra=extras(1, 1)), encoded(4, 1, 2)]
   small = collate(rows, length=4, tiles=1, targets=2, pad_id=9, batch_size=3)
   large = collate(rows, length=8, tiles=3, targets=4, pad_id=9, batch_size=3)
   grown = grow(small, Bucket(8, 3, 4), pad_id=9, tile_size=2)
   for name in ("tokens_BT", "valid_BT", "image_slot_BT", "target_index_BK", "pixels_NHWC", "example_mask_B"):
     np.testing.assert_array_equal(getattr(grown, name), getattr(large, name), err_msg=name)
-  np.testing.assert_array_equal(grown.dense["depth"], large.dense["depth"])
+  assert grown.extra.keys() == large.extra.keys() == extras(1, 1).keys()
+  for name, extra in large.extra.items():
+    assert grown.extra[name].axis == extra.axis
+    np.testing.assert_array_equal(grown.extra[name].array, extra.array, err_msg=name)
 
 
 def test_growing_gives_pixels_to_a_batch_without_any():

@@ -8,7 +8,7 @@ import pytest
 from spatialvlm.config import LossConfig
 from spatialvlm.training.losses import make_losses
 from spatialvlm.training.words import token_labels, words_loss
-from spatialvlm.types import Batch, UserError
+from spatialvlm.types import Batch, Extra, UserError
 
 VOCABULARY, WIDTH, FIRST, CLASSES = 11, 6, 4, 3
 
@@ -57,7 +57,10 @@ def test_loss_is_the_cross_entropy_of_normalised_tokens(maps):
   rng = np.random.default_rng(1)
   table, features = rng.normal(size=(VOCABULARY, WIDTH)), rng.normal(size=(2, 4, WIDTH))
   batch = Batch(
-    None, None, features_NPD=jnp.asarray(features, jnp.float32), dense={"shape": jnp.asarray(maps)}
+    None,
+    None,
+    features_NPD=jnp.asarray(features, jnp.float32),
+    extra={"shape": Extra(jnp.asarray(maps), "tile")},
   )
   loss = words_loss("shape", FIRST, CLASSES)
   total, weight, metrics = loss(Readout(jnp.asarray(table, jnp.float32)), batch, jax.random.key(0))
@@ -83,7 +86,9 @@ def test_text_alone_weighs_nothing():
 
 
 def test_missing_target_and_bad_settings_are_named(maps):
-  batch = Batch(None, None, features_NPD=jnp.ones((2, 4, WIDTH)), dense={"shape": jnp.asarray(maps)})
+  batch = Batch(
+    None, None, features_NPD=jnp.ones((2, 4, WIDTH)), extra={"shape": Extra(jnp.asarray(maps), "tile")}
+  )
   with pytest.raises(UserError, match=r"color.*shape"):
     words_loss("color", FIRST, CLASSES)(None, batch, jax.random.key(0))
   with pytest.raises(UserError, match="does not divide"):
