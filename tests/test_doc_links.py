@@ -21,5 +21,5 @@ def test_what_moved_is_found_and_what_is_gone_is_named(tmp_path):
   lines = [link[2] for link in doc_links.LINK.findall(doc_links.renewed(page))]
   assert lines == ["1", "5", "7", "8"]
   page.write_text("[`gone`](code.py#L1)")
-  with pytest.raises(LookupError, match="code.py defines no gone"):
+  with pytest.raises(LookupError, match=r"code\.py defines no gone"):
     doc_links.renewed(page)
