@@ -12,7 +12,7 @@ LINK = re.compile(r"\[`([\w.]+)`\]\(([^)#\s]+\.py)#L(\d+)\)")
 
 
 def definitions(file: pathlib.Path) -> dict[str, int]:
-  """Line of each function, class, constant and field of a file, by its name: `f`, `Class.method`, `f.inner`."""
+  """Line of each function, class, constant and field of a file by name: `f`, `Class.method`, `f.inner`."""
   found: dict[str, int] = {}
 
   def walk(node: ast.AST, above: str) -> None:
