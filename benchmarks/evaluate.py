@@ -4,7 +4,7 @@
 
 Prints questions per second and the ratios of
   native           letters after one prefill (this project)
-  controls         native and every control of `evaluation.controls`
+  controls         native and every control of `evaluation.asking.controls`
   everything       every protocol and every control; `--answer` tokens for each generated answer
 against transformers on the same prompts and weights:
   (a)              `generate` of `--answer` tokens, one question at a time, as harnesses run SmolVLM

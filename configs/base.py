@@ -43,7 +43,7 @@ from spatialvlm.config import (
 from spatialvlm.types import UserError
 from spatialvlm.worlds.skills import DEFAULT_TASKS
 
-# First vocabulary id and number of the words of each dense target (`data.scenes.vocabulary.DENSE_WORDS`).
+# First vocabulary id and number of the words of each dense target (`worlds.vocabulary.DENSE_WORDS`).
 WORDS = {
   "color": (259, 6),
   "shape": (265, 4),

@@ -70,7 +70,7 @@ def load_vlm(
 def load_processor(
   path_or_hub_id: str | os.PathLike, *, revision: str | None = None, **options: Any
 ) -> Processor:
-  """The processor of a local folder or a hub id; `options` as of `data.processor.load_processor`.
+  """The processor of a local folder or a hub id; `options` as of `processing.processor.load_processor`.
 
   Raises:
     UserError: the folder or one of its files is missing or broken.

@@ -43,7 +43,7 @@ class ModelConfig:
 
   @property
   def tiling(self) -> dict[str, Any]:
-    """How images are cut, as keyword arguments of `data.processor.load_processor`."""
+    """How images are cut, as keyword arguments of `processing.processor.load_processor`."""
     names = ("max_tiles", "longest_edge", "split_images", "enlarge")
     return {name: getattr(self, name) for name in names}
 
@@ -248,8 +248,8 @@ class ScoreConfig:
   Attributes:
     batch_size: prompts of one batch.
     limit: only the first so many questions, 0 for all.
-    protocols: keys of `evaluation.protocols.PROTOCOLS`; the first is the headline.
-    controls: keys of `evaluation.controls.CONTROLS`, under which the headline is asked again.
+    protocols: keys of `evaluation.asking.protocols.PROTOCOLS`; the first is the headline.
+    controls: keys of `evaluation.asking.controls.CONTROLS`, under which the headline is asked again.
     new_tokens: cuts generated answers shorter than the protocols' own limits do; 0 for theirs alone.
     lengths: buckets of the text behind an image, in tokens, ascending; a longer text is refused.
     tiles: buckets of tiles per question, ascending.
@@ -260,7 +260,7 @@ class ScoreConfig:
     features: folder in which images' features are kept for further runs with the same vision weights, numbers
       and tiles; None keeps none. A full disk there ends no run.
     bootstrap: resamples of the intervals.
-    text_forest: trees of the prior that is fitted on the texts (`evaluation.forest`), 0 for none.
+    text_forest: trees of the prior that is fitted on the texts (`evaluation.scoring.forest`), 0 for none.
     seed: of the resamples, folds and trees.
   """
 

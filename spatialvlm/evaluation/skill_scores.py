@@ -1,4 +1,4 @@
-"""How well a model has learned each skill of `data.scenes.skills`: greedy answers that are exactly right."""
+"""How well a model has learned each skill of `worlds.skills`: greedy answers that are exactly right."""
 
 from __future__ import annotations
 
