@@ -21,9 +21,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
-from spatialvlm import hub
+from spatialvlm import cli, hub
 from spatialvlm.config import ModelConfig, RunConfig
-from spatialvlm.launch import _main
 from spatialvlm.training import metrics, one_run, stages
 
 BASE = pathlib.Path(__file__).parents[1] / "checkpoints" / "smolvlm-tiny"
@@ -67,7 +66,7 @@ def losses(model: pathlib.Path, workdir: pathlib.Path, steps: int, seed: int) ->
   pixels = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
   rms = lambda x: float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
   ratio = rms(vlm.encode_images(pixels)) / rms(vlm.decoder.embed.embedding[...])
-  whole = _main.load_config("encoders:tiny,encoder=own", [], RunConfig)
+  whole = cli.load("encoders:tiny,encoder=own", [], RunConfig)
   _, stage = stages.split(whole, workdir)[0]
   train = dataclasses.replace(stage.train, steps=steps, log_every=2, validate_every=0, export=False)
   optim = dataclasses.replace(stage.optim, schedule_steps=whole.stages["1-connector"].train.steps)

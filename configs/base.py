@@ -42,17 +42,8 @@ from spatialvlm.config import (
 )
 from spatialvlm.types import UserError
 from spatialvlm.worlds.skills import DEFAULT_TASKS
+from spatialvlm.worlds.vocabulary import dense_losses
 
-# First vocabulary id and number of the words of each dense target (`worlds.vocabulary.DENSE_WORDS`).
-WORDS = {
-  "color": (259, 6),
-  "shape": (265, 4),
-  "box": (269, 3),
-  "depth": (273, 8),
-  "row": (281, 3),
-  "column": (284, 3),
-}
-NONE = 272
 # What the first stages asked: questions by one word came in with the last one.
 FIRST_TASKS = {name: weight for name, weight in DEFAULT_TASKS.items() if name not in ("color_of", "shape_of")}
 JOINT_TASKS = {**FIRST_TASKS, "letters": 1.0, "choose": 1.0}
@@ -103,7 +94,7 @@ def _start() -> RunConfig:
     peft=PeftConfig(method="none", target="", full=".*"),
     data=_data(seed=1, turns=5),
     optim=_muon(4e-3, schedule="constant", warmup_steps=300),
-    losses={"answer": LossConfig("answer"), **words(color=0.5, shape=0.5, box=1.0, depth=0.2)},
+    losses={"answer": LossConfig("answer"), **dense_losses(color=0.5, shape=0.5, box=1.0, depth=0.2)},
     train=_train(steps=1100, batch_size=16),
     log=LogConfig(tensorboard=False),
   )
@@ -114,13 +105,13 @@ def _joint() -> RunConfig:
     3,
     data=_data(seed=5, turns=5, tasks=JOINT_TASKS, text=0.08),
     optim=_muon(4e-3, warmup_steps=100, schedule_steps=3600),
-    losses={"answer": LossConfig("answer"), **words(color=0.3, shape=0.5, box=0.5, depth=0.2)},
+    losses={"answer": LossConfig("answer"), **dense_losses(color=0.3, shape=0.5, box=0.5, depth=0.2)},
     train=_train(steps=700, batch_size=16),
   )
 
 
 def _places() -> RunConfig:
-  places = words(color=0.3, shape=1.0, box=0.5, depth=0.1, row=0.3, column=0.3)
+  places = dense_losses(color=0.3, shape=1.0, box=0.5, depth=0.1, row=0.3, column=0.3)
   return _after(
     4,
     data=_data(seed=7, turns=5, tasks=PLACE_TASKS, text=0.08),
@@ -146,7 +137,7 @@ def _decoder(
   stage: int, seed: int, steps: int, cosine: int, rate: float, tasks: dict, text: float, objects: bool = False
 ) -> RunConfig:
   """Decoder and connector, on conversations."""
-  dense = words(objects, color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1)
+  dense = dense_losses(objects, color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1)
   return _after(
     stage,
     peft=PeftConfig(method="none", target="", full=r"model\.(text_model|connector)\..*"),
@@ -211,33 +202,18 @@ def _muon(rate: float, **settings) -> OptimConfig:
   )
 
 
-def words(objects: bool = False, **weights: float) -> dict[str, LossConfig]:
-  """A dense term for each target: image tokens say the word of what they show.
-
-  Without a drawn box they say "none"; with `objects`, without an object too. Every surface has a depth.
-  """
-  terms = {}
-  for target, weight in weights.items():
-    first, classes = WORDS[target]
-    kwargs = {"first": first, "classes": classes}
-    if target == "box" or (objects and target != "depth"):
-      kwargs["none"] = NONE
-    terms[target] = LossConfig("words", target=target, weight=weight, kwargs=kwargs)
-  return terms
-
-
 def _train(steps: int, batch_size: int) -> TrainConfig:
   return TrainConfig(
     steps=steps, batch_size=batch_size, log_every=50, validate_every=500, checkpoint_every=250
   )
 
 
-PLACES = words(color=0.5, shape=1.5, box=1.0, depth=0.1, row=0.3, column=0.3)
-OBJECTS = words(objects=True, color=0.7, shape=2.0, box=1.0, depth=0.1, row=0.3, column=0.3)
-SHAPES = words(objects=True, color=0.4, shape=3.0, box=0.7, depth=0.5, row=0.15, column=0.15)
+PLACES = dense_losses(color=0.5, shape=1.5, box=1.0, depth=0.1, row=0.3, column=0.3)
+OBJECTS = dense_losses(objects=True, color=0.7, shape=2.0, box=1.0, depth=0.1, row=0.3, column=0.3)
+SHAPES = dense_losses(objects=True, color=0.4, shape=3.0, box=0.7, depth=0.5, row=0.15, column=0.15)
 STAGES = (
   _start,
-  lambda: _vision(2, 3, 1000, 4e-3, words(color=0.5, shape=1.5, box=1.0, depth=0.3), cosine=1500),
+  lambda: _vision(2, 3, 1000, 4e-3, dense_losses(color=0.5, shape=1.5, box=1.0, depth=0.3), cosine=1500),
   _joint,
   _places,
   lambda: _vision(5, 9, 1300, 3e-3, PLACES),

@@ -16,8 +16,8 @@ They are separated by commas: `encoders.py:tiny,encoder=own+dinov2-small`.
 from ml_collections import ConfigDict
 
 from spatialvlm.config import LossConfig, to_dict
-from spatialvlm.configs.base import words
 from spatialvlm.types import UserError
+from spatialvlm.worlds.vocabulary import dense_losses
 
 SHORT = {
   "siglip": "google/siglip-base-patch16-224",
@@ -116,7 +116,7 @@ def _tiny(target: str) -> ConfigDict:
   """Image tokens first say what they show, in words of the model; then mostly Relation, as in lora.py."""
   muon = dict(name="muon", schedule="cosine", warmup_steps=30, kwargs=dict(consistent_rms=0.2, adam_b2=0.98))
   train = dict(log_every=20, validate_every=300, checkpoint_every=100)
-  dense = words(objects=True, color=0.7, shape=1.5, row=0.3, column=0.3)
+  dense = dense_losses(objects=True, color=0.7, shape=1.5, row=0.3, column=0.3)
   kinds = dict(Relation=0.75, Count=0.25)
   return ConfigDict(
     dict(

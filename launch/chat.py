@@ -6,12 +6,16 @@ may be given several times, and left out.
 
 from __future__ import annotations
 
+import pathlib
 import sys
 from collections.abc import Sequence
 
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 from absl import flags
 
-from spatialvlm.launch import _main
+from spatialvlm import cli
 from spatialvlm.types import UserError
 
 FLAGS = flags.FLAGS
@@ -28,7 +32,7 @@ flags.DEFINE_integer("max_tiles", None, "tile budget of an image; fewer tiles ar
 
 def main(arguments: Sequence[str]) -> None:
   if not FLAGS.model:
-    raise UserError("--model is missing; name a checkpoint's folder or hub id")
+    raise UserError("--model is missing; name a folder or hub id, or smolvlm-tiny, which comes with us")
   if len(arguments) > 1:
     raise UserError(f"one question is wanted, got {len(arguments)}; put it in quotation marks")
   if not arguments and sys.stdin.isatty():
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run() -> None:
-  _main.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,16 @@ against itself.
 
 from __future__ import annotations
 
+import pathlib
+import sys
 from collections.abc import Sequence
+
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from spatialvlm.launch import _main
+from spatialvlm import cli
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "folder for report, tables and plot; runs/compare-A-B by default"
@@ -21,7 +26,6 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the resamples")
 
 
 def main(arguments: Sequence[str]) -> None:
-  import pathlib
   import re
 
   from spatialvlm.evaluation.report import between_runs
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run() -> None:
-  _main.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

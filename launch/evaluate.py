@@ -5,7 +5,13 @@
 
 from __future__ import annotations
 
-from spatialvlm.launch import _main
+import pathlib
+import sys
+
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from spatialvlm import cli
 
 
 def main(config, workdir: str | None, arguments: list[str]) -> None:
@@ -22,7 +28,7 @@ def main(config, workdir: str | None, arguments: list[str]) -> None:
 def run() -> None:
   from spatialvlm.config import EvaluateConfig
 
-  _main.run(main, EvaluateConfig, "cvbench")
+  cli.run(main, EvaluateConfig, "cvbench")
 
 
 if __name__ == "__main__":

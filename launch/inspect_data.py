@@ -7,9 +7,15 @@ would train wrongly.
 
 from __future__ import annotations
 
+import pathlib
+import sys
+
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 from absl import flags
 
-from spatialvlm.launch import _main
+from spatialvlm import cli
 
 _OUTPUT = flags.DEFINE_string("output", None, "the page; inspect.html in the workdir, or here without one")
 _SCAN = flags.DEFINE_integer("scan", 256, "samples that are read, encoded and checked", lower_bound=1)
@@ -17,8 +23,6 @@ _SHOW = flags.DEFINE_integer("show", 24, "samples that are shown in full", lower
 
 
 def main(config, workdir: str | None, arguments: list[str]) -> int:
-  import pathlib
-
   from spatialvlm import hub
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.data import inspect, inspect_page
@@ -47,7 +51,7 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
 def run() -> None:
   from spatialvlm.config import RunConfig
 
-  _main.run(main, RunConfig, "lora:tiny")
+  cli.run(main, RunConfig, "lora:tiny")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,15 @@ stop there.
 
 from __future__ import annotations
 
+import pathlib
+import sys
+
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 from absl import flags
 
-from spatialvlm.launch import _main
+from spatialvlm import cli
 
 _BENCHMARK = flags.DEFINE_string(
   "benchmark", "", "parquet file, folder or hub id in CV-Bench's schema; empty for CV-Bench itself"
@@ -24,8 +30,6 @@ ENDLESS_SCAN = 1000
 
 
 def main(config, workdir: str | None, arguments: list[str]) -> int:
-  import pathlib
-
   from spatialvlm import mixture
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.data.sources import cvbench, registry
@@ -69,7 +73,7 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
 def run() -> None:
   from spatialvlm.config import RunConfig
 
-  _main.run(main, RunConfig)
+  cli.run(main, RunConfig)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,16 @@ evaluation where CV-Bench is not at hand; scores on them say nothing about CV-Be
 
 from __future__ import annotations
 
+import pathlib
+import sys
 from collections.abc import Sequence
+
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from spatialvlm.launch import _main
+from spatialvlm import cli
 from spatialvlm.types import UserError
 
 _OUT = flags.DEFINE_string("out", None, "folder to write")
@@ -20,8 +25,6 @@ _SHARE = flags.DEFINE_float("share", 1.0, "of CV-Bench's numbers of questions, f
 
 
 def main(arguments: Sequence[str]) -> None:
-  import pathlib
-
   from spatialvlm.data import scene_benchmark
 
   if arguments or not _OUT.value:
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run() -> None:
-  _main.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ report and tables anew.
 
 from __future__ import annotations
 
+import pathlib
+import sys
 from collections.abc import Sequence
 
-from spatialvlm.launch import _main
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from spatialvlm import cli
 
 
 def main(arguments: Sequence[str]) -> None:
-  import pathlib
-
   from spatialvlm.evaluation import rescore
   from spatialvlm.evaluation.report import run_page, run_tables
   from spatialvlm.reporting import terminal
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run() -> None:
-  _main.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

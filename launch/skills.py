@@ -7,11 +7,15 @@ answer counts when the greedy text is exactly the expected one. `--out` writes t
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Sequence
+
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from spatialvlm.launch import _main
+from spatialvlm import cli
 from spatialvlm.types import UserError
 
 FLAGS = flags.FLAGS
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run() -> None:
-  _main.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

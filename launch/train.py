@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from spatialvlm.launch import _main
+import pathlib
+import sys
+
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from spatialvlm import cli
 
 
 def main(config, workdir: str | None, arguments: list[str]) -> int:
@@ -19,7 +25,7 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
 def run() -> None:
   from spatialvlm.config import RunConfig
 
-  _main.run(main, RunConfig, "lora:tiny")
+  cli.run(main, RunConfig, "lora:tiny")
 
 
 if __name__ == "__main__":

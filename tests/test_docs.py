@@ -9,8 +9,8 @@ import tomllib
 
 import pytest
 
+from spatialvlm import cli
 from spatialvlm.config import EvaluateConfig, ProbeConfig, RunConfig
-from spatialvlm.launch import _main
 from spatialvlm.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -73,7 +73,7 @@ def test_a_command_can_be_typed(script, flags):
       assert key in ("workdir", "output", "scan", "show"), flag
   if recipe is not None:
     recipe = str(ROOT / recipe) if recipe.startswith("configs/") else recipe
-    assert isinstance(_main.load_config(recipe, overrides, CONFIG_OF[name]), CONFIG_OF[name])
+    assert isinstance(cli.load(recipe, overrides, CONFIG_OF[name]), CONFIG_OF[name])
 
 
 def test_make_targets_exist():
@@ -91,7 +91,7 @@ def test_single_settings_exist():
     fits = []
     for recipe, cls in (("lora:tiny", RunConfig), ("cvbench:tiny", EvaluateConfig)):
       with contextlib.suppress(UserError):
-        fits.append(_main.load_config(recipe, [(key, value)], cls))
+        fits.append(cli.load(recipe, [(key, value)], cls))
     assert fits, f"--config.{key}={value} is no setting of training or evaluation"
 
 
@@ -111,7 +111,9 @@ def test_installed_commands_exist(entry):
 
 
 def test_every_package_is_installed():
-  """pyproject.toml lists packages by name: launch/ and configs/ lie elsewhere than they are installed."""
+  """pyproject.toml lists packages by name: some folders lie elsewhere than they are installed."""
   setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
   inside = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "spatialvlm").rglob("*.py")}
-  assert set(setup["packages"]) == inside | {"spatialvlm.launch", "spatialvlm.configs"}
+  beside = {f"spatialvlm.{name}": name for name in ("launch", "configs", "checkpoints")}
+  assert set(setup["packages"]) == inside | set(beside)
+  assert setup["package-dir"] == {"spatialvlm": "spatialvlm"} | beside

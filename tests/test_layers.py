@@ -30,6 +30,7 @@ EVALUATION = "evaluation evaluation.records evaluation.asking evaluation.scoring
 ROOMS = {
   "types": room(packages="jax numpy"),
   "mixture": room("types", "numpy"),
+  "shipped": room(),
   "config": room("types"),
   "workdir": room("types config", "jax"),
   "reporting": room("types workdir", "PIL matplotlib numpy"),
@@ -37,7 +38,7 @@ ROOMS = {
   "core": room("types config", "jax flax"),
   "models": room("types core", "jax flax numpy einops"),
   "generation": room("types core models", "jax flax numpy"),
-  "hub": room(MODEL, "jax flax numpy ml_dtypes huggingface_hub"),
+  "hub": room(f"{MODEL} shipped", "jax flax numpy ml_dtypes huggingface_hub"),
   "peft": room(f"{MODEL} hub", "jax flax numpy"),
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture", "jax numpy scipy tokenizers"),
@@ -75,8 +76,9 @@ ROOMS = {
     f"{MODEL} generation hub peft processing data loading serving encoder training", "jax flax numpy"
   ),
 }
+ROOMS["cli"] = room("types config shipped", "absl jax")
 PARTS = frozenset(ROOMS)
-ROOMS["launch"] = Room(PARTS | {"launch", "configs"}, frozenset({"absl", "ml_collections", "jax"}))
+ROOMS["launch"] = Room(PARTS | {"launch", "configs"}, frozenset({"absl"}))
 ROOMS["configs"] = room("types config worlds processing configs", "ml_collections")
 ROOMS["benchmarks"] = Room(
   PARTS | {"launch", "configs", "benchmarks"},

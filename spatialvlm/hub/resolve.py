@@ -9,19 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spatialvlm import shipped
 from spatialvlm.hub.tensors import Entry, read_header
 from spatialvlm.types import UserError
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
-SHIPPED = Path(__file__).resolve().parent.parent.parent / "checkpoints"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
-  """A local folder: the named one, or a hub repository's snapshot, downloaded where it is not cached.
+  """A local folder: the named one, a model that ships with the project, or a hub repository's snapshot.
 
-  Only safetensors, JSON, text and chat templates are fetched: no pickle, no code.
+  A folder that is there comes first. Then those that ship with the project, from anywhere: by the path that
+  they have in a checkout (`checkpoints/smolvlm-tiny`), or by name alone (`smolvlm-tiny`). Anything else is a
+  hub id, downloaded where it is not cached; only safetensors, JSON, text and chat templates are fetched: no
+  pickle, no code.
 
   Raises:
     UserError: neither a folder nor a hub id that can be reached (or is cached).
@@ -32,14 +35,14 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     return folder
   if folder.exists():
     raise UserError(f"{name}: a file, where a folder with config.json and safetensors is wanted")
-  if folder.parts[:1] == (SHIPPED.name,):
-    # Commands of ours find the small models from any folder, by the path they have in a checkout.
-    if (SHIPPED.parent / folder).is_dir():
-      return SHIPPED.parent / folder
-    raise UserError(
-      f"{name}: no such folder; the small models come with a checkout of the project, not with the installed "
-      "package: install it from there by `pip install -e .`, or pass the folder's full path"
-    )
+  ours = shipped.checkpoints()
+  if len(folder.parts) == 1 and name in ours:
+    return ours[name]
+  if len(folder.parts) == 2 and folder.parts[0] == shipped.CHECKPOINTS:
+    if folder.name in ours:
+      return ours[folder.name]
+    known = ", ".join(ours) or "none: this install is not whole"
+    raise UserError(f"{name}: no such folder; models that ship with the project: {known}")
   if not _HUB_ID.fullmatch(name):
     raise UserError(f"{name}: no such folder")
   import huggingface_hub

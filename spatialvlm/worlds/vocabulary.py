@@ -1,8 +1,8 @@
 """The tiny model's tokenizer: SmolVLM's kind, trained on the project's own text.
 
 Byte-level BPE with single digits, so that any text works; every word of the scenes is one token. Words that
-dense losses predict at image tokens (`training.losses.words_loss`) have neighbouring ids, in the order of the
-classes of `skills.dense_targets`: a loss then needs only the first id of each group.
+dense losses predict at image tokens (`training.words.words_loss`) have neighbouring ids, in the order of the
+classes of `skills.dense_targets`: a loss then needs only the first id of each group (`dense_losses`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import json
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from spatialvlm.config import LossConfig
 from spatialvlm.worlds import skills, world
 
 START = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 GRID = tuple(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))
 ADDED = ("<global-img>", *GRID, "<fake_token_around_image>", "<image>", "<|reserved|>", "<end_of_utterance>")
-# Classes of each dense target, as the words that say them.
+_BYTES_END = len(START) + 256  # ids of the special tokens, then of the bytes
+NONE = "none"
+# Classes of each dense target, as the words that say them; NONE is what a token says that has no class.
 DENSE_WORDS = {
   "color": world.COLORS,
   "shape": world.SHAPES,
-  "box": (*skills.BOXES, "none"),
+  "box": (*skills.BOXES, NONE),
   "depth": ("nearest", "nearer", "near", "close", "middling", "far", "farther", "farthest"),
   "row": skills.ROWS,
   "column": skills.COLUMNS,
@@ -80,9 +83,34 @@ def build() -> Tokenizer:
   return tokenizer
 
 
-def first_id(tokenizer: Tokenizer, group: str) -> int:
-  """The id of a dense target's first class; the others follow it."""
-  return tokenizer.token_to_id("Ġ" + DENSE_WORDS[group][0])
+def word_id(word: str) -> int:
+  """Vocabulary id of one of `DENSE_WORDS`.
+
+  It follows from how `build` numbers the vocabulary, so that a recipe needs no tokenizer; a test holds it to
+  the one that ships.
+  """
+  return _BYTES_END + [w for words in DENSE_WORDS.values() for w in words].index(word)
+
+
+def dense_losses(objects: bool = False, **weights: float) -> dict[str, LossConfig]:
+  """A loss of kind "words" for each dense target: an image token says the word of what it shows.
+
+  Args:
+    objects: an image token without an object says "none" for every target but depth, which every surface has.
+      Otherwise it is left out, except for "box": most tokens have no drawn box, and say so.
+    **weights: target -> weight of its term in the objective.
+
+  Returns:
+    The terms by target, for `RunConfig.losses`.
+  """
+  terms = {}
+  for target, weight in weights.items():
+    words = [word for word in DENSE_WORDS[target] if word != NONE]
+    kwargs = {"first": word_id(words[0]), "classes": len(words)}
+    if target == "box" or (objects and target != "depth"):
+      kwargs["none"] = word_id(NONE)
+    terms[target] = LossConfig("words", target=target, weight=weight, kwargs=kwargs)
+  return terms
 
 
 def _ordered(tokenizer: Tokenizer) -> Tokenizer:
@@ -90,11 +118,10 @@ def _ordered(tokenizer: Tokenizer) -> Tokenizer:
   state = json.loads(tokenizer.to_str())
   vocabulary = state["model"]["vocab"]
   by_id = sorted(vocabulary, key=vocabulary.get)
-  bytes_end = len(START) + len(pre_tokenizers.ByteLevel.alphabet())
   dense = ["Ġ" + word for words in DENSE_WORDS.values() for word in words]
   missing = set(dense) - set(by_id)
   assert not missing, f"no tokens: {missing}"
-  rest = [t for t in by_id[bytes_end:] if t not in set(dense)]
-  order = by_id[:bytes_end] + dense + rest
+  rest = [t for t in by_id[_BYTES_END:] if t not in set(dense)]
+  order = by_id[:_BYTES_END] + dense + rest
   state["model"]["vocab"] = {token: index for index, token in enumerate(order)}
   return Tokenizer.from_str(json.dumps(state))

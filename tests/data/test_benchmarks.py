@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from spatialvlm import cli
 from spatialvlm.config import EvaluateConfig
 from spatialvlm.data.sources.registry import open_questions, open_source
-from spatialvlm.launch import _main
 from spatialvlm.types import Turn, UserError
 
 
@@ -41,7 +41,7 @@ def save(folder, *names):
 
 def opened(recipe, folder, open_it=open_questions, **changes):
   overrides = [("data.path", str(folder)), *((f"data.{k}", str(v)) for k, v in changes.items())]
-  config = _main.load_config(f"configs/benchmarks.py:{recipe}", overrides, EvaluateConfig)
+  config = cli.load(f"configs/benchmarks.py:{recipe}", overrides, EvaluateConfig)
   return open_it(config.data)
 
 

@@ -7,12 +7,12 @@ import datasets
 import pytest
 from PIL import Image
 
+from spatialvlm import cli
 from spatialvlm.config import EvaluateConfig
 from spatialvlm.data.sources.registry import open_questions
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.report import run_tables
-from spatialvlm.launch import _main
 from spatialvlm.reporting import terminal
 from spatialvlm.serving.scorer import VlmScorer
 from tests.evaluation import support
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(folder, vlm, prompter):
-  recipe = _main.load_config("benchmarks:whatsup-a", [("data.path", str(folder))], EvaluateConfig)
+  recipe = cli.load("benchmarks:whatsup-a", [("data.path", str(folder))], EvaluateConfig)
   conditions = ("circular", "grey", "other_image", "flip")
   config = dataclasses.replace(ALL, protocols=("native", "options"), controls=conditions)
   with pytest.MonkeyPatch.context() as patch:

@@ -1,15 +1,14 @@
 """The skill table counts exact answers; the model behind it is replaced by one whose answers are known."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from spatialvlm import shipped
 from spatialvlm.evaluation import skill_scores
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Example, Turn, UserError
 
-SHIPPED = Path(__file__).parents[2] / "checkpoints" / "smolvlm-tiny"
+SHIPPED = shipped.checkpoints()["smolvlm-tiny"]
 PICTURE = np.zeros((96, 96, 3), np.uint8)
 
 

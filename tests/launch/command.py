@@ -36,7 +36,7 @@ def run(capfd: pytest.CaptureFixture, name: str, *arguments: object) -> Done:
   finally:
     sys.argv = old
     for flag in list(flags.FLAGS):  # libraries that were imported meanwhile keep theirs
-      if str(flags.FLAGS.find_module_defining_flag(flag)).startswith("spatialvlm.launch"):
+      if str(flags.FLAGS.find_module_defining_flag(flag)).startswith(("spatialvlm.launch", "spatialvlm.cli")):
         delattr(flags.FLAGS, flag)
     flags.FLAGS.unparse_flags()
   return Done(ended.value.code or 0, *capfd.readouterr())

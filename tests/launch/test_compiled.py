@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
-from spatialvlm.launch import _compiled
+from spatialvlm.cli import compiled
 
 PROGRAM = """
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-from spatialvlm.launch import _compiled
-print(_compiled.keep(), flush=True)
+from spatialvlm.cli import compiled
+print(compiled.keep(), flush=True)
 hits = []
 jax.monitoring.register_event_listener(lambda name, **kw: hits.append(name))
 print(int(jax.jit(lambda x: x * 3 + 1)(2)))
@@ -19,7 +19,7 @@ print(hits.count("/jax/compilation_cache/cache_hits"))
 
 
 def run(**variables):
-  unset = (_compiled.FOLDER, _compiled.LIMIT, "JAX_ENABLE_COMPILATION_CACHE")
+  unset = (compiled.FOLDER, compiled.LIMIT, "JAX_ENABLE_COMPILATION_CACHE")
   env = {key: value for key, value in os.environ.items() if key not in unset}
   done = subprocess.run(
     [sys.executable, "-c", PROGRAM], env=env | variables, capture_output=True, text=True, check=True
@@ -45,15 +45,15 @@ def test_the_users_own_folder_stands(tmp_path, monkeypatch):
   import jax
 
   before = jax.config.jax_compilation_cache_dir
-  monkeypatch.setenv(_compiled.FOLDER, str(tmp_path / "own"))
+  monkeypatch.setenv(compiled.FOLDER, str(tmp_path / "own"))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-  assert _compiled.keep() is None
+  assert compiled.keep() is None
   assert jax.config.jax_compilation_cache_dir == before and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("line", ["flags : avx512f", "Features : sve"])
 def test_unlike_processors_do_not_share_programs(monkeypatch, line):
-  here = _compiled._processor()
-  assert here == _compiled._processor()
-  monkeypatch.setattr(_compiled.pathlib.Path, "read_text", lambda path: line)
-  assert _compiled._processor() != here
+  here = compiled._processor()
+  assert here == compiled._processor()
+  monkeypatch.setattr(compiled.pathlib.Path, "read_text", lambda path: line)
+  assert compiled._processor() != here

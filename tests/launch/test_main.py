@@ -3,14 +3,15 @@ import sys
 
 import pytest
 
+from spatialvlm import cli
+from spatialvlm.cli import processes, recipes
 from spatialvlm.config import EvaluateConfig, RunConfig
-from spatialvlm.launch import _main, _processes
 from spatialvlm.types import UserError
 from tests.launch import tiny
 
 
 def load(recipe, *overrides, cls=RunConfig):
-  return _main.load_config(recipe, [tuple(o.split("=", 1)) for o in overrides], cls)
+  return cli.load(recipe, [tuple(o.split("=", 1)) for o in overrides], cls)
 
 
 @pytest.fixture
@@ -95,20 +96,20 @@ def test_recipes_that_are_none(tmp_path):
 
 def test_overrides_are_taken_out_of_the_command_line():
   argv = ["x", "--config=a.py", "--config.b.c=1", "-config.d", "2", "--workdir=w", "--", "--config.e=3"]
-  rest, found = _main._take_overrides(argv)
+  rest, found = recipes.take_overrides(argv)
   assert rest == ["x", "--config=a.py", "--workdir=w", "--", "--config.e=3"]
   assert found == [("b.c", "1"), ("d", "2")]
   with pytest.raises(UserError, match="a value is missing"):
-    _main._take_overrides(["x", "--config.b"])
+    recipes.take_overrides(["x", "--config.b"])
 
 
 def test_processes_are_described_in_full_or_not_at_all(monkeypatch):
-  for name in (_processes.ADDRESS, _processes.COUNT, _processes.INDEX, "SLURM_NTASKS"):
+  for name in (processes.ADDRESS, processes.COUNT, processes.INDEX, "SLURM_NTASKS"):
     monkeypatch.delenv(name, raising=False)
-  _processes.join()
-  monkeypatch.setenv(_processes.ADDRESS, "localhost:1")
+  processes.join()
+  monkeypatch.setenv(processes.ADDRESS, "localhost:1")
   with pytest.raises(UserError, match="JAX_NUM_PROCESSES, JAX_PROCESS_ID is not set"):
-    _processes.join()
+    processes.join()
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):

@@ -5,11 +5,10 @@ import re
 
 import pytest
 
-from spatialvlm import hub
+from spatialvlm import cli, hub
 from spatialvlm.config import PeftConfig, RunConfig
 from spatialvlm.configs import encoders, lora
 from spatialvlm.hub import rules
-from spatialvlm.launch import _main
 from spatialvlm.models.families import ENCODERS, FAMILIES
 from spatialvlm.peft import surgery
 from spatialvlm.types import UserError
@@ -38,7 +37,7 @@ def test_linear_layers_of_every_encoder():
 
 
 def test_encoders_by_short_names_hub_ids_and_folders():
-  read = lambda arg: _main.load_config(f"encoders:{arg}", [], RunConfig)
+  read = lambda arg: cli.load(f"encoders:{arg}", [], RunConfig)
   config = read("encoder=own+dinov2-small+/models/my-vit,lora_encoder=true,base=OpenGVLab/InternVL3-1B-hf")
   assert config.model.encoders == ("own", "facebook/dinov2-small", "/models/my-vit")
   assert (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from spatialvlm import cli
 from spatialvlm.config import ModelConfig, RunConfig
-from spatialvlm.launch import _main
 from spatialvlm.training import one_run, runs, stages
 from spatialvlm.types import UserError
 from tests import tiny_model
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp("stages")
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    config = _main.load_config(str(write_all(folder)), [], RunConfig)
+    config = cli.load(str(write_all(folder)), [], RunConfig)
     yield config, folder / "w", stages.train(config, folder / "w")
 
 
@@ -136,7 +136,7 @@ def test_a_finished_run_is_found_as_a_model(trained):
 )
 def test_mistakes_are_told_before_the_first_stage(trained, tmp_path, overrides, message):
   config, workdir, _ = trained
-  config = _main.load_config(str(workdir.parent / "recipe.py"), overrides, RunConfig)
+  config = cli.load(str(workdir.parent / "recipe.py"), overrides, RunConfig)
   with pytest.raises(UserError, match=message):
     stages.train(config, tmp_path / "w")
   assert not (tmp_path / "w").exists()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from spatialvlm import cli
 from spatialvlm.config import RunConfig
-from spatialvlm.launch import _main
 from spatialvlm.training import one_run
 from spatialvlm.types import UserError
 from tests.launch import tiny
@@ -17,7 +17,7 @@ SHARDED = [("mesh.data", "2"), ("mesh.fsdp", "2"), ("mesh.tensor", "2"), ("train
 def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run")
   recipe = tiny.write_all(folder)
-  config = _main.load_config(str(recipe), SHARDED, RunConfig)
+  config = cli.load(str(recipe), SHARDED, RunConfig)
   return recipe, config, folder / "w", one_run.train(config, folder / "w")
 
 
@@ -53,7 +53,7 @@ def test_the_merged_checkpoint_is_the_base_plus_the_adapter(trained):
 def test_a_finished_run_is_not_run_again_and_another_is_refused(trained):
   recipe, config, workdir, summary = trained
   before = (workdir / "metrics.jsonl").read_bytes()
-  other = _main.load_config(str(recipe), [*SHARDED, ("optim.learning_rate", "0.5")], RunConfig)
+  other = cli.load(str(recipe), [*SHARDED, ("optim.learning_rate", "0.5")], RunConfig)
   with pytest.raises(UserError, match=r"other settings.*learning_rate"):
     one_run.train(other, workdir)
   assert (workdir / "metrics.jsonl").read_bytes() == before
@@ -77,7 +77,7 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(trained):
 )
 def test_settings_that_cannot_work_leave_nothing_behind(tmp_path, overrides, message):
   recipe = tiny.write_all(tmp_path)
-  config = _main.load_config(str(recipe), overrides, RunConfig)
+  config = cli.load(str(recipe), overrides, RunConfig)
   with pytest.raises(UserError, match=message):
     one_run.train(config, tmp_path / "w")
   assert not (tmp_path / "w").exists()

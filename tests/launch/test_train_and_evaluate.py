@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import spatialvlm
+from spatialvlm import cli
 from spatialvlm.config import (
   EvalConfig,
   EvaluateConfig,
@@ -23,7 +24,6 @@ from spatialvlm.data.sources.cvbench import write_cvbench
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.report import between_runs
 from spatialvlm.evaluation.run import run
-from spatialvlm.launch import _main
 from spatialvlm.reporting import page
 from spatialvlm.serving import scorer
 from spatialvlm.training import one_run, runs
@@ -41,7 +41,7 @@ def settings(tmp_path_factory):
   folder = tmp_path_factory.mktemp("data")
   write_cvbench(folder / "test.parquet", support.questions(count=12, images=4))
   write_checkpoint(folder / "checkpoint", longest_edge=16, split=False)
-  config = _main.load_config(str(tiny.write_all(folder)), [], RunConfig)
+  config = cli.load(str(tiny.write_all(folder)), [], RunConfig)
   source = SourceConfig(kind="cvbench", path=str(folder / "test.parquet"), split="test")
   return dataclasses.replace(
     config,

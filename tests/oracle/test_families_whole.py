@@ -12,6 +12,7 @@ import transformers
 from PIL import Image
 
 import spatialvlm
+from spatialvlm import cli
 from spatialvlm.config import (
   DataConfig,
   EvalConfig,
@@ -27,7 +28,6 @@ from spatialvlm.config import (
 from spatialvlm.data.sources.cvbench import write_cvbench
 from spatialvlm.evaluation.records import read
 from spatialvlm.evaluation.run import run
-from spatialvlm.launch import _main
 from spatialvlm.training import one_run, runs, stages
 from tests.evaluation import support
 from tests.launch import tiny
@@ -217,7 +217,7 @@ def test_both_stages_of_other_eyes(made, one_device_unless_asked, tmp_path, monk
     flags |= {f"stages.{stage}.train.{key}": value for key, value in train.items()}
     flags[f"stages.{stage}.data.validation_size"] = 2
   overrides = [(key, str(value)) for key, value in flags.items()]
-  config = _main.load_config(f"encoders:base={folder},encoder={encoder}", overrides, RunConfig)
+  config = cli.load(f"encoders:base={folder},encoder={encoder}", overrides, RunConfig)
   stages.train(config, tmp_path / "w")
   summary = json.loads((tmp_path / "w" / "2-lora" / "summary.json").read_text())
   assert summary["finished"] and len(read(tmp_path / "w" / "2-lora" / "evaluation" / "after")) == 6

@@ -16,8 +16,8 @@ from tests.training.helpers import make_config, run
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = """
 import pathlib, sys
-from spatialvlm.launch import _processes
-_processes.join()
+from spatialvlm.cli import processes
+processes.join()
 import jax
 from tests.training import fakes
 from tests.training.test_processes import config, parts_of

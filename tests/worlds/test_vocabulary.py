@@ -1,15 +1,14 @@
 """The shipped tokenizer is the one that is built here, and says every word of the scenes in one token."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from configs import base
+from spatialvlm import shipped
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.worlds import questions, skills, tiny, vocabulary, world
 
-SHIPPED = Path(__file__).parents[2] / "checkpoints" / "smolvlm-tiny"
+SHIPPED = shipped.checkpoints()["smolvlm-tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +38,18 @@ def test_any_text_comes_back(tokenizer):
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_dense_words_stand_where_the_recipe_says(tokenizer):
-  assert base.WORDS.keys() == vocabulary.DENSE_WORDS.keys()
-  for group, words in vocabulary.DENSE_WORDS.items():
-    first, classes = base.WORDS[group]
-    if words[-1] == "none":  # one word says "none" for every target
-      words = words[:-1]
+def test_dense_losses_name_the_ids_that_the_tokenizer_gives(tokenizer):
+  terms = vocabulary.dense_losses(**dict.fromkeys(vocabulary.DENSE_WORDS, 0.5))
+  assert list(terms) == list(vocabulary.DENSE_WORDS)
+  for target, term in terms.items():
+    words = [word for word in vocabulary.DENSE_WORDS[target] if word != "none"]
+    first, classes = term.kwargs["first"], term.kwargs["classes"]
     assert [tokenizer.id_to_token(first + i) for i in range(classes)] == ["Ġ" + word for word in words]
-  assert tokenizer.id_to_token(base.NONE) == "Ġnone"
+    assert (term.kind, term.target, term.weight) == ("words", target, 0.5)
+  assert [target for target, term in terms.items() if "none" in term.kwargs] == ["box"]
+  objects = vocabulary.dense_losses(objects=True, box=1.0, depth=1.0, row=1.0)
+  assert [target for target, term in objects.items() if "none" in term.kwargs] == ["box", "row"]
+  assert tokenizer.id_to_token(objects["row"].kwargs["none"]) == "Ġnone"
 
 
 def test_classes_of_dense_targets_have_words():

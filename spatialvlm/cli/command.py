@@ -1,0 +1,71 @@
+"""The one wrapper around flags: what the user gets wrong becomes one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from spatialvlm.cli import compiled, processes, recipes
+from spatialvlm.types import UserError
+
+
+def run(main: Callable[..., int | None], config_class: type | None = None, recipe: str | None = None) -> None:
+  """Parses the command line and calls `main`; does not return.
+
+  Args:
+    main: `main(config, workdir, arguments)` of a command with a config, else `main(arguments)`, where
+      `arguments` are those that are no flags. Returns the exit code, None for 0.
+    config_class: what `--config` is read into; None for a command that has only flags of its own.
+    recipe: the default of `--config`, None where the user must give one.
+
+  `--config` is the path of a Python file with `get_config(arg) -> ConfigDict`, or the bare name of a recipe
+  of ours; `:arg` may follow. `--config.any.key=value` overrides one setting; later ones win.
+  """
+  if config_class is not None:
+    flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run in it is continued")
+    flags.DEFINE_string(
+      "config", recipe, "recipe: path or name, with `:argument`; --config.key=value overrides"
+    )
+  # Orbax logs the traceback of a failed save from its own threads, and raises it as well.
+  logging.set_verbosity(logging.FATAL)
+  # Without a network its client would tell of every retry, before the one line that matters.
+  os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+  # Pillow refuses images of twice this size, which is an error of ours; up to there they are read.
+  warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+  overrides: list[tuple[str, str]] = []
+
+  def parse(argv: Sequence[str]) -> list[str]:
+    argv = list(argv)
+    try:
+      if config_class is not None:
+        argv, found = recipes.take_overrides(argv)
+        overrides.extend(found)
+      return flags.FLAGS(argv)
+    except (flags.Error, UserError) as e:
+      _fail(e)
+
+  def wrapped(argv: list[str]) -> int:
+    try:
+      compiled.keep()
+      if config_class is None:
+        return main(argv[1:]) or 0
+      config = recipes.load(flags.FLAGS.config, overrides, config_class)
+      processes.join()
+      return main(config, flags.FLAGS.workdir, argv[1:]) or 0
+    except UserError as e:
+      _fail(e)
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr, flush=True)
+      return 130
+
+  app.run(wrapped, flags_parser=parse)
+
+
+def _fail(error: Exception) -> NoReturn:
+  print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+  sys.exit(2)
