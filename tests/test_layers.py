@@ -29,6 +29,7 @@ EVALUATION = "evaluation evaluation.records evaluation.asking evaluation.scoring
 # own, `evaluation/run.py` is of `evaluation`. To import a room is not to import the rooms in it.
 ROOMS = {
   "types": room(packages="jax numpy"),
+  "once": room(),
   "mixture": room("types", "numpy"),
   "shipped": room(),
   "config": room("types"),
@@ -41,13 +42,13 @@ ROOMS = {
   "hub": room(f"{MODEL} shipped", "jax flax numpy ml_dtypes huggingface_hub"),
   "peft": room(f"{MODEL} hub", "jax flax numpy"),
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
-  "worlds": room("types config mixture", "jax numpy scipy tokenizers"),
+  "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
   "data.sources": room(
     "types config mixture processing worlds", "numpy PIL datasets huggingface_hub pyarrow"
   ),
   "data": room("types config mixture processing worlds data.sources", "jax numpy PIL grain"),
   "loading": room(f"{MODEL} hub peft", "jax"),
-  "serving": room(f"{MODEL} workdir generation hub processing", "jax flax numpy"),
+  "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
   "encoder": room(f"{MODEL} hub processing", "jax flax numpy"),
   "evaluation.records": room("types workdir", "numpy"),
   "evaluation.asking": room("types config processing serving evaluation.records", "numpy"),

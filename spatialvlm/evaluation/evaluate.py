@@ -1,4 +1,4 @@
-"""The evaluation: questions through a scorer in bucketed batches, kept as they come, summed up at the end."""
+"""The evaluation: questions through the serving engine, rows kept as they come, summed up at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spatialvlm.config import ScoreConfig
 from spatialvlm.data.sources import registry
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import asks, protocols
-from spatialvlm.evaluation.asking.asks import Asker, Stem
+from spatialvlm.evaluation.asking.asks import Asker
 from spatialvlm.evaluation.asking.controls import OtherImages
 from spatialvlm.evaluation.asking.protocols import Prompter
 from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
@@ -28,6 +28,7 @@ from spatialvlm.evaluation.scoring.summary import summarize
 from spatialvlm.serving.engine import Engine
 from spatialvlm.serving.feature_store import open_store
 from spatialvlm.serving.pictures import Pictures
+from spatialvlm.serving.requests import Request
 from spatialvlm.serving.scorer import Scorer
 from spatialvlm.types import Question, UserError
 
@@ -106,14 +107,23 @@ def evaluate(
     todo = list(range(count))  # an image goes from question to question
   store = None
   if todo:
-    store = open_store(config.features, lambda: {"model": scorer.identity(), "images": prompter.identity()})
-  engine = Engine(scorer, prompter, config, store, on_note)
-  pictures = Pictures(prompter, store, engine.has_image)
+    identity = lambda: {"model": scorer.identity(), "images": prompter.identity()}
+    store = open_store(config.features, identity, "score.features")
+  engine = Engine(
+    scorer,
+    asks.engine_config(config),
+    pad_id=prompter.pad_id,
+    normal=prompter.normal,
+    store=store,
+    on_note=on_note,
+  )
+  pictures = Pictures(store, engine.has_image)
   writer = records.Writer(folder) if folder is not None and jax.process_index() == 0 else None
   work = _Work(questions, Asker(prompter, config, pictures), config, order, rows, open_keys)
   notes: tuple[str, ...] = ()
   try:
-    for item in engine.run(work.stems(todo, count)):
+    for answers in engine.run(work.requests(todo, count)):
+      item = [asks.row(answer, prompter.decode) for answer in answers]
       if writer is not None:
         writer.write(item)
       for row in item:
@@ -137,7 +147,7 @@ def evaluate(
 
 
 class _Work:
-  """Reads questions and makes their prompts, in threads but in order."""
+  """Reads questions and makes their requests, in threads but in order."""
 
   def __init__(
     self,
@@ -152,14 +162,15 @@ class _Work:
     self._questions, self._asker, self._config = questions, asker, config
     self._order, self._done, self._open = order, done, open_keys
 
-  def stems(self, todo: Sequence[int], count: int) -> Iterator[Stem]:
-    """The prompts of the questions in these places whose rows are missing."""
+  def requests(self, todo: Sequence[int], count: int) -> Iterator[Request]:
+    """The requests of the questions in these places whose rows are missing."""
     rest = set(todo)
     seen = {idx for i, idx in self._order.items() if i not in rest}
     blocks = [todo[i : i + BLOCK] for i in range(0, len(todo), BLOCK)]
     read = _ahead(lambda block: [(i, *self._hashed(q)) for i, q in self._read(block)], blocks)
-    for stems in _ahead(self._asked, self._paired(self._checked(itertools.chain.from_iterable(read), seen))):
-      yield from stems
+    checked = self._checked(itertools.chain.from_iterable(read), seen)
+    for requests in _ahead(self._asked, self._paired(checked)):
+      yield from requests
 
   def _read(self, block: Sequence[int]) -> Iterator[tuple[int, Question]]:
     return zip(block, registry.read(self._questions, block), strict=True)
@@ -201,11 +212,11 @@ class _Work:
   def _missing(self, question: Question) -> set[Key]:
     return set(self._open[int(question.idx)])
 
-  def _asked(self, item: tuple) -> list[Stem]:
+  def _asked(self, item: tuple) -> list[Request]:
     question, image, missing, donor = item
     if not missing:
       return []
-    return self._asker.stems(question, image, baselines.rule_letters(question), missing, donor)
+    return self._asker.requests(question, image, baselines.rule_letters(question), missing, donor)
 
 
 def _open_keys(rows: Mapping[Key, Prediction], config: ScoreConfig) -> dict[int, set[Key]]:

@@ -1,26 +1,23 @@
-"""Prompts in batches of one shape each; what they share is computed once.
+"""Requests in batches of one shape each; what they share is computed once.
 
-An image's features and its prefix stay in pools; a prompt's text is read once for all that is read off it.
+Images' features and prefixes stay in pools; a request's text is read once for all that is wanted of it.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from spatialvlm import generation
-from spatialvlm.config import ScoreConfig
-from spatialvlm.evaluation.asking import asks
-from spatialvlm.evaluation.asking.asks import Reading, Stem
-from spatialvlm.evaluation.asking.protocols import Prompter
-from spatialvlm.evaluation.records import Prediction
+from spatialvlm.serving import padding
 from spatialvlm.serving.feature_store import FeatureStore, Place
 from spatialvlm.serving.pool import SlotPool
+from spatialvlm.serving.requests import Answer, EngineConfig, Generated, Letters, Request, Texts
 from spatialvlm.serving.scorer import Scorer
 from spatialvlm.types import Batch, UserError
 
@@ -28,8 +25,6 @@ from spatialvlm.types import Batch, UserError
 CHUNK, CHUNK_ON_CPU = 16, 4
 # Batches of one shape that wait until the prefixes of the first have filled a batch.
 PATIENCE = 4
-# Options of a batch; a question with more of them makes it double.
-OPTIONS = 8
 # Where a generated answer pauses, in tokens. Most end before the first: a short cache is read faster, and the
 # few that go on do so together, each behind its prompt and all that it has said so far.
 PAUSES = (32, 256)
@@ -52,6 +47,13 @@ class Shape(NamedTuple):
   width: int
 
 
+class Queue(NamedTuple):
+  """What requests of one batch have in common: their shape, and the tokens that end all of their answers."""
+
+  shape: Shape
+  stop: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Tile:
   """A tile on its way to the device: its pixels, uint8 (S, S, 3), or its features (P, D)."""
@@ -61,40 +63,46 @@ class _Tile:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Root:
-  """A prefix that waits to be read: its tokens, and the slots of its image's tiles."""
+class _Prefix:
+  """A prefix that waits to be read: its tokens, and the slots of its images' tiles."""
 
   tokens: np.ndarray
   image_slot: np.ndarray
-  shown: Hashable | None
+  image: Hashable | None
   slots: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Waiting:
-  """A prompt that waits for its batch, and what has been answered so far, int32 (T,)."""
+class _Pending:
+  """A request that waits for its batch.
 
-  stem: Stem
-  root: Hashable
+  Attributes:
+    key, slot: of its prefix in the pool.
+    said: int32 (T,), what has been generated so far.
+  """
+
+  request: Request
+  key: Hashable
   slot: int
   said: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
   @property
   def text(self) -> np.ndarray:
     """What is read behind the prefix."""
-    return np.concatenate([self.stem.tokens[self.stem.cut :], self.said])
+    return np.concatenate([self.request.tokens[self.request.text_start :], self.said])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Flight:
-  """A batch on the device: what each of its rows is, and the results that are on their way.
+class _InFlight:
+  """A batch on the device: the requests of its rows, and the results that are on their way.
 
   Attributes:
+    finite: of each row, whether all logits behind its prompt are.
     limit: tokens that were generated at most.
   """
 
   shape: Shape
-  items: list[_Waiting]
+  items: list[_Pending]
   finite: Any
   letters: Any = None
   texts: Any = None
@@ -103,17 +111,29 @@ class _Flight:
 
 
 class Engine:
-  """Groups prompts into batches of one shape; keeps one batch on its way while the next is made."""
+  """Groups requests into batches of one shape; keeps one batch in flight while the next is made."""
 
   def __init__(
     self,
     scorer: Scorer,
-    prompter: Prompter,
-    config: ScoreConfig,
+    config: EngineConfig,
+    *,
+    pad_id: int = 0,
+    normal: np.ndarray | None = None,
     store: FeatureStore | None = None,
     on_note: Callable[[str], None] | None = None,
   ):
-    self._scorer, self._prompter, self._config, self._store = scorer, prompter, config, store
+    """An engine with empty pools.
+
+    Args:
+      pad_id: token that fills batches; it changes no answer.
+      normal: float32 (256, C), what the vision tower takes for each value of a pixel, for pictures of uint8
+        tiles; None for pictures of normalised ones.
+      store: keeps images' features on disk.
+      on_note: called with a few words on what takes long at the moment, "" when that is over.
+    """
+    self._scorer, self._config, self._store = scorer, config, store
+    self._pad_id, self._normal = pad_id, normal
     self._on_note, self._noted = on_note, ""
     shards = scorer.multiple
     self._batch = -(-config.batch_size // shards) * shards
@@ -123,176 +143,185 @@ class Engine:
     slots = max(config.pool_tiles, self._batch * max(config.tiles))
     self._images = SlotPool(slots, self._chunk, self._encode, self._restore)
     self._prefixes: dict[tuple[int, int], SlotPool] = {}
-    self._queues: dict[Shape, list[_Waiting]] = collections.defaultdict(list)
-    self._flying: collections.deque[_Flight] = collections.deque()
+    self._queues: dict[Queue, list[_Pending]] = collections.defaultdict(list)
+    self._in_flight: collections.deque[_InFlight] = collections.deque()
 
   def has_image(self, key: Hashable) -> bool:
     """Whether an image's features are on the device, or about to be. Safe to ask from any thread."""
     return key in self._images
 
-  def run(self, stems: Iterator[Stem]) -> Iterator[list[Prediction]]:
-    """The rows of all readings, as they come."""
-    for stem in stems:
-      shape = self._shape(stem)
-      while (item := self._placed(stem, shape)) is None:
+  def run(self, requests: Iterable[Request]) -> Iterator[list[Answer]]:
+    """The answers to all requests, as they come; requests are drawn as there is room for them.
+
+    Raises:
+      UserError: a request does not fit the buckets, or its logits are not finite; it is named.
+    """
+    if self._in_flight or any(self._queues.values()):
+      raise RuntimeError("an earlier run of this engine was left before its end; make a new engine")
+    for request in requests:
+      if request.bidirectional != self._scorer.bidirectional:
+        raise ValueError(f"{request.name}: bidirectional={request.bidirectional}, unlike the model's prompts")
+      queue = self._queue(request)
+      while (pending := self._placed(request, queue.shape)) is None:
         if any(self._queues.values()):
-          self._launch(max(self._queues, key=lambda s: len(self._queues[s])))
+          self._launch(max(self._queues, key=lambda q: len(self._queues[q])))
         else:
           yield self._land()
-      self._queues[shape].append(item)
+      self._queues[queue].append(pending)
       while (full := next(filter(self._due, list(self._queues)), None)) is not None:
         self._launch(full)
-      while len(self._flying) > 1:
+      while len(self._in_flight) > 1:
         yield self._land()
-    while self._flying or any(self._queues.values()):
-      for shape in sorted(s for s, queue in self._queues.items() if queue):
-        self._launch(shape)
-      while self._flying:
+    while self._in_flight or any(self._queues.values()):
+      for queue in sorted(q for q, waiting in self._queues.items() if waiting):
+        self._launch(queue)
+      while self._in_flight:
         yield self._land()
 
-  def _due(self, shape: Shape) -> bool:
+  def _due(self, queue: Queue) -> bool:
     """Whether a full batch waits, and its prefixes are read, or it has waited long enough for others.
 
     Prefixes are read in full batches too: launched at once, a batch would have them read with half a batch.
     """
-    queue = self._queues[shape]
-    if len(queue) < self._batch:
+    waiting = self._queues[queue]
+    if len(waiting) < self._batch:
       return False
-    slots = [item.slot for item in queue[: self._batch]]
-    return len(queue) >= PATIENCE * self._batch or self._pool(shape).ready(slots)
+    slots = [pending.slot for pending in waiting[: self._batch]]
+    return len(waiting) >= PATIENCE * self._batch or self._pool(queue.shape).ready(slots)
 
-  def _shape(self, stem: Stem, said: int = 0) -> Shape:
-    """The shape in which a prompt is read of which `said` tokens of the answer are known."""
-    text, tiles = len(stem.tokens) - stem.cut, stem.tile_count
-    longest = max((len(a) for r in stem.readings for a in r.answers), default=0)
+  def _queue(self, request: Request, said: int = 0) -> Queue:
+    """Where a request waits of whose answer `said` tokens are known."""
+    text, tiles = len(request.tokens) - request.text_start, request.tile_count
+    longest = max((len(text) for want in request.of(Texts) for text in want.texts), default=0)
     width = generation.bucket(longest, 4) if longest > 1 else longest
-    limit = max(r.limit for r in stem.readings)
+    generated = request.of(Generated)
+    limit = max((want.limit for want in generated), default=0)
     pause = next((p for p in PAUSES if said < p < limit), limit)
-    # Behind a bidirectional prompt stand its last token and what the answer begins with: few.
-    lengths = (generation.bucket(text, 4),) if stem.bidirectional else self._config.lengths
-    return Shape(
-      prefix=generation.bucket(stem.prefix, 16),
-      tiles=_smallest(self._config.tiles, tiles, "image tiles", "tiles", stem) if tiles else 0,
-      text=_smallest(lengths, text, "tokens", "lengths", stem) + said,
+    # Behind a bidirectional prefix stand its last token and what the answer begins with: few.
+    lengths = (generation.bucket(text, 4),) if request.bidirectional else self._config.lengths
+    shape = Shape(
+      prefix=generation.bucket(request.prefix, 16),
+      tiles=self._smallest("tiles", tiles, "image tiles", request) if tiles else 0,
+      text=self._smallest("lengths", text, "tokens", request, lengths) + said,
       room=max(pause - said, width),
       width=width,
     )
+    first, *others = [want.stop for want in generated] or [()]
+    return Queue(shape, tuple(t for t in first if all(t in stop for stop in others)))
 
-  def _placed(self, stem: Stem, shape: Shape) -> _Waiting | None:
-    """The prompt with its prefix in the pool; None where waiting prompts hold all of it."""
+  def _smallest(
+    self, setting: str, needed: int, what: str, request: Request, sizes: Sequence[int] = ()
+  ) -> int:
+    """The bucket of a setting, or of `sizes`, into which something fits."""
+    sizes = sizes or getattr(self._config, setting)
+    for size in sizes:
+      if size >= needed:
+        return size
+    raise UserError(
+      f"{request.name}: {needed} {what} does not fit the largest bucket, {max(sizes)}; raise "
+      f"{self._config.section}{setting}, or lower model.max_tiles or model.longest_edge"
+    )
+
+  def _placed(self, request: Request, shape: Shape) -> _Pending | None:
+    """The request with its prefix in the pool; None where waiting ones hold all of it."""
     pool = self._pool(shape)
-    prefix = stem.tokens[: stem.prefix]
-    root = (stem.shown, prefix.tobytes())
-    slots = pool.hold(root)
+    tokens = request.tokens[: request.prefix]
+    key = request.image, tokens.tobytes()
+    slots = pool.hold(key)
     if slots is None:
-      image = self._image(stem)
-      slots = pool.place(root, [_Root(prefix, stem.image_slot[: stem.prefix], stem.shown, image)])
+      image = self._image(request)
+      slots = pool.place(key, [_Prefix(tokens, request.image_slot[: request.prefix], request.image, image)])
       if slots is None:
-        if stem.shown is not None:
-          self._images.release(stem.shown)
+        if request.image is not None:
+          self._images.release(request.image)
         return None
-    return _Waiting(dataclasses.replace(stem, picture=None), root, slots[0])
+    return _Pending(dataclasses.replace(request, picture=None), key, slots[0])
 
-  def _image(self, stem: Stem) -> tuple[int, ...]:
-    if stem.shown is None:
+  def _image(self, request: Request) -> tuple[int, ...]:
+    if request.image is None:
       return ()
-    slots = self._images.hold(stem.shown)
+    slots = self._images.hold(request.image)
     if slots is None:
-      picture = stem.picture()
+      picture = request.picture()
       known = picture.features is not None
       rows = picture.features if known else picture.tiles
-      items = [_Tile(Place(stem.shown, i, len(rows)), row) for i, row in enumerate(rows)]
-      slots = self._images.place(stem.shown, items, known)
+      if len(rows) != request.tile_count:
+        raise ValueError(f"{request.name}: {len(rows)} tiles, where its prompt has {request.tile_count}")
+      items = [_Tile(Place(request.image, i, len(rows)), row) for i, row in enumerate(rows)]
+      slots = self._images.place(request.image, items, known)
       if slots is None:  # prefixes that wait to be read hold the rest
         for pool in self._prefixes.values():
           pool.flush()
-        slots = self._images.place(stem.shown, items, known)
+        slots = self._images.place(request.image, items, known)
     return slots
 
   def _pool(self, shape: Shape) -> SlotPool:
     key = shape.prefix, shape.tiles
     if key not in self._prefixes:
       slots = max(self._config.pool_prefixes or 2 * self._batch, self._batch)
-      self._prefixes[key] = SlotPool(slots, self._batch, lambda roots: self._read_prefixes(roots, *key))
+      self._prefixes[key] = SlotPool(slots, self._batch, lambda rows: self._read_prefixes(rows, *key))
     return self._prefixes[key]
 
   def _encode(self, tiles: Sequence[_Tile]) -> Any:
-    rows = self._scorer.encode(self._stacked(tiles), self._prompter.normal)
+    rows = self._scorer.encode(padding.stacked([tile.row for tile in tiles], self._chunk), self._normal)
     if self._store is not None:
       self._store.add([tile.place for tile in tiles], rows)
     return rows
 
   def _restore(self, tiles: Sequence[_Tile]) -> Any:
-    return self._scorer.features(self._stacked(tiles))
+    return self._scorer.features(padding.stacked([tile.row for tile in tiles], self._chunk))
 
-  def _stacked(self, tiles: Sequence[_Tile]) -> np.ndarray:
-    """Rows of tiles, padded to a chunk by zeros."""
-    first = tiles[0].row
-    rows = np.zeros((self._chunk, *first.shape), first.dtype)
-    rows[: len(tiles)] = [tile.row for tile in tiles]
-    return rows
-
-  def _read_prefixes(self, roots: Sequence[_Root], length: int, tiles: int) -> Any:
-    tokens_BT, valid_BT = self._texts([r.tokens for r in roots], length)
+  def _read_prefixes(self, prefixes: Sequence[_Prefix], length: int, tiles: int) -> Any:
+    tokens_BT, valid_BT = padding.texts([p.tokens for p in prefixes], self._batch, length, self._pad_id)
     slot_BT = np.full(tokens_BT.shape, -1, np.int32)
     index_BI = np.full((self._batch, tiles), -1, np.int32)
-    for row, root in enumerate(roots):
-      slot_BT[row, : len(root.tokens)] = root.image_slot
-      index_BI[row, : len(root.slots)] = root.slots
+    for row, prefix in enumerate(prefixes):
+      slot_BT[row, : len(prefix.tokens)] = prefix.image_slot
+      index_BI[row, : len(prefix.slots)] = prefix.slots
     batch = Batch(tokens_BT=tokens_BT, valid_BT=valid_BT)
     if tiles:
-      features = self._images.arrays([slot for root in roots for slot in root.slots])
+      features = self._images.arrays([slot for prefix in prefixes for slot in prefix.slots])
       batch = dataclasses.replace(batch, features_NPD=features, tile_index_BI=index_BI, image_slot_BT=slot_BT)
     result = self._scorer.prefix(batch)
-    for root in roots:
-      if root.shown is not None:
-        self._images.release(root.shown)
+    for prefix in prefixes:
+      if prefix.image is not None:
+        self._images.release(prefix.image)
     return result
 
-  def _texts(self, rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token rows padded on the right to a full batch: tokens_BT and valid_BT."""
-    tokens_BT = np.full((self._batch, length), self._prompter.pad_id, np.int32)
-    valid_BT = np.zeros((self._batch, length), bool)
-    for row, tokens in enumerate(rows):
-      tokens_BT[row, : len(tokens)] = tokens
-      valid_BT[row, : len(tokens)] = True
-    # Padding rows repeat no prompt: one token that nobody reads keeps attention's softmax defined.
-    valid_BT[len(rows) :, 0] = True
-    return tokens_BT, valid_BT
-
-  def _launch(self, shape: Shape) -> None:
-    queue = self._queues[shape]
-    items, self._queues[shape] = queue[: self._batch], queue[self._batch :]
+  def _launch(self, queue: Queue) -> None:
+    shape, waiting = queue.shape, self._queues[queue]
+    items, self._queues[queue] = waiting[: self._batch], waiting[self._batch :]
     self._note(shape, items)
-    stems = [item.stem for item in items]
+    requests = [pending.request for pending in items]
     index_B = np.zeros(self._batch, np.int32)
-    index_B[: len(items)] = [item.slot for item in items]
-    prefixes = self._pool(shape).arrays([item.slot for item in items])
-    texts = self._texts([item.text for item in items], shape.text)
+    index_B[: len(items)] = [pending.slot for pending in items]
+    prefixes = self._pool(shape).arrays([pending.slot for pending in items])
+    texts = padding.texts([p.text for p in items], self._batch, shape.text, self._pad_id)
     read = self._scorer.read(prefixes, index_B, *texts, room=shape.room)
-    kinds = {reading.kind for stem in stems for reading in stem.readings}
-    flight = _Flight(shape, items, read.finite_B)
-    if "letters" in kinds:
-      flight = dataclasses.replace(flight, letters=self._scorer.letters(read, *self._letters(stems)))
-    if "texts" in kinds:
-      options = self._options(stems, shape.width)
-      flight = dataclasses.replace(flight, texts=self._scorer.texts(read, *options))
-    if "generated" in kinds:
-      rests = [self._most(item.stem) - len(item.said) for item in items]
+    batch = _InFlight(shape, items, read.finite_B)
+    letters = [[(token,) for want in r.of(Letters) for token in want.tokens] for r in requests]
+    if any(letters):
+      tokens_BKT, valid_BKT = padding.options(letters, self._batch, 1)
+      found = self._scorer.letters(read, tokens_BKT[..., 0], valid_BKT[..., 0])
+      batch = dataclasses.replace(batch, letters=found)
+    options = [[text for want in r.of(Texts) for text in want.texts] for r in requests]
+    if any(options):
+      found = self._scorer.texts(read, *padding.options(options, self._batch, shape.width))
+      batch = dataclasses.replace(batch, texts=found)
+    if any(r.of(Generated) for r in requests):
+      rests = [self._most(pending.request) - len(pending.said) for pending in items]
       done_B = np.array([n <= 0 for n in rests] + [True] * (self._batch - len(items)))
       limit = min(max(rests), shape.room)
-      generated = self._scorer.generate(
-        read, shape.room, limit, done_B, self._prompter.stop_ids, self._prompter.pad_id
-      )
-      flight = dataclasses.replace(flight, generated=generated, limit=limit)
+      generated = self._scorer.generate(read, shape.room, limit, done_B, queue.stop, self._pad_id)
+      batch = dataclasses.replace(batch, generated=generated, limit=limit)
     else:
-      for item in items:
-        self._pool(shape).release(item.root)
-    self._flying.append(flight)
+      for pending in items:
+        self._pool(shape).release(pending.key)
+    self._in_flight.append(batch)
 
-  def _note(self, shape: Shape, items: Sequence[_Waiting]) -> None:
+  def _note(self, shape: Shape, items: Sequence[_Pending]) -> None:
     """Long answers hold up a run: says so while they do."""
-    said = [len(item.said) for item in items if len(item.said)]
+    said = [len(pending.said) for pending in items if len(pending.said)]
     words = ""
     if said:
       words = f"answers longer than {min(said)} tokens: {len(said)}, up to {max(said) + shape.room} tokens"
@@ -300,99 +329,58 @@ class Engine:
       self._on_note(words)
     self._noted = words
 
-  def _letters(self, stems: Sequence[Stem]) -> tuple[np.ndarray, np.ndarray]:
-    readings = [_of_kind(stem, "letters") for stem in stems]
-    ids_BK = np.zeros((self._batch, _options(readings)), np.int32)
-    mask_BK = np.zeros(ids_BK.shape, bool)
-    for row, reading in enumerate(readings):
-      if reading is not None:
-        ids_BK[row, : len(reading.letters)] = reading.letters
-        mask_BK[row, : len(reading.letters)] = True
-    return ids_BK, mask_BK
-
-  def _options(self, stems: Sequence[Stem], width: int) -> tuple[np.ndarray, np.ndarray]:
-    readings = [_of_kind(stem, "texts") for stem in stems]
-    tokens_BKT = np.zeros((self._batch, _options(readings), width), np.int32)
-    valid_BKT = np.zeros(tokens_BKT.shape, bool)
-    for row, reading in enumerate(readings):
-      for k, answer in enumerate(reading.answers if reading is not None else ()):
-        tokens_BKT[row, k, : len(answer)] = answer
-        valid_BKT[row, k, : len(answer)] = True
-    return tokens_BKT, valid_BKT
-
-  def _land(self) -> list[Prediction]:
-    flight = self._flying.popleft()
-    finite = np.asarray(flight.finite)
+  def _land(self) -> list[Answer]:
+    batch = self._in_flight.popleft()
+    finite = np.asarray(batch.finite)
     letters, texts, generated = (
-      None if x is None else np.asarray(x) for x in (flight.letters, flight.texts, flight.generated)
+      None if x is None else np.asarray(x) for x in (batch.letters, batch.texts, batch.generated)
     )
-    found: list[Prediction] = []
-    for row, item in enumerate(flight.items):
-      stem = item.stem
-      for reading in stem.readings:
-        if reading.kind != "generated":
-          values = letters if reading.kind == "letters" else texts
-          found.append(asks.row(stem, reading, logprobs=values[row]))
+    found: list[Answer] = []
+    for row, pending in enumerate(batch.items):
+      request = pending.request
       if not finite[row]:
-        raise _not_finite(stem)
+        raise _not_finite(request)
+      for kind, values in ((Letters, letters), (Texts, texts)):
+        start = 0
+        for want in request.of(kind):
+          count = len(want.tokens if kind is Letters else want.texts)
+          found.append(Answer(want, logprobs=values[row, start : start + count]))
+          start += count
       if generated is not None:
-        found += self._answers(flight, item, generated[row, : flight.limit])
+        found += self._generated(batch, pending, generated[row, : batch.limit])
     return found
 
-  def _answers(self, flight: _Flight, item: _Waiting, new_T: np.ndarray) -> list[Prediction]:
-    """The rows of answers that are complete; a prompt with others waits for its next turn."""
-    stem, said = item.stem, np.concatenate([item.said, new_T])
+  def _generated(self, batch: _InFlight, pending: _Pending, new_T: np.ndarray) -> list[Answer]:
+    """The answers that are complete; a request with others waits for its next turn."""
+    request, said = pending.request, np.concatenate([pending.said, new_T])
     found, rest = [], []
-    for reading in stem.readings:
-      if reading.kind != "generated":
-        continue
-      most = min(reading.limit, self._most(stem))
+    for want in request.of(Generated):
+      most = min(want.limit, self._most(request))
       tokens = said[:most]
-      stops = np.flatnonzero(np.isin(tokens, self._prompter.stop_ids))
+      stops = np.flatnonzero(np.isin(tokens, want.stop))
       tokens = tokens[: stops[0]] if len(stops) else tokens
       if generation.BROKEN in tokens:
-        raise _not_finite(stem)
+        raise _not_finite(request)
       if not len(stops) and len(tokens) < most:
-        rest.append(reading)
+        rest.append(want)
       else:
-        output = self._prompter.decode(tokens)
-        found.append(asks.row(stem, reading, output=output, ended=bool(len(stops))))
+        found.append(Answer(want, tokens=tokens, ended=bool(len(stops))))
     if rest:
-      stem = dataclasses.replace(stem, readings=tuple(rest))
-      self._queues[self._shape(stem, len(said))].append(dataclasses.replace(item, stem=stem, said=said))
+      request = dataclasses.replace(request, wanted=tuple(rest))
+      queue = self._queue(request, len(said))
+      self._queues[queue].append(dataclasses.replace(pending, request=request, said=said))
     else:
-      self._pool(flight.shape).release(item.root)
+      self._pool(batch.shape).release(pending.key)
     return found
 
-  def _most(self, stem: Stem) -> int:
-    """Tokens that the longest answer to a prompt may have: its limit, or what the context leaves."""
-    limit = max(reading.limit for reading in stem.readings)
-    return min(limit, max(self._scorer.max_length - len(stem.tokens), 1))
+  def _most(self, request: Request) -> int:
+    """Tokens that the longest answer to a request may have: its limit, or what the context leaves."""
+    limit = max((want.limit for want in request.of(Generated)), default=0)
+    return min(limit, max(self._scorer.max_length - len(request.tokens), 1))
 
 
-def _not_finite(stem: Stem) -> UserError:
+def _not_finite(request: Request) -> UserError:
   return UserError(
-    f"question {stem.question.idx}: the logits are not finite; the model's numbers overflow: try"
-    " --config.model.dtype=float32, or check its weights"
-  )
-
-
-def _of_kind(stem: Stem, kind: str) -> Reading | None:
-  return next((reading for reading in stem.readings if reading.kind == kind), None)
-
-
-def _options(readings: Sequence[Reading | None]) -> int:
-  width = OPTIONS
-  while width < max(len(r.choices) for r in readings if r is not None):
-    width *= 2
-  return width
-
-
-def _smallest(sizes: Sequence[int], needed: int, what: str, setting: str, stem: Stem) -> int:
-  for size in sizes:
-    if size >= needed:
-      return size
-  raise UserError(
-    f"question {stem.question.idx}: {needed} {what} does not fit the largest bucket, {max(sizes)}; raise "
-    f"score.{setting}, or lower model.max_tiles or model.longest_edge"
+    f"{request.name}: the logits are not finite; the model's numbers overflow: try dtype float32"
+    " (--config.model.dtype=float32), or check its weights"
   )

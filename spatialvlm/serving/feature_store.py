@@ -33,22 +33,25 @@ WAITING = 4
 _FEATURES, _DIGEST = "features", "digest"
 
 
-def open_store(folder: str | None, identity: Callable[[], Mapping[str, Any]]) -> FeatureStore | None:
+def open_store(
+  folder: str | None, identity: Callable[[], Mapping[str, Any]], setting: str = "features"
+) -> FeatureStore | None:
   """The store of one model in `folder`; None where no folder is named.
 
   Args:
     identity: all that an image's features depend on beside its pixels, as JSON values. Called once, since the
       hash of a model's weights takes a moment.
+    setting: what messages call the setting that names the folder.
 
   Raises:
-    UserError: several processes evaluate together; the folder cannot be written.
+    UserError: several processes read together; the folder cannot be written.
   """
   if folder is None:
     return None
   if not folder:
-    raise UserError("score.features: name a folder for image features, or None to keep none")
+    raise UserError(f"{setting}: name a folder for image features, or None to keep none")
   if jax.process_count() > 1:
-    raise UserError("score.features: several processes cannot share features on disk; set it to None")
+    raise UserError(f"{setting}: several processes cannot share features on disk; set it to None")
   return FeatureStore(pathlib.Path(folder).expanduser(), {"format": FORMAT, **identity()})
 
 
@@ -66,7 +69,7 @@ class FeatureStore:
 
   Files appear whole: they are written beside their place and moved there. Each carries a digest of its
   content and key; what does not match is encoded again. Where the disk is full, the store says so once and
-  keeps no more; the evaluation goes on. Reading is safe from several threads.
+  keeps no more; the run goes on. Reading is safe from several threads.
 
   Attributes:
     folder: the subfolder.

@@ -2,79 +2,45 @@
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import threading
 from collections.abc import Callable, Hashable
-from concurrent import futures
 
 import numpy as np
 
-from spatialvlm.evaluation.asking import controls
-from spatialvlm.evaluation.asking.protocols import Prompter
-from spatialvlm.processing.tiling import Tiles
+from spatialvlm.once import OnceCache
 from spatialvlm.serving.feature_store import FeatureStore
+from spatialvlm.serving.requests import Picture
 
-# Images whose tiles stay on the host for a moment, since the next questions may show them too.
+# Images whose tiles stay on the host for a moment, since the next requests may show them too.
 KEPT = 16
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
-  """An image as the model takes it: tiles uint8 (I, S, S, 3), or features (I, P, D) that were kept."""
-
-  tiles: np.ndarray | None = None
-  features: np.ndarray | None = None
-
-
 class Pictures:
-  """Loads pictures once for all questions that show them. Safe to use from several threads."""
+  """Loads pictures once for all requests that show them. Safe to use from several threads."""
 
   def __init__(
-    self,
-    prompter: Prompter,
-    store: FeatureStore | None = None,
-    placed: Callable[[Hashable], bool] = lambda key: False,
+    self, store: FeatureStore | None = None, placed: Callable[[Hashable], bool] = lambda key: False
   ):
     """`placed` tells whether the device has an image already; whether it stays there is no matter."""
-    self._prompter, self._store, self._placed = prompter, store, placed
-    self._kept: collections.OrderedDict[Hashable, futures.Future] = collections.OrderedDict()
-    self._lock = threading.Lock()
+    self._store, self._placed = store, placed
+    self._kept: OnceCache[Picture] = OnceCache()
 
-  def layout(self, image: np.ndarray) -> Tiles:
-    """The rows, columns and number of an image's tiles, without their pixels."""
-    return self._prompter.layout(image)
+  def ahead(self, key: Hashable, count: int, cut: Callable[[], np.ndarray]) -> Callable[[], Picture]:
+    """Loads a picture now, or later where the device seems to have it; returns what gives it.
 
-  def ahead(self, key: Hashable, image: np.ndarray, count: int) -> Callable[[], Picture]:
-    """Loads a picture now, or later where the device seems to have it; returns what gives it."""
+    Args:
+      key, count: of the image and its tiles, as in `Request`.
+      cut: makes the tiles, where their features are not kept on disk. Whatever is done to an image before (it
+        is mirrored, say) is done in here, and `key` tells of it.
+    """
     if self._placed(key):
-      return lambda: self._load(key, image, count)
-    picture = self._load(key, image, count)
+      return lambda: self._load(key, count, cut)
+    picture = self._load(key, count, cut)
     return lambda: picture
 
-  def _load(self, key: Hashable, image: np.ndarray, count: int) -> Picture:
-    with self._lock:
-      future = self._kept.get(key)
-      mine = future is None
-      if mine:
-        future = self._kept[key] = futures.Future()
-        while len(self._kept) > KEPT:
-          self._kept.popitem(last=False)
-      else:
-        self._kept.move_to_end(key)
-    if mine:
-      try:
-        future.set_result(self._make(key, image, count))
-      except BaseException as error:
-        future.set_exception(error)
-        raise
-    return future.result()
+  def _load(self, key: Hashable, count: int, cut: Callable[[], np.ndarray]) -> Picture:
+    return self._kept.get(key, lambda: self._make(key, count, cut), KEPT)
 
-  def _make(self, key: Hashable, image: np.ndarray, count: int) -> Picture:
+  def _make(self, key: Hashable, count: int, cut: Callable[[], np.ndarray]) -> Picture:
     if self._store is not None and (features := self._store.get(key, count)) is not None:
       return Picture(features=features)
-    grey = isinstance(key, tuple) and key[0] == "grey"
-    tiles = self._prompter.cut(controls.grey(image) if grey else image).pixels
-    if len(tiles) != count:
-      raise RuntimeError(f"image {key}: cut into {len(tiles)} tiles, where its prompt has {count}")
-    return Picture(tiles=tiles)
+    return Picture(tiles=cut())

@@ -1,9 +1,9 @@
-"""What an evaluation asks of a model: images encoded, their prefixes read, questions read behind them.
+"""What the engine asks of a model: images encoded, their prefixes read, texts read behind them.
 
-A prompt is cut behind its image. The part with the image, the long one, is read once for all questions,
-option orders and protocols on that image; its keys and values are kept, and a question's text is read behind
-a copy of them. The options of a question, or its generated answer, go on from there. Where a model's prompts
-are bidirectional, what an image's tokens hold depends on the question, so all of the prompt is such a part.
+A prompt is cut behind its image. The part with the image, the long one, is read once for all requests that
+begin with it; its keys and values are kept, and a request's text is read behind a copy of them. The options
+of a request, or its generated answer, go on from there. Where a model's prompts are bidirectional, what an
+image's tokens hold depends on the text, so all of the prompt is such a part.
 """
 
 from __future__ import annotations
@@ -64,16 +64,18 @@ class Read:
 
 
 class Scorer(Protocol):
-  """A model as an evaluation sees it.
+  """A model as the engine sees it.
 
   Attributes:
     multiple: batch sizes are rounded up to a multiple of it (the shards of a batch).
     max_length: the model's context.
+    bidirectional: whether the tokens of its prompts all see each other (a prefix-LM).
     programs: (name, shapes) of each distinct program that was called.
   """
 
   multiple: int
   max_length: int
+  bidirectional: bool
   programs: set[tuple]
 
   def encode(self, pixels_NHWC: np.ndarray, normal: np.ndarray | None = None) -> Any:
@@ -130,15 +132,15 @@ class _Graph:
 class VlmScorer:
   """The scorer over a `Vlm`, with or without adapters, on one device or on a mesh.
 
-  Compiled programs are shared by all scorers of models of one structure, so that scoring a model before and
-  after training compiles once.
+  Compiled programs are shared by all scorers of models of one structure, so that a model before and after
+  training compiles once.
   """
 
   def __init__(self, vlm: Vlm, mesh: Mesh | None = None):
     graphdef, self._state = nnx.split(vlm)
     self._graph = _Graph.of(graphdef)
     self._mesh = mesh
-    self.max_length = vlm.config.text.max_length
+    self.max_length, self.bidirectional = vlm.config.text.max_length, vlm.config.prefix_lm
     self.programs: set[tuple] = set()
     self.multiple = 1
     if mesh is not None:
@@ -195,7 +197,7 @@ class VlmScorer:
 
   def texts(self, read: Read, tokens_BKT: np.ndarray, valid_BKT: np.ndarray) -> jax.Array:
     self._note("options", read.cache, tokens_BKT)
-    # Options that no question of the batch has are not read.
+    # Options that no request of the batch has are not read.
     count = np.int32(valid_BKT.any(axis=(0, 2)).sum())
     tokens_BKT, valid_BKT = self._put((tokens_BKT, valid_BKT))
     with self._context():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import threading
-from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
 
+from spatialvlm.once import OnceCache
 from spatialvlm.worlds import candidates, world
 
 SCENES = 64
@@ -42,32 +40,15 @@ def _make(seed: int, number: int, size: int) -> AskedPool:
 
 
 class Pools:
-  """The pools used last. Of several threads in need of one pool, one makes it and the others wait."""
+  """The pools used last, each made once for all threads in need of it."""
 
   def __init__(self):
-    self._pools: collections.OrderedDict[tuple[int, int, int], futures.Future] = collections.OrderedDict()
-    self._lock = threading.Lock()
+    self._pools: OnceCache[AskedPool] = OnceCache()
 
   def get(self, seed: int, number: int, size: int) -> AskedPool:
-    key = (seed, number, size)
-    with self._lock:
-      entry = self._pools.get(key)
-      mine = entry is None
-      if mine:
-        entry = self._pools[key] = futures.Future()
-        while len(self._pools) > max(_BUDGET // (3 * SCENES * size * size), _FEWEST):
-          self._pools.popitem(last=False)
-      else:
-        self._pools.move_to_end(key)
-    if mine:
-      try:
-        entry.set_result(_make(seed, number, size))
-      except BaseException as error:
-        entry.set_exception(error)
-        with self._lock:
-          if self._pools.get(key) is entry:
-            del self._pools[key]
-    return entry.result()
+    """Pool `number` of a seed, its pictures of `size` pixels."""
+    keep = max(_BUDGET // (3 * SCENES * size * size), _FEWEST)
+    return self._pools.get((seed, number, size), lambda: _make(seed, number, size), keep)
 
 
 _POOLS = Pools()

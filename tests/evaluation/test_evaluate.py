@@ -51,6 +51,7 @@ class Counting:
 
   multiple = 1
   max_length = 512
+  bidirectional = False
   # How often a long answer says " no" before it comes to its letter.
   longest = 30
 

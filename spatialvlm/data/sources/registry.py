@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import collections
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent import futures
 from typing import Protocol
 
 from spatialvlm.config import SourceConfig, nearest
@@ -79,51 +76,6 @@ class QuestionExamples(Sequence[Example]):
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
     return [question_to_example(q) for q in read(self.questions, indices)]
-
-
-class InBlocks(Sequence[Example]):
-  """An endless source whose neighbours are cheapest made together: whole blocks are read, and the last kept.
-
-  A mixture asks for a few consecutive indices at a time, a renderer makes scenes in blocks of a fixed size;
-  without this it would make most of them in vain. Thread-safe: of several threads in need of one block, one
-  makes it and the others wait.
-  """
-
-  def __init__(self, source: Source, block: int = 16, kept: int = 8):
-    self._source, self._block, self._kept = source, block, kept
-    self._blocks: collections.OrderedDict[int, futures.Future] = collections.OrderedDict()
-    self._lock = threading.Lock()
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> Example:
-    return self._read(index // self._block)[index % self._block]
-
-  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-    blocks = {number: self._read(number) for number in dict.fromkeys(i // self._block for i in indices)}
-    return [blocks[i // self._block][i % self._block] for i in indices]
-
-  def _read(self, number: int) -> list[Example]:
-    with self._lock:
-      block = self._blocks.get(number)
-      mine = block is None
-      if mine:
-        block = self._blocks[number] = futures.Future()
-        while len(self._blocks) > self._kept:
-          self._blocks.popitem(last=False)
-      else:
-        self._blocks.move_to_end(number)
-    if mine:
-      first = number * self._block
-      try:
-        block.set_result(read(self._source, range(first, min(first + self._block, len(self._source)))))
-      except BaseException as error:
-        block.set_exception(error)
-        with self._lock:
-          if self._blocks.get(number) is block:
-            del self._blocks[number]
-    return block.result()
 
 
 # Settings that change what is read, and the kinds that heed them; others would pass them over in silence.

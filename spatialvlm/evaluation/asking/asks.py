@@ -1,9 +1,12 @@
-"""From a question to the prompts that its passes ask, those that share a text and an image as one."""
+"""From a question to the requests of its passes, and from their answers to its rows.
+
+Passes that share a text and an image are one request.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,66 +17,65 @@ from spatialvlm.evaluation.asking import controls
 from spatialvlm.evaluation.asking.extraction import extract_choice
 from spatialvlm.evaluation.asking.protocols import PROTOCOLS, Prompter
 from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
-from spatialvlm.serving.pictures import Picture, Pictures
+from spatialvlm.serving.pictures import Pictures
+from spatialvlm.serving.requests import (
+  Answer,
+  EngineConfig,
+  Generated,
+  Letters,
+  Request,
+  Texts,
+  Wanted,
+  prefix_length,
+)
 from spatialvlm.types import Question
 
 
-@dataclasses.dataclass(frozen=True)
-class Reading:
-  """One answer that is read off a prompt.
-
-  Attributes:
-    choices: options in the order in which they were shown.
-    letters: int32 (K,), tokens of their letters.
-    answers: tokens of their texts, where texts are scored.
-    limit: most tokens of a generated answer, else 0.
-    fields: further fields of the row.
-  """
-
-  protocol: str
-  condition: str
-  shift: int
-  choices: tuple[str, ...]
-  letters: np.ndarray
-  answers: tuple[tuple[int, ...], ...] = ()
-  limit: int = 0
-  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-  @property
-  def kind(self) -> str:
-    return PROTOCOLS[self.protocol].reading
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Stem:
-  """A prompt, and all that is read off it.
+class Reading:
+  """One answer that is read off a prompt, and the tag by which it comes back: all that its row says of it.
 
   Attributes:
     question: as it was asked, but for the order of its options; without pixels.
     image: name of the question's own image, for its row.
-    tokens, image_slot: int32 (T,), as in `Encoded`.
-    cut: where the text begins that is read behind a prefix: after the image.
-    bidirectional: how many leading tokens see each other, as in `Encoded.prefix`. Where there are any, all of
-      them are the prefix, and the text begins with the last of them, which is read again.
-    shown: key of the image that is shown; None without one.
-    picture: gives its tiles or features; None without one, or once they are placed.
+    choices: options in the order in which they were shown.
+    fields: further fields of the row.
   """
 
   question: Question
   image: str
-  tokens: np.ndarray
-  image_slot: np.ndarray
-  cut: int
-  shown: Hashable | None
-  picture: Callable[[], Picture] | None
-  tile_count: int
-  readings: tuple[Reading, ...]
-  bidirectional: int = 0
+  protocol: str
+  condition: str
+  shift: int
+  choices: tuple[str, ...]
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  @property
-  def prefix(self) -> int:
-    """Length of what is read once for all texts behind it."""
-    return self.bidirectional or self.cut
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shown:
+  """The image that a question is shown.
+
+  Attributes:
+    key: equal where the pixels are.
+    pixels: uint8 (H, W, 3), of its size.
+    treat: what is done to them before they are cut.
+  """
+
+  key: Hashable
+  pixels: np.ndarray
+  treat: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels
+
+
+def engine_config(config: ScoreConfig) -> EngineConfig:
+  """What an evaluation's engine takes of its settings."""
+  return EngineConfig(
+    batch_size=config.batch_size,
+    lengths=config.lengths,
+    tiles=config.tiles,
+    pool_tiles=config.pool_tiles,
+    pool_prefixes=config.pool_prefixes,
+    section="score.",
+  )
 
 
 def keys(
@@ -114,21 +116,21 @@ def keys_of_row(row: Prediction, config: ScoreConfig) -> list[Key]:
 
 
 class Asker:
-  """Makes the stems of questions. Safe to use from several threads."""
+  """Makes the requests of questions. Safe to use from several threads."""
 
   def __init__(self, prompter: Prompter, config: ScoreConfig, pictures: Pictures | None = None):
     self._prompter, self._config = prompter, config
-    self._pictures = pictures or Pictures(prompter)
+    self._pictures = pictures or Pictures()
 
-  def stems(
+  def requests(
     self,
     question: Question,
     image: str,
     rules: Mapping[str, str],
     missing: Collection[Key],
     donor: tuple[Question, str] | None = None,
-  ) -> list[Stem]:
-    """The prompts of a question's missing rows.
+  ) -> list[Request]:
+    """The requests of a question's missing rows; every `tag` in them is a `Reading`.
 
     Args:
       image: hash of its pixels.
@@ -136,7 +138,7 @@ class Asker:
       donor: another question and the hash of its image, for `other_image`.
     """
     name = records.image_name(question)
-    stems: dict[Hashable, Stem] = {}
+    found: dict[Hashable, Request] = {}
     for key in keys_of_question(question, self._config):
       if key not in missing:
         continue
@@ -144,12 +146,21 @@ class Asker:
       asked, shown, fields = self._asked(question, image, condition, shift, donor)
       if condition == SIGHTED and protocol == self._config.protocols[0]:
         fields = fields | {"rules": dict(rules)}
-      stem = self._stem(asked, protocol, condition, shift, shown, fields, name)
-      same = (stem.shown, stem.tokens.tobytes())
-      if same in stems:
-        stem = dataclasses.replace(stems[same], readings=stems[same].readings + stem.readings)
-      stems[same] = stem
-    return list(stems.values())
+      reading = Reading(
+        question=_without_pixels(controls.rotated(asked, -shift % len(asked.choices))),
+        image=name,
+        protocol=protocol,
+        condition=condition,
+        shift=shift,
+        choices=tuple(asked.choices),
+        fields=fields,
+      )
+      request = self._request(asked, shown, reading)
+      same = (request.image, request.tokens.tobytes())
+      if same in found:
+        request = dataclasses.replace(found[same], wanted=found[same].wanted + request.wanted)
+      found[same] = request
+    return list(found.values())
 
   def _asked(
     self,
@@ -158,85 +169,74 @@ class Asker:
     condition: str,
     shift: int,
     donor: tuple[Question, str] | None,
-  ) -> tuple[Question, tuple[Hashable, np.ndarray] | None, dict[str, Any]]:
-    """The question under a condition, the image that is shown with its key, further fields of the row."""
-    own = (image, question.image)
+  ) -> tuple[Question, Shown | None, dict[str, Any]]:
+    """The question under a condition, the image that is shown, further fields of the row."""
+    own = Shown(image, question.image)
     if condition == "circular":
       return controls.rotated(question, shift), own, {}
     if condition == "grey":
-      return question, (("grey", question.image.shape), question.image), {}
+      return question, Shown(("grey", question.image.shape), question.image, controls.grey), {}
     if condition == "no_image":
       return question, None, {}
     if condition == "other_image":
       other, other_hash = donor
-      return question, (other_hash, other.image), {"image_shown": records.image_name(other)}
+      return question, Shown(other_hash, other.image), {"image_shown": records.image_name(other)}
     if condition == "flip":
       mirrored = controls.flipped(question)
-      return mirrored, (("flip", image), mirrored.image), {}
+      return mirrored, Shown(("flip", image), mirrored.image), {}
     return question, own, {}
 
-  def _stem(
-    self,
-    asked: Question,
-    protocol: str,
-    condition: str,
-    shift: int,
-    shown: tuple[Hashable, np.ndarray] | None,
-    fields: Mapping[str, Any],
-    name: str,
-  ) -> Stem:
-    layout = self._pictures.layout(shown[1]) if shown else None
-    tiles = len(layout.pixels) if shown else 0
-    encoded, letters = self._prompter(asked, protocol, layout, blind=layout is None)
-    rule = PROTOCOLS[protocol]
-    limit = rule.limit and min(rule.limit, self._config.new_tokens or rule.limit)
-    reading = Reading(
-      protocol=protocol,
-      condition=condition,
-      shift=shift,
-      choices=tuple(asked.choices),
-      letters=letters,
-      answers=self._prompter.answers(asked.choices) if rule.reading == "texts" else (),
-      limit=limit,
-      fields=fields,
-    )
-    images = np.flatnonzero(encoded.image_slot >= 0)
-    cut = int(images[-1]) + 1 if len(images) else 1
-    return Stem(
-      question=_without_pixels(controls.rotated(asked, -shift % len(asked.choices))),
-      image=name,
+  def _request(self, asked: Question, shown: Shown | None, reading: Reading) -> Request:
+    layout = self._prompter.layout(shown.pixels) if shown else None
+    count = len(layout.pixels) if shown else 0
+    encoded, letters = self._prompter(asked, reading.protocol, layout, blind=layout is None)
+    cut = lambda: self._prompter.cut(shown.treat(shown.pixels)).pixels
+    return Request(
       tokens=encoded.tokens,
       image_slot=encoded.image_slot,
-      cut=encoded.prefix - 1 if encoded.prefix else cut,
-      shown=shown[0] if shown else None,
-      picture=self._pictures.ahead(*shown, tiles) if shown else None,
-      tile_count=tiles,
-      readings=(reading,),
-      bidirectional=encoded.prefix,
+      prefix=prefix_length(encoded.image_slot, encoded.prefix),
+      wanted=(self._wanted(asked, letters, reading),),
+      bidirectional=encoded.prefix > 0,
+      image=shown.key if shown else None,
+      picture=self._pictures.ahead(shown.key, count, cut) if shown else None,
+      tile_count=count,
+      name=f"question {asked.idx}",
     )
 
+  def _wanted(self, asked: Question, letters: np.ndarray, reading: Reading) -> Wanted:
+    rule = PROTOCOLS[reading.protocol]
+    if rule.reading == "letters":
+      return Letters(tuple(letters.tolist()), reading)
+    if rule.reading == "texts":
+      return Texts(self._prompter.answers(asked.choices), reading)
+    limit = min(rule.limit, self._config.new_tokens or rule.limit)
+    return Generated(limit, tuple(self._prompter.stop_ids), reading)
 
-def row(
-  stem: Stem, reading: Reading, *, logprobs: np.ndarray | None = None, output: str = "", ended: bool = False
-) -> Prediction:
-  """The row of a reading; log-probabilities come in the order in which the options were shown."""
+
+def row(answer: Answer, decode: Callable[[Iterable[int]], str]) -> Prediction:
+  """The row of an answer whose tag is a `Reading`; `decode` makes text of generated tokens."""
+  reading = answer.tag
   count = len(reading.choices)
   fields = dict(
-    image=stem.image,
+    image=reading.image,
     protocol=reading.protocol,
     condition=reading.condition,
     shift=reading.shift,
     **reading.fields,
   )
-  if reading.kind == "generated":
+  if isinstance(answer.wanted, Generated):
+    output = decode(answer.tokens)
     shown = extract_choice(output, reading.choices, reading.protocol)
     choice = controls.unrotated(shown, reading.shift, count)
-    return records.answer(stem.question, choice, output=output, ended=ended, **fields)
-  values = np.roll(np.asarray(logprobs, np.float64)[:count], reading.shift)
-  if reading.kind == "texts":
-    lengths = np.roll([len(answer) for answer in reading.answers], reading.shift)
-    return records.predict(stem.question, values / lengths, tokens=tuple(int(n) for n in lengths), **fields)
-  return records.predict(stem.question, values, **fields)
+    return records.answer(reading.question, choice, output=output, ended=answer.ended, **fields)
+  # Log-probabilities come in the order in which the options were shown.
+  values = np.roll(np.asarray(answer.logprobs, np.float64), reading.shift)
+  if isinstance(answer.wanted, Texts):
+    lengths = np.roll([len(text) for text in answer.wanted.texts], reading.shift)
+    return records.predict(
+      reading.question, values / lengths, tokens=tuple(int(n) for n in lengths), **fields
+    )
+  return records.predict(reading.question, values, **fields)
 
 
 def _without_pixels(question: Question) -> Question:
