@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> None:
   runs = between_runs.open_runs(arguments)
   name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", run.name) for run in runs)
   folder = pathlib.Path(_WORKDIR.value or f"runs/compare-{name[:120]}").expanduser()
-  changes = between_runs.contrast(runs, resamples=_BOOTSTRAP.value, seed=_SEED.value)
+  changes = between_runs.paired_changes(runs, resamples=_BOOTSTRAP.value, seed=_SEED.value)
   for table in between_runs.write(runs, changes, folder):
-    terminal.show(terminal.rich(table))
+    terminal.show(table)
   print(f"report, tables, forest plot and differing questions: {folder}")
 
 

@@ -63,7 +63,7 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
         on_progress=lambda _, done, total, show=show: show(done, total),
       )
     found, looked = found + some, looked | count
-  terminal.show(terminal.leaks(leaks.summary(found, looked, benchmark)))
+  terminal.show(leaks.table(leaks.summary(found, looked, benchmark)))
   if output:
     workdir_lib.write_json(output, leaks.summary(found, looked, benchmark))
     print(f"all of them: {output}")

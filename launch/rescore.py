@@ -27,11 +27,11 @@ def main(arguments: Sequence[str]) -> None:
     raise UserError("name one run: spatialvlm-rescore RUN, the workdir of a finished evaluation")
   folder = pathlib.Path(arguments[0]).expanduser()
   found = rescore.write(folder)
-  terminal.show(terminal.rich(run_tables.protocols(found["summary"])))
+  terminal.show(run_tables.protocols(found["summary"]))
   if others := run_page.published(folder):
-    terminal.show(terminal.rich(run_tables.published(found["summary"], others)))
+    terminal.show(run_tables.published(found["summary"], others))
   if found["extractors"]:
-    terminal.show(terminal.rich(rescore.table(found)))
+    terminal.show(rescore.table(found))
   print(f"all of it: {folder / rescore.FILE}; report: {folder / run_page.PAGE}")
 
 

@@ -21,6 +21,8 @@ from PIL import Image
 from spatialvlm import mixture
 from spatialvlm.data.sources import registry
 from spatialvlm.evaluation.records import image_name
+from spatialvlm.reporting import tables
+from spatialvlm.reporting.tables import Cell, Table
 from spatialvlm.types import Example, Question
 
 SIDE, KEPT = 64, 16
@@ -30,6 +32,7 @@ NEAR = 40
 # How far below a picture's usual contrast it says nothing: an even picture is like any other even picture.
 _FLAT = 1.0
 _BLOCK = 32
+_KINDS = ("name and picture", "picture", "mirrored picture", "name")
 _COCO = re.compile(r"^coco_(train|val|test)\d{4}_")
 
 
@@ -166,16 +169,37 @@ def find(
 
 def summary(leaks: Sequence[Leak], looked: Mapping[str, int], benchmark: Benchmark) -> dict[str, Any]:
   """Counts by source and kind, and the leaks themselves, for JSON."""
-  kinds = ("name and picture", "picture", "mirrored picture", "name")
   return {
     "pictures_in_benchmark": len(benchmark),
     "sources": {
       name: {"examples": count}
-      | {kind: sum(leak.source == name and leak.how == kind for leak in leaks) for kind in kinds}
+      | {kind: sum(leak.source == name and leak.how == kind for leak in leaks) for kind in _KINDS}
       for name, count in looked.items()
     },
     "leaks": [dataclasses.asdict(leak) for leak in leaks],
   }
+
+
+def table(found: Mapping[str, Any], shown: int = 10) -> Table:
+  """What `summary` gives by source and kind; the first so many pictures by name in the note."""
+  rows = []
+  for name, counts in found["sources"].items():
+    kind = "bad" if any(counts[k] for k in _KINDS if k != "name") else ""
+    rows.append([Cell(name, kind), str(counts["examples"]), *(_count(counts[k], kind) for k in _KINDS)])
+  head = ["", "examples", *(kind if kind != "name" else "name alone" for kind in _KINDS)]
+  lines = [
+    f"{leak['source']}[{leak['index']}] {leak['id']}: {leak['how']}, {leak['benchmark']}, "
+    f"questions {', '.join(map(str, leak['questions'][:5]))}{' ...' if len(leak['questions']) > 5 else ''}"
+    for leak in sorted(found["leaks"], key=lambda leak: leak["distance"] is None)[:shown]
+  ]
+  lines += [f"and {len(found['leaks']) - shown} more"] if len(found["leaks"]) > shown else []
+  none = [f"None of the benchmark's {found['pictures_in_benchmark']} pictures was found."]
+  title = "Pictures of the benchmark in the training data"
+  return tables.make("leaks", title, head, rows, note="\n".join(lines or none))
+
+
+def _count(count: int, kind: str) -> Cell:
+  return Cell(str(count), kind if count else "")
 
 
 def _look(benchmark: Benchmark, name: str, source: Sequence[Example], block: Sequence[int]) -> list[Leak]:

@@ -15,7 +15,8 @@ from spatialvlm.evaluation.asking import asks, controls, extraction
 from spatialvlm.evaluation.records import SIGHTED, Prediction
 from spatialvlm.evaluation.report import run_page
 from spatialvlm.evaluation.scoring import summary
-from spatialvlm.reporting import page, tables, terminal
+from spatialvlm.reporting import page, tables
+from spatialvlm.reporting.labels import label
 from spatialvlm.reporting.tables import Table
 from spatialvlm.types import UserError
 
@@ -85,7 +86,7 @@ def table(found: Mapping[str, Any]) -> Table:
       answered = tables.Cell(tables.percent(part["answered"]), "alarm" if part["answered"] < 0.99 else "")
       rows.append([f"{protocol}, read by {rule}", *cells, answered, str(part["differs"])])
     rules.append(len(rows) - 1)
-  head = ["", *(terminal.label(n) for n in names), "answered", "read otherwise"]
+  head = ["", *(label(n) for n in names), "answered", "read otherwise"]
   return tables.make(
     "extractors", "The same answers under every rule", head, rows, rules, note="In per cent."
   )

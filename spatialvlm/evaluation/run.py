@@ -12,13 +12,13 @@ from spatialvlm import loading, workdir
 from spatialvlm.config import EvaluateConfig, ModelConfig
 from spatialvlm.core import axes
 from spatialvlm.data.sources.registry import open_questions
-from spatialvlm.evaluation import memory, programs
 from spatialvlm.evaluation.asking import controls, protocols
 from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.evaluation.evaluate import Result, evaluate
 from spatialvlm.evaluation.report import run_page, run_tables
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.reporting import tables, terminal
+from spatialvlm.serving import usage
 from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import Question, UserError
 
@@ -59,18 +59,18 @@ def run(
     if note := getattr(questions, "note", ""):
       print(f"note: {note}", flush=True)
   with terminal.progress() as show:
-    scorer, before = VlmScorer(vlm, mesh), programs.compiled()
+    scorer, before = VlmScorer(vlm, mesh), usage.compiled()
     result = evaluate(
       questions, scorer, prompter, config.score, folder=folder, on_progress=show, on_note=show.note
     )
   if jax.process_index() == 0:
-    table = terminal.table(result.summary, title(config, model.name))
+    table = run_tables.result(result.summary, title(config, model.name))
     workdir.write_text(folder / "table.txt", terminal.plain_text(table))
     terminal.show(table)
     for other in _other_tables(config, result):
-      terminal.show(terminal.rich(other))
-    compiled = programs.compiled() - before
-    for line in (programs.line(scorer.programs, compiled), memory.peak(), *result.notes):
+      terminal.show(other)
+    compiled = usage.compiled() - before
+    for line in (usage.programs(scorer.programs, compiled), usage.peak_memory(), *result.notes):
       print(line)
     run_page.write(folder, result.all_rows, result.summary, title(config, model.name), questions)
     print(f"predictions, summary, tables and report: {folder}")

@@ -55,7 +55,7 @@ def run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
   results = found.results()
   _write(folder, results, found)
   for table in page.all_tables(results):
-    terminal.show(terminal.rich(table))
+    terminal.show(table)
   print(f"results, tables, pictures and page: {folder}")
   return results
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from rich import progress
 
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import LogConfig
+from spatialvlm.reporting import terminal
 from spatialvlm.types import UserError
 
 FILE = "metrics.jsonl"
@@ -119,23 +118,10 @@ class Screen:
   """A live bar on a terminal, a plain line per report elsewhere."""
 
   def __init__(self, total: int, step: int):
-    self._total, self._main = total, jax.process_index() == 0
-    self._bar = None
-    columns = (
-      progress.BarColumn(bar_width=24),
-      progress.MofNCompleteColumn(),
-      progress.TextColumn("{task.fields[figures]}"),
-      progress.TimeRemainingColumn(compact=True),
-    )
-    bar = progress.Progress(*columns)
-    if self._main and bar.console.is_terminal and not os.environ.get("CI"):
-      self._bar = bar
-      self._task = bar.add_task("", total=total, completed=step, figures="")
-      bar.start()
+    self._total, self._bar = total, terminal.StepBar(total, step)
 
   def advance(self, step: int) -> None:
-    if self._bar:
-      self._bar.update(self._task, completed=step)
+    self._bar.update(step)
 
   def report(self, row: Mapping[str, Any]) -> None:
     """Shows the figures of a row of training."""
@@ -148,22 +134,18 @@ class Screen:
         f"{scaled(row['flops_per_second'])}FLOP/s",
       ]
     )
-    if self._bar:
-      self._bar.update(self._task, completed=row["step"], figures=figures)
+    if self._bar.live:
+      self._bar.update(row["step"], figures)
       return
     left = (self._total - row["step"]) * row["seconds_per_step"]
     self.say(f"step {row['step']}/{self._total} · {figures} · {_duration(left)} left")
 
   def say(self, text: str) -> None:
     """A line that stays."""
-    if self._bar:
-      self._bar.console.print(text, markup=False, highlight=False)
-    elif self._main:
-      print(text, flush=True)
+    self._bar.say(text)
 
   def close(self) -> None:
-    if self._bar:
-      self._bar.stop()
+    self._bar.close()
 
 
 def scaled(value: float, base: int = 1000) -> str:

@@ -14,9 +14,9 @@ from spatialvlm.config import EvalConfig, RunConfig, TrainConfig, nearest
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources import registry
 from spatialvlm.evaluation.asking import controls, protocols
+from spatialvlm.evaluation.before_after import compare
 from spatialvlm.evaluation.evaluate import Result, evaluate
-from spatialvlm.evaluation.report import between_runs, run_page
-from spatialvlm.evaluation.report.before_after import compare
+from spatialvlm.evaluation.report import between_runs, run_page, run_tables
 from spatialvlm.evaluation.scoring import aggregation
 from spatialvlm.processing.processor import Processor
 from spatialvlm.reporting import terminal
@@ -82,16 +82,16 @@ class Scores:
     if self._before is not None:
       compare(self._before, result, self._config, self._workdir, "before and after training")
       if jax.process_index() == 0:
-        self._contrast()
+        self._write_comparison()
     elif jax.process_index() == 0:
-      terminal.show(terminal.table(result.summary, "after training"))
+      terminal.show(run_tables.result(result.summary, "after training"))
     return result.summary["scores"]
 
-  def _contrast(self) -> None:
+  def _write_comparison(self) -> None:
     """The same report as `launch/compare.py` makes, in `evaluation/comparison`."""
     folder = self._workdir / FOLDER
     runs = between_runs.open_runs([str(folder / name) for name in ("before", "after")])
-    changes = between_runs.contrast(runs, resamples=self._config.bootstrap, seed=self._config.seed)
+    changes = between_runs.paired_changes(runs, resamples=self._config.bootstrap, seed=self._config.seed)
     between_runs.write(runs, changes, folder / "comparison")
 
   def _score(self, params, name: str) -> Result:

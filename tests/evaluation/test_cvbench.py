@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from spatialvlm.config import ScoreConfig
-from spatialvlm.evaluation.report import run_page
+from spatialvlm.evaluation.report import run_page, run_tables
 from spatialvlm.evaluation.scoring import aggregation
 from spatialvlm.evaluation.scoring.summary import summarize
-from spatialvlm.reporting import terminal
+from spatialvlm.reporting import labels, terminal
 from tests.evaluation.support import row
 
 # Questions of the real benchmark by task and source, as far as they are published: 788 Count and 650 Relation
@@ -79,8 +79,8 @@ def test_official_of_another_number_of_questions_says_so():
   sizes = "(ADE20K 632 of 633, COCO 805 of 805, Omni3D 1200 of 1,200)"
   assert sizes in aggregation.aggregation(rows[1:]).official_note
   summary = summarize(rows[::100], ScoreConfig(bootstrap=20))
-  assert terminal.label("official", summary) == "official formula, part"
-  assert "official formula, part" in terminal.plain_text(terminal.table(summary))
+  assert labels.label("official", summary) == "official formula, part"
+  assert "official formula, part" in terminal.plain_text(run_tables.result(summary))
   (hero, *_) = run_page.sections(rows[::100], summary)
   assert "official formula, part, native" in hero.body
 

@@ -82,6 +82,18 @@ def test_names_are_found_and_held_apart_from_pictures(pictures):
   }  # fmt: skip
 
 
+def test_the_table_marks_sources_that_hold_pictures_and_names_the_first(pictures):
+  benchmark = leaks.Benchmark([question(i, image) for i, image in enumerate(pictures)])
+  found, looked = leaks.find(benchmark, {"mine": [example(p) for p in pictures[:3]], "other": []})
+  table = leaks.table(leaks.summary(found, looked | {"other": 0}, benchmark), shown=2)
+  heads = [c.text for c in table.columns]
+  assert heads == ["", "examples", "name and picture", "picture", "mirrored picture", "name alone"]
+  mine, other = table.rows
+  assert [c.text for c in mine] == ["mine", "3", "0", "3", "0", "0"]
+  assert mine[0].kind == mine[3].kind == "bad" and {c.kind for c in other} == {""}
+  assert table.note.splitlines()[-1] == "and 1 more" and table.note.startswith("mine[0] ")
+
+
 def test_an_even_picture_says_nothing():
   even = np.full((40, 60, 3), 127, np.uint8)
   assert leaks.perceptual_hash(even) is None

@@ -56,7 +56,7 @@ def test_every_score_that_there_is_and_no_official_one(result):
   names = {"plain", "task/Relation", "source/What's Up", "source_dataset/Controlled A"}
   assert set(summary["scores"]) == names and summary["scores"]["plain"]["guessing"] == 0.25
   assert {text(row, row.gold) for row in result.rows} == set(CAPTIONS)
-  shown = terminal.plain_text(terminal.table(summary, "a model"))
+  shown = terminal.plain_text(run_tables.result(summary, "a model"))
   assert "n/a: defined on ADE20K" in shown and "Relation" in shown
   assert run_tables.protocols(summary) and run_tables.controls(summary)
 

@@ -14,11 +14,11 @@ from spatialvlm import generation
 from spatialvlm.api import LoadedVlm
 from spatialvlm.config import ScoreConfig
 from spatialvlm.data.batch import collate
-from spatialvlm.evaluation import extract_choice, programs, records
+from spatialvlm.evaluation import extract_choice, records
 from spatialvlm.evaluation.asking import controls
 from spatialvlm.evaluation.asking.protocols import PROTOCOLS, ProcessorPrompter
 from spatialvlm.evaluation.evaluate import evaluate
-from spatialvlm.serving import engine
+from spatialvlm.serving import engine, usage
 from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import UserError
 from tests.evaluation import support
@@ -73,10 +73,10 @@ def test_more_questions_make_no_more_programs(vlm, prompter, result):
   config = dataclasses.replace(ALL, protocols=("native", "options"), controls=("circular", "grey"))
   scorers = [VlmScorer(vlm), VlmScorer(vlm)]
   evaluate(support.questions(count=8, images=5), scorers[0], prompter, config)
-  before = programs.compiled()
+  before = usage.compiled()
   evaluate(support.questions(count=40, images=30), scorers[1], prompter, config)
-  assert scorers[0].programs == scorers[1].programs and programs.compiled() == before
-  said = programs.line(scorers[0].programs, 3)
+  assert scorers[0].programs == scorers[1].programs and usage.compiled() == before
+  said = usage.programs(scorers[0].programs, 3)
   assert said.startswith(f"programs: {len(scorers[0].programs)} of the model (1 images, 1 letters, ")
   assert "3 compiled" in said
 

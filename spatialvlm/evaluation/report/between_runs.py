@@ -12,11 +12,13 @@ from spatialvlm import workdir
 from spatialvlm.config import nearest
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.records import Prediction
+from spatialvlm.evaluation.report import changes as change_tables
 from spatialvlm.evaluation.report import run_page
 from spatialvlm.evaluation.scoring import statistics
-from spatialvlm.reporting import figures, page, tables, terminal
+from spatialvlm.reporting import figures, page, tables
+from spatialvlm.reporting.labels import label
 from spatialvlm.reporting.page import Browser, Section
-from spatialvlm.reporting.tables import Cell, Table, escape, percent, signed
+from spatialvlm.reporting.tables import Table, escape, percent, signed
 from spatialvlm.types import UserError
 
 JSON, DIFFERENCES, PLOT = "comparison.json", "differences.jsonl", "forest.png"
@@ -67,7 +69,9 @@ def open_runs(arguments: Sequence[str]) -> list[Run]:
   return found
 
 
-def contrast(runs: Sequence[Run], *, resamples: int = 2000, seed: int = 0) -> list[dict[str, dict[str, Any]]]:
+def paired_changes(
+  runs: Sequence[Run], *, resamples: int = 2000, seed: int = 0
+) -> list[dict[str, dict[str, Any]]]:
   """`statistics.paired` of the first run and each of the others."""
   first = runs[0]
   return [statistics.paired(first.rows, run.rows, resamples=resamples, seed=seed) for run in runs[1:]]
@@ -83,59 +87,21 @@ def write(runs: Sequence[Run], changes: Sequence[Mapping[str, Any]], folder: pat
     raise UserError(f"{folder}: not empty, and no comparison; name another --workdir")
   with workdir.writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
-  found = [change_table(runs[0], run, change) for run, change in zip(runs[1:], changes, strict=True)]
+  by_name = {run.name: change for run, change in zip(runs[1:], changes, strict=True)}
+  found = [change_tables.tested(runs[0].name, name, change) for name, change in by_name.items()]
   content = {
     "runs": [{"name": r.name, "folder": str(r.folder), "protocol": r.protocol} for r in runs],
-    "changes": {run.name: change for run, change in zip(runs[1:], changes, strict=True)},
+    "changes": by_name,
   }
   workdir.write_json(folder / JSON, content)
   lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in differences(runs)]
   workdir.write_text(folder / DIFFERENCES, "".join(lines))
   with workdir.writing(folder / PLOT):
-    plot(runs, changes, folder / PLOT)
+    change_tables.plot_forest(runs[0].name, by_name, folder / PLOT)
   workdir.write_text(folder / run_page.MARKDOWN, "\n".join(map(tables.to_markdown, found)))
   workdir.write_text(folder / run_page.LATEX, "\n".join(map(tables.to_latex, found)))
   workdir.write_text(folder / run_page.PAGE, _page(runs, changes, found, len(lines)))
   return found
-
-
-def change_table(first: Run, second: Run, changes: Mapping[str, Mapping[str, Any]]) -> Table:
-  """Scores of two runs, the difference with its interval, McNemar's test, and what could have been found."""
-  reach = max(0.05, *(abs(c[k]) for c in changes.values() for k in ("low", "high", "difference")))
-  rows, rules = [], []
-  for number, (name, section, change) in enumerate(terminal.rows_of(changes)):
-    kind = "good" if change["low"] > 0 else "bad" if change["high"] < 0 else ""
-    p = change.get("p_holm", change.get("p"))
-    rows.append(
-      [
-        terminal.label(name),
-        Cell("", figure=figures.change(change, reach)),
-        percent(change["before"]),
-        percent(change["after"]),
-        Cell(signed(change["difference"]), kind),
-        Cell(f"{signed(change['low'])} to {signed(change['high'])}", kind),
-        f"{percent(change['answered_before'])} / {percent(change['answered_after'])}",
-        f"{change['gained']} / {change['lost']}" if "gained" in change else "",
-        "" if p is None else tables.p_value(p) + ("*" if "p_holm" in change else ""),
-        percent(change["detectable"]),
-        str(change["n"]),
-      ]
-    )
-    if section:
-      rules.append(number)
-  ends = Cell(
-    "", figure=f"<span class='ends'><span>{signed(-reach)}</span><span>{signed(reach)}</span></span>"
-  )
-  head = ("", ends, first.name, second.name, "change", "95 % interval")
-  head += ("answered", "gained / lost", "p", "detectable", "n")
-  note = (
-    "In per cent and points. Intervals: bootstrap over images, within sources, with the same draws of both. "
-    "p: exact McNemar over questions; with * corrected for the number of tasks (Holm). Detectable: the true "
-    "difference that these questions would show in four runs of five. Marked: the interval excludes zero. "
-    f"Answered: {first.name} / {second.name}."
-  )
-  title = f"{second.name} against {first.name}"
-  return tables.make(f"changes-{second.name}", title, head, rows, rules, (7, 9, 10), note)
 
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -149,37 +115,6 @@ def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
       said = {run.name: _said(answer) for run, answer in zip(runs, answers, strict=True)}
       found.append({key: getattr(row, key) for key in kept} | {"answers": said})
   return found
-
-
-def plot(runs: Sequence[Run], changes: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-  """A forest plot as PNG: the change of each score with its interval, one colour a run, around zero."""
-  from matplotlib.figure import Figure
-
-  names = [name for name, _, _ in terminal.rows_of(changes[0])]
-  colours = ("#0b6e99", "#c2410c", "#1d7a3e", "#7c5cbf", "#9a5b00", "#55626f")
-  figure = Figure(figsize=(7.2, 1.3 + (0.24 + 0.13 * len(changes)) * len(names)), layout="constrained")
-  axes = figure.subplots()
-  axes.axvline(0, color="#55626f", lw=1)
-  step = 0.62 / len(changes)
-  for k, (run, change) in enumerate(zip(runs[1:], changes, strict=True)):
-    for place, name in enumerate(names):
-      c = change[name]
-      y = place + (k - (len(changes) - 1) / 2) * step
-      colour = colours[k % len(colours)]
-      axes.plot(
-        [100 * c["low"], 100 * c["high"]], [y, y], color=colour, lw=3, alpha=0.45, solid_capstyle="round"
-      )
-      label = run.name if not place else ""
-      axes.plot(100 * c["difference"], y, "o", color=colour, ms=5, label=label)
-  axes.set_yticks(range(len(names)), [f"{terminal.label(n)}  ({changes[0][n]['n']})" for n in names])
-  axes.invert_yaxis()
-  axes.set_xlabel(f"change against {runs[0].name}, points, with 95 % interval")
-  axes.spines[["top", "right", "left"]].set_visible(False)
-  axes.tick_params(axis="y", length=0)
-  axes.grid(axis="x", color="#dfe4e8", lw=0.6)
-  if len(changes) > 1:
-    figure.legend(loc="outside upper right", ncols=len(changes), frameon=False, fontsize=8)
-  figure.savefig(path, dpi=140)
 
 
 def _said(row: Prediction) -> dict[str, Any]:
@@ -226,7 +161,7 @@ def _verdict(first: Run, second: Run, changes: Mapping[str, Mapping[str, Any]]) 
   test = f"p {p}" if p.startswith("<") else f"p = {p}"
   reach = 1.1 * max(0.05, abs(change["low"]), abs(change["high"]))
   left = (
-    f"<div><p class='what'>{escape(second.name)} − {escape(first.name)}, {escape(terminal.label(name))}</p>"
+    f"<div><p class='what'>{escape(second.name)} − {escape(first.name)}, {escape(label(name))}</p>"
     f"<p class='number'>{signed(change['difference'])}<small>points</small></p>"
     f"<p class='within'>95 % interval {signed(change['low'])} to {signed(change['high'])}</p>"
     f"<span class='pill {kind}'>{said}</span></div>"

@@ -16,7 +16,8 @@ from spatialvlm.evaluation.asking.controls import BLIND
 from spatialvlm.evaluation.records import LETTERS, Prediction
 from spatialvlm.evaluation.report import run_tables
 from spatialvlm.evaluation.scoring import calibration, statistics
-from spatialvlm.reporting import figures, page, tables, terminal
+from spatialvlm.reporting import figures, page, tables
+from spatialvlm.reporting.labels import best_shortcut, label
 from spatialvlm.reporting.page import Answer, Asked, Browser, Section
 from spatialvlm.reporting.tables import Table, escape, percent
 from spatialvlm.types import Question
@@ -175,13 +176,13 @@ def asked(row: Prediction, answers: Sequence[Prediction | None]) -> Asked:
 def _hero(summary: Mapping[str, Any]) -> str:
   name = run_tables.headline(summary["scores"])
   score = summary["scores"][name]
-  shortcut = run_tables.best_shortcut(summary, name)
+  shortcut = best_shortcut(summary, name)
   low, high = figures.reach([score, {k: shortcut[1] for k in ("low", "high", "score", "guessing")}])
   kind, verdict = _verdict(score, shortcut)
   deviation = (score["high"] - score["low"]) / (2 * 1.959964)
   detectable = 100 * statistics.minimum_detectable(deviation)
   left = (
-    f"<div><p class='what'>{escape(terminal.label(name, summary))}, {escape(summary['protocol'])}</p>"
+    f"<div><p class='what'>{escape(label(name, summary))}, {escape(summary['protocol'])}</p>"
     f"<p class='number'>{percent(score['score'])}<small>%</small></p>"
     f"<p class='within'>95 % interval {escape(tables.interval(score))}</p>"
     f"<span class='pill {kind}'>{verdict}</span></div>"
@@ -211,7 +212,7 @@ def _alarm(summary: Mapping[str, Any]) -> str:
   lacking = 1 - summary["scores"]["plain"].get("answered", 1.0)
   lines = []
   if found:
-    names = ", ".join(terminal.label(n) for n in found)
+    names = ", ".join(label(n) for n in found)
     lines.append(
       f"<strong>At chance:</strong> {escape(names)}. Such a score says nothing on a sense of space: first "
       "rule out the prompt, the form of the answers, and the order of the options."

@@ -9,12 +9,14 @@ import numpy as np
 
 from spatialvlm.evaluation.asking.protocols import PROTOCOLS
 from spatialvlm.evaluation.records import LETTERS, Prediction
-from spatialvlm.evaluation.scoring import calibration
-from spatialvlm.reporting import figures, tables, terminal
+from spatialvlm.evaluation.scoring import calibration, statistics
+from spatialvlm.reporting import figures, tables
+from spatialvlm.reporting.labels import best_shortcut, label, rows_of, short
 from spatialvlm.reporting.tables import Cell, Table, interval, percent, signed
 
 # Weighted sums of the same counts differ in their last digits.
 TIE = 1e-9
+_SCORE_HEAD = ("score", "95 % interval", "answered", "guessing", "best shortcut", "n")
 _MARKS = "Marked: an interval that reaches down to guessing; over one question in a hundred with no answer."
 
 
@@ -28,47 +30,44 @@ def reads_letters(protocol: str) -> bool:
   return protocol in PROTOCOLS and PROTOCOLS[protocol].reading == "letters"
 
 
-def best_shortcut(summary: Mapping[str, Any], name: str) -> tuple[str, float]:
-  """The best baseline that knows something, and its score of that name."""
-  found = {k: v[name] for k, v in summary["baselines"].items() if k != "guessing" and name in v}
-  best = max(found, key=found.get)
-  return best, found[best]
-
-
 def scores(summary: Mapping[str, Any]) -> Table:
   """Every aggregation with its interval, guessing, the best shortcut and its count."""
-  low, high = figures.reach([s for _, _, s in terminal.rows_of(summary["scores"])])
+  low, high = figures.reach([s for _, _, s in rows_of(summary["scores"])])
   rows, rules = [], []
-  for number, (name, section, score) in enumerate(terminal.rows_of(summary["scores"])):
-    best, value = best_shortcut(summary, name)
-    rows.append(
-      [
-        terminal.label(name, summary),
-        Cell("", figure=figures.bar(score, low=low, high=high)),
-        Cell(percent(score["score"]), "strong"),
-        _reaching(score),
-        _answered(score.get("answered")),
-        percent(score["guessing"]),
-        Cell(f"{percent(value)} {best.removeprefix('majority ')}", _warn(value, score)),
-        str(score["n"]),
-      ]
-    )
+  for number, (name, section, score) in enumerate(rows_of(summary["scores"])):
+    first, *rest = _score_row(name, score, summary)
+    rows.append([first, Cell("", figure=figures.bar(score, low=low, high=high)), *rest])
     if section:
       rules.append(number)
   note = f"In per cent. {_MARKS.removesuffix('.')}; a shortcut that does as well."
   if summary.get("official_note"):
     note += f" Official aggregation: {summary['official_note']}."
-  columns = (
-    "",
-    figures.ends(low, high),
-    "score",
-    "95 % interval",
-    "answered",
-    "guessing",
-    "best shortcut",
-    "n",
-  )
+  columns = ("", figures.ends(low, high), *_SCORE_HEAD)
   return tables.make("scores", "Scores", columns, rows, rules, minor=(1, 6, 7), note=note)
+
+
+def result(summary: Mapping[str, Any], title: str = "") -> Table:
+  """The rows of `scores` as a run shows them at its end: without drawings, with what is at chance in words.
+
+  The answered rates have a column where there are questions without an answer.
+  """
+  silent = any(score["answered"] < 1 for score in summary["scores"].values())
+  left_out = () if silent else (1 + _SCORE_HEAD.index("answered"),)
+  shown = lambda cells: [cell for i, cell in enumerate(cells) if i not in left_out]
+  rows, rules = [], []
+  for number, (name, section, score) in enumerate(rows_of(summary["scores"])):
+    rows.append(shown(_score_row(name, score, summary)))
+    if section:
+      rules.append(number)
+  main = [n for n in summary["scores"] if n in ("official", "plain") or n.startswith("task/")]
+  chance = statistics.at_chance({name: summary["scores"][name] for name in main})
+  note = f"Official aggregation: {summary['official_note']}.\n" if summary["official_note"] else ""
+  note += f"Protocol {summary['protocol']}. Answered: {percent(summary['scores']['plain']['answered'])} %. "
+  note += "Marked: reaches down to guessing; a shortcut that does as well"
+  note += "; over one question in a hundred with no answer." if silent else "."
+  if chance:
+    note += f"\nNot to be told from guessing, or below: {', '.join(map(label, chance))}."
+  return tables.make("result", title, shown(("", *_SCORE_HEAD)), rows, rules, note=note)
 
 
 def protocols(summary: Mapping[str, Any]) -> Table:
@@ -76,7 +75,7 @@ def protocols(summary: Mapping[str, Any]) -> Table:
   found = summary["protocols"]
   name = headline(summary["scores"])
   low, high = figures.reach([p["scores"][name] for p in found.values()])
-  columns = [n for n, _, _ in terminal.rows_of(summary["scores"]) if n != name]
+  columns = [n for n, _, _ in rows_of(summary["scores"]) if n != name]
   rows = []
   for protocol, part in found.items():
     answered = part.get("answered", part["scores"][name].get("answered"))
@@ -90,21 +89,21 @@ def protocols(summary: Mapping[str, Any]) -> Table:
         *(percent(part["scores"][c]["score"]) for c in columns),
       ]
     )
-  head = ["", figures.ends(low, high), terminal.label(name, summary), "95 % interval", "answered"]
-  head += [terminal.label(c, summary) for c in columns]
+  head = ["", figures.ends(low, high), label(name, summary), "95 % interval", "answered"]
+  head += [label(c, summary) for c in columns]
   note = f"In per cent. One model, the same questions: only how it was asked and read differs. {_MARKS}"
   return tables.make("protocols", "Protocols", head, rows, minor=(1,), note=note)
 
 
 def answered(summary: Mapping[str, Any]) -> Table:
   """The share of questions with an answer behind each score of `protocols`; no rows where all have one."""
-  names = [n for n, _, _ in terminal.rows_of(summary["scores"])]
+  names = [n for n, _, _ in rows_of(summary["scores"])]
   rows = []
   for protocol, part in summary["protocols"].items():
     shares = [part["scores"][n]["answered"] for n in names]
     if min(shares) < 1:
       rows.append([protocol, *map(_answered, shares)])
-  columns = ["", *(terminal.label(n, summary) for n in names)]
+  columns = ["", *(label(n, summary) for n in names)]
   note = "In per cent. Marked: below 99. Protocols that are not here had an answer to every question."
   return tables.make("answered", "Questions with an answer", columns, rows, note=note)
 
@@ -124,7 +123,7 @@ def published(summary: Mapping[str, Any], others: Mapping[str, float]) -> Table:
     rows.append([protocol, *cells, percent(part["answered"])])
   head = [""]
   for name in names:
-    head += [terminal.label(name, summary), *(f"minus {value:g}" for value in others.values())]
+    head += [label(name, summary), *(f"minus {value:g}" for value in others.values())]
   note = "In per cent. Marked: the published number lies within the interval. Published: "
   note += "; ".join(f"{value:g}, {name}" for name, value in others.items()) + "."
   return tables.make("published", "Beside what was published", [*head, "answered"], rows, note=note)
@@ -155,7 +154,7 @@ def controls(summary: Mapping[str, Any]) -> Table:
   columns = (
     "",
     figures.ends(low, high),
-    terminal.label(name, summary),
+    label(name, summary),
     "95 % interval",
     "sighted minus it",
     "answered",
@@ -181,7 +180,7 @@ def gaps(summary: Mapping[str, Any]) -> Table:
     ]
     rows.append([words(condition), *cells])
   note = "Sighted minus blind, in points, with the 95 % interval of the pair. Marked: it excludes zero."
-  columns = ["", *(terminal.label(n, summary) for n in names)]
+  columns = ["", *(label(n, summary) for n in names)]
   return tables.make("gaps", "What the picture gives", columns, rows, note=note)
 
 
@@ -194,10 +193,24 @@ def steadiness(summary: Mapping[str, Any]) -> Table:
       if key in part:
         shown = [percent(part[key][n]["score"]) if n in part[key] else "" for n in names]
         rows.append([f"{words(condition)}: {said}", *shown, percent(part["answered"])])
-  columns = ["", *(terminal.label(n, summary) for n in names), "answered"]
+  columns = ["", *(label(n, summary) for n in names), "answered"]
   return tables.make(
     "steadiness", "Does the answer stay with what is shown?", columns, rows, note="In per cent."
   )
+
+
+def _score_row(name: str, score: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str | Cell]:
+  """The cells of one score, under `_SCORE_HEAD`."""
+  best, value = best_shortcut(summary, name)
+  return [
+    label(name, summary),
+    Cell(percent(score["score"]), "strong"),
+    _reaching(score),
+    _answered(score.get("answered")),
+    percent(score["guessing"]),
+    Cell(f"{percent(value)} {short(best)}", _warn(value, score)),
+    str(score["n"]),
+  ]
 
 
 def _reaching(score: Mapping[str, float]) -> Cell:
@@ -219,7 +232,7 @@ def words(name: str) -> str:
 
 def baselines(summary: Mapping[str, Any]) -> Table:
   """Every baseline by score, the run itself in the first row."""
-  names = [n for n, _, _ in terminal.rows_of(summary["scores"])]
+  names = [n for n, _, _ in rows_of(summary["scores"])]
   rows = [["this run", *(Cell(percent(summary["scores"][n]["score"]), "strong") for n in names)]]
   for baseline, values in summary["baselines"].items():
     cells = [Cell(percent(values[n]), _warn(values[n], summary["scores"][n])) for n in names]
@@ -228,7 +241,7 @@ def baselines(summary: Mapping[str, Any]) -> Table:
   return tables.make(
     "baselines",
     "What can be had without seeing",
-    ["", *(terminal.label(n, summary) for n in names)],
+    ["", *(label(n, summary) for n in names)],
     rows,
     (0,),
     note=note,

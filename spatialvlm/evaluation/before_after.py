@@ -11,6 +11,7 @@ import jax
 from spatialvlm import workdir
 from spatialvlm.config import ScoreConfig
 from spatialvlm.evaluation.evaluate import Result
+from spatialvlm.evaluation.report import changes as change_tables
 from spatialvlm.evaluation.scoring import statistics
 from spatialvlm.reporting import terminal
 
@@ -28,7 +29,7 @@ def compare(
   """
   changes = statistics.paired(before.rows, after.rows, resamples=config.bootstrap, seed=config.seed)
   if jax.process_index() == 0:
-    table = terminal.comparison(changes, after.summary, title)
+    table = change_tables.beside_baselines(changes, after.summary, title)
     content: dict[str, Any] = {
       "protocol": after.summary["protocol"],
       "official_note": after.summary["official_note"],
@@ -38,6 +39,6 @@ def compare(
     workdir.write_json(folder / "comparison.json", content)
     workdir.write_text(folder / "comparison.txt", terminal.plain_text(table))
     with workdir.writing(folder / "scores.png"):
-      terminal.plot_comparison(changes, after.summary, folder / "scores.png", title)
+      change_tables.plot_bars(changes, after.summary, folder / "scores.png", title)
     terminal.show(table)
   return changes

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from spatialvlm.config import ScoreConfig
+from spatialvlm.evaluation.before_after import compare
 from spatialvlm.evaluation.evaluate import Result, summarize
-from spatialvlm.evaluation.report.before_after import compare
 from tests.evaluation.support import row
 
 CONFIG = ScoreConfig(bootstrap=50)

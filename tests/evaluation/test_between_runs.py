@@ -75,7 +75,7 @@ def test_one_run_under_two_protocols_and_three_at_once(runs):
   a, b = str(runs / "a" / "run"), str(runs / "b" / "run")
   found = between_runs.open_runs([a, a + ":vsi", b])
   assert [run.name for run in found] == ["a/run, native", "a/run, vsi", "b/run, native"]
-  changes = between_runs.contrast(found, resamples=50)
+  changes = between_runs.paired_changes(found, resamples=50)
   assert changes[0]["plain"]["difference"] == pytest.approx(0.25)
   assert changes[1]["plain"]["difference"] == pytest.approx(0.25)
   assert changes[0]["task/Depth"]["gained"] == 5 and changes[1]["task/Depth"]["gained"] == 10
@@ -118,7 +118,7 @@ def test_what_does_not_compare(runs, tmp_path, capfd):
 @pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")
 def test_in_a_browser(runs, tmp_path):
   found = between_runs.open_runs([str(runs / "a" / "run"), str(runs / "b" / "run")])
-  between_runs.write(found, between_runs.contrast(found, resamples=50), tmp_path / "out")
+  between_runs.write(found, between_runs.paired_changes(found, resamples=50), tmp_path / "out")
   with Chromium(tmp_path / "profile") as browser:
     for width in (1280, 390):
       browser.open(tmp_path / "out" / "report.html", width)
