@@ -1,7 +1,7 @@
 """What scores are called and in which rows they stand: for every table of a run's `summary.json`.
 
-`summary` is such a file: `scores[name]` by aggregation, `baselines[baseline][name]` as shares from 0 to 1, and
-`official_note`, which is empty where the official formula applies to all questions.
+`summary` is such a file: `scores[name]` by aggregation, `baselines[baseline][name]` as shares from 0 to 1,
+and `official_note`, which is empty where the official formula applies to all questions.
 """
 
 from __future__ import annotations

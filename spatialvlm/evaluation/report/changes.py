@@ -1,7 +1,7 @@
 """What changed between two runs on the same questions (`statistics.paired`), as tables and as drawings.
 
-`changes[name]` holds before, after, difference, low and high (its 95 % interval), n and what is said there, by
-the name of the score; shares from 0 to 1, which tables show in per cent.
+`changes[name]` holds before, after, difference, low and high (its 95 % interval), n and what is said there,
+by the name of the score; shares from 0 to 1, which tables show in per cent.
 """
 
 from __future__ import annotations
