@@ -1,7 +1,8 @@
 """Checkpoints of a run, with Orbax v1; the only file that knows Orbax.
 
 A checkpoint holds the trainables, optimizer state, step, moving average, the data iterator, and what the loop
-must remember as JSON. Of the base model it holds nothing: the workdir keeps its id, revision and hash.
+must remember as JSON. Arrays stand by the names of `training.state`: those of the model, and of the heads of
+its objectives under `heads.`, so that what is older than heads reads as before. Of the base model it holds nothing: the workdir keeps its id, revision and hash.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from spatialvlm.training.state import TrainState
+from spatialvlm.training.state import Params, TrainState, schedule_free_average, schedule_free_names
 from spatialvlm.types import UserError
 
 # What tells the best checkpoint, but for the scores of the evaluation.
@@ -107,17 +109,59 @@ class Checkpoints:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _named(like)
     )
-    wanted = {"state": abstract} | ({"data": data} if data is not None else {})
-    try:
-      found = self._orbax.load_checkpointables(step, wanted)["state"]
-    except (ValueError, KeyError, FileNotFoundError) as e:
-      reason = str(e).splitlines()[0][:200]
-      raise UserError(f"{self.folder / str(step)}: checkpoint cannot be restored: {reason}") from e
+    found = self._read(step, abstract, data)
     # Restored arrays are not donatable, so that the first step would hold the state twice, without a word;
     # what a program of our own returns is. https://github.com/jax-ml/jax/issues/18617
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     found = jax.jit(lambda tree: jax.tree.map(lambda x: x.copy(), tree), out_shardings=shardings)(found)
     return _unnamed(found, like)
+
+  def weights(self, step: int, like: Params) -> Params:
+    """The trainables that count of a step (`state.weights`), without optimizer, step or data.
+
+    Args:
+      like: arrays, or their shapes with shardings, by name: which ones are read, and where they go. A
+        checkpoint may hold more (heads, where the model alone is wanted).
+
+    Raises:
+      UserError: the checkpoint cannot be read, or lacks one of these names or has it in another shape.
+    """
+    held = self._orbax.checkpointables_metadata(step).metadata["state"]
+    if missing := sorted(set(like) - set(held["params"])):
+      raise UserError(
+        f"{self.folder / str(step)}: checkpoint holds no {missing[0]}{_and_more(missing)}; it is of another "
+        "config.peft or config.losses"
+      )
+    for name, value in like.items():
+      if tuple(held["params"][name].shape) != value.shape:
+        raise UserError(
+          f"{self.folder / str(step)}: {name} is {tuple(held['params'][name].shape)} in the checkpoint, "
+          f"{value.shape} in this model"
+        )
+    abstract = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding) for k, v in like.items()}
+    if held.get("ema"):
+      return self._read(step, {"ema": abstract}, partial=True)["ema"]
+    free = schedule_free_names(held["opt_state"], like)
+    if not free:
+      return self._read(step, {"params": abstract}, partial=True)["params"]
+    everywhere = NamedSharding(next(iter(like.values())).sharding.mesh, PartitionSpec())
+    rate, moving = free
+    wanted = {name: abstract[ours] for ours, name in moving.items()}
+    wanted[rate] = jax.ShapeDtypeStruct((), held["opt_state"][rate].dtype, sharding=everywhere)
+    found = self._read(step, {"params": abstract, "opt_state": wanted}, partial=True)
+    own = {ours: found["opt_state"][name] for ours, name in moving.items()}
+    return schedule_free_average(found["params"], own, found["opt_state"][rate])
+
+  def _read(self, step: int, abstract: Mapping[str, Any], data: Any = None, partial: bool = False) -> Any:
+    wanted = {"state": abstract} | ({"data": data} if data is not None else {})
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partial
+    try:
+      with context:
+        return self._orbax.load_checkpointables(step, wanted)["state"]
+    except (ValueError, KeyError, FileNotFoundError) as e:
+      reason = str(e).splitlines()[0][:200]
+      raise UserError(f"{self.folder / str(step)}: checkpoint cannot be restored: {reason}") from e
 
   def wait(self) -> None:
     """Until everything is on the disk. Raises as `save`."""
@@ -175,6 +219,10 @@ def _unnamed(found: Mapping[str, Any], like: TrainState) -> TrainState:
   leaves = [found["opt_state"][jax.tree_util.keystr(path)] for path, _ in flat]
   opt_state = jax.tree_util.tree_unflatten(structure, leaves)
   return TrainState(found["step"], found["params"], opt_state, found.get("ema") or {})
+
+
+def _and_more(names: list[str]) -> str:
+  return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _check_space(folder: pathlib.Path, state: TrainState) -> None:

@@ -151,6 +151,13 @@ class _Loop:
 
   def run(self, received: guards.Received) -> None:
     train, step = self.config.train, int(self.state.step)
+    # What is done every so many steps, 0 for never, and after the last; in this order.
+    hooks = (
+      (CHECK_EVERY, lambda step: self.fetch()),
+      (train.log_every, self.log),
+      (train.validate_every, self.validate),
+      (train.evaluate_every, self.evaluate),
+    )
     while step < train.steps and not self.memory.stopped:
       batch, info = next(self.parts.stream)
       self.advance(step, *self.agreed(batch, info))
@@ -158,16 +165,10 @@ class _Loop:
       self.measured = None
       self.screen.advance(step)
       last = step == train.steps
-      if last or _due(step, train.log_every) or _due(step, CHECK_EVERY):
-        self.fetch()
-      if train.log_every and (last or _due(step, train.log_every)):
-        self.log(step)
-      if _due(step, train.validate_every) or (last and train.validate_every):
-        self.validate(step)
-      if _due(step, train.evaluate_every) or (last and train.evaluate_every):
-        self.evaluate(step)
+      for every, hook in hooks:
+        if _due(step, every) or (last and every):
+          hook(step)
       if self.memory.stopped and train.log_every and (self.pending or self.memory.window):
-        self.fetch()
         self.log(step)
       stop = received.now(step, train.log_every)
       if last or stop or self.memory.stopped or _due(step, train.checkpoint_every) or self.is_best(step):
@@ -230,6 +231,8 @@ class _Loop:
     self.pending.clear()
 
   def log(self, step: int) -> None:
+    """Writes the mean figures of the steps since the last row."""
+    self.fetch()
     window, self.memory.window = self.memory.window, []
     row = {name: sum(w[name] for w in window) / len(window) for name in window[0]}
     row["learning_rate"] = window[-1].get("learning_rate", 0.0)

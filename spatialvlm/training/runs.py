@@ -122,7 +122,8 @@ def _check_base(workdir: Path, base: Mapping[str, Any]) -> None:
 
 
 def _load(workdir: Path, config: RunConfig, step: int, mesh: Mesh | None) -> Vlm:
-  from spatialvlm.training import one_run, optim
+  """The model alone: of its checkpoint neither heads nor the optimizer's state are read."""
+  from spatialvlm.training import one_run
   from spatialvlm.training import state as state_lib
   from spatialvlm.training import step as step_lib
   from spatialvlm.training.checkpoint import Checkpoints
@@ -131,13 +132,10 @@ def _load(workdir: Path, config: RunConfig, step: int, mesh: Mesh | None) -> Vlm
   model = one_run.build_model(config, mesh)
   split = state_lib.Split(model, peft.trainable_filter(model, config.peft), mesh)
   del model
-  rate = optim.schedule(config.optim, config.train.steps)
-  tx = optim.make_optimizer(config.optim, rate, split.params)
-  like = step_lib.abstract(state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh))
+  like = step_lib.abstract(split.params)
   split.params = {}
   with contextlib.closing(Checkpoints(workdir / CHECKPOINTS, config.train.keep, reads=True)) as kept:
-    state = kept.restore(step, like)
-  return split.model(state_lib.weights(state), split.frozen)
+    return split.model(kept.weights(step, like), split.frozen)
 
 
 def _identity(folder: Path, step: int) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """What training changes, held apart from what it only reads.
 
-A model is cut once, by `Split`, into flat dicts of arrays by dotted name. From there on everything is plain
-JAX: a dict flattens in C++, so that a step costs little Python however many layers there are.
+A trainee is several models: the VLM, the heads of its objectives, and others that are only asked (teachers).
+`Split` cuts them once into flat dicts of arrays by dotted name. From there on everything is plain JAX: a dict
+flattens in C++, so that a step costs little Python however many layers there are.
+
+Names are what checkpoints hold, and do not change: a path of the VLM stands as it is
+(`decoder.stack.layers.0...`), a head's under `heads.TERM.`, another model's under `others.NAME.`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,6 +24,8 @@ from spatialvlm.core import axes
 from spatialvlm.types import UserError
 
 Params = dict[str, jax.Array]
+# What the names of arrays begin with that are not the VLM's.
+HEADS, OTHERS = "heads.", "others."
 
 
 @jax.tree_util.register_dataclass
@@ -39,44 +46,97 @@ class TrainState:
   ema: Params
 
 
+@dataclasses.dataclass(frozen=True)
+class Trainee:
+  """The models of a run, whole.
+
+  Attributes:
+    vlm: the model that is trained, evaluated and exported.
+    heads: modules of objectives by the objective's name, trained beside it.
+    others: models by name that are only asked; none of their arrays is trained.
+  """
+
+  vlm: nnx.Module
+  heads: Mapping[str, nnx.Module] = dataclasses.field(default_factory=dict)
+  others: Mapping[str, nnx.Module] = dataclasses.field(default_factory=dict)
+
+
 class Split:
-  """A model cut into trainables and the rest, and the way back.
+  """A trainee cut into trainables and the rest, and the way back.
 
   Attributes:
     params: trainable arrays by name; frozen: all other arrays by name. Both lie on `mesh`.
   """
 
-  def __init__(self, model: nnx.Module, trainable: Any, mesh: Mesh):
-    """Cuts `model`.
+  def __init__(
+    self,
+    vlm: nnx.Module,
+    trainable: Any,
+    mesh: Mesh,
+    heads: Mapping[str, nnx.Module] | None = None,
+    others: Mapping[str, nnx.Module] | None = None,
+  ):
+    """Cuts the models.
 
     Args:
-      trainable: an nnx filter, `(path, variable) -> bool`.
-      mesh: arrays that do not lie on it yet (new adapters) are put to their logical places.
+      trainable: an nnx filter over the VLM, `(path, variable) -> bool`. Of heads every `nnx.Param` is
+        trained, of others nothing is.
+      mesh: arrays that do not lie on it yet (new adapters, heads) are put to their logical places.
 
     Raises:
       UserError: nothing is trainable, or a trainable is no float32 array.
     """
-    self.graphdef, params, frozen = nnx.split(model, trainable, ...)
     self.mesh = mesh
-    params, frozen = _by_name(params), _by_name(frozen)
-    if not params:
+    self.params: Params = {}
+    self.frozen: Params = {}
+    # By the prefix of a model's names: its graph, and for trainables and the rest its paths and variables.
+    # Only the shells stay here: a second reference would keep donated buffers alive.
+    self._graphs: dict[str, nnx.GraphDef] = {}
+    self._shells: dict[str, tuple[dict, dict]] = {}
+    self._heads, self._others = tuple(heads or ()), tuple(others or ())
+    self._cut("", vlm, trainable)
+    for name, head in (heads or {}).items():
+      self._cut(f"{HEADS}{name}.", head, nnx.Param)
+    for name, other in (others or {}).items():
+      self._cut(f"{OTHERS}{name}.", other, nnx.Nothing())
+    if not self.params:
       raise UserError("nothing is trained: config.peft names no adapter and no parameter; set target or full")
-    self.params = {name: _place(v, mesh) for name, v in params.items()}
-    self.frozen = {name: _place(v, mesh) for name, v in frozen.items()}
     for name, value in self.params.items():
       if value.dtype != jnp.float32:
         raise UserError(f"{name}: trained parameters must be float32, not {value.dtype}")
-    # Only the shells stay here: a second reference would keep donated buffers alive.
-    self._params = {name: _shell(v) for name, v in params.items()}
-    self._frozen = {name: _shell(v) for name, v in frozen.items()}
 
   def model(self, params: Params, frozen: Params) -> nnx.Module:
-    """A model of these arrays; inside of a traced function it is a traced model."""
+    """The VLM of these arrays alone; inside of a traced function it is a traced model."""
+    return self._merged("", params, frozen)
+
+  def trainee(self, params: Params, frozen: Params) -> Trainee:
+    """All models of these arrays, likewise."""
+    return Trainee(
+      self.model(params, frozen),
+      {name: self._merged(f"{HEADS}{name}.", params, frozen) for name in self._heads},
+      {name: self._merged(f"{OTHERS}{name}.", params, frozen) for name in self._others},
+    )
+
+  def _cut(self, prefix: str, model: nnx.Module, trainable: Any) -> None:
+    self._graphs[prefix], *states = nnx.split(model, trainable, ...)
+    named = [_by_name(state, prefix) for state in states]
+    for found, arrays in zip(named, (self.params, self.frozen), strict=True):
+      if twice := found.keys() & (self.params.keys() | self.frozen.keys()):
+        raise ValueError(f"two arrays have one name: {sorted(twice)}")
+      arrays |= {name: _place(item, self.mesh) for name, item in found.items()}
+    self._shells[prefix] = tuple({name: _shell(item) for name, item in found.items()} for found in named)
+
+  def _merged(self, prefix: str, params: Params, frozen: Params) -> nnx.Module:
     states = [
       nnx.State.from_flat_path({path: shell.replace(values[name]) for name, (path, shell) in shells.items()})
-      for values, shells in ((params, self._params), (frozen, self._frozen))
+      for values, shells in zip((params, frozen), self._shells[prefix], strict=True)
     ]
-    return nnx.merge(self.graphdef, *states)
+    return nnx.merge(self._graphs[prefix], *states)
+
+
+def is_head(name: str) -> bool:
+  """Whether an array of this name belongs to a head."""
+  return name.startswith(HEADS)
 
 
 def init_state(params: Params, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
@@ -113,20 +173,37 @@ def weights(state: TrainState) -> Params:
   """
   if state.ema:
     return state.ema
-  averages = [
-    leaf for leaf in jax.tree.leaves(state.opt_state, is_leaf=_is_schedule_free) if _is_schedule_free(leaf)
-  ]
-  if averages:
-    return optax.contrib.schedule_free_eval_params(averages[0], state.params)
+  for leaf in jax.tree.leaves(state.opt_state, is_leaf=_is_schedule_free):
+    if _is_schedule_free(leaf):
+      return schedule_free_average(state.params, leaf.z, leaf.b1)
   return state.params
+
+
+def schedule_free_average(params: Params, z: Params, b1: jax.Array) -> Params:
+  """The average x of a schedule-free optimizer, of y = `params` = b1 x + (1 - b1) z (arXiv 2405.15682)."""
+  return {name: (y - (1 - b1) * z[name]) / b1 for name, y in params.items()}
+
+
+def schedule_free_names(opt_state: Mapping[str, Any], params: Mapping[str, Any]):
+  """Where a saved optimizer state keeps b1 and, by parameter, z; None where it is not schedule-free.
+
+  Args:
+    opt_state: by `jax.tree_util.keystr` of the leaf's path, as checkpoints name it.
+  """
+  for name in opt_state:
+    if name.endswith(".b1"):
+      moving = {ours: f"{name.removesuffix('.b1')}.z['{ours}']" for ours in params}
+      if all(path in opt_state for path in moving.values()):
+        return name, moving
+  return None
 
 
 def _is_schedule_free(leaf: Any) -> bool:
   return isinstance(leaf, optax.contrib.ScheduleFreeState)
 
 
-def _by_name(state: nnx.State) -> dict[str, tuple[tuple, nnx.Variable]]:
-  return {".".join(map(str, path)): (path, variable) for path, variable in state.flat_state()}
+def _by_name(state: nnx.State, prefix: str) -> dict[str, tuple[tuple, nnx.Variable]]:
+  return {prefix + ".".join(map(str, path)): (path, variable) for path, variable in state.flat_state()}
 
 
 def _place(item: tuple[tuple, nnx.Variable], mesh: Mesh) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from spatialvlm.core import axes
 from spatialvlm.peft import seed_dropout
 from spatialvlm.training.losses import Loss, encoded_once
-from spatialvlm.training.state import Params, Split, TrainState, weights
+from spatialvlm.training.state import Params, Split, TrainState, is_head, weights
 from spatialvlm.types import Batch
 
 Terms = Mapping[str, tuple[float, Loss]]
@@ -39,7 +39,8 @@ def make_train_step(
 
   Args:
     terms: weighted losses by name; each is divided by its own weight over the whole step.
-    clip_norm: largest global norm of the gradient, 0 for no limit.
+    clip_norm: largest global norm of the gradient, 0 for no limit. The heads together have a norm of their
+      own, so that a head which only looks on takes nothing from the model's steps.
     ema: decay of the moving average; it starts lower, min(ema, (1 + t) / (10 + t)), so that the first
       parameters are soon forgotten.
     rate: the learning rate of a step, for the metrics.
@@ -93,7 +94,7 @@ def make_train_step(
       (value, sums), grads = gradient(state.params, frozen, batch, jax.random.fold_in(key, 0), None)
     norm = optax.global_norm(grads)
     if clip_norm:
-      grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / (norm + 1e-12)), grads)
+      grads = _clipped(grads, clip_norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": value, "grad_norm": norm} | averages(sums)
@@ -124,6 +125,17 @@ def make_loss_step(split: Split, terms: Terms) -> Callable[[TrainState, Params, 
 def averages(sums: Mapping[str, tuple[Any, Any]], np=jnp) -> dict[str, Any]:
   """(sum, weight) -> mean; a term without any weight has the mean 0."""
   return {name: total / np.maximum(weight, 1e-6) for name, (total, weight) in sums.items()}
+
+
+def _clipped(grads: Params, clip_norm: float) -> Params:
+  """Gradients scaled so that those of the model, and those of all heads, have at most this norm."""
+  out = {}
+  for heads in (False, True):
+    part = {name: g for name, g in grads.items() if is_head(name) == heads}
+    if part:
+      scale = jnp.minimum(1.0, clip_norm / (optax.global_norm(part) + 1e-12))
+      out |= {name: g * scale for name, g in part.items()}
+  return {name: out[name] for name in grads}
 
 
 def _averaged(state: TrainState, params: Params, ema: float) -> Params:

@@ -132,6 +132,25 @@ def test_two_weighted_terms_are_each_divided_by_their_own_weight():
   assert float(b["odd/loss"]) == pytest.approx(float(a["odd/loss"]), rel=1e-5)
 
 
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
+  """Plain SGD shows the scale that Adam hides: the step's length is the rate times the norm left over."""
+  moved, norms = {}, {}
+  for clip in (0.0, 0.1, 1e3):
+    settings = {"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "warmup_steps": 0}
+    parts, state = make_parts(make_config(optim={**settings, "clip_norm": clip}))
+    batch = step_lib.to_devices(parts.stream.batch(0)[0], parts.mesh)
+    new, metrics = jax.jit(parts.train_step)(state, parts.frozen, batch)
+    moved[clip] = {name: np.asarray(new.params[name] - state.params[name]) for name in state.params}
+    norms[clip] = float(metrics["grad_norm"])
+  assert norms[0.0] == norms[0.1] == norms[1e3] > 0.2  # what is reported was not clipped yet
+  length = lambda arrays: np.sqrt(sum(np.square(a).sum() for a in arrays.values()))
+  assert length(moved[0.0]) == pytest.approx(norms[0.0], rel=1e-4)
+  assert length(moved[0.1]) == pytest.approx(0.1, rel=1e-4)
+  for name in moved[0.0]:
+    np.testing.assert_array_equal(moved[1e3][name], moved[0.0][name])
+    np.testing.assert_allclose(moved[0.1][name], moved[0.0][name] * 0.1 / norms[0.0], rtol=1e-3, atol=1e-6)
+
+
 def test_moving_average_follows_its_formula():
   parts, state = make_parts(make_config(optim={"ema": 0.5}))
   average, jitted = state.params, jax.jit(parts.train_step)

@@ -45,6 +45,25 @@ def test_labels_are_the_commonest_class(maps):
   assert weight_NP[0, 1] == 0
 
 
+def test_share_is_the_least_part_of_a_cell_that_must_be_labelled():
+  """One of nine pixels is labelled: enough for a share of 0.1, not of 0.2; the loss passes its share on."""
+  maps = np.full((1, 6, 6), -1, np.int8)
+  maps[0, 0, 0] = maps[0, 3, 3] = 1
+  maps[0, 3, 4] = 1
+  assert token_labels(jnp.asarray(maps), 4, CLASSES, False, 0.1)[1].tolist() == [[1, 0, 0, 1]]
+  assert token_labels(jnp.asarray(maps), 4, CLASSES, False, 0.2)[1].tolist() == [[0, 0, 0, 1]]
+  label_NP, _ = token_labels(jnp.asarray(maps), 4, CLASSES, True, 0.2)
+  assert label_NP.tolist() == [[CLASSES, CLASSES, CLASSES, 1]]
+  for share, seen in ((0.1, 2), (0.2, 1), (0.3, 0)):
+    batch = Batch(None, None, features_NPD=jnp.ones((1, 4, WIDTH)), dense={"shape": jnp.asarray(maps)})
+    readout = Readout(jnp.ones((VOCABULARY, WIDTH)))
+    _, weight, _ = words_loss("shape", FIRST, CLASSES, share=share)(readout, batch, jax.random.key(0))
+    assert float(weight) == seen
+  # The default, 0.1, is part of what the shipped model was trained with.
+  _, weight, _ = words_loss("shape", FIRST, CLASSES)(readout, batch, jax.random.key(0))
+  assert float(weight) == 2
+
+
 def test_background_is_a_class_but_not_of_tiles_without_target(maps):
   maps[0, :3, 3:] = -1
   maps[1] = -1
