@@ -94,7 +94,7 @@ def _start() -> RunConfig:
     peft=PeftConfig(method="none", target="", full=".*"),
     data=_data(seed=1, turns=5),
     optim=_muon(4e-3, schedule="constant", warmup_steps=300),
-    losses={"answer": LossConfig("answer"), **dense_losses(color=0.5, shape=0.5, box=1.0, depth=0.2)},
+    losses={"answer": LossConfig("answer"), **dense_losses(color=0.5, shape=0.5, box=1.0, depth_step=0.2)},
     train=_train(steps=1100, batch_size=16),
     log=LogConfig(tensorboard=False),
   )
@@ -105,13 +105,13 @@ def _joint() -> RunConfig:
     3,
     data=_data(seed=5, turns=5, tasks=JOINT_TASKS, text=0.08),
     optim=_muon(4e-3, warmup_steps=100, schedule_steps=3600),
-    losses={"answer": LossConfig("answer"), **dense_losses(color=0.3, shape=0.5, box=0.5, depth=0.2)},
+    losses={"answer": LossConfig("answer"), **dense_losses(color=0.3, shape=0.5, box=0.5, depth_step=0.2)},
     train=_train(steps=700, batch_size=16),
   )
 
 
 def _places() -> RunConfig:
-  places = dense_losses(color=0.3, shape=1.0, box=0.5, depth=0.1, row=0.3, column=0.3)
+  places = dense_losses(color=0.3, shape=1.0, box=0.5, depth_step=0.1, row=0.3, column=0.3)
   return _after(
     4,
     data=_data(seed=7, turns=5, tasks=PLACE_TASKS, text=0.08),
@@ -208,12 +208,12 @@ def _train(steps: int, batch_size: int) -> TrainConfig:
   )
 
 
-PLACES = dense_losses(color=0.5, shape=1.5, box=1.0, depth=0.1, row=0.3, column=0.3)
-OBJECTS = dense_losses(objects=True, color=0.7, shape=2.0, box=1.0, depth=0.1, row=0.3, column=0.3)
-SHAPES = dense_losses(objects=True, color=0.4, shape=3.0, box=0.7, depth=0.5, row=0.15, column=0.15)
+PLACES = dense_losses(color=0.5, shape=1.5, box=1.0, depth_step=0.1, row=0.3, column=0.3)
+OBJECTS = dense_losses(objects=True, color=0.7, shape=2.0, box=1.0, depth_step=0.1, row=0.3, column=0.3)
+SHAPES = dense_losses(objects=True, color=0.4, shape=3.0, box=0.7, depth_step=0.5, row=0.15, column=0.15)
 STAGES = (
   _start,
-  lambda: _vision(2, 3, 1000, 4e-3, dense_losses(color=0.5, shape=1.5, box=1.0, depth=0.3), cosine=1500),
+  lambda: _vision(2, 3, 1000, 4e-3, dense_losses(color=0.5, shape=1.5, box=1.0, depth_step=0.3), cosine=1500),
   _joint,
   _places,
   lambda: _vision(5, 9, 1300, 3e-3, PLACES),

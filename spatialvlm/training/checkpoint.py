@@ -2,7 +2,8 @@
 
 A checkpoint holds the trainables, optimizer state, step, moving average, the data iterator, and what the loop
 must remember as JSON. Arrays stand by the names of `training.state`: those of the model, and of the heads of
-its objectives under `heads.`, so that what is older than heads reads as before. Of the base model it holds nothing: the workdir keeps its id, revision and hash.
+its objectives under `heads.`, so that what is older than heads reads as before. Of the base model it holds
+nothing: the workdir keeps its id, revision and hash.
 """
 
 from __future__ import annotations

@@ -11,12 +11,14 @@ from spatialvlm.once import OnceCache
 from spatialvlm.worlds import candidates, world
 
 SCENES = 64
+# Of a scene's pixel: its surface, shade and depth.
+_BYTES = 1 + 2 + 4
 # Bytes of pictures that stay in memory; a question may look through `questions.ATTEMPTS` pools in a row.
 _BUDGET, _FEWEST = 256 << 20, 40
 
 
 class AskedPool(NamedTuple):
-  """`pool` without its depth maps, the candidates of each kind, and the number of its first scene."""
+  """`pool` with its shades in half precision, the candidates of each kind, the number of its first scene."""
 
   pool: world.Pool
   tables: dict[str, candidates.Table]
@@ -33,9 +35,7 @@ def _make(seed: int, number: int, size: int) -> AskedPool:
     "Depth": scenes.depth(),
     "Distance": scenes.distance(),
   }
-  light = dataclasses.replace(
-    pool.rendering, depth=np.zeros((SCENES, 0), np.float32), shade=pool.rendering.shade.astype(np.float16)
-  )
+  light = dataclasses.replace(pool.rendering, shade=pool.rendering.shade.astype(np.float16))
   return AskedPool(dataclasses.replace(pool, rendering=light), tables, first)
 
 
@@ -47,7 +47,7 @@ class Pools:
 
   def get(self, seed: int, number: int, size: int) -> AskedPool:
     """Pool `number` of a seed, its pictures of `size` pixels."""
-    keep = max(_BUDGET // (3 * SCENES * size * size), _FEWEST)
+    keep = max(_BUDGET // (_BYTES * SCENES * size * size), _FEWEST)
     return self._pools.get((seed, number, size), lambda: _make(seed, number, size), keep)
 
 

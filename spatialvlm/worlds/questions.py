@@ -146,6 +146,13 @@ class SceneQuestions(Sequence[Question]):
     return self.size or ENDLESS
 
   def __getitem__(self, index: int) -> Question:
+    return self.with_depth(index)[0]
+
+  def with_depth(self, index: int) -> tuple[Question, np.ndarray]:
+    """Question number `index`, and how far its picture's pixels are.
+
+    The map is (image_size, image_size) float32 in metres along the optical axis, 0 for sky.
+    """
     index = int(index)
     if not 0 <= index < len(self):
       raise IndexError(index)
@@ -221,12 +228,14 @@ class SceneQuestions(Sequence[Question]):
       f"scenes: no scene fits a question of kind {kind} at {size} pixels; choose a larger image_size"
     )
 
-  def _compose(self, index: int, kind: str, wish: _Wish, found: _Found, rng: np.random.Generator) -> Question:
+  def _compose(
+    self, index: int, kind: str, wish: _Wish, found: _Found, rng: np.random.Generator
+  ) -> tuple[Question, np.ndarray]:
     pool, scene, picture = found.source.pool, found.scene, found.source.pool
     if self.image_size != pool.size:
       picture, scene = world.zoom(pool, scene, self.image_size), 0
     colors = _paint_order(wish, found, kind, rng)[picture.layout.color[scene]]
-    image = world.paint(picture, scene, colors)
+    image, depth = world.paint(picture, scene, colors), picture.rendering.depth[scene]
     number = found.source.first + found.scene
     shared = dict(
       idx=index,
@@ -240,7 +249,7 @@ class SceneQuestions(Sequence[Question]):
     if kind == "Count":
       x, color = world.PLURALS[world.SHAPES[found.roles[0]]], wish.names[0][1]
       text = COUNT.format(x=x if color is None else f"{world.COLORS[color]} {x}")
-      return _question(shared, "2D", text, [str(n) for n in wish.numbers])
+      return _question(shared, "2D", text, [str(n) for n in wish.numbers]), depth
     shapes = picture.layout.scene.shape[scene]
     names = [f"{world.COLORS[colors[o]]} {world.SHAPES[shapes[o]]}" for o in found.roles]
     boxes = [tuple(float(v) for v in picture.rendering.box[scene, o]) for o in found.roles]
@@ -253,9 +262,10 @@ class SceneQuestions(Sequence[Question]):
     )
     text, choices = _object_text(kind, wish, names)
     swapped = wish.answer != wish.digits[kind == "Relation"]
-    return _question(
+    question = _question(
       shared, "2D" if kind == "Relation" else "3D", text, choices[::-1] if swapped else choices
     )
+    return question, depth
 
 
 def _object_text(kind: str, wish: _Wish, names: Sequence[str]) -> tuple[str, list[str]]:

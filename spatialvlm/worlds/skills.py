@@ -29,8 +29,9 @@ LETTERS = "ABCDEF"
 CHOOSE = "Select from the following choices."
 # Share of pictures with no, one, two and three boxes drawn.
 _BOX_SHARES = (0.04, 0.16, 0.3, 0.5)
-DENSE = ("color", "shape", "box", "depth", "row", "column")
-# The classes of the dense target "depth": geometric steps from 2.5 to 9 metres.
+# The dense targets that are classes; "depth" beside them is in metres.
+CLASSES = ("color", "shape", "box", "depth_step", "row", "column")
+# The classes of "depth_step": geometric steps from 2.5 to 9 metres.
 DEPTH_STEPS, _NEAREST, _FARTHEST = 8, 2.5, 9.0
 
 
@@ -315,17 +316,18 @@ def _show(frame: world.Frame, rng: np.random.Generator) -> Picture:
 
 
 def dense_targets(picture: Picture) -> dict[str, np.ndarray]:
-  """What each pixel shows, int8 (H, W), -1 where there is nothing to say.
+  """What each pixel shows, (H, W) each.
 
-  "color" and "shape" of the pixel's object index COLORS and SHAPES; "box" is the box drawn around it (index
-  into BOXES, 3 for none); "row" and "column" index ROWS and COLUMNS, the third of the picture that its box is
-  centred on; "depth" is the distance of its centre along the optical axis in DEPTH_STEPS geometric steps.
-  "depth" is given for floor and furniture too, since what an object stands on tells how far it is; but not
-  near objects, so that an image token which shows an object is asked for that object's.
+  "depth" is float32, metres along the optical axis, 0 for sky. The CLASSES are int8, -1 where there is nothing
+  to say: "color" and "shape" of the pixel's object index COLORS and SHAPES; "box" is the box drawn around it
+  (index into BOXES, 3 for none); "row" and "column" index ROWS and COLUMNS, the third of the picture that its
+  box is centred on; "depth_step" is the distance of its centre along the optical axis in DEPTH_STEPS geometric
+  steps. "depth_step" is given for floor and furniture too, since what an object stands on tells how far it is;
+  but not near objects, so that an image token which shows an object is asked for that object's.
   """
   frame = picture.frame
   highlighted = {o.index: BOXES.index(color) for color, o in picture.boxes.items()}
-  table = np.full((len(DENSE), world.render.MAX_OBJECTS + 1), -1, np.int8)
+  table = np.full((len(CLASSES), world.render.MAX_OBJECTS + 1), -1, np.int8)
   for o in frame.objects:
     table[:, o.index] = (
       world.COLORS.index(o.color),
@@ -334,11 +336,11 @@ def dense_targets(picture: Picture) -> dict[str, np.ndarray]:
       _depth_step(o.center_camera[2]),
       *_thirds(o, picture.size),
     )
-  maps = dict(zip(DENSE, table[:, frame.instance], strict=True))  # -1, no object, is the last column
+  maps = dict(zip(CLASSES, table[:, frame.instance], strict=True))  # -1, no object, is the last column
   near = ndimage.maximum_filter(frame.instance >= 0, size=picture.size // 8 + 1)
   around = (frame.depth > 0) & ~near
-  maps["depth"][around] = _depth_step(frame.depth[around])
-  return maps
+  maps["depth_step"][around] = _depth_step(frame.depth[around])
+  return {**maps, "depth": frame.depth}
 
 
 def _depth_step(depth):

@@ -1,7 +1,7 @@
 """The tiny model's tokenizer: SmolVLM's kind, trained on the project's own text.
 
 Byte-level BPE with single digits, so that any text works; every word of the scenes is one token. Words that
-dense losses predict at image tokens (`training.words.words_loss`) have neighbouring ids, in the order of the
+dense losses predict at image tokens (`training.objectives.words`) have neighbouring ids, in the order of the
 classes of `skills.dense_targets`: a loss then needs only the first id of each group (`dense_losses`).
 """
 
@@ -24,7 +24,7 @@ DENSE_WORDS = {
   "color": world.COLORS,
   "shape": world.SHAPES,
   "box": (*skills.BOXES, NONE),
-  "depth": ("nearest", "nearer", "near", "close", "middling", "far", "farther", "farthest"),
+  "depth_step": ("nearest", "nearer", "near", "close", "middling", "far", "farther", "farthest"),
   "row": skills.ROWS,
   "column": skills.COLUMNS,
 }
@@ -96,7 +96,7 @@ def dense_losses(objects: bool = False, **weights: float) -> dict[str, LossConfi
   """A loss of kind "words" for each dense target: an image token says the word of what it shows.
 
   Args:
-    objects: an image token without an object says "none" for every target but depth, which every surface has.
+    objects: an image token without an object says "none" for every target but depth_step, which every surface has.
       Otherwise it is left out, except for "box": most tokens have no drawn box, and say so.
     **weights: target -> weight of its term in the objective.
 
@@ -107,7 +107,7 @@ def dense_losses(objects: bool = False, **weights: float) -> dict[str, LossConfi
   for target, weight in weights.items():
     words = [word for word in DENSE_WORDS[target] if word != NONE]
     kwargs = {"first": word_id(words[0]), "classes": len(words)}
-    if target == "box" or (objects and target != "depth"):
+    if target == "box" or (objects and target != "depth_step"):
       kwargs["none"] = word_id(NONE)
     terms[target] = LossConfig("words", target=target, weight=weight, kwargs=kwargs)
   return terms

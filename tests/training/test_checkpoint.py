@@ -35,7 +35,7 @@ def test_a_checkpoint_of_before_heads_is_continued(tmp_path):
 
 def test_a_checkpoint_of_before_heads_is_read_as_a_model(tmp_path):
   zipfile.ZipFile(RECORDED).extractall(tmp_path)
-  parts, state = make_parts(recorded_config())
+  _, state = make_parts(recorded_config())
   kept = Checkpoints(tmp_path / "checkpoints", keep=1, reads=True)
   found = kept.weights(4, step_lib.abstract(state.params))
   assert same(found, kept.restore(4, state).ema)

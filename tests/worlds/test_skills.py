@@ -117,28 +117,31 @@ def test_none_of_the_four_kinds_is_asked(conversations):
 def test_dense_targets_lie_on_the_objects(frames, conversations):
   for frame, example in zip(frames, conversations, strict=True):
     empty = frame.instance < 0
-    for name, target in example.dense.items():
+    assert tuple(example.dense) == (*skills.CLASSES, "depth")
+    assert example.dense["depth"].dtype == np.float32
+    np.testing.assert_array_equal(example.dense["depth"], frame.depth)
+    for name in skills.CLASSES:
+      target = example.dense[name]
       assert target.dtype == np.int8 and (target[~empty] >= 0).all()
-      assert name == "depth" or (target[empty] == -1).all()
+      assert name == "depth_step" or (target[empty] == -1).all()
     for o in frame.objects:
       at = frame.instance == o.index
       assert (example.dense["color"][at] == world.COLORS.index(o.color)).all()
       assert (example.dense["shape"][at] == world.SHAPES.index(o.shape)).all()
-    assert tuple(example.dense) == skills.DENSE
     highlighted = np.unique(example.dense["box"][~empty])
     drawn = boxes_drawn(frame.image, example.images[0])
     assert {skills.BOXES[i] for i in highlighted if i < 3} == drawn
-    near = [example.dense["depth"][frame.instance == o.index][0] for o in frame.objects]
+    near = [example.dense["depth_step"][frame.instance == o.index][0] for o in frame.objects]
     order = np.argsort([o.center_camera[2] for o in frame.objects])
     assert (np.diff(np.array(near)[order]) >= 0).all()
 
 
 def test_depth_of_floor_and_furniture_is_given_away_from_objects(frames, conversations):
   for frame, example in zip(frames, conversations, strict=True):
-    given = (example.dense["depth"] >= 0) & (frame.instance < 0)
+    given = (example.dense["depth_step"] >= 0) & (frame.instance < 0)
     assert (frame.depth[given] > 0).all()
     steps = np.log(frame.depth[given] / 2.5) / np.log(9 / 2.5) * skills.DEPTH_STEPS
-    np.testing.assert_array_equal(example.dense["depth"][given], np.clip(np.floor(steps), 0, 7))
+    np.testing.assert_array_equal(example.dense["depth_step"][given], np.clip(np.floor(steps), 0, 7))
     rows, columns = np.nonzero(frame.instance >= 0)
     for y, x in np.argwhere(given)[::97]:
       assert np.maximum(abs(rows - y), abs(columns - x)).min() > 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -76,6 +77,17 @@ class QuestionExamples(Sequence[Example]):
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
     return [question_to_example(q) for q in read(self.questions, indices)]
+
+
+class SceneExamples(QuestionExamples):
+  """Questions about rendered scenes as examples, each with its picture's `depth` in metres."""
+
+  def __getitem__(self, index: int) -> Example:
+    question, depth = self.questions.with_depth(index)
+    return dataclasses.replace(question_to_example(question), dense={"depth": depth})
+
+  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+    return [self[index] for index in indices]
 
 
 # Settings that change what is read, and the kinds that heed them; others would pass them over in silence.
@@ -160,7 +172,7 @@ QUESTIONS: dict[str, Callable[[SourceConfig], Sequence[Question]]] = {
 }
 
 SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
-  "scenes": lambda config: QuestionExamples(_scene_questions(config)),
+  "scenes": lambda config: SceneExamples(_scene_questions(config)),
   "skills": _skills,
   "cvbench": lambda config: QuestionExamples(_cvbench(config)),
   "llava": _llava,
