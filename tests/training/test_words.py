@@ -55,7 +55,9 @@ def test_share_is_the_least_part_of_a_cell_that_must_be_labelled():
   label_NP, _ = token_labels(jnp.asarray(maps), 4, CLASSES, True, 0.2)
   assert label_NP.tolist() == [[CLASSES, CLASSES, CLASSES, 1]]
   for share, seen in ((0.1, 2), (0.2, 1), (0.3, 0)):
-    batch = Batch(None, None, features_NPD=jnp.ones((1, 4, WIDTH)), dense={"shape": jnp.asarray(maps)})
+    batch = Batch(
+      None, None, features_NPD=jnp.ones((1, 4, WIDTH)), extra={"shape": Extra(jnp.asarray(maps), "tile")}
+    )
     readout = Readout(jnp.ones((VOCABULARY, WIDTH)))
     _, weight, _ = words_loss("shape", FIRST, CLASSES, share=share)(readout, batch, jax.random.key(0))
     assert float(weight) == seen
