@@ -96,8 +96,8 @@ def dense_losses(objects: bool = False, **weights: float) -> dict[str, LossConfi
   """A loss of kind "words" for each dense target: an image token says the word of what it shows.
 
   Args:
-    objects: an image token without an object says "none" for every target but depth_step, which every surface has.
-      Otherwise it is left out, except for "box": most tokens have no drawn box, and say so.
+    objects: an image token without an object says "none" for every target but depth_step, which every surface
+      has. Otherwise it is left out, except for "box": most tokens have no drawn box, and say so.
     **weights: target -> weight of its term in the objective.
 
   Returns:
