@@ -320,10 +320,10 @@ def dense_targets(picture: Picture) -> dict[str, np.ndarray]:
 
   "depth" is float32, metres along the optical axis, 0 for sky. The CLASSES are int8, -1 where there is
   nothing to say: "color" and "shape" of the pixel's object index COLORS and SHAPES; "box" is the box drawn
-  around it (index into BOXES, 3 for none); "row" and "column" index ROWS and COLUMNS, the third of the picture
-  that its box is centred on; "depth_step" is the distance of its centre along the optical axis in DEPTH_STEPS
-  geometric steps, given for floor and furniture too, since what an object stands on tells how far it is; but
-  not near objects, so that an image token which shows an object is asked for that object's.
+  around it (index into BOXES, 3 for none); "row" and "column" index ROWS and COLUMNS, the third of the
+  picture that its box is centred on; "depth_step" is the distance of its centre along the optical axis in
+  DEPTH_STEPS geometric steps, given for floor and furniture too, since what an object stands on tells how far
+  it is; but not near objects, so that an image token which shows an object is asked for that object's.
   """
   frame = picture.frame
   highlighted = {o.index: BOXES.index(color) for color, o in picture.boxes.items()}

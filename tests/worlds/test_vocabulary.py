@@ -47,7 +47,7 @@ def test_dense_losses_name_the_ids_that_the_tokenizer_gives(tokenizer):
     assert [tokenizer.id_to_token(first + i) for i in range(classes)] == ["Ġ" + word for word in words]
     assert (term.kind, term.target, term.weight) == ("words", target, 0.5)
   assert [target for target, term in terms.items() if "none" in term.kwargs] == ["box"]
-  objects = vocabulary.dense_losses(objects=True, box=1.0, depth=1.0, row=1.0)
+  objects = vocabulary.dense_losses(objects=True, box=1.0, depth_step=1.0, row=1.0)
   assert [target for target, term in objects.items() if "none" in term.kwargs] == ["box", "row"]
   assert tokenizer.id_to_token(objects["row"].kwargs["none"]) == "Ġnone"
 
