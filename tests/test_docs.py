@@ -111,9 +111,10 @@ def test_installed_commands_exist(entry):
 
 
 def test_every_package_is_installed():
-  """pyproject.toml lists packages by name: some folders lie elsewhere than they are installed."""
+  """pyproject.toml lists packages, and folders of data, by name: some lie elsewhere than they are installed."""
   setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-  inside = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "spatialvlm").rglob("*.py")}
+  found = (p.parent for p in (ROOT / "spatialvlm").rglob("*") if p.is_file() and p.suffix != ".pyc")
+  inside = {".".join(folder.relative_to(ROOT).parts) for folder in found}
   beside = {f"spatialvlm.{name}": name for name in ("launch", "configs", "checkpoints")}
   assert set(setup["packages"]) == inside | set(beside)
   assert setup["package-dir"] == {"spatialvlm": "spatialvlm"} | beside

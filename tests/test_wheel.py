@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What a build reads; copied, so that none leaves anything behind in the checkout or takes up what one left.
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "requirements.txt")
+SOURCES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "requirements.txt")
 FOLDERS = ("spatialvlm", "launch", "configs", "checkpoints")
 BUILD = "from setuptools import build_meta; import sys; print(build_meta.build_{}(sys.argv[1]))"
 
