@@ -111,7 +111,7 @@ def test_installed_commands_exist(entry):
 
 
 def test_every_package_is_installed():
-  """pyproject.toml lists packages, and folders of data, by name: some lie elsewhere than they are installed."""
+  """pyproject.toml lists packages and folders of data by name, as they are installed."""
   setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
   found = (p.parent for p in (ROOT / "spatialvlm").rglob("*") if p.is_file() and p.suffix != ".pyc")
   inside = {".".join(folder.relative_to(ROOT).parts) for folder in found}

@@ -11,6 +11,7 @@ class ProbeConfig:
   """Encoders side by side on rendered scenes (`launch/encoders.py`).
 
   Attributes:
+    name: of the comparison; the default workdir is named after it.
     encoders: by the names that tables give them: folders or hub ids, of encoders or of vision-language models
       whose towers are meant.
     dtype: "float32" or "bfloat16", of weights and activations.

@@ -12,12 +12,13 @@ class ModelConfig:
   """Which model, and in which numbers it computes.
 
   Attributes:
-    path: local folder or hub id, in Hugging Face's format. Of an evaluation also a PEFT adapter's, which
-      names its base, or a training run's workdir, or one of its `checkpoints/STEP`.
+    path: local folder or hub id, in Hugging Face's format, or a model that comes with the project, by name.
+      Of an evaluation also a PEFT adapter's, which names its base, or a training run's workdir, or one of its
+      `checkpoints/STEP`.
     revision: hub revision, None for the default branch.
     dtype: "float32" or "bfloat16", of base weights and activations.
     from_scratch: ignore the folder's weights (it need not have any) and draw them from `seed`.
-    seed: of drawn weights.
+    seed: of drawn weights: all with `from_scratch`, a fresh connector with `encoders`.
     attention: "xla" or "cudnn".
     max_tiles: tile budget of an image, the global view counted; None for the checkpoint's own.
     longest_edge: images are resized to this longest edge before they are split; None for the checkpoint's.
@@ -25,6 +26,11 @@ class ModelConfig:
     split_images: false: one tile an image; None for the checkpoint's own choice. PaliGemma never splits.
     enlarge: false: a small image is not enlarged to more tiles than it fills by itself. The published models
       were trained with true. SmolVLM alone enlarges.
+    encoders: folders or hub ids of vision encoders that take the place of the model's own, joined by channels
+      in this order behind a fresh connector; "own" is the model's own. Empty: the model as it is.
+    encoder_size: with `encoders`: side of a tile in pixels; 0 for the one nearest to the model's that the
+      first encoder's patches and the connector's shuffle divide.
+    connector: with `encoders`: the fresh connector, "linear" or "mlp" (two layers with a GELU between them).
   """
 
   path: str = "checkpoints/smolvlm-tiny"
@@ -55,6 +61,8 @@ class PeftConfig:
   Attributes:
     method: "lora", or "none" (only what `full` names is trained).
     target: linear layers that receive an adapter.
+    rank: columns of an adapter's factors.
+    alpha: an adapter's output is scaled by alpha / rank.
     rank_pattern, alpha_pattern: regex -> value, overriding `rank` and `alpha`.
     dropout: of the adapters' input, in training.
     rslora: scale by alpha / sqrt(rank) instead of alpha / rank.
@@ -88,6 +96,7 @@ class SourceConfig:
     kind: "scenes", "skills", "cvbench", "llava" or "hf".
     path: folder, file or hub id, where the kind reads one.
     split: split name of a hub data set.
+    revision: of a hub data set: branch, tag or commit; None for the default branch, or CV-Bench's pinned one.
     weight: relative share of the mixture.
     columns: of kind "hf": names in the data set by our names (image, images, question, choices, answer,
       messages, id, task, type, source, source_dataset, prompt). Images and choices may lie in several
@@ -136,11 +145,14 @@ class DataConfig:
   Attributes:
     sources: by name, mixed by weight.
     validation: by name; a fixed held-out stream for the validation loss.
+    validation_size: examples of that stream; fewer where one would come twice.
     lengths: sequence buckets, ascending; a longer example is refused.
     tiles: buckets of tiles per sample, ascending.
     targets: supervised positions kept per sample: the bucket grows by powers of two from this.
     shuffle: whether sources with an end are shuffled (each epoch anew).
-    workers: threads that read and preprocess.
+    seed: added to the run's: of the shuffles and of which source gives the next example.
+    workers: threads that read and preprocess; 0 for none beside the training's own.
+    prefetch: batches that are prepared ahead.
   """
 
   sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
@@ -161,11 +173,17 @@ class OptimConfig:
 
   Attributes:
     name: a key of `training.optim.OPTIMIZERS`: adamw, adafactor, lion, muon, schedule_free_adamw, sgd...
+    learning_rate: the highest, which warm-up ends at.
     schedule: "cosine", "wsd" (warm-up, stable, linear decay) or "constant".
     schedule_steps: length of the schedule, 0 for `train.steps`. A longer one ends the run before the rate has
       come down, for a later run to go on from.
+    warmup_steps: the rate rises linearly to `learning_rate` in so many steps, from a first one above zero.
     decay_fraction: share of the steps in which WSD decays.
+    final_fraction: what cosine and WSD end at, as a share of `learning_rate`.
+    weight_decay: per step and unit of rate; decoupled from the gradient where the optimizer has a decay of
+      its own, else added to the gradient (L2).
     weight_decay_mask: regex over parameter names that decay; "matrices" for all of two or more axes.
+    clip_norm: gradients of a larger norm, the model's all taken together, are scaled down to it; 0 for never.
     ema: decay of an exponential moving average of the trainables, 0 for none. Where it is kept, it is what
       is validated, evaluated and exported.
     kwargs: further arguments of the optax optimizer.
@@ -187,10 +205,13 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """One weighted term of the objective: `kind` is a key of `training.losses.LOSSES`.
+  """One weighted term of the objective.
 
   Attributes:
-    target: which array of `Batch.extra` a dense loss predicts.
+    kind: a key of `training.losses.LOSSES`.
+    target: which array of `Batch.extra` a dense loss predicts; "" for a loss that predicts none.
+    weight: of its mean in the sum of all terms; 0 leaves it out.
+    kwargs: further arguments of the loss, as its function names them.
   """
 
   kind: str = "answer"
@@ -204,6 +225,7 @@ class TrainConfig:
   """The loop.
 
   Attributes:
+    steps: optimizer steps of the run.
     batch_size: examples of one optimizer step, over all devices and microbatches.
     accumulation: microbatches that one step is divided into.
     log_every, validate_every, evaluate_every, checkpoint_every: in steps, 0 for never. Where there is
@@ -215,7 +237,8 @@ class TrainConfig:
     keep: last checkpoints that stay, beside the best.
     patience: measurements without a better one before training stops early, with the best step's parameters,
       0 for never. They are validations, where `best` names no score.
-    remat: recompute activations of decoder layers in the backward pass.
+    remat: recompute activations of decoder layers in the backward pass: less memory, more time.
+    export: write the PEFT adapter and the merged model into the workdir at the end.
   """
 
   steps: int = 100
@@ -234,7 +257,13 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Sizes of the device mesh's axes; -1 in one of them takes the devices that remain."""
+  """Sizes of the device mesh's axes; -1 in one of them takes the devices that remain.
+
+  Attributes:
+    data: devices that take a share of each batch and hold the whole model.
+    fsdp: devices that take a share of each batch and of every weight, which is gathered where it is needed.
+    tensor: devices that share a layer's heads and hidden units, and compute their parts of each example.
+  """
 
   data: int = -1
   fsdp: int = 1
@@ -298,6 +327,14 @@ class EvalConfig(ScoreConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
+  """Where a run's numbers go beside its metrics.jsonl.
+
+  Attributes:
+    tensorboard: into the workdir's folder `tensorboard`.
+    wandb: to Weights & Biases (`pip install "spatialvlm[wandb]"`).
+    wandb_project: the project there.
+  """
+
   tensorboard: bool = True
   wandb: bool = False
   wandb_project: str = "spatialvlm"
@@ -305,7 +342,15 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-  """What one stage of a run has of its own; None for what the run says."""
+  """What one stage of a run has of its own; None for what the run says.
+
+  Attributes:
+    peft: what is trained.
+    data: the training stream.
+    optim: optimizer and schedule.
+    losses: all terms of the objective, by name.
+    train: the loop.
+  """
 
   peft: PeftConfig | None = None
   data: DataConfig | None = None
@@ -319,7 +364,17 @@ class RunConfig:
   """Everything that defines a run. Two runs of equal configs on equal machines give equal results.
 
   Attributes:
+    name: of the run; the default workdir is named after it.
+    seed: of the order of the data and of dropout.
+    model: what is trained, or trained on.
+    peft: which of its parameters.
+    data: on what.
+    optim: how parameters follow from gradients.
+    losses: weighted terms of the objective, by the names that metrics give them.
+    train: how long, and what happens on the way.
+    mesh: on which devices.
     eval: None means that no questions are scored.
+    log: who is told.
     stages: runs in the order of their names, each from the model of the one before; empty for one run.
   """
 
@@ -342,9 +397,13 @@ class EvaluateConfig:
   """An evaluation on its own (`launch/evaluate.py`).
 
   Attributes:
+    name: of the evaluation; the default workdir is named after it.
+    model: what is scored.
     adapter: PEFT folder that is laid over the model, None for the model alone.
     data: where the questions come from, kind "cvbench", "scenes" or "hf".
+    score: how they are asked, and what is made of the answers.
     published: numbers in percent that others gave, by their names, set beside each protocol's.
+    mesh: on which devices.
   """
 
   name: str = "evaluate"
