@@ -126,18 +126,12 @@ class LoadedEncoder:
     """
     config = self.config.vision
     layers = (layer,) if isinstance(layer, int) else tuple(layer)
-    for index in layers:
-      if not -config.depth - 1 <= index <= config.depth:
-        raise UserError(
-          f"layer {index}: this encoder has layers 0 to {config.depth}, or -{config.depth + 1} to -1"
-        )
     if class_token and not config.class_token:
       raise UserError(f"class_token: an encoder of family {self.config.family!r} has none")
     if norm and config.final_norm == "none":
       raise UserError(f"norm: an encoder of family {self.config.family!r} has no final norm")
-    stops = tuple(index % (config.depth + 1) for index in layers)
     pixels = self._pixels(pixel_values)
-    patches = _features(self._graphdef, self._state, pixels, stops, class_token, norm)
+    patches = _features(self._graphdef, self._state, pixels, layers, class_token, norm)
     return Features(patches, (pixels.shape[1] // config.patch_size, pixels.shape[2] // config.patch_size))
 
   def save(self, folder: str | os.PathLike) -> Path:
@@ -165,16 +159,16 @@ class LoadedEncoder:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _tokens(graphdef, state, pixels_NHWC):
-  return nnx.merge(graphdef, state).tokens(pixels_NHWC)[0]
+  return nnx.merge(graphdef, state).read(pixels_NHWC).tokens_NTD
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
-def _features(graphdef, state, pixels_NHWC, stops, class_token, norm):
+def _features(graphdef, state, pixels_NHWC, layers, class_token, norm):
   encoder = nnx.merge(graphdef, state)
-  hidden, _ = encoder.hidden(pixels_NHWC, stops)
+  hidden = encoder.read(pixels_NHWC, layers=layers, last=False).layers
   parts = []
-  for x_NTD in hidden:
-    x_NTD = encoder.norm(x_NTD) if norm else x_NTD
+  for layer in layers:
+    x_NTD = encoder.norm(hidden[layer]) if norm else hidden[layer]
     patches_NPD = x_NTD[:, encoder.config.prefix :]
     parts.append(patches_NPD)
     if class_token:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,19 @@ class KVCache:
     return dataclasses.replace(self, valid_BS=valid_BS, length=self.length + valid_BT.shape[1])
 
 
+class Read(NamedTuple):
+  """What a layer's queries read.
+
+  Attributes:
+    keys, values: (B, S, K, H), keys already rotated.
+    probabilities: (B, N, T, S) float32, of each query over the keys; None where they were not asked for.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+  probabilities: jax.Array | None = None
+
+
 def attend(
   q_BTNH: jax.Array,
   k_BSKH: jax.Array,
@@ -69,12 +83,28 @@ def attend(
     return jax.nn.dot_product_attention(
       q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, implementation="cudnn"
     )
-  B, T, N, H = q_BTNH.shape
-  q_BTNH = q_BTNH * jnp.asarray(H**-0.5 if scale is None else scale, q_BTNH.dtype)
+  B, T, N, _ = q_BTNH.shape
+  q_BTNH = _scaled(q_BTNH, scale)
   S, K = k_BSKH.shape[1:3]
   if _cpu_alone() and B * N * T * S > _BLOCK:
     return _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap, _chunks(T, N // K * S))
   return _attend_whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap)
+
+
+def attention_probabilities(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  mask_BTS: jax.Array | None,
+  scale: float | None = None,
+  softcap: float | None = None,
+) -> jax.Array:
+  """softmax(scale q k^T) as (B, N, T, S) in float32, whatever implementation `attend` has: it is written out.
+
+  Arguments as of `attend`. A query that sees no key looks at all of them alike.
+  """
+  B, T, N, _ = q_BTNH.shape
+  scores_BKGTS = _scores(_scaled(q_BTNH, scale), k_BSKH, mask_BTS, softcap)
+  return jax.nn.softmax(scores_BKGTS, axis=-1).reshape(B, N, T, k_BSKH.shape[1])
 
 
 # Scores (4 MB of float32) that a CPU keeps in its cache.
@@ -96,17 +126,25 @@ def _capped(scores: jax.Array, softcap: float | None) -> jax.Array:
   return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
-def _attend_whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap):
-  """Of queries that are scaled already."""
+def _scaled(q_BTNH: jax.Array, scale: float | None) -> jax.Array:
+  return q_BTNH * jnp.asarray(q_BTNH.shape[-1] ** -0.5 if scale is None else scale, q_BTNH.dtype)
+
+
+def _scores(q_BTNH, k_BSKH, mask_BTS, softcap):
+  """Masked scores (B, K, G, T, S) in float32 of queries that are scaled already."""
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
   q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
   s_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
   s_BKGTS = _capped(s_BKGTS, softcap)
-  if mask_BTS is not None:
-    s_BKGTS = jnp.where(mask_BTS[:, None, None], s_BKGTS, _HIDDEN)
+  return s_BKGTS if mask_BTS is None else jnp.where(mask_BTS[:, None, None], s_BKGTS, _HIDDEN)
+
+
+def _attend_whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap):
+  """Of queries that are scaled already."""
+  s_BKGTS = _scores(q_BTNH, k_BSKH, mask_BTS, softcap)
   p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BSKH.dtype)
-  return jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(B, T, N, H)
+  return jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(q_BTNH.shape)
 
 
 def _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap, chunks: int):
@@ -194,12 +232,16 @@ class Attention(nnx.Module):
     mask_BTS: jax.Array | None,
     angles: tuple[jax.Array, jax.Array] | None = None,
     past: tuple[jax.Array, jax.Array, jax.Array] | None = None,
-  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Returns the output and the keys and values that were read.
+    probabilities: bool = False,
+  ) -> tuple[jax.Array, Read]:
+    """Returns the output (B, T, D), and what was read.
 
     Args:
+      mask_BTS: as of `attend`.
+      angles: of the rotary positions, (cos, sin); None for none.
       past: (keys (B, S, K, H), values, start): the buffers of a cache and the slot, an int32 scalar, where
         the T new tokens are written. Without it the keys are those of `x_BTD`.
+      probabilities: give them too.
     """
     q_BTNH, k_BSKH, v_BSKH = self.project(x_BTD, angles)
     if past is not None:
@@ -207,4 +249,7 @@ class Attention(nnx.Module):
       k_BSKH = jax.lax.dynamic_update_slice(keys, k_BSKH.astype(keys.dtype), (0, start, 0, 0))
       v_BSKH = jax.lax.dynamic_update_slice(values, v_BSKH.astype(values.dtype), (0, start, 0, 0))
     out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, self.implementation, self.scale, self.softcap)
-    return self.o_proj(out_BTNH.reshape(*x_BTD.shape[:2], -1)), (k_BSKH, v_BSKH)
+    found_BNTS = None
+    if probabilities:
+      found_BNTS = attention_probabilities(q_BTNH, k_BSKH, mask_BTS, self.scale, self.softcap)
+    return self.o_proj(out_BTNH.reshape(*x_BTD.shape[:2], -1)), Read(k_BSKH, v_BSKH, found_BNTS)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spatialvlm.core.attention import Attention, KVCache
+from spatialvlm.core.attention import Attention, KVCache, Read
 from spatialvlm.core.axes import constrain, logical
 from spatialvlm.core.mlp import Mlp
 from spatialvlm.core.norm import NORMS
+from spatialvlm.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +97,11 @@ class Block(nnx.Module):
     self.attn_scale, self.mlp_scale = (scale(), scale()) if config.layer_scale else (None, None)
     self.attn_out_norm, self.mlp_out_norm = (norm(), norm()) if config.out_norms else (None, None)
 
-  def __call__(self, x_BTD, mask_BTS=None, angles=None, past=None) -> tuple[jax.Array, Any]:
-    """Arguments as of `Attention`; returns the residual stream and the keys and values that were read."""
-    out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past)
+  def __call__(
+    self, x_BTD, mask_BTS=None, angles=None, past=None, probabilities: bool = False
+  ) -> tuple[jax.Array, Read]:
+    """Arguments as of `Attention`; returns the residual stream (B, T, D) and what the attention read."""
+    out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past, probabilities)
     x_BTD = x_BTD + _finished(out_BTD, self.attn_out_norm, self.attn_scale)
     out_BTD = self.mlp(self.mlp_norm(x_BTD))
     return x_BTD + _finished(out_BTD, self.mlp_out_norm, self.mlp_scale), read
@@ -107,6 +111,42 @@ def _finished(x_BTD: jax.Array, norm: nnx.Module | None, scale: nnx.Param | None
   """What a branch adds to the residual stream."""
   x_BTD = x_BTD if norm is None else norm(x_BTD)
   return x_BTD if scale is None else x_BTD * scale[...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StackOutput:
+  """What went through a stack of blocks.
+
+  Attributes:
+    x_BTD: the residual stream after the last block that ran.
+    layers: by number, the residual stream (B, T, D) after so many blocks; 0 is what the first one reads.
+    attention: by number, the attention's probabilities (B, N, T, S) in float32 in the block that makes the
+      layer of this number, from 1 on.
+  """
+
+  x_BTD: jax.Array
+  layers: dict[int, jax.Array]
+  attention: dict[int, jax.Array]
+
+
+def layer_numbers(asked: Iterable[int], depth: int, what: str, first: int = 0) -> dict[int, int]:
+  """Numbers from 0 to `depth` by what was asked for, which may count from the end: -1 is `depth`.
+
+  Args:
+    what: whose layers they are, for the message.
+    first: least number that there is.
+
+  Raises:
+    UserError: a layer that is not there.
+  """
+  numbers = {layer: layer if layer >= 0 else layer + depth + 1 for layer in asked}
+  for layer, number in numbers.items():
+    if not first <= number <= depth:
+      raise UserError(
+        f"layer {layer}: this {what} has layers {first} to {depth}, or {first - depth - 1} to -1"
+      )
+  return numbers
 
 
 class Stack(nnx.Module):
@@ -121,37 +161,61 @@ class Stack(nnx.Module):
     self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs, out_scale=out_scale) for _ in range(depth)])
     self.remat = False
 
-  def __call__(
-    self, x_BTD: jax.Array, mask_BTS=None, angles=None, start: int = 0, stop: int | None = None
-  ) -> jax.Array:
-    """The residual stream after the last block, or after the blocks from `start` to `stop`; no cache.
+  def __call__(self, x_BTD: jax.Array, mask_BTS=None, angles=None) -> jax.Array:
+    """The residual stream (B, T, D) after the last block, without a cache. Arguments as of `read`."""
+    return self.read(x_BTD, mask_BTS, angles).x_BTD
+
+  def read(
+    self,
+    x_BTD: jax.Array,
+    mask_BTS=None,
+    angles=None,
+    *,
+    layers: Collection[int] = (),
+    attention: Collection[int] = (),
+    stop: int | None = None,
+  ) -> StackOutput:
+    """Runs the blocks, without a cache, and keeps what is asked for on the way.
 
     Args:
       mask_BTS: as of `Attention`, or a tuple of them, one a layer.
+      layers, attention: numbers as of `StackOutput`, none negative (`layer_numbers` makes them so).
+      stop: after so many blocks; None for all.
     """
-    masks = self._masks(mask_BTS)
-    for layer, mask in zip(self.layers[start:stop], masks[start:stop], strict=True):
+    streams, attended = ({0: x_BTD} if 0 in layers else {}), {}
+    blocks = list(zip(self.layers, self._masks(mask_BTS), strict=True))[:stop]
+    for number, (layer, mask) in enumerate(blocks, 1):
+      run = _remat if self.remat else _run
       x_BTD = constrain(x_BTD, "batch", None, None)
-      x_BTD = _remat(layer, x_BTD, mask, angles) if self.remat else layer(x_BTD, mask, angles)[0]
-    return x_BTD
+      x_BTD, found_BNTS = run(layer, x_BTD, mask, angles, number in attention)
+      if number in layers:
+        streams[number] = x_BTD
+      if number in attention:
+        attended[number] = found_BNTS
+    return StackOutput(x_BTD, streams, attended)
 
   def extend(self, x_BTD: jax.Array, mask_BTS, angles, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """Runs T new tokens whose slots `cache.extend` has marked, and writes their keys and values."""
     start = cache.length - x_BTD.shape[1]
     keys, values = [], []
     for layer, mask, k, v in zip(self.layers, self._masks(mask_BTS), cache.keys, cache.values, strict=True):
-      x_BTD, (k, v) = layer(constrain(x_BTD, "batch", None, None), mask, angles, (k, v, start))
-      keys.append(k)
-      values.append(v)
+      x_BTD, read = layer(constrain(x_BTD, "batch", None, None), mask, angles, (k, v, start))
+      keys.append(read.keys)
+      values.append(read.values)
     return x_BTD, dataclasses.replace(cache, keys=tuple(keys), values=tuple(values))
 
   def _masks(self, mask_BTS) -> tuple[Any, ...]:
     return mask_BTS if isinstance(mask_BTS, tuple) else (mask_BTS,) * len(self.layers)
 
 
-def _remat(layer: Block, x_BTD, mask_BTS, angles) -> jax.Array:
+def _run(layer: Block, x_BTD, mask_BTS, angles, probabilities: bool) -> tuple[jax.Array, jax.Array | None]:
+  x_BTD, read = layer(x_BTD, mask_BTS, angles, probabilities=probabilities)
+  return x_BTD, read.probabilities
+
+
+def _remat(layer: Block, x_BTD, mask_BTS, angles, probabilities: bool) -> tuple[jax.Array, jax.Array | None]:
   # jax.checkpoint over split state, since nnx.remat tracks graph updates, which fail inside a gradient
   # that is taken over a part of the parameters only.
   graphdef, state = nnx.split(layer)
-  run = lambda state, x, mask, angles: nnx.merge(graphdef, state)(x, mask, angles)[0]
+  run = lambda state, x, mask, angles: _run(nnx.merge(graphdef, state), x, mask, angles, probabilities)
   return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles)

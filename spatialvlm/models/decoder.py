@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 
 from spatialvlm.core.attention import KVCache
 from spatialvlm.core.axes import logical
-from spatialvlm.core.block import BlockConfig, Stack
+from spatialvlm.core.block import BlockConfig, Stack, layer_numbers
 from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.masks import attention_mask, cached_mask, positions, windowed
 from spatialvlm.core.mlp import linear
@@ -41,6 +42,25 @@ class DecoderConfig:
   embed_scale: float = 1.0
   softcap: float | None = None
   windows: tuple[int, ...] = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecoderOutput:
+  """What `Decoder.read` gives.
+
+  Attributes:
+    hidden_BTD: after the final norm.
+    layers: by layer as it was asked for, the residual stream (B, T, D): 0 is the embeddings, i what stands
+      after i blocks, negative ones count from the end; no final norm. As transformers' `hidden_states`, but
+      for their last one, which is after the norm.
+    attention: by layer as it was asked for, the probabilities (B, N, T, T) in float32 in the block before it,
+      1 for the first; transformers' `attentions[i - 1]`.
+  """
+
+  hidden_BTD: jax.Array
+  layers: dict[int, jax.Array]
+  attention: dict[int, jax.Array]
 
 
 class Decoder(nnx.Module):
@@ -79,10 +99,40 @@ class Decoder(nnx.Module):
     return x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
 
   def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None) -> jax.Array:
-    """Hidden states after the final norm, of embedded tokens."""
+    """Hidden states (B, T, D) after the final norm, of embedded tokens."""
+    return self.read(x_BTD, valid_BT, mask_ar_BT).hidden_BTD
+
+  def read(
+    self,
+    x_BTD: jax.Array,
+    valid_BT: jax.Array,
+    mask_ar_BT: jax.Array | None = None,
+    *,
+    layers: Iterable[int] = (),
+    attention: Iterable[int] = (),
+  ) -> DecoderOutput:
+    """Reads embedded tokens, and keeps the layers and attention probabilities that are asked for.
+
+    Raises:
+      UserError: a layer that is not there.
+    """
+    streams = layer_numbers(layers, self.config.depth, "decoder")
+    attended = layer_numbers(attention, self.config.depth, "decoder's attention", first=1)
+    masks, angles = self.context(valid_BT, mask_ar_BT)
+    out = self.stack.read(x_BTD, masks, angles, layers=streams.values(), attention=attended.values())
+    return DecoderOutput(
+      hidden_BTD=self.norm(out.x_BTD),
+      layers={layer: out.layers[number] for layer, number in streams.items()},
+      attention={layer: out.attention[number] for layer, number in attended.items()},
+    )
+
+  def context(
+    self, valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None
+  ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, jax.Array]]:
+    """What the blocks read beside the residual stream: masks (B, T, T), one a block, and rotary angles."""
     places_BT = positions(valid_BT)
-    mask = self._masks(attention_mask(valid_BT, mask_ar_BT), places_BT, places_BT, mask_ar_BT)
-    return self.norm(self.stack(x_BTD, mask, self._angles(places_BT)))
+    masks = self._masks(attention_mask(valid_BT, mask_ar_BT), places_BT, places_BT, mask_ar_BT)
+    return masks, self._angles(places_BT)
 
   def init_cache(self, batch: int, length: int) -> KVCache:
     """An empty cache for `length` tokens a sample, prompt padding included."""
@@ -99,8 +149,8 @@ class Decoder(nnx.Module):
     places_BT = positions(valid_BT) + before_B[:, None]
     grown = cache.extend(valid_BT)
     mask_BTS = cached_mask(grown.valid_BS, cache.length, x_BTD.shape[1], mask_ar_BT)
-    mask = self._masks(mask_BTS, places_BT, positions(grown.valid_BS), mask_ar_BT)
-    x_BTD, grown = self.stack.extend(x_BTD, mask, self._angles(places_BT), grown)
+    masks = self._masks(mask_BTS, places_BT, positions(grown.valid_BS), mask_ar_BT)
+    x_BTD, grown = self.stack.extend(x_BTD, masks, self._angles(places_BT), grown)
     return self.norm(x_BTD), grown
 
   def unembed(self, x: jax.Array) -> jax.Array:
@@ -113,11 +163,9 @@ class Decoder(nnx.Module):
     cap = self.config.softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-  def _masks(self, mask_BTS, queries_BT, keys_BS, mask_ar_BT):
-    """One mask for all layers, or one a layer."""
-    windows = self.config.windows
-    if not any(windows):
-      return mask_BTS
+  def _masks(self, mask_BTS, queries_BT, keys_BS, mask_ar_BT) -> tuple[jax.Array, ...]:
+    """One mask a layer; layers of one window share theirs."""
+    windows = self.config.windows or (0,) * self.config.depth
     by_size = {0: mask_BTS}
     for size in set(windows) - {0}:
       by_size[size] = windowed(mask_BTS, queries_BT, keys_BS, size, mask_ar_BT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spatialvlm.core.axes import logical
-from spatialvlm.core.block import BlockConfig, Stack
+from spatialvlm.core.block import BlockConfig, Stack, layer_numbers
 from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.norm import NORMS
 from spatialvlm.models.positions import patch_mask, plane_angles, position_ids, resample
@@ -101,6 +101,34 @@ class PatchEmbed(nnx.Module):
     return x if self.bias is None else x + self.bias[...]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EncoderOutput:
+  """What `VisionEncoder.read` gives. T counts all tokens: class token and registers, then the patches.
+
+  Attributes:
+    tokens_NTD: after the last block and its norm, transformers' `last_hidden_state`; None where `stop` left
+      blocks out.
+    layers: by layer as it was asked for, the residual stream (N, T, D): 0 is what the first block reads, i
+      what stands after i blocks, negative ones count from the end; no final norm.
+    attention: by layer as it was asked for, the probabilities (N, heads, T, T) in float32 in the block before
+      it, 1 for the first.
+    grid: (rows, columns) of the patches.
+    prefix: how many tokens stand before the patches.
+  """
+
+  tokens_NTD: jax.Array | None
+  layers: dict[int, jax.Array]
+  attention: dict[int, jax.Array]
+  grid: tuple[int, int] = dataclasses.field(metadata={"static": True})
+  prefix: int = dataclasses.field(metadata={"static": True})
+
+  @property
+  def features(self) -> Features:
+    """The patches after the last block and its norm."""
+    return Features(self.tokens_NTD[:, self.prefix :], self.grid)
+
+
 class VisionEncoder(nnx.Module):
   """A pre-norm ViT (Dosovitskiy et al., 2021) in the variants that `VisionConfig` names.
 
@@ -141,28 +169,48 @@ class VisionEncoder(nnx.Module):
       pixel_mask_NHW: true at real pixels, for "navit" positions. A patch with none of them is hidden from
         the others; it still has an output. None where all pixels are real.
     """
-    x_NTD, grid = self.tokens(pixels_NHWC, pixel_mask_NHW)
-    return Features(x_NTD[:, self.config.prefix :], grid)
+    return self.read(pixels_NHWC, pixel_mask_NHW).features
 
-  def tokens(
-    self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None
-  ) -> tuple[jax.Array, tuple[int, int]]:
-    """(N, T, D), all tokens as transformers' `last_hidden_state`, and the grid of the patches among them."""
-    x_NTD, mask_NTS, angles, grid = self._embed(pixels_NHWC, pixel_mask_NHW)
-    x_NTD = self.stack(x_NTD, mask_NTS, angles)
-    return self.norm(x_NTD) if self.config.final_norm == "tokens" else x_NTD, grid
+  def read(
+    self,
+    pixels_NHWC: jax.Array,
+    pixel_mask_NHW: jax.Array | None = None,
+    *,
+    layers: Iterable[int] = (),
+    attention: Iterable[int] = (),
+    last: bool = True,
+  ) -> EncoderOutput:
+    """Reads images, arguments as of the call, and keeps the layers that are asked for.
 
-  def hidden(self, pixels_NHWC: jax.Array, layers: Sequence[int]) -> tuple[list[jax.Array], tuple[int, int]]:
-    """[(N, T, D)] after so many blocks (0: none), as transformers' `hidden_states`, and the patches' grid.
+    Args:
+      layers, attention: as of `EncoderOutput`.
+      last: whether the last block's output is wanted; if not, blocks that no named layer needs do not run.
 
-    What no named layer needs is not computed. No final norm is applied.
+    Raises:
+      UserError: a layer that is not there.
     """
-    x_NTD, mask_NTS, angles, grid = self._embed(pixels_NHWC, None)
-    found, done = {}, 0
-    for stop in sorted(set(layers)):
-      x_NTD = found[stop] = self.stack(x_NTD, mask_NTS, angles, start=done, stop=stop)
-      done = stop
-    return [found[layer] for layer in layers], grid
+    depth = self.config.depth
+    streams = layer_numbers(layers, depth, "encoder")
+    attended = layer_numbers(attention, depth, "encoder's attention", first=1)
+    x_NTD, mask_NTS, angles, grid = self._embed(pixels_NHWC, pixel_mask_NHW)
+    out = self.stack.read(
+      x_NTD,
+      mask_NTS,
+      angles,
+      layers=streams.values(),
+      attention=attended.values(),
+      stop=depth if last else max([0, *streams.values(), *attended.values()]),
+    )
+    tokens_NTD = None
+    if last:
+      tokens_NTD = self.norm(out.x_BTD) if self.config.final_norm == "tokens" else out.x_BTD
+    return EncoderOutput(
+      tokens_NTD=tokens_NTD,
+      layers={layer: out.layers[number] for layer, number in streams.items()},
+      attention={layer: out.attention[number] for layer, number in attended.items()},
+      grid=grid,
+      prefix=self.config.prefix,
+    )
 
   def _embed(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None):
     """What the first block reads: tokens, mask, rotary angles; and the grid."""

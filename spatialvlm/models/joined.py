@@ -7,13 +7,14 @@ Joining by channels on one grid is what studies of encoders do (Tong et al., 202
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spatialvlm.models.encoders import VisionConfig, VisionEncoder
-from spatialvlm.types import Features
+from spatialvlm.models.encoders import EncoderOutput, VisionConfig, VisionEncoder
+from spatialvlm.types import Features, UserError
 
 _EPS = 1e-6
 
@@ -92,15 +93,42 @@ class JoinedEncoder(nnx.Module):
       pixels_NHWC: normalised as the model's processor does it.
       pixel_mask_NHW: true at real pixels; encoders without "navit" positions do not look at it.
     """
-    first, *others = (self._look(j, pixels_NHWC, pixel_mask_NHW) for j in range(len(self.encoders)))
-    if not others:
-      return first
-    parts = [first.patches_NPD, *(_on_grid(features, first.grid) for features in others)]
-    return Features(jnp.concatenate([_unit(x_NPD) for x_NPD in parts], axis=-1), first.grid)
+    return self.read(pixels_NHWC, pixel_mask_NHW).features
 
-  def _look(self, number: int, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None) -> Features:
-    """The features of one encoder, on its own grid."""
-    eye, encoder = self.config.eyes[number], self.encoders[number]
+  def read(
+    self,
+    pixels_NHWC: jax.Array,
+    pixel_mask_NHW: jax.Array | None = None,
+    *,
+    layers: Collection[int] = (),
+    attention: Collection[int] = (),
+  ) -> EncoderOutput:
+    """What `VisionEncoder.read` gives: of one encoder all of that, of several joined the patches alone.
+
+    Raises:
+      UserError: layers or attention of several encoders, which have no numbers in common.
+    """
+    if len(self.encoders) == 1:
+      pixels_NHWC, pixel_mask_NHW = self._pixels(0, pixels_NHWC, pixel_mask_NHW)
+      return self.encoders[0].read(pixels_NHWC, pixel_mask_NHW, layers=layers, attention=attention)
+    if layers or attention:
+      raise UserError(
+        f"encoder_layers, encoder_attention: this model joins {len(self.encoders)} encoders, whose layers"
+        " have no number in common; ask one of them, as `load_encoder` gives it"
+      )
+    first, *others = (
+      encoder(*self._pixels(number, pixels_NHWC, pixel_mask_NHW))
+      for number, encoder in enumerate(self.encoders)
+    )
+    parts = [first.patches_NPD, *(_on_grid(features, first.grid) for features in others)]
+    joined_NPD = jnp.concatenate([_unit(x_NPD) for x_NPD in parts], axis=-1)
+    return EncoderOutput(joined_NPD, {}, {}, first.grid, prefix=0)
+
+  def _pixels(
+    self, number: int, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Pixels and mask as one encoder wants them."""
+    eye = self.config.eyes[number]
     N, H, W, C = pixels_NHWC.shape
     x_NHWC = pixels_NHWC.astype(jnp.float32)
     height, width = (side if number == 0 else nearest(side, eye.vision.patch_size) for side in (H, W))
@@ -110,7 +138,7 @@ class JoinedEncoder(nnx.Module):
         pixel_mask_NHW = jax.image.resize(pixel_mask_NHW, (N, height, width), "nearest")
     if not eye.keeps_pixels:
       x_NHWC = x_NHWC * jnp.asarray(eye.scale, jnp.float32) + jnp.asarray(eye.shift, jnp.float32)
-    return encoder(x_NHWC, pixel_mask_NHW)
+    return x_NHWC, pixel_mask_NHW
 
 
 def nearest(side: int, unit: int) -> int:

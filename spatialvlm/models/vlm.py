@@ -15,7 +15,8 @@ from spatialvlm.models.connector import Connector, ConnectorConfig
 from spatialvlm.models.decoder import Decoder, DecoderConfig
 from spatialvlm.models.encoders import VisionConfig, VisionEncoder
 from spatialvlm.models.joined import JoinedConfig, JoinedEncoder
-from spatialvlm.types import Batch, ImageLayout
+from spatialvlm.models.outputs import Outputs, Wants
+from spatialvlm.types import Batch, ImageLayout, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +73,47 @@ class Vlm(nnx.Module):
 
   def embed(self, batch: Batch) -> jax.Array:
     """(B, T, D): text embeddings, with image tokens in their places."""
-    x_BTD = self.decoder.embed_tokens(batch.tokens_BT)
-    features_NPD = batch.features_NPD
-    if batch.pixels_NHWC is not None:
-      features_NPD = self.encode_images(batch.pixels_NHWC, batch.pixel_mask_NHW)
-    if features_NPD is None or batch.image_slot_BT is None:
-      return x_BTD
-    image_BTD = gather_image_tokens(features_NPD, batch.image_slot_BT, batch.tile_index_BI)
-    return jnp.where(batch.image_slot_BT[..., None] >= 0, image_BTD.astype(x_BTD.dtype), x_BTD)
+    return self._with_images(batch, self._see(batch, Wants(image=True)).image)
+
+  def read(self, batch: Batch, wants: Wants) -> Outputs:
+    """Everything that `wants` names, of one pass of the vision tower and one of the decoder.
+
+    What nothing wanted needs does not run. Without a `mask_ar_BT` the batch is taken for prompts.
+
+    Raises:
+      UserError: a layer that the model has not; something before the connector of a batch whose image tokens
+        are cached; logits of a batch without targets.
+    """
+    if wants.logits and batch.target_index_BK is None:
+      raise UserError("logits: the batch has no target_index_BK, which says at what positions")
+    shown = wants.of_decoder and batch.image_slot_BT is not None
+    seen = self._see(batch, dataclasses.replace(wants, image=wants.image or shown))
+    outputs = seen if wants.image else dataclasses.replace(seen, image=None)
+    if not wants.of_decoder:
+      return outputs
+    out = self.decoder.read(
+      self._with_images(batch, seen.image),
+      batch.valid_BT,
+      self._mask_ar(batch),
+      layers=wants.decoder_layers,
+      attention=wants.attention,
+    )
+    logits_BKV = None
+    if wants.logits:
+      before_BK = jnp.maximum(batch.target_index_BK - 1, 0)
+      hidden_BKD = jnp.take_along_axis(out.hidden_BTD, before_BK[..., None], axis=1)
+      logits_BKV = self.unembed(hidden_BKD)
+    return dataclasses.replace(
+      outputs,
+      decoder_layers=out.layers or None,
+      attention=out.attention or None,
+      hidden=out.hidden_BTD if wants.hidden else None,
+      logits=logits_BKV,
+    )
 
   def hidden(self, batch: Batch) -> jax.Array:
     """(B, T, D) after the decoder's final norm; of prompts, where no `mask_ar_BT` says what else there is."""
-    return self.decoder(self.embed(batch), batch.valid_BT, self._mask_ar(batch))
+    return self.read(batch, Wants(hidden=True)).hidden
 
   def unembed(self, x: jax.Array) -> jax.Array:
     """Float32 logits (..., V) of hidden states (..., D)."""
@@ -117,6 +147,39 @@ class Vlm(nnx.Module):
     batch = Batch(tokens_BT=tokens_B[:, None], valid_BT=jnp.ones((tokens_B.shape[0], 1), bool))
     hidden_BTD, cache = self.extend(batch, cache)
     return hidden_BTD[:, 0], cache
+
+  def _see(self, batch: Batch, wants: Wants) -> Outputs:
+    """The wanted fields of `Outputs` that come of images; all are None where the batch has none."""
+    if batch.pixels_NHWC is None:
+      if batch.features_NPD is not None and wants.of_encoder:
+        raise UserError(
+          "vision, encoder_layers, encoder_attention: the batch holds image tokens from after the connector,"
+          " not pixels; give pixels_NHWC instead of features_NPD"
+        )
+      return Outputs(image=batch.features_NPD if wants.image else None)
+    if not (wants.image or wants.of_encoder):
+      return Outputs()
+    out = self.vision.read(
+      batch.pixels_NHWC,
+      batch.pixel_mask_NHW,
+      layers=wants.encoder_layers,
+      attention=wants.encoder_attention,
+    )
+    patches = {layer: x_NTD[:, out.prefix :] for layer, x_NTD in out.layers.items()}
+    return Outputs(
+      vision=out.features if wants.vision else None,
+      image=self.connector(out.features) if wants.image else None,
+      encoder_layers=patches or None,
+      encoder_attention=out.attention or None,
+    )
+
+  def _with_images(self, batch: Batch, image_NPD: jax.Array | None) -> jax.Array:
+    """Embedded tokens (B, T, D), with the image tokens in their places."""
+    x_BTD = self.decoder.embed_tokens(batch.tokens_BT)
+    if image_NPD is None or batch.image_slot_BT is None:
+      return x_BTD
+    image_BTD = gather_image_tokens(image_NPD, batch.image_slot_BT, batch.tile_index_BI)
+    return jnp.where(batch.image_slot_BT[..., None] >= 0, image_BTD.astype(x_BTD.dtype), x_BTD)
 
   def _mask_ar(self, batch: Batch) -> jax.Array | None:
     if batch.mask_ar_BT is None and self.config.prefix_lm:

@@ -10,7 +10,6 @@ import torch
 from flax import nnx
 
 from spatialvlm import hub
-from spatialvlm.core.masks import attention_mask, positions
 from spatialvlm.hub import rules
 from spatialvlm.types import Features
 from tests.models.support import batch_of, call, jit
@@ -51,7 +50,7 @@ def test_image_tokens(pair):
     outputs = theirs.model.get_image_features(torch.tensor(pixels))
   x_NHWC = jnp.asarray(pixels.transpose(0, 2, 3, 1))
   x_NTD = outputs.last_hidden_state
-  assert_close(call(ours.vision, x_NHWC, method="tokens")[0], x_NTD)
+  assert_close(call(ours.vision, x_NHWC, method="read").tokens_NTD, x_NTD)
   patches = jnp.asarray(x_NTD[:, ours.config.vision.prefix :].numpy())
   grid = ours.config.vision.grid
   assert_close(ours.connector(Features(patches, (grid, grid))), outputs.pooler_output)
@@ -67,10 +66,8 @@ def test_decoder_layer(pair, layer):
     wanted = theirs(**reference.tensors(given), output_hidden_states=True).hidden_states
   before = jnp.asarray(wanted[layer].numpy())
   decoder, batch = ours.decoder, batch_of(case, reference.IMAGE)
-  places = positions(batch.valid_BT)
-  masks = decoder._masks(attention_mask(batch.valid_BT, batch.mask_ar_BT), places, places, batch.mask_ar_BT)
-  mask = masks[layer] if isinstance(masks, tuple) else masks
-  got, _ = call(decoder.stack.layers[layer], before, mask, decoder._angles(places))
+  masks, angles = decoder.context(batch.valid_BT, batch.mask_ar_BT)
+  got, _ = call(decoder.stack.layers[layer], before, masks[layer], angles)
   assert_close(np.asarray(got)[real(case)], wanted[layer + 1].numpy()[real(case)])
 
 

@@ -68,7 +68,7 @@ def test_flops_are_what_the_compiler_counts(folder):
   graphdef, state = nnx.split(
     nnx.eval_shape(lambda: VisionEncoder(vision, dtype=jax.numpy.float32, rngs=nnx.Rngs(0)))
   )
-  lowered = jax.jit(lambda state, x: nnx.merge(graphdef, state).tokens(x)[0]).lower(state, wide)
+  lowered = jax.jit(lambda state, x: nnx.merge(graphdef, state).read(x).tokens_NTD).lower(state, wide)
   counted = cost.flops(vision, 48, 48)
   assert counted <= lowered.cost_analysis()["flops"] <= 1.05 * counted
 
