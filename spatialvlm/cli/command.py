@@ -23,8 +23,9 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
     config_class: what `--config` is read into; None for a command that has only flags of its own.
     recipe: the default of `--config`, None where the user must give one.
 
-  `--config` is the path of a Python file with `get_config(arg) -> ConfigDict`, or the bare name of a recipe
-  of ours; `:arg` may follow. `--config.any.key=value` overrides one setting; later ones win.
+  `--config` is the path of a Python file with `get_config(arg)`, which returns a `config_class` or a
+  ConfigDict of its settings, or the bare name of a recipe of ours; `:arg` may follow.
+  `--config.any.key=value` overrides one setting; later ones win.
   """
   if config_class is not None:
     flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run in it is continued")

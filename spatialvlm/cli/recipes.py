@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ def load(recipe: str | None, overrides: Sequence[tuple[str, str]], config_class:
   if not recipe:
     raise UserError(f"{FLAG} is missing; name a recipe, e.g. one of {', '.join(shipped.recipes())}")
   path, _, argument = recipe.partition(":")
-  values = _get_config(_find(path), argument)
+  values = _get_config(_find(path), argument, config_class)
   for key, text in overrides:
     config_lib.override(values, key, text, config_class)
   return config_lib.from_config_dict(values, config_class)
@@ -75,20 +76,25 @@ def _find(name: str) -> pathlib.Path:
   raise UserError(f"{FLAG}={name}: no such recipe; {config_lib.nearest(name, ours)}")
 
 
-def _get_config(path: pathlib.Path, argument: str) -> dict[str, Any]:
+def _get_config(path: pathlib.Path, argument: str, config_class: type) -> dict[str, Any]:
+  """What a recipe's `get_config` returns, as a nested dict: a typed config, a ConfigDict, any mapping."""
   spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
   module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # where dataclasses of a recipe look for their own module
   try:
     spec.loader.exec_module(module)
   except (SyntaxError, ImportError) as e:
     raise UserError(f"{path}: cannot be read as a config: {e}") from e
   function = getattr(module, "get_config", None)
   if function is None:
-    raise UserError(f"{path}: defines no get_config(); a config is a function that returns a ConfigDict")
+    raise UserError(f"{path}: defines no get_config(), which returns a config")
   if argument and not inspect.signature(function).parameters:
     raise UserError(f"{path}: takes no argument, got {argument!r}")
   values = function(argument) if argument else function()
+  if isinstance(values, config_class):
+    return config_lib.to_dict(values)
   values = values.to_dict() if hasattr(values, "to_dict") else values
   if not isinstance(values, Mapping):
-    raise UserError(f"{path}: get_config() returns {type(values).__name__}, where a ConfigDict is wanted")
+    wanted = f"{config_class.__name__} or ConfigDict is wanted"
+    raise UserError(f"{path}: get_config() returns {type(values).__name__}, where {wanted}")
   return dict(values)

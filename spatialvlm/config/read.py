@@ -40,7 +40,7 @@ def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig)
   """
   hint, where, parts = cls, "config", key.split(".")
   for i, part in enumerate(parts):
-    origin = typing.get_origin(hint)
+    of, origin = hint, typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
       hints = typing.get_type_hints(hint)
       if part not in hints:
@@ -53,9 +53,18 @@ def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig)
     hint, where = _without_none(full), f"{where}.{part}"
     if i + 1 < len(parts):
       if values.get(part) is None:
-        values[part] = {}
+        values[part] = _default(of, part)
       values = values[part]
   values[parts[-1]] = _literal(hint, text, optional=hint is not full)
+
+
+def _default(cls: Any, name: str) -> dict[str, Any]:
+  """What a group of settings is where it is not said, as a nested dict; empty where it has no default."""
+  field = {f.name: f for f in dataclasses.fields(cls)}.get(name) if dataclasses.is_dataclass(cls) else None
+  if field is None or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING):
+    return {}
+  default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+  return {} if default is None else to_dict(default)
 
 
 def _without_none(hint: Any) -> Any:

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -5,7 +6,7 @@ import pytest
 
 from spatialvlm import cli
 from spatialvlm.cli import processes, recipes
-from spatialvlm.config import EvaluateConfig, RunConfig
+from spatialvlm.config import EvalConfig, EvaluateConfig, LossConfig, RunConfig, TrainConfig
 from spatialvlm.types import UserError
 from tests.launch import tiny
 
@@ -71,6 +72,37 @@ def test_overrides_have_the_types_of_the_config(recipe):
 def test_bad_overrides_name_the_place_and_the_nearest_key(recipe, override, message):
   with pytest.raises(UserError, match=message):
     load(recipe, override)
+
+
+def test_a_recipe_may_return_a_typed_config(tmp_path):
+  path = tmp_path / "typed.py"
+  path.write_text("""
+import dataclasses
+from spatialvlm.config import EvalConfig, LossConfig, RunConfig, TrainConfig
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+  steps: int = 3
+
+def get_config() -> RunConfig:
+  train, losses = TrainConfig(steps=Own().steps), {"a": LossConfig(weight=2.0)}
+  return RunConfig(train=train, eval=EvalConfig(), losses=losses)
+""")
+  assert load(str(path)) == RunConfig(
+    train=TrainConfig(steps=3), eval=EvalConfig(), losses={"a": LossConfig(weight=2.0)}
+  )
+  changed = load(str(path), "train.steps=5", "eval.source.size=7", "losses.a.kind=words", "eval.tiles=(1,)")
+  assert changed.train.steps == 5 and changed.eval.source.size == 7 and changed.eval.tiles == (1,)
+  assert changed.eval.source.seed == 1_000_000 and changed.losses["a"] == LossConfig("words", weight=2.0)
+  with pytest.raises(UserError, match="returns RunConfig, where EvaluateConfig or ConfigDict is wanted"):
+    load(str(path), cls=EvaluateConfig)
+
+
+def test_a_group_that_a_recipe_leaves_out_begins_with_its_defaults(recipe):
+  config = load(recipe, "eval.source.size=7", "losses.dense.kind=words")
+  assert config.eval == EvalConfig(source=dataclasses.replace(EvalConfig().source, size=7))
+  assert config.losses == {"answer": LossConfig(), "dense": LossConfig("words")}
+  assert load(recipe, "data.sources.other.weight=2").data.sources["other"].weight == 2
 
 
 def test_recipes_that_are_none(tmp_path):
