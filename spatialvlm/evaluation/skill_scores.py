@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from spatialvlm import generation
 from spatialvlm.data.batch import collate
+from spatialvlm.evaluation.scoring import statistics
 from spatialvlm.types import Example, UserError
 
 if TYPE_CHECKING:
@@ -66,15 +66,7 @@ def score_skill(
       right += given == turn.answer
       if given != turn.answer and len(misses) < 5:
         misses.append((turn.prompt, turn.answer, given))
-  return SkillScore(right, len(examples), *wilson(right, len(examples)), tuple(misses))
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-  """Wilson's score interval of a share (Journal of the American Statistical Association 22, 1927)."""
-  share, weight = right / count, z * z / count
-  middle = (share + weight / 2) / (1 + weight)
-  half = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
-  return max(0.0, middle - half), min(1.0, middle + half)
+  return SkillScore(right, len(examples), *statistics.wilson(right, len(examples)), tuple(misses))
 
 
 def markdown(scores: Mapping[str, SkillScore]) -> str:

@@ -43,13 +43,8 @@ def test_only_exact_answers_count(monkeypatch, processor):
   score = skill_scores.score_skill(None, processor, examples(expected), batch_size=2)
   assert (score.right, score.count) == (3, 5)
   assert [(m[1], m[2]) for m in score.misses] == [("black block", "black"), ("cyan cone", "cyan cones")]
+  assert (score.low, score.high) == pytest.approx((0.2307, 0.8824), abs=5e-5)  # Wilson's interval of 3 in 5
   assert "| name | 60.0 % |" in skill_scores.markdown({"name": score})
-
-
-def test_interval_of_wilson():
-  # Newcombe (1998), table I: 81 of 263.
-  np.testing.assert_allclose(skill_scores.wilson(81, 263), (0.2553, 0.3662), atol=5e-5)
-  assert skill_scores.wilson(0, 10)[0] == 0 and skill_scores.wilson(10, 10)[1] == 1
 
 
 def test_nothing_to_ask_and_too_long_a_prompt(processor):

@@ -12,7 +12,6 @@ for independent; where images have several questions, the interval is the more c
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -107,10 +106,17 @@ def mcnemar(before_N: np.ndarray, after_N: np.ndarray) -> dict[str, float]:
   """
   gained = int(np.sum(~before_N & after_N))
   lost = int(np.sum(before_N & ~after_N))
-  differ = gained + lost
-  tail = sum(math.comb(differ, k) for k in range(min(gained, lost) + 1))
-  # Integers of any size divide exactly rounded, so that 2,638 questions do not underflow.
-  return {"gained": gained, "lost": lost, "p": min(1.0, 2 * tail / 2**differ)}
+  p = _binomial(gained, gained + lost).pvalue if gained + lost else 1.0
+  return {"gained": gained, "lost": lost, "p": float(p)}
+
+
+def wilson(right: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
+  """Wilson's score interval of the share `right / count` (JASA 22, 1927), for questions that are independent.
+
+  Where several questions share a picture, `intervals` is the one to take.
+  """
+  low, high = _binomial(right, count).proportion_ci(level, method="wilson")
+  return float(low), float(high)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -138,6 +144,14 @@ def at_chance(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
   Low ones count as well: a run far below guessing does not answer, or answers in a form that nobody reads.
   """
   return [name for name, score in scores.items() if score["low"] <= score["guessing"]]
+
+
+def _binomial(hits: int, count: int):
+  """The exact test of a fair coin, from which both `mcnemar` and `wilson` read."""
+  # Loading scipy's statistics takes a second, which a command that compares nothing need not wait.
+  from scipy.stats import binomtest
+
+  return binomtest(hits, count)
 
 
 def _of_one_image(rows: Sequence[Prediction], table: Aggregation) -> set[str]:
