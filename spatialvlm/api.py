@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spatialvlm import generation, hub, peft
-from spatialvlm.config import ModelConfig
+from spatialvlm.config import ModelConfig, read_json
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing import processor as processor_lib
@@ -107,7 +107,7 @@ class LoadedVlm:
   @functools.cached_property
   def _ends(self) -> tuple[tuple[int, ...], int]:
     """Stop tokens and padding of `generate`: as generation_config.json says, else as the tokenizer does."""
-    said = files.read_json(self.folder, "generation_config.json")
+    said = read_json(self.folder / "generation_config.json")
     stops, pad = tuple(files.as_list(said.get("eos_token_id"))), said.get("pad_token_id")
     if (self.folder / "tokenizer.json").is_file():
       stops = stops or self.processor.stop_ids

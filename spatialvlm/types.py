@@ -9,13 +9,16 @@ V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
 IMAGE_MARK = "<image>"
+# Names of options, in their order.
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CHOOSE = "Select from the following choices."
 
 
 class UserError(Exception):
@@ -77,6 +80,22 @@ class Question:
   target_class: str | None = None
   target_size: int | None = None
   bbox: tuple[tuple[float, ...], ...] | None = None
+
+
+def lettered(choices: Sequence[str]) -> str:
+  """Options as prompts list them: `(A) chair`, a line each.
+
+  Raises:
+    UserError: more options than letters.
+  """
+  if len(choices) > len(LETTERS):
+    raise UserError(f"{len(choices)} options, but letters run from A to Z")
+  return "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+
+
+def choice_prompt(question: str, choices: Sequence[str]) -> str:
+  """A question with its lettered options, as CV-Bench writes its `prompt` column."""
+  return f"{question} {CHOOSE}\n{lettered(choices)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,7 @@ def check(path: pathlib.Path, config: Any) -> bool:
   way_out = (
     "name another --workdir" if _results(path) else "delete it (no results yet), or name another --workdir"
   )
-  if not isinstance(old, Mapping) or set(old) - set(new):
+  if set(old) - set(new):
     raise UserError(f"{path}: holds a run of another command or version; {way_out}")
   other = [found for found in _different(old, new) if not re.match(_PLACED, found)]
   if other:
@@ -160,11 +160,8 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     raise
 
 
-def _read(path: pathlib.Path) -> Any:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as e:
-    raise UserError(f"{path}: not valid JSON ({e}); name another --workdir") from e
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  return config_lib.read_json(path, damaged="name another --workdir")
 
 
 def _completed(stored: Any, cls: type) -> Any:

@@ -50,7 +50,7 @@ ROOMS = {
   "loading": room(f"{MODEL} hub peft", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
   "encoder": room(f"{MODEL} hub processing", "jax flax numpy"),
-  "evaluation.records": room("types workdir", "numpy"),
+  "evaluation.records": room("types config workdir", "numpy"),
   "evaluation.asking": room("types config processing serving evaluation.records", "numpy"),
   "evaluation.scoring": room(
     "types config workdir worlds data.sources evaluation.records evaluation.asking", "numpy scipy sklearn"

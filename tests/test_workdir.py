@@ -8,7 +8,15 @@ import os
 import pytest
 
 from spatialvlm import workdir
-from spatialvlm.config import EvaluateConfig, LogConfig, MeshConfig, ModelConfig, RunConfig, fingerprint
+from spatialvlm.config import (
+  EvaluateConfig,
+  LogConfig,
+  MeshConfig,
+  ModelConfig,
+  RunConfig,
+  fingerprint,
+  read_json,
+)
 from spatialvlm.types import UserError
 
 CONFIG = EvaluateConfig(name="bench", model=ModelConfig(path="a"))
@@ -77,7 +85,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
 def test_a_damaged_config_is_refused(tmp_path):
   workdir.claim(tmp_path, CONFIG)
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(UserError, match="not valid JSON"):
+  with pytest.raises(UserError, match="cannot be read as JSON"):
     workdir.check(tmp_path, CONFIG)
 
 
@@ -116,3 +124,20 @@ def test_a_run_of_another_command_is_called_that(tmp_path):
   workdir.claim(tmp_path, CONFIG)
   with pytest.raises(UserError, match="holds a run of another command or version"):
     workdir.check(tmp_path, RunConfig())
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
+def test_a_file_of_settings_that_is_none_is_one_line(tmp_path, text):
+  file = tmp_path / "some.json"
+  file.write_bytes(text.encode("utf-8", "surrogateescape"))
+  with pytest.raises(UserError, match=r"some\.json: .*JSON.*; mend it") as error:
+    read_json(file, damaged="mend it")
+  assert "\n" not in str(error.value)
+
+
+def test_a_file_of_settings_that_is_not_there(tmp_path):
+  assert read_json(tmp_path / "none" / "some.json") == {}
+  with pytest.raises(UserError, match=r"some\.json: missing; it is needed"):
+    read_json(tmp_path / "some.json", missing="it is needed")
+  (tmp_path / "some.json").write_text('{"a": [1]}')
+  assert read_json(tmp_path / "some.json", missing="it is needed") == {"a": [1]}

@@ -1,7 +1,8 @@
 """The typed configuration of a run, and the only way into it from an `ml_collections.ConfigDict`."""
 
+from spatialvlm.config.files import read_json
 from spatialvlm.config.probes import ProbeConfig
-from spatialvlm.config.read import fingerprint, from_config_dict, nearest, override, to_dict
+from spatialvlm.config.read import check_dtype, fingerprint, from_config_dict, nearest, override, to_dict
 from spatialvlm.config.schema import (
   DataConfig,
   EvalConfig,
@@ -35,9 +36,11 @@ __all__ = [
   "SourceConfig",
   "StageConfig",
   "TrainConfig",
+  "check_dtype",
   "fingerprint",
   "from_config_dict",
   "nearest",
   "override",
+  "read_json",
   "to_dict",
 ]

@@ -16,6 +16,7 @@ from spatialvlm.config.schema import RunConfig
 from spatialvlm.types import UserError
 
 T = typing.TypeVar("T")
+DTYPES = ("float32", "bfloat16")
 
 
 def from_config_dict(config: Mapping[str, Any], cls: type[T] = RunConfig) -> T:
@@ -109,6 +110,14 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
   known = sorted(known)
   near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
   return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def check_dtype(dtype: str, where: str = "config.model.dtype") -> None:
+  """Raises a UserError, by the setting's full name, for numbers in which models are not offered."""
+  if dtype not in DTYPES:
+    why = " (its largest number, 65504, is too small for activations and gradients)"
+    reason = why if dtype == "float16" else ""
+    raise UserError(f"{where}: {dtype!r} is not offered{reason}; use {' or '.join(DTYPES)}")
 
 
 def _build(cls: type, values: Any, where: str) -> Any:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from spatialvlm import workdir
-from spatialvlm.types import Question, UserError
+from spatialvlm.config import read_json
+from spatialvlm.types import LETTERS, Question, UserError
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FILE = "predictions.jsonl"
 SIGHTED = "sighted"
 
@@ -230,7 +230,5 @@ def _checked(row: Prediction) -> Prediction:
 
 def _single_protocol(folder: pathlib.Path) -> str:
   """The protocol of a run from before there were passes, as its config names it."""
-  try:
-    return str(json.loads((folder / workdir.CONFIG_FILE).read_text())["score"]["protocol"])
-  except (OSError, ValueError, KeyError, TypeError):
-    return "native"
+  score = read_json(folder / workdir.CONFIG_FILE).get("score")
+  return str(score.get("protocol", "native")) if isinstance(score, Mapping) else "native"

@@ -9,7 +9,7 @@ from typing import Any
 
 from spatialvlm import config as config_lib
 from spatialvlm import workdir
-from spatialvlm.config import EvaluateConfig, ScoreConfig
+from spatialvlm.config import EvaluateConfig, ScoreConfig, read_json
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import asks, controls, extraction
 from spatialvlm.evaluation.records import SIGHTED, Prediction
@@ -110,7 +110,7 @@ def _settings(folder: pathlib.Path, rows: Sequence[Prediction]) -> ScoreConfig:
     names = dict.fromkeys(protocol for protocol, condition in passes if condition == SIGHTED)
     conditions = dict.fromkeys(condition for _, condition in passes if condition != SIGHTED)
     return ScoreConfig(protocols=tuple(names), controls=tuple(conditions))
-  stored = dict(run_page.read_json(file))
+  stored = dict(read_json(file))
   if stored.get("eval"):  # of a training
     kept = {field.name for field in dataclasses.fields(ScoreConfig)}
     stored["score"] = {name: value for name, value in stored["eval"].items() if name in kept}
@@ -135,4 +135,4 @@ def _check_finished(folder: pathlib.Path, rows: Sequence[Prediction], config: Sc
 def _question_count(folder: pathlib.Path) -> int:
   """Questions that the run's data hold, 0 where nobody says."""
   file = folder / workdir.IDENTITY_FILE
-  return int(run_page.read_json(file).get("questions", 0)) if file.exists() else 0
+  return int(read_json(file).get("questions", 0))

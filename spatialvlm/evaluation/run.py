@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from spatialvlm import loading, workdir
-from spatialvlm.config import EvaluateConfig, ModelConfig
+from spatialvlm.config import EvaluateConfig, ModelConfig, check_dtype
 from spatialvlm.core import axes
 from spatialvlm.data.sources.registry import open_questions
 from spatialvlm.evaluation.asking import controls, protocols
@@ -79,8 +79,7 @@ def run(
 
 def check(config: EvaluateConfig) -> None:
   """Raises a UserError for settings that cannot work, before anything is loaded or written."""
-  if config.model.dtype not in ("float32", "bfloat16"):
-    raise UserError(f"config.model.dtype: {config.model.dtype!r} is not offered; use float32 or bfloat16")
+  check_dtype(config.model.dtype)
   score = config.score
   protocols.check(score)
   controls.check(config.data, score.controls)

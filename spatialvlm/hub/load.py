@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from spatialvlm.config import check_dtype
 from spatialvlm.core.axes import create_sharded, sharding_of
 from spatialvlm.hub import rules
 from spatialvlm.hub.resolve import read_entries, read_json, resolve, weight_files
@@ -185,12 +186,7 @@ def _place(entry: Entry, path: str, variable: nnx.Variable, family: str, mesh: M
 
 
 def _check_numbers(dtype: str, attention: str) -> None:
-  if dtype == "float16":
-    raise UserError(
-      "dtype float16: its largest number, 65504, is too small for these activations; use bfloat16"
-    )
-  if dtype not in ("float32", "bfloat16"):
-    raise UserError(f"dtype {dtype!r}: expected float32 or bfloat16")
+  check_dtype(dtype, "dtype")
   if attention not in ("xla", "cudnn"):
     raise UserError(f"attention {attention!r}: expected xla or cudnn")
   if attention == "cudnn" and (dtype != "bfloat16" or jax.default_backend() != "gpu"):

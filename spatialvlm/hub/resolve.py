@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spatialvlm import shipped
+from spatialvlm import config, shipped
 from spatialvlm.hub.tensors import Entry, read_header
 from spatialvlm.types import UserError
 
@@ -79,15 +78,7 @@ def read_json(file: Path) -> dict[str, Any]:
   Raises:
     UserError: the file is missing or holds no JSON object.
   """
-  try:
-    value = json.loads(file.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise UserError(f"{file}: missing; a model folder needs it") from None
-  except (ValueError, OSError) as error:
-    raise UserError(f"{file}: cannot be read as JSON ({error})") from None
-  if not isinstance(value, dict):
-    raise UserError(f"{file}: a JSON object is wanted")
-  return value
+  return config.read_json(file, missing="a model folder needs it")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm import hub, workdir
-from spatialvlm.config import ProbeConfig
+from spatialvlm.config import ProbeConfig, check_dtype
 from spatialvlm.encoder import load_encoder
 from spatialvlm.probing import drawings, features, page, probes, similarity, worlds
 from spatialvlm.probing.features import Seen
@@ -112,8 +112,7 @@ def check(config: ProbeConfig) -> None:
   for name in config.encoders:
     if not _NAME.fullmatch(name) or name in page.CONTROLS:
       raise UserError(f"config.encoders: {name!r} cannot be a name; use letters, digits and _+-")
-  if config.dtype not in ("float32", "bfloat16"):
-    raise UserError(f"config.dtype: {config.dtype!r} is not offered; use float32 or bfloat16")
+  check_dtype(config.dtype, "config.dtype")
   for field in ("scenes", "validation", "test", "batch_size", "grid", "bootstrap"):
     if getattr(config, field) < 1:
       raise UserError(f"config.{field}: must be at least 1, got {getattr(config, field)}")

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from spatialvlm.config import read_json
 from spatialvlm.processing import arrays, prompts
 from spatialvlm.processing import images as image_lib
 from spatialvlm.processing import processor_files as files
 from spatialvlm.processing.expansion import Expander
 from spatialvlm.processing.processor_family import Files, family_of
 from spatialvlm.processing.tiling import TileOptions, Tiler, Tiles, dense_tiles
-from spatialvlm.types import IMAGE_MARK, Example, Extra, ImageLayout, Turn, UserError
+from spatialvlm.types import IMAGE_MARK, LETTERS, Example, Extra, ImageLayout, Turn, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -276,10 +277,10 @@ class Processor:
     Raises:
       UserError: a letter is no single token there, or `count` is not in 1..26.
     """
-    if not 1 <= count <= 26:
+    if not 1 <= count <= len(LETTERS):
       raise UserError(f"letters run from 1 to 26, got {count}")
     result = []
-    for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]:
+    for letter in LETTERS[:count]:
       ids = self.answer_ids(letter, answer_prefix)
       if len(ids) != 1:
         raise UserError(f"answer letter {letter!r} after {answer_prefix!r} is not one token here")
@@ -369,7 +370,7 @@ def load_processor(
   options = TileOptions(max_tiles, longest_edge, split_images, enlarge)
   tiler = family.tiler(found.inner, str(folder), options, kind)
   tokenizer = files.tokenizer(folder)
-  settings = files.read_json(folder, "tokenizer_config.json")
+  settings = read_json(folder / "tokenizer_config.json")
   names = files.special_tokens(settings)
   if family.chat:
     template = prompts.ChatTemplate(files.template(folder, found.outer, settings), names, str(folder))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from spatialvlm.config import read_json
 from spatialvlm.processing import prompts, tilers
-from spatialvlm.processing.processor_files import group, read_json
+from spatialvlm.processing.processor_files import group
 from spatialvlm.processing.prompts import PromptFormat
 from spatialvlm.processing.tiling import TileOptions, Tiler
 from spatialvlm.types import UserError
@@ -34,11 +35,11 @@ class Files:
   @classmethod
   def read(cls, folder: Path) -> Files:
     """Raises a UserError where there are no settings of images, or a file is broken."""
-    outer = read_json(folder, "processor_config.json")
-    inner = outer.get("image_processor") or read_json(folder, "preprocessor_config.json")
+    outer = read_json(folder / "processor_config.json")
+    inner = outer.get("image_processor") or read_json(folder / "preprocessor_config.json")
     if not inner:
       raise UserError(f"{folder}: no preprocessor_config.json; copy the base model's processor files there")
-    config = read_json(folder, "config.json")
+    config = read_json(folder / "config.json")
     if config.get("model_type") == "spatialvlm":
       base, tile = (group(config, key, folder) for key in ("base", "tile"))
       return cls(folder, base, outer, inner, tile)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from spatialvlm.config import read_json
 from spatialvlm.types import UserError
 
 
@@ -17,7 +17,7 @@ def template(folder: Path, outer: Mapping, settings: Mapping) -> str:
   found = outer.get("chat_template")
   found = found or (file.read_text(encoding="utf-8") if file.is_file() else None)
   found = (
-    found or read_json(folder, "chat_template.json").get("chat_template") or settings.get("chat_template")
+    found or read_json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
   )
   if isinstance(found, list):
     found = {t["name"]: t["template"] for t in found}
@@ -50,26 +50,12 @@ def pad_and_stops(
   folder: Path, tokenizer: Tokenizer, names: Mapping[str, str], end: int | None
 ) -> tuple[Any, tuple[Any, ...]]:
   """The id that pads, and the ids that end an answer: `end`, and what generation_config.json names."""
-  generation = read_json(folder, "generation_config.json")
+  generation = read_json(folder / "generation_config.json")
   stops = [s for s in [end, *as_list(generation.get("eos_token_id"))] if s is not None]
   pad = tokenizer.token_to_id(names.get("pad_token", ""))
   if pad is None:
     pad = next(iter(as_list(generation.get("pad_token_id"))), end)
   return pad, tuple(dict.fromkeys(stops))
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-  """A JSON object of the folder, empty where there is no such file."""
-  file = folder / name
-  if not file.is_file():
-    return {}
-  try:
-    found = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise UserError(f"{file}: not valid JSON: {error}") from error
-  if not isinstance(found, dict):
-    raise UserError(f"{file}: expected a JSON object")
-  return found
 
 
 def group(config: Mapping, key: str, folder: Path) -> Mapping[str, Any]:

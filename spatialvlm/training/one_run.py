@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from jax.experimental import multihost_utils
 from spatialvlm import config as config_lib
 from spatialvlm import hub, loading, peft
 from spatialvlm import workdir as workdir_lib
-from spatialvlm.config import ModelConfig, RunConfig
+from spatialvlm.config import ModelConfig, RunConfig, check_dtype, read_json
 from spatialvlm.core import axes
 from spatialvlm.data import pipeline
 from spatialvlm.models.vlm import Vlm
@@ -44,7 +43,7 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   if known and (workdir / SUMMARY_FILE).exists():  # written last, so that all else is there
     claim(workdir, config)
     say(f"{workdir}: this run is finished; its results are there")
-    return json.loads((workdir / SUMMARY_FILE).read_text(encoding="utf-8"))
+    return read_json(workdir / SUMMARY_FILE)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("checked")
   mesh = axes.make_mesh(config.mesh)
@@ -139,12 +138,7 @@ def claim(workdir: pathlib.Path, config: RunConfig) -> bool:
 
 def check(config: RunConfig) -> None:
   """Raises a UserError for settings that cannot work, before anything is loaded or written."""
-  if config.model.dtype not in ("float32", "bfloat16"):
-    why = " (its largest number, 65504, is too small for activations and gradients)"
-    reason = why if config.model.dtype == "float16" else ""
-    raise UserError(
-      f"config.model.dtype: {config.model.dtype!r} is not offered{reason}; use float32 or bfloat16"
-    )
+  check_dtype(config.model.dtype)
   train = config.train
   if train.steps < 1 or train.batch_size < 1 or train.accumulation < 1:
     raise UserError("config.train: steps, batch_size and accumulation must be at least 1")

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from spatialvlm import hub, loading, peft
 from spatialvlm import workdir as workdir_lib
-from spatialvlm.config import ModelConfig, RunConfig, from_config_dict
+from spatialvlm.config import ModelConfig, RunConfig, from_config_dict, read_json
 from spatialvlm.core import axes
 from spatialvlm.loading import Found
 from spatialvlm.models.vlm import Vlm
@@ -144,7 +144,5 @@ def _identity(folder: Path, step: int) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-  try:
-    return json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise UserError(f"{file}: cannot be read ({error}); the workdir of the run is not whole") from error
+  not_whole = "the workdir of the run is not whole"
+  return read_json(file, missing=not_whole, damaged=not_whole)

@@ -24,11 +24,10 @@ import numpy as np
 
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS, Mixture
-from spatialvlm.types import Question, UserError
+from spatialvlm.types import Question, UserError, choice_prompt
 from spatialvlm.worlds import pools, world
 
 KINDS = ("Count", "Relation", "Depth", "Distance")
-LETTERS = "ABCDEF"
 # Pools that are looked through before the rules' agreement is given up.
 ATTEMPTS = 32
 # Pools are rendered at the image's size up to the first; above, at the second, and what was chosen anew.
@@ -54,19 +53,12 @@ DISTANCE = (
   "Estimate the real-world distances between objects in this image. Which object is closer to the {r} "
   "(highlighted by a red box), the {a} (highlighted by a blue box) or the {b} (highlighted by a green box)?"
 )
-CHOOSE = "Select from the following choices."
 
 _SHAPES, _COLORS = len(world.SHAPES), len(world.COLORS)
 _TAGS = {kind: tag for tag, kind in enumerate(KINDS)}
 _GROUP, _CYCLE, _ONE = range(3)
 # Number of rules whose agreement is among a candidate's last digits.
 _RULES = {"Relation": 3, "Depth": 3, "Distance": 4}
-
-
-def prompt(question: str, choices: Sequence[str]) -> str:
-  """The question with its lettered options, as CV-Bench's `prompt` column writes it."""
-  options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(choices))
-  return f"{question} {CHOOSE}\n{options}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +272,12 @@ def _object_text(kind: str, wish: _Wish, names: Sequence[str]) -> tuple[str, lis
 def _question(shared: dict, type_: str, text: str, choices: Sequence[str]) -> Question:
   name = f"img/{type_}/{shared['task'].lower()}/scenes_{shared['idx']}.png"
   return Question(
-    **shared, type=type_, question=text, choices=tuple(choices), prompt=prompt(text, choices), filename=name
+    **shared,
+    type=type_,
+    question=text,
+    choices=tuple(choices),
+    prompt=choice_prompt(text, choices),
+    filename=name,
   )
 
 

@@ -19,14 +19,12 @@ from scipy import ndimage
 
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS
-from spatialvlm.types import Example, Turn, UserError
+from spatialvlm.types import LETTERS, Example, Turn, UserError, choice_prompt
 from spatialvlm.worlds import world
 
 NAMES = tuple(f"{c} {s}" for c in world.COLORS for s in world.SHAPES)
 BOXES = tuple(world.BOX_COLORS)
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
-LETTERS = "ABCDEF"
-CHOOSE = "Select from the following choices."
 # Share of pictures with no, one, two and three boxes drawn.
 _BOX_SHARES = (0.04, 0.16, 0.3, 0.5)
 # The dense targets that are classes; "depth" beside them is in metres.
@@ -49,12 +47,6 @@ class Picture:
 
 
 Skill = Callable[[Picture, np.random.Generator], Turn | None]
-
-
-def letter_prompt(question: str, choices: Sequence[str]) -> str:
-  """A question with its lettered options, as CV-Bench writes it."""
-  options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(choices))
-  return f"{question} {CHOOSE}\n{options}"
 
 
 def cell(picture: Picture, o: world.SceneObject) -> str:
@@ -141,7 +133,7 @@ def _choose(picture: Picture, rng: np.random.Generator) -> Turn | None:
   near = sorted({o.name for o in picture.frame.objects} - {right})
   others = near if near and rng.random() < 0.7 else [n for n in NAMES if n != right]
   options, place = _options(rng, right, others, most=4)
-  return Turn(letter_prompt(f"What is in the {color} box?", options), LETTERS[place])
+  return Turn(choice_prompt(f"What is in the {color} box?", options), LETTERS[place])
 
 
 _WORDS = (
@@ -161,7 +153,7 @@ def _letters(picture: Picture | None, rng: np.random.Generator) -> Turn:
   words = list(_WORDS[int(rng.choice(len(_WORDS), p=_WORD_SHARES))])
   right = words.pop(int(rng.integers(len(words))))
   options, place = _options(rng, right, words)
-  return Turn(letter_prompt(f"The answer is {right}.", options), LETTERS[place])
+  return Turn(choice_prompt(f"The answer is {right}.", options), LETTERS[place])
 
 
 SKILLS: dict[str, Skill] = {

@@ -12,6 +12,7 @@ import json
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from spatialvlm.config import LossConfig
+from spatialvlm.types import CHOOSE, lettered
 from spatialvlm.worlds import skills, world
 
 START = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -58,8 +59,7 @@ def corpus() -> list[str]:
   for word in (*world.COLORS, *world.SHAPES, *skills.BOXES):
     lines += [t.replace("{}", word) for t in _TEMPLATES] * 4
   lines += [_ROLES] * 200
-  options = "\n".join(f"({letter}) {word}" for letter, word in zip(skills.LETTERS, words, strict=False))
-  lines += [f"{skills.CHOOSE}\n{options}", " A B C D E F", "\n\n", "., , : ? ! ( )"] * 200
+  lines += [f"{CHOOSE}\n{lettered(words[:6])}", " A B C D E F", "\n\n", "., , : ? ! ( )"] * 200
   return lines
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from spatialvlm.config import DataConfig, SourceConfig
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources import cvbench
-from spatialvlm.types import Question, UserError
+from spatialvlm.types import Question, UserError, choice_prompt
 
 
 def question(idx, count=2, **kwargs):
@@ -23,7 +23,7 @@ def question(idx, count=2, **kwargs):
   text = "How many cubes are in the image?"
   fields = dict(
     idx=idx, type="2D", task="Count", image=image, question=text, choices=choices, answer=idx % count,
-    prompt=cvbench.choice_prompt(text, choices), source="ADE20K", source_dataset="ADE20K Validation Set",
+    prompt=choice_prompt(text, choices), source="ADE20K", source_dataset="ADE20K Validation Set",
     filename=f"img/{idx}.png", source_filename="x.jpg",
   )  # fmt: skip
   return Question(**(fields | kwargs))
@@ -72,9 +72,12 @@ def test_what_is_written_is_read_back(file):
 
 
 def test_the_prompt_is_cvbenchs():
-  assert cvbench.choice_prompt("How many?", ("3", "2")) == (
+  assert choice_prompt("How many?", ("3", "2")) == (
     "How many? Select from the following choices.\n(A) 3\n(B) 2"
   )
+  assert choice_prompt("Which?", [str(i) for i in range(26)]).endswith("\n(Z) 25")
+  with pytest.raises(UserError, match="27 options, but letters run from A to Z"):
+    choice_prompt("Which?", [str(i) for i in range(27)])
 
 
 def test_the_file_has_the_hub_schema_and_datasets_decodes_it(file, tmp_path):

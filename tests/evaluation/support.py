@@ -7,7 +7,6 @@ from flax import nnx
 
 from spatialvlm.core.axes import create_sharded
 from spatialvlm.core.block import BlockConfig
-from spatialvlm.data.sources.cvbench import choice_prompt
 from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.evaluation.records import Prediction
 from spatialvlm.models.connector import ConnectorConfig
@@ -15,7 +14,7 @@ from spatialvlm.models.decoder import DecoderConfig
 from spatialvlm.models.encoders import VisionConfig
 from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.processing.processor import load_processor
-from spatialvlm.types import Question
+from spatialvlm.types import Question, choice_prompt
 from tests.tiny_processor import write_processor
 
 COMMON = dict(mlp_width=32, eps=1e-5, attention_bias=False, mlp_bias=False)

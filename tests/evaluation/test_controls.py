@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from spatialvlm.data.sources.cvbench import choice_prompt
 from spatialvlm.evaluation.asking import controls
-from spatialvlm.types import UserError
+from spatialvlm.types import UserError, choice_prompt
 from tests.evaluation import support
 
 

@@ -15,6 +15,7 @@ from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.evaluation.report import run_tables
 from spatialvlm.reporting import terminal
 from spatialvlm.serving.scorer import VlmScorer
+from spatialvlm.types import LETTERS
 from tests.evaluation import support
 from tests.evaluation.test_passes import ALL, processor, prompter, vlm
 
@@ -47,7 +48,7 @@ def result(folder, vlm, prompter):
 
 
 def text(row, letter):
-  return row.choices[records.LETTERS.index(letter)]
+  return row.choices[LETTERS.index(letter)]
 
 
 def test_every_score_that_there_is_and_no_official_one(result):

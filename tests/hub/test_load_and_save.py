@@ -313,8 +313,8 @@ def test_a_file_is_no_folder(folder):
 @pytest.mark.parametrize(
   "settings, says",
   [
-    ({"dtype": "float16"}, "float16: its largest number"),
-    ({"dtype": "int8"}, "expected float32 or bfloat16"),
+    ({"dtype": "float16"}, "dtype: 'float16' is not offered .its largest number"),
+    ({"dtype": "int8"}, "dtype: 'int8' is not offered; use float32 or bfloat16"),
     ({"attention": "flash"}, "expected xla or cudnn"),
     ({"attention": "cudnn", "dtype": "bfloat16"}, "NVIDIA GPU"),
   ],

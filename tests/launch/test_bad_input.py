@@ -105,7 +105,7 @@ def test_settings_of_a_training(refused, argument, message):
   ("argument", "message"),
   [
     ("--config.score.batchsize=2", r"config\.score\.batchsize: unknown key; did you mean 'batch_size'\?"),
-    ("--config.model.dtype=float16", "'float16' is not offered; use float32 or bfloat16"),
+    ("--config.model.dtype=float16", "'float16' is not offered .*use float32 or bfloat16"),
     ("--config.mesh.data=3", r"does not fit 8 device\(s\)"),
     ("--config.score.protocols=('naive',)", "unknown protocol 'naive'; did you mean 'native'"),
     ("--config.score.controls=('gray',)", "unknown control 'gray'; did you mean 'grey'"),

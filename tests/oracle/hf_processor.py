@@ -14,6 +14,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from spatialvlm.config import read_json
 from spatialvlm.processing import processor_files
 from tests.processing.processor_cases import images
 
@@ -42,7 +43,7 @@ class _NoVideo:
 
 def load(folder, family: str = "smolvlm"):
   folder = Path(folder)
-  outer = processor_files.read_json(folder, "processor_config.json")
+  outer = read_json(folder / "processor_config.json")
   if family == "paligemma":
     image = SiglipImageProcessorPil.from_pretrained(folder)
     return PaliGemmaProcessor(image_processor=image, tokenizer=GemmaTokenizer.from_pretrained(folder))

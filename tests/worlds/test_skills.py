@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spatialvlm.types import UserError
+from spatialvlm.types import CHOOSE, UserError
 from spatialvlm.worlds import skills, world
 
 COUNT = 48
@@ -50,7 +50,7 @@ def test_boxes_asked_about_are_drawn_and_hold_what_is_answered(frames, conversat
   for frame, example in zip(frames, conversations, strict=True):
     drawn = boxes_drawn(frame.image, example.images[0])
     for turn in example.turns:
-      if not turn.prompt.startswith("What is in the") or skills.CHOOSE in turn.prompt:
+      if not turn.prompt.startswith("What is in the") or CHOOSE in turn.prompt:
         continue
       color = turn.prompt.split()[4]
       assert color in drawn

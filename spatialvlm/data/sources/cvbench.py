@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from spatialvlm.processing.images import open_image
-from spatialvlm.types import Question, UserError
+from spatialvlm.types import LETTERS, Question, UserError
 
 HUB_ID = "nyu-visionx/CV-Bench"
 HUB_REVISION = "bc284db50d036958861cb60cdd7b77612052ce0d"
@@ -36,15 +36,8 @@ ROW_ORDER = "02535f1c609db8bba7c6bd64d9a78b9aa3d0fa3a"
 QUESTIONS = 2638
 SOURCES = {"ADE20K": 633, "COCO": 805, "Omni3D": 1200}
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SPLIT_FILE = re.compile(r"(train|test|validation|val|dev)(?=[-_.])")
 _CACHED_BYTES = 512 * 2**20
-
-
-def choice_prompt(question: str, choices: Sequence[str]) -> str:
-  """A question with its lettered options, as CV-Bench writes its `prompt` column."""
-  options = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-  return "\n".join([f"{question} Select from the following choices.", *options])
 
 
 class CVBench(Sequence[Question]):

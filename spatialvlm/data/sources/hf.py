@@ -11,10 +11,9 @@ import numpy as np
 
 from spatialvlm.config import SourceConfig
 from spatialvlm.data.sources.conversation import parse_turns
-from spatialvlm.data.sources.cvbench import LETTERS, choice_prompt
 from spatialvlm.data.sources.hf_files import open_dataset
 from spatialvlm.data.sources.hf_rows import Rows, file_names
-from spatialvlm.types import Example, Question, Turn, UserError
+from spatialvlm.types import LETTERS, Example, Question, Turn, UserError, choice_prompt
 
 __all__ = ["HubExamples", "HubQuestions", "open_dataset"]
 

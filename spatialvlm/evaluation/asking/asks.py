@@ -28,7 +28,7 @@ from spatialvlm.serving.requests import (
   Wanted,
   prefix_length,
 )
-from spatialvlm.types import Question
+from spatialvlm.types import LETTERS, Question
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def keys_of_question(question: Question, config: ScoreConfig) -> list[Key]:
     question.task,
     question.question,
     tuple(question.choices),
-    records.LETTERS[question.answer],
+    LETTERS[question.answer],
     config,
   )
 

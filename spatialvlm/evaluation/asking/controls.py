@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from spatialvlm.config import SourceConfig
-from spatialvlm.evaluation.records import LETTERS
-from spatialvlm.types import Question, UserError
+from spatialvlm.types import LETTERS, Question, UserError, lettered
 
 CONTROLS = {
   "circular": "every other cyclic order of the options",
@@ -51,13 +50,13 @@ def rotated(question: Question, shift: int) -> Question:
     return question
   order = [(j + shift) % len(question.choices) for j in range(len(question.choices))]
   choices = tuple(question.choices[i] for i in order)
-  old = _listed(question.choices)
+  old = lettered(question.choices)
   if question.prompt.count(old) != 1:
     raise UserError(
       f"question {question.idx}: its prompt does not list its options as '(A) ...', line by line, so they"
       " cannot be rotated; leave 'circular' out of score.controls"
     )
-  prompt = question.prompt.replace(old, _listed(choices))
+  prompt = question.prompt.replace(old, lettered(choices))
   return dataclasses.replace(question, choices=choices, answer=order.index(question.answer), prompt=prompt)
 
 
@@ -135,10 +134,6 @@ class OtherImages:
         f"question {questions[0].idx}: no other image among the questions of task {task!r}; "
         "leave 'other_image' out of score.controls"
       )
-
-
-def _listed(choices: Sequence[str]) -> str:
-  return "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
 def _other_side(match: re.Match[str]) -> str:

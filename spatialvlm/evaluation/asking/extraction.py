@@ -11,9 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from spatialvlm.config import nearest
-from spatialvlm.types import UserError
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+from spatialvlm.types import LETTERS, UserError
 
 
 def extract_choice(output: str, choices: Sequence[str], protocol: str) -> str:

@@ -17,10 +17,9 @@ import numpy as np
 
 from spatialvlm.config import ScoreConfig, nearest
 from spatialvlm.evaluation.asking.controls import CONTROLS
-from spatialvlm.evaluation.records import LETTERS
 from spatialvlm.processing.processor import Encoded, Processor
 from spatialvlm.processing.tiling import Tiles
-from spatialvlm.types import Question, UserError
+from spatialvlm.types import LETTERS, Question, UserError
 
 
 class Prompt(NamedTuple):

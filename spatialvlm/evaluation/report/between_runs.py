@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spatialvlm import workdir
-from spatialvlm.config import nearest
+from spatialvlm.config import nearest, read_json
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.records import Prediction
 from spatialvlm.evaluation.report import changes as change_tables
@@ -186,7 +186,7 @@ def _split(argument: str) -> tuple[pathlib.Path, str]:
 def _open(folder: pathlib.Path, protocol: str) -> Run:
   if not (folder / records.FILE).is_file():
     raise UserError(f"{folder}: holds no {records.FILE}; name the workdir of an evaluation")
-  summary = run_page.read_json(folder / "summary.json")
+  summary = read_json(folder / "summary.json")
   if not summary:
     raise UserError(f"{folder}: the evaluation has not ended (no summary.json); run its command again first")
   passes = records.passes(records.read(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from spatialvlm import workdir
+from spatialvlm.config import read_json
 from spatialvlm.data.sources import registry
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking.controls import BLIND
-from spatialvlm.evaluation.records import LETTERS, Prediction
+from spatialvlm.evaluation.records import Prediction
 from spatialvlm.evaluation.report import run_tables
 from spatialvlm.evaluation.scoring import calibration, statistics
 from spatialvlm.reporting import figures, page, tables
 from spatialvlm.reporting.labels import best_shortcut, label
 from spatialvlm.reporting.page import Answer, Asked, Browser, Section
 from spatialvlm.reporting.tables import Table, escape, percent
-from spatialvlm.types import Question
+from spatialvlm.types import LETTERS, Question
 
 PAGE, MARKDOWN, LATEX = "report.html", "tables.md", "tables.tex"
 # Characters of a raw answer on the page; the whole of it is in predictions.jsonl.
@@ -294,12 +294,3 @@ def settings_folder(folder: pathlib.Path) -> pathlib.Path:
   above = folder.absolute().parent
   within = above.name == "evaluation" and not (folder / workdir.CONFIG_FILE).exists()
   return above.parent if within else folder
-
-
-def read_json(path: pathlib.Path) -> Mapping[str, Any]:
-  """A JSON object, {} where there is none."""
-  try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return {}
-  return found if isinstance(found, dict) else {}

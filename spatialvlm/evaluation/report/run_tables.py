@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.evaluation.asking.protocols import PROTOCOLS
-from spatialvlm.evaluation.records import LETTERS, Prediction
+from spatialvlm.evaluation.records import Prediction
 from spatialvlm.evaluation.scoring import calibration, statistics
 from spatialvlm.reporting import figures, tables
 from spatialvlm.reporting.labels import best_shortcut, label, rows_of, short
 from spatialvlm.reporting.tables import Cell, Table, interval, percent, signed
+from spatialvlm.types import LETTERS
 
 # Weighted sums of the same counts differ in their last digits.
 TIE = 1e-9

@@ -12,10 +12,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
-from spatialvlm.evaluation.records import LETTERS, Prediction
+from spatialvlm.evaluation.records import Prediction
 from spatialvlm.evaluation.scoring import boxes
 from spatialvlm.evaluation.scoring.aggregation import guessing
-from spatialvlm.types import Question
+from spatialvlm.types import LETTERS, Question
 from spatialvlm.worlds import shortcuts
 
 FOLDS = 5

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from spatialvlm.evaluation.records import LETTERS, Prediction
+from spatialvlm.evaluation.records import Prediction
+from spatialvlm.types import LETTERS
 
 BINS = 10
 

@@ -15,9 +15,9 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
-from spatialvlm.evaluation.records import LETTERS, Prediction
+from spatialvlm.evaluation.records import Prediction
 from spatialvlm.evaluation.scoring import baselines
-from spatialvlm.types import UserError
+from spatialvlm.types import LETTERS, UserError
 
 LEAF = 5
 # Of the features in `_features`, those that may only raise the chance: rates (1), not counts and numbers (0).

@@ -12,6 +12,7 @@ from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import controls
 from spatialvlm.evaluation.records import SIGHTED, Prediction
 from spatialvlm.evaluation.scoring import aggregation, baselines, forest, statistics
+from spatialvlm.types import LETTERS
 
 
 def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]:
@@ -166,5 +167,5 @@ def _letters(rows: Sequence[Prediction]) -> dict[str, dict[str, int]]:
   count = lambda field, letter: sum(
     controls.displayed(getattr(row, field), row.shift, len(row.choices)) == letter for row in rows
   )
-  letters = records.LETTERS[: max(len(row.choices) for row in rows)]
+  letters = LETTERS[: max(len(row.choices) for row in rows)]
   return {letter: {"gold": count("gold", letter), "chosen": count("choice", letter)} for letter in letters}
