@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -24,6 +23,9 @@ from spatialvlm.processing import processor_files as files
 from spatialvlm.processing.arrays import batch_from_arrays
 from spatialvlm.processing.images import ImageSource, open_image
 from spatialvlm.processing.processor import Encoded, Processor
+from spatialvlm.serving import engine
+from spatialvlm.serving.requests import Letters, Picture, Request, Texts, Wanted, prefix_length
+from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.training import runs
 from spatialvlm.types import Batch, UserError
 
@@ -223,7 +225,7 @@ class LoadedVlm:
   ) -> np.ndarray:
     """Float32 (K,): the log-probability of each choice as the answer to a prompt.
 
-    The prompt, with its images, is read once; all choices continue it in one batch.
+    The prompt, with its images, is read once for all choices.
 
     Args:
       choices: option texts. The log-probabilities of a text's tokens are summed, without its end of
@@ -231,24 +233,21 @@ class LoadedVlm:
       letters: score the letters A, B, ... of the choices instead, which the prompt must then name.
 
     Raises:
-      UserError: no choices, or as `chat_stream`.
+      UserError: no choices, numbers that are not finite, or as `chat_stream`.
     """
     if not choices:
       raise UserError("score_choices: there are no choices")
     encoded = self._prompt(images, prompt)
     if letters:
-      answers = [(token,) for token in self.processor.letter_ids(len(choices))]
+      wanted = Letters(tuple(self.processor.letter_ids(len(choices))))
     else:
-      answers = [self.processor.answer_ids(choice) for choice in choices]
-    self._check_length(len(encoded.tokens) + max(map(len, answers)))
-    length = generation.bucket(max(map(len, answers)), 1 if letters else 4)
-    answers_KT = np.zeros((len(answers), length), np.int32)
-    valid_KT = np.zeros((len(answers), length), bool)
-    for index, answer in enumerate(answers):
-      answers_KT[index, : len(answer)], valid_KT[index, : len(answer)] = answer, True
-    graphdef, state = nnx.split(self.model)
-    with self._context():
-      return np.asarray(_score(graphdef, state, _prompt_batch(encoded), answers_KT, valid_KT))
+      wanted = Texts(tuple(tuple(self.processor.answer_ids(choice)) for choice in choices))
+    longest = 1 if letters else max(map(len, wanted.texts))
+    self._check_length(len(encoded.tokens) + longest)
+    request = _request(encoded, wanted, self.model.config.prefix_lm)
+    scorer = VlmScorer(self.model, self.mesh)
+    (answer,) = engine.answers(scorer, [request], pad_id=self.processor.pad_id)
+    return answer.logprobs
 
   def load_adapter(self, peft_folder: str | os.PathLike) -> LoadedVlm:
     """Puts the adapter of a PEFT folder (or hub id) on the model, in place.
@@ -325,20 +324,20 @@ def _logits(graphdef, state, batch: Batch) -> jax.Array:
   return nnx.merge(graphdef, state)(batch)
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _score(graphdef, state, batch: Batch, answers_KT: jax.Array, valid_KT: jax.Array) -> jax.Array:
-  """(K,) summed log-probabilities of answers that continue the one prompt of `batch`."""
-  vlm = nnx.merge(graphdef, state)
-  K, T = answers_KT.shape
-  last_1D, cache = vlm.prefill(batch, vlm.init_cache(1, batch.tokens_BT.shape[1] + T - 1))
-  hidden_KTD = jnp.broadcast_to(last_1D[:, None], (K, 1, last_1D.shape[-1]))
-  if T > 1:
-    shared = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0) if x.ndim else x, cache)
-    read = Batch(tokens_BT=answers_KT[:, :-1], valid_BT=valid_KT[:, :-1])
-    hidden_KTD = jnp.concatenate([hidden_KTD, vlm.extend(read, shared)[0]], axis=1)
-  logprob_KTV = jax.nn.log_softmax(vlm.unembed(hidden_KTD), axis=-1)
-  logprob_KT = jnp.take_along_axis(logprob_KTV, answers_KT[..., None], axis=-1)[..., 0]
-  return jnp.where(valid_KT, logprob_KT, 0.0).sum(axis=1)
+def _request(encoded: Encoded, wanted: Wanted, bidirectional: bool) -> Request:
+  """A prompt, all of it bidirectional or none, and its images, which nobody else asks about."""
+  count = len(encoded.tiles)
+  return Request(
+    tokens=encoded.tokens,
+    image_slot=encoded.image_slot,
+    prefix=prefix_length(encoded.image_slot, len(encoded.tokens) * bidirectional),
+    wanted=(wanted,),
+    bidirectional=bidirectional,
+    image="images" if count else None,
+    picture=(lambda: Picture(tiles=encoded.tiles)) if count else None,
+    tile_count=count,
+    name="the prompt",
+  )
 
 
 def _prompt_batch(encoded: Encoded) -> Batch:

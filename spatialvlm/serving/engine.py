@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -377,6 +378,24 @@ class Engine:
     """Tokens that the longest answer to a request may have: its limit, or what the context leaves."""
     limit = max((want.limit for want in request.of(Generated)), default=0)
     return min(limit, max(self._scorer.max_length - len(request.tokens), 1))
+
+
+def answers(scorer: Scorer, requests: Sequence[Request], *, pad_id: int = 0) -> list[Answer]:
+  """The answers to a few requests, by an engine that is made for them; pictures are of normalised tiles.
+
+  The answers to one request come in the order of what it wants (letters, texts, generated), those to several
+  as they are ready. For many requests an `Engine` with settings of its own shares more and compiles less.
+
+  Raises:
+    UserError: logits are not finite.
+  """
+  texts = {generation.bucket(len(request.tokens) - request.text_start, 16) for request in requests}
+  tiles = {generation.bucket(request.tile_count) for request in requests}
+  config = EngineConfig(
+    batch_size=len(requests), lengths=tuple(sorted(texts)), tiles=tuple(sorted(tiles)), pool_tiles=0
+  )
+  engine = Engine(scorer, config, pad_id=pad_id)
+  return list(itertools.chain.from_iterable(engine.run(requests)))
 
 
 def _not_finite(request: Request) -> UserError:
