@@ -1,4 +1,10 @@
-"""What the path of a model may name: a model's folder or hub id, or that of an adapter, which has a base."""
+"""What the path of a model may name: a model's folder or hub id, or that of an adapter, which has a base.
+
+`find(ModelConfig, adapter) -> Found` resolves a path once: `name`, `base` and `folder` are known before
+anything is loaded, so that commands can refuse first; `load(mesh)` puts the model on devices, and
+`identity()` hashes all that it reads. Training runs are found by `training.runs.find`, which gives the same
+`Found`: a command hands whichever it wants to what runs it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,15 @@
-"""The rules of a workdir, for every command: never overwritten in silence, continued only if it matches."""
+"""The rules of a workdir, for every command: never overwritten in silence, continued only if it matches.
+
+- `choose(flag, config) -> Path`: what the user names, else `runs/<name>-<fingerprint>`.
+- `check(path, config) -> bool` touches nothing: whether a run of exactly this config is there to be
+  continued. A folder of other settings, or of other files, is a `UserError`.
+- `claim(path, config, identity) -> bool` makes the folder and writes `config.json`, `environment.json` and
+  `identity.json`; a run goes on with the same inputs alone.
+- `write_json`, `write_text`, `write_bytes`: whole or not at all; `writing(path)`: a full disk is a
+  `UserError`.
+
+On several processes the first one writes.
+"""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ class _Work:
 
 
 def _open_keys(rows: Mapping[Key, Prediction], config: ScoreConfig) -> dict[int, set[Key]]:
-  """Of every question that has a row: the rows that are missing."""
+  """The rows that are missing, by the `idx` of each question that has one already."""
   first: dict[int, Prediction] = {}
   for row in rows.values():
     first.setdefault(row.idx, row)

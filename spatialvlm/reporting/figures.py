@@ -38,7 +38,7 @@ def strip(
 
 
 def bar(score: Mapping[str, float], *, low: float = 0.0, high: float = 1.0) -> str:
-  """The same for a row of a table."""
+  """A score, its interval and guessing in one line, as high as a row of a table."""
   at = _scale(low, high)
   words = (
     f"{percent(score['score'])} %, 95 % interval {percent(score['low'])} to {percent(score['high'])}, "

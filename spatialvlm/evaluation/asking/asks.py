@@ -96,7 +96,7 @@ def keys(
 
 
 def keys_of_question(question: Question, config: ScoreConfig) -> list[Key]:
-  """`keys` of a question."""
+  """The rows that a question gets, before it is asked."""
   return keys(
     int(question.idx),
     question.task,
@@ -108,7 +108,7 @@ def keys_of_question(question: Question, config: ScoreConfig) -> list[Key]:
 
 
 def keys_of_row(row: Prediction, config: ScoreConfig) -> list[Key]:
-  """`keys` of the question of any row."""
+  """The rows that the question behind any kept row gets."""
   gold = row.gold
   if row.condition == "flip":
     gold = controls.flipped_letter(row.task, row.question, row.choices, gold) or gold

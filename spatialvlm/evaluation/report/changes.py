@@ -166,5 +166,5 @@ def plot_forest(first: str, changes: Mapping[str, Changes], path: pathlib.Path) 
 
 
 def _kind(change: Mapping[str, float]) -> str:
-  """Of a cell: whether the change's interval lies above zero, below it, or holds it."""
+  """The kind of a change's cells: "good" or "bad" where its interval excludes zero, else ""."""
   return "good" if change["low"] > 0 else "bad" if change["high"] < 0 else ""

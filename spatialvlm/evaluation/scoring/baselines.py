@@ -128,5 +128,5 @@ def _cross_fitted(
 
 
 def _axis(row: Prediction) -> str:
-  """Of a Relation question the axis that it asks about, else empty."""
+  """The axis that a Relation question asks about, such as "left right"; "" for other tasks."""
   return " ".join(sorted(row.choices)) if row.task == "Relation" else ""
