@@ -11,7 +11,7 @@ import jax
 from spatialvlm import workdir
 from spatialvlm.config import ScoreConfig
 from spatialvlm.evaluation.evaluate import Result
-from spatialvlm.evaluation.report import changes as change_tables
+from spatialvlm.evaluation.report import change_tables
 from spatialvlm.evaluation.scoring import statistics
 from spatialvlm.reporting import terminal
 

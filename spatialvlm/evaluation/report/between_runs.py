@@ -12,8 +12,7 @@ from spatialvlm import workdir
 from spatialvlm.config import nearest, read_json
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.records import Prediction
-from spatialvlm.evaluation.report import changes as change_tables
-from spatialvlm.evaluation.report import run_page
+from spatialvlm.evaluation.report import change_tables, run_page
 from spatialvlm.evaluation.scoring import statistics
 from spatialvlm.reporting import figures, page, tables
 from spatialvlm.reporting.labels import label

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from spatialvlm.config import ScoreConfig
-from spatialvlm.evaluation.report import changes as change_tables
+from spatialvlm.evaluation.report import change_tables
 from spatialvlm.evaluation.scoring import statistics
 from spatialvlm.evaluation.scoring.summary import summarize
 from spatialvlm.reporting import terminal
