@@ -13,21 +13,17 @@ if not __package__:  # run by its path: the library of this checkout
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from spatialvlm import cli
+from spatialvlm.config import ProbeConfig
 
 
-def main(config, workdir: str | None, arguments: list[str]) -> None:
+def main(config: ProbeConfig, workdir: str | None) -> None:
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.probing.run import run as compare
-  from spatialvlm.types import UserError
 
-  if arguments:
-    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
   compare(config, workdir_lib.choose(workdir, config))
 
 
 def run() -> None:
-  from spatialvlm.config import ProbeConfig
-
   cli.run(main, ProbeConfig, "probe")
 
 

@@ -12,22 +12,18 @@ if not __package__:  # run by its path: the library of this checkout
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from spatialvlm import cli
+from spatialvlm.config import EvaluateConfig
 
 
-def main(config, workdir: str | None, arguments: list[str]) -> None:
+def main(config: EvaluateConfig, workdir: str | None) -> None:
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.evaluation.run import run as evaluate
   from spatialvlm.training import runs
-  from spatialvlm.types import UserError
 
-  if arguments:
-    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
   evaluate(config, workdir_lib.choose(workdir, config), runs.find)
 
 
 def run() -> None:
-  from spatialvlm.config import EvaluateConfig
-
   cli.run(main, EvaluateConfig, "cvbench")
 
 

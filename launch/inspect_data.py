@@ -16,21 +16,19 @@ if not __package__:  # run by its path: the library of this checkout
 from absl import flags
 
 from spatialvlm import cli
+from spatialvlm.config import RunConfig
 
 _OUTPUT = flags.DEFINE_string("output", None, "the page; inspect.html in the workdir, or here without one")
 _SCAN = flags.DEFINE_integer("scan", 256, "samples that are read, encoded and checked", lower_bound=1)
 _SHOW = flags.DEFINE_integer("show", 24, "samples that are shown in full", lower_bound=0)
 
 
-def main(config, workdir: str | None, arguments: list[str]) -> int:
+def main(config: RunConfig, workdir: str | None) -> int:
   from spatialvlm import hub
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.data import inspect, inspect_page
   from spatialvlm.processing.processor import load_processor
-  from spatialvlm.types import UserError
 
-  if arguments:
-    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
   model = hub.assembled(config.model)
   processor = load_processor(hub.resolve(model.path, model.revision), **model.tiling)
   found = inspect.inspect_data(
@@ -49,8 +47,6 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
 
 
 def run() -> None:
-  from spatialvlm.config import RunConfig
-
   cli.run(main, RunConfig, "lora:tiny")
 
 

@@ -16,6 +16,7 @@ if not __package__:  # run by its path: the library of this checkout
 from absl import flags
 
 from spatialvlm import cli
+from spatialvlm.config import RunConfig
 
 _BENCHMARK = flags.DEFINE_string(
   "benchmark", "", "parquet file, folder or hub id in CV-Bench's schema; empty for CV-Bench itself"
@@ -29,7 +30,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for everything that was
 ENDLESS_SCAN = 1000
 
 
-def main(config, workdir: str | None, arguments: list[str]) -> int:
+def main(config: RunConfig, workdir: str | None) -> int:
   from spatialvlm import mixture
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.data.sources import cvbench, registry
@@ -37,8 +38,6 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
   from spatialvlm.reporting import terminal
   from spatialvlm.types import UserError
 
-  if arguments:
-    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
   opened = {name: registry.open_source(s) for name, s in config.data.sources.items() if s.weight > 0}
   if not opened:
     raise UserError("config.data.sources: there is no source with a weight above 0 to look at")
@@ -71,8 +70,6 @@ def main(config, workdir: str | None, arguments: list[str]) -> int:
 
 
 def run() -> None:
-  from spatialvlm.config import RunConfig
-
   cli.run(main, RunConfig)
 
 

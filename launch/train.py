@@ -9,22 +9,18 @@ if not __package__:  # run by its path: the library of this checkout
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from spatialvlm import cli
+from spatialvlm.config import RunConfig
 
 
-def main(config, workdir: str | None, arguments: list[str]) -> int:
+def main(config: RunConfig, workdir: str | None) -> int:
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.training import stages
-  from spatialvlm.types import UserError
 
-  if arguments:
-    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --config.key=value")
   summary = stages.train(config, workdir_lib.choose(workdir, config))
   return 0 if summary["finished"] else 128 + summary["signal"]
 
 
 def run() -> None:
-  from spatialvlm.config import RunConfig
-
   cli.run(main, RunConfig, "lora:tiny")
 
 

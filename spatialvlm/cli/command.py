@@ -18,8 +18,9 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
   """Parses the command line and calls `main`; does not return.
 
   Args:
-    main: `main(config, workdir, arguments)` of a command with a config, else `main(arguments)`, where
-      `arguments` are those that are no flags. Returns the exit code, None for 0.
+    main: `main(config, workdir)` of a command with a config, which takes flags alone (`workdir` is what the
+      user named, or None); else `main(arguments)` with the arguments that are no flags. Returns the exit
+      code, None for 0.
     config_class: what `--config` is read into; None for a command that has only flags of its own.
     recipe: the default of `--config`, None where the user must give one.
 
@@ -55,9 +56,11 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
       compiled.keep()
       if config_class is None:
         return main(argv[1:]) or 0
+      if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.key=value")
       config = recipes.load(flags.FLAGS.config, overrides, config_class)
       processes.join()
-      return main(config, flags.FLAGS.workdir, argv[1:]) or 0
+      return main(config, flags.FLAGS.workdir) or 0
     except UserError as e:
       _fail(e)
     except KeyboardInterrupt:
