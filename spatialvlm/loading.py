@@ -18,12 +18,10 @@ from jax.sharding import Mesh
 
 from spatialvlm import hub, peft
 from spatialvlm.config import ModelConfig
-from spatialvlm.hub.resolve import read_json
+from spatialvlm.hub import contents
+from spatialvlm.hub.resolve import quantised, read_json
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import UserError
-
-ADAPTER_FILE = "adapter_config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +55,20 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
   name = model.path + (f" + {adapter}" if adapter else "")
   model = hub.assembled(model)
   folder = hub.resolve(model.path, model.revision)
-  if is_adapter(folder):
+  if contents.has_adapter(folder):
     if adapter:
       raise UserError(
-        f"config.model.path: {model.path} is an adapter, and config.adapter another; leave out one of them"
+        f"config.model.path: {model.path} holds an adapter, and config.adapter is another; leave out one"
       )
-    model, folder, adapter = _base(model, folder), None, str(folder)
+    adapter = str(folder)
+    if contents.has_model(folder):
+      contents.note(f"{folder}: holds a model and an adapter for it; the one is loaded with the other")
+    else:
+      model, folder = _base(model, folder), None
+    if others := contents.inside(Path(adapter), adapters=True):
+      contents.note(f"{adapter}: the adapter at its top is taken; others are in {', '.join(others)}")
+  else:
+    contents.model_json(folder)
   return Found(
     name=name,
     base=model.path,
@@ -72,9 +78,24 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
   )
 
 
-def is_adapter(folder: Path) -> bool:
-  """Whether a folder holds an adapter, and no whole model."""
-  return (folder / ADAPTER_FILE).is_file() and not any((folder / name).is_file() for name in WEIGHTS)
+def check_base(model: ModelConfig, folder: Path, resumes: bool) -> None:
+  """Raises a UserError where `folder`, which `model` names, is nothing that a training run can start from.
+
+  Args:
+    resumes: whether the run goes on with an adapter that it names itself.
+  """
+  if contents.has_adapter(folder) and not contents.has_model(folder):
+    base = read_json(folder / contents.ADAPTER_FILE).get("base_model_name_or_path")
+    raise UserError(
+      f"config.model.path: {model.path} is an adapter; to train it further, give its base ({base}) as "
+      f"model.path, and the adapter as peft.resume_from={model.path}"
+    )
+  if contents.has_adapter(folder) and not resumes:
+    raise UserError(
+      f"config.model.path: {model.path} holds a model and an adapter for it; to train the adapter further, "
+      f"set peft.resume_from={model.path}; to start from the model alone, move {contents.ADAPTER_FILE} away"
+    )
+  contents.model_json(folder)
 
 
 def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
@@ -120,13 +141,18 @@ def _load(model: ModelConfig, adapter: str | None, mesh: Mesh | None) -> Vlm:
 
 def _base(model: ModelConfig, folder: Path) -> ModelConfig:
   """The config of the base that an adapter names."""
-  said: Mapping[str, Any] = read_json(folder / ADAPTER_FILE)
+  said: Mapping[str, Any] = read_json(folder / contents.ADAPTER_FILE)
   base, revision = said.get("base_model_name_or_path"), said.get("revision")
   way_out = f"give the base as config.model.path, and {model.path} as config.adapter"
   if not base or not isinstance(base, str):
-    raise UserError(f"{folder / ADAPTER_FILE}: names no base_model_name_or_path; {way_out}")
+    raise UserError(f"{folder / contents.ADAPTER_FILE}: names no base_model_name_or_path; {way_out}")
   try:
-    hub.resolve(base, revision)
+    found = hub.resolve(base, revision)
   except UserError as error:
     raise UserError(f"{model.path}: an adapter whose base is not found ({error}); {way_out}") from error
+  if kind := quantised(contents.model_json(found)):
+    raise UserError(
+      f"{model.path}: an adapter whose base, {base}, is quantised ({kind}), which is not supported; give "
+      f"the model that it was made from as config.model.path, and {model.path} as config.adapter"
+    )
   return dataclasses.replace(model, path=base, revision=revision)

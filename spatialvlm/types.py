@@ -28,6 +28,13 @@ class UserError(Exception):
   """
 
 
+class Note(UserWarning):
+  """Something that was decided for the user, or left out, and that the user should know of.
+
+  `launch/` prints it as one line, `note: ...`, on stderr.
+  """
+
+
 @dataclasses.dataclass(frozen=True)
 class Turn:
   """One exchange. `prompt` may hold `<image>` marks; the loss is taken on `answer` only."""

@@ -11,7 +11,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from spatialvlm.cli import compiled, processes, recipes
-from spatialvlm.types import UserError
+from spatialvlm.types import Note, UserError
 
 
 def run(main: Callable[..., int | None], config_class: type | None = None, recipe: str | None = None) -> None:
@@ -39,6 +39,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
   os.environ.setdefault("HF_HUB_VERBOSITY", "error")
   # Pillow refuses images of twice this size, which is an error of ours; up to there they are read.
   warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+  _show_notes()
   overrides: list[tuple[str, str]] = []
 
   def parse(argv: Sequence[str]) -> list[str]:
@@ -68,6 +69,19 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
       return 130
 
   app.run(wrapped, flags_parser=parse)
+
+
+def _show_notes() -> None:
+  """Notes become one line on stderr; other warnings stay as they are."""
+  others = warnings.showwarning
+
+  def show(message, category, *rest, **options) -> None:
+    if issubclass(category, Note):
+      print(f"note: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    else:
+      others(message, category, *rest, **options)
+
+  warnings.showwarning = show
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from spatialvlm.config import ModelConfig
 from spatialvlm.core.mlp import ACTIVATIONS
-from spatialvlm.hub import rules
+from spatialvlm.hub import contents, rules
 from spatialvlm.hub.load import read_config
 from spatialvlm.hub.resolve import identity, read_entries, read_json, resolve, weight_files
 from spatialvlm.hub.save import tensors_of, write_folder
@@ -120,7 +120,7 @@ def assemble(
     UserError: something is missing, unknown or misfits, a size that does not do, or a full disk.
   """
   root = resolve(base, revision)
-  source = read_json(root / "config.json")
+  source = contents.model_json(root)
   if source.get("model_type") == JOINED:
     raise UserError(f"{base}: its encoders were changed already; name the model that it was made of")
   if connector not in ("linear", "mlp"):
@@ -162,7 +162,7 @@ def _find(name: str, root: Path, base: VlmConfig) -> _Part:
   if name == OWN:
     return _Part(name, root, f"{base.family}/vision", base.vision, {}, *_colours(root))
   folder = resolve(name)
-  source = read_json(folder / "config.json")
+  source = contents.model_json(folder, "an encoder")
   where = str(folder / "config.json")
   if source.get("model_type") == JOINED:
     raise UserError(f"{name}: its encoders were changed already; name the folders that they came from")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,12 +16,12 @@ from jax.sharding import Mesh
 
 from spatialvlm.config import check_dtype
 from spatialvlm.core.axes import create_sharded, sharding_of
-from spatialvlm.hub import rules
+from spatialvlm.hub import contents, rules
 from spatialvlm.hub.resolve import read_entries, read_json, resolve, weight_files
 from spatialvlm.hub.tensors import DTYPES, Entry
 from spatialvlm.models import registry
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
-from spatialvlm.models.families import FAMILIES
+from spatialvlm.models.families import CLASSIFIER, FAMILIES
 from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.types import UserError
 
@@ -75,8 +76,9 @@ def load_encoder(
   """
   _check_numbers(dtype, attention)
   folder = resolve(path_or_id, revision)
-  _refuse_runs(folder)
-  source = read_json(folder / "config.json")
+  source = contents.model_json(folder, "an encoder")
+  if contents.has_adapter(folder):
+    contents.note(f"{folder}: an adapter lies beside the model; the encoder is taken without it")
   if source.get("model_type") == registry.JOINED:
     raise UserError(f"{folder}: a model whose encoder was replaced or joined; load the encoder's own folder")
   if source.get("model_type") in FAMILIES:
@@ -86,19 +88,10 @@ def load_encoder(
     where = str(folder / "config.json")
     config = registry.encoder_config(source, dtype=dtype, attention=attention, where=where)
   entries, doubled = read_entries(weight_files(folder))
+  if left := [name for name in entries if re.fullmatch(CLASSIFIER, name)]:
+    contents.note(f"{folder}: an image classifier; its encoder is taken, without {', '.join(sorted(left))}")
   build = lambda: VisionEncoder(config.vision, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
   return _filled(build, entries, doubled, config.family, folder, mesh), config
-
-
-def _refuse_runs(folder: Path) -> None:
-  """Raises where an adapter or a run of ours stands in an encoder's place, with what to name instead."""
-  if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-    raise UserError(f"{folder}: an adapter, where an encoder is wanted; name its base model")
-  config = folder / "config.json"
-  if config.is_file() and "model_type" not in read_json(config) and (folder / "identity.json").is_file():
-    exported = [str(p.parent) for p in sorted(folder.glob("**/model/config.json"))]
-    hint = f"name {exported[-1]}" if exported else "name its base model"
-    raise UserError(f"{folder}: the workdir of a run, where an encoder is wanted; {hint}")
 
 
 def _filled(
@@ -122,8 +115,7 @@ def _filled(
 
 def read_config(folder: Path, *, dtype: str = "float32", attention: str = "xla") -> VlmConfig:
   """The config of the model in a folder; its weights are not looked at."""
-  file = folder / "config.json"
-  source = read_json(file)
+  file, source = folder / "config.json", contents.model_json(folder)
   family = registry.family(registry.family_of(source, str(file)))
   config = family.parse_config(source, dtype=dtype, attention=attention, where=str(file))
   preprocessor = folder / "preprocessor_config.json"

@@ -82,12 +82,21 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-  """The safetensors files that hold the model: one, or the shards of its index.
+  """The safetensors files that hold the model: the single one, else the shards of the index.
+
+  Where both are there, the single file counts, as in transformers: shards are what an older save has left.
 
   Raises:
-    UserError: there are none, only pickles, or shards are missing.
+    UserError: there are none, only files of other formats, shards are missing, or the weights are quantised.
   """
+  if (folder / "config.json").is_file() and (kind := quantised(read_json(folder / "config.json"))):
+    raise UserError(
+      f"{folder}: its weights are quantised ({kind}), which is not supported here; name the model that they "
+      "were made from, or write it out in full by transformers' dequantize() and save_pretrained()"
+    )
   single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+  if single.is_file():
+    return [single]
   if index.is_file():
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -97,21 +106,31 @@ def weight_files(folder: Path) -> list[Path]:
     if missing or not names:
       raise UserError(f"{index}: names shards that are not there: {', '.join(missing) or 'none at all'}")
     return [folder / name for name in names]
-  if single.is_file():
-    return [single]
   pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
   if pickles:
     raise UserError(
       f"{folder}: holds only pickle files ({', '.join(pickles)}), which can run code when they are read; "
       "convert them to safetensors with transformers' save_pretrained"
     )
-  hint = ""
+  others = sorted(file.name for pattern in ("*.safetensors", "*.gguf") for file in folder.glob(pattern))
+  hint = f"; what lies there has other names: {', '.join(others[:4])}" if others else ""
   if folder.parent.name == "snapshots":  # of the hub, from which pickles are never fetched
-    hint = (
+    hint += (
       "; if its repository holds pickles alone, download a revision that has safetensors (often refs/pr/N),"
       " or convert it with transformers' save_pretrained, and pass that folder"
     )
   raise UserError(f"{folder}: no weights (neither model.safetensors nor model.safetensors.index.json){hint}")
+
+
+def quantised(source: Mapping[str, Any]) -> str:
+  """How the weights are quantised, as a config.json says: such as "gptq, 4 bits"; "" where they are not."""
+  for part in (source, *(value for key, value in source.items() if key.endswith("_config"))):
+    said = part.get("quantization_config") if isinstance(part, Mapping) else None
+    if isinstance(said, Mapping) and said:
+      method = said.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in said else "method not named")
+      bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
+      return f"{method}, {bits} bits" if bits else str(method)
+  return ""
 
 
 def read_entries(files: list[Path]) -> tuple[dict[str, Entry], list[str]]:

@@ -111,10 +111,14 @@ FAMILIES: dict[str, Family] = {
   "paligemma2": _paligemma(second=True),
 }
 
+# What an image classifier holds behind its encoder, whatever the architecture.
+CLASSIFIER = r"classifier\..*"
 # What a file of both towers, or a pooling head, holds beside the vision tower.
-_OTHERS = (r"text_model\..*", r"logit_(scale|bias)", r"(visual|text)_projection\..*", r"head\..*")
+_OTHERS = (r"text_model\..*", r"logit_(scale|bias)", r"(visual|text)_projection\..*", r"head\..*", CLASSIFIER)
 _BUFFERS = (r".*\.position_ids",)
 _BARE = ((r"^vision_model\.", ""),)
+# A whole model's name for the encoder within it, as image classifiers save it.
+_DINOV2 = ((r"^dinov2(_with_registers)?\.", ""),)
 
 ENCODERS: dict[str, Encoder] = {
   "siglip": Encoder(
@@ -135,11 +139,18 @@ ENCODERS: dict[str, Encoder] = {
     hf_type="clip_vision_model",
   ),
   "dinov2": Encoder(
-    parse_config=vits.dinov2, rules=tuple(vits.dinov2_rules()), hf_class="Dinov2Model", hf_type="dinov2"
+    parse_config=vits.dinov2,
+    rules=tuple(vits.dinov2_rules()),
+    aliases=_DINOV2,
+    ignored=(CLASSIFIER,),
+    hf_class="Dinov2Model",
+    hf_type="dinov2",
   ),
   "dinov2_with_registers": Encoder(
     parse_config=vits.dinov2,
     rules=tuple(vits.dinov2_rules()),
+    aliases=_DINOV2,
+    ignored=(CLASSIFIER,),
     hf_class="Dinov2WithRegistersModel",
     hf_type="dinov2_with_registers",
   ),

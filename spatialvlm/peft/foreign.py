@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from spatialvlm.hub import contents
 from spatialvlm.hub.resolve import read_json
 from spatialvlm.peft.lora import LoraSpec
 from spatialvlm.types import UserError
@@ -47,6 +48,10 @@ _HARMLESS = (
   "qalora_group_size",
   "runtime_config",
 )
+# A tensor's name with its adapter's in it: module, kind, adapter, what follows.
+_NAMED = re.compile(
+  r"(.*)\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|modules_to_save)\.(?!weight$)([^.]+)(\..*)?"
+)
 # Ways to draw the factors that leave the base's weights as they were.
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
@@ -59,7 +64,7 @@ def read_config(file: Path) -> dict[str, Any]:
       with a value that cannot be.
   """
   if not file.is_file():
-    raise UserError(f"{file}: missing; a PEFT folder needs it")
+    raise UserError(f"{file}: missing; a PEFT folder needs it{contents.way_on(file.parent, adapters=True)}")
   config = read_json(file)
   if config.get("peft_type") != "LORA":
     raise UserError(f"{file}: peft_type {config.get('peft_type')!r} is not supported (only 'LORA')")
@@ -157,6 +162,35 @@ def whole_parameters(config: Mapping[str, Any], parameters: Iterable[str], found
 def base_of(name: str) -> str | None:
   """The base's parameter that a tensor repeats, where peft saved the layer under an adapter with it."""
   return name.replace(".base_layer.", ".") if ".base_layer." in name else None
+
+
+def without_adapter_names(names: Iterable[str], where: str) -> dict[str, str]:
+  """Tensor's name -> as peft's `save_pretrained` writes it, without an adapter's (`lora_A.default.weight`).
+
+  Such names come from a plain `state_dict()`, which holds `modules_to_save.default` too, and beside it the
+  `original_module` that it replaces, which is left out.
+
+  Raises:
+    UserError: there are several adapters' names.
+  """
+  found, adapters = {}, set()
+  for name in names:
+    if ".original_module." in name:
+      continue
+    named = _NAMED.fullmatch(name)
+    if named is None:
+      found[name] = name
+      continue
+    module, kind, adapter, end = named.groups()
+    adapters.add(adapter)
+    kind = {"modules_to_save": "", "lora_magnitude_vector": ".lora_magnitude_vector"}.get(kind, f".{kind}")
+    found[name] = module + kind + ("" if kind == ".lora_magnitude_vector" else end or "")
+  if len(adapters) > 1:
+    raise UserError(
+      f"{where}: holds several adapters ({', '.join(sorted(adapters))}); save the one you want, by peft's "
+      "save_pretrained(selected_adapters=[...])"
+    )
+  return found
 
 
 def why_unmapped(name: str, linears: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:

@@ -193,6 +193,8 @@ def _read_entries(folder: Path, family: str) -> dict[str, tensors.Entry]:
       )
     raise UserError(f"{file}: missing; a PEFT folder needs it")
   entries = tensors.read_header(file)
+  plain = foreign.without_adapter_names(entries, str(file))
+  entries = {plain[name]: entry for name, entry in entries.items() if name in plain}
   strange = [name for name in entries if not name.startswith(PREFIX)]
   if strange:
     raise UserError(f"{file}: tensor names must start with {PREFIX!r}: {', '.join(strange)}")

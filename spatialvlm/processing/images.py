@@ -19,7 +19,8 @@ def open_image(source: ImageSource, name: str = "") -> np.ndarray:
 
   The orientation that EXIF names is applied. CMYK, palette, grey, YCbCr and the like become RGB as Pillow
   converts them; transparency is laid on white, as transformers 5 does; 16-bit samples are scaled to 8 bits
-  (65535 -> 255), not clipped. Of an animation the first frame is taken.
+  (65535 -> 255), not clipped. Integers of 32 bits, whose range no file names, go by their largest: up to
+  255 they are 8-bit samples, up to 65535 those of 16 bits. Of an animation the first frame is taken.
 
   Args:
     source: a file path, the bytes of a file, a PIL image, or an array: (H, W), (H, W, 1), (H, W, 3) or
@@ -59,7 +60,9 @@ def _decode(source: bytes | Image.Image, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
       return ImageOps.exif_transpose(source)
     with Image.open(io.BytesIO(source)) as image:
-      return ImageOps.exif_transpose(image)
+      turned = ImageOps.exif_transpose(image)
+      turned.format = image.format  # which a turned copy forgets
+      return turned
   except UnidentifiedImageError:
     raise UserError(f"{name}: cannot be read as an image (its format is not known)") from None
   except Image.DecompressionBombError as error:
@@ -90,7 +93,9 @@ def _deep_grey(image: Image.Image, name: str) -> np.ndarray:
     return pixels
   if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
     raise UserError(f"{name}: samples of 32 bits have no known range; save the image with 8 or 16 bits")
-  return pixels.astype(np.uint16)
+  # Pillow stretches a PGM's samples to 16 bits and calls them 32.
+  eight = image.mode == "I" and image.format != "PPM" and pixels.size and pixels.max() <= 255
+  return pixels.astype(np.uint8 if eight else np.uint16)
 
 
 def _from_array(pixels: np.ndarray, name: str) -> np.ndarray:

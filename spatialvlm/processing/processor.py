@@ -371,7 +371,7 @@ def load_processor(
   tiler = family.tiler(found.inner, str(folder), options, kind)
   tokenizer = files.tokenizer(folder)
   settings = read_json(folder / "tokenizer_config.json")
-  names = files.special_tokens(settings)
+  names = files.special_tokens(folder, settings)
   if family.chat:
     template = prompts.ChatTemplate(files.template(folder, found.outer, settings), names, str(folder))
   else:

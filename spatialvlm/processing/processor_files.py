@@ -41,9 +41,14 @@ def tokenizer(folder: Path) -> Tokenizer:
   return tokenizer
 
 
-def special_tokens(settings: Mapping) -> dict[str, str]:
-  """The special tokens' texts that tokenizer_config.json names, such as `bos_token`."""
-  return {k: content(v) for k, v in settings.items() if k.endswith("_token") and content(v)}
+def special_tokens(folder: Path, settings: Mapping) -> dict[str, str]:
+  """The special tokens' texts, such as `bos_token`, by their names.
+
+  They stand in tokenizer_config.json (`settings`); of older tokenizers, whose file lists no
+  `added_tokens_decoder`, those of special_tokens_map.json come first, as in transformers.
+  """
+  older = {} if "added_tokens_decoder" in settings else read_json(folder / "special_tokens_map.json")
+  return {k: content(v) for k, v in {**settings, **older}.items() if k.endswith("_token") and content(v)}
 
 
 def pad_and_stops(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import jinja2.ext
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -116,8 +119,35 @@ class Template(Protocol):
     ...
 
 
+class _Generation(jinja2.ext.Extension):
+  """`{% generation %}...{% endgeneration %}`, which marks an assistant's words, written as they are."""
+
+  tags = frozenset({"generation"})
+
+  def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+    """What lies between the tags, in a scope of its own as in transformers."""
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    return jinja2.nodes.CallBlock(self.call_method("_as_it_is"), [], [], body).set_lineno(line)
+
+  def _as_it_is(self, caller: Callable[[], str]) -> str:
+    return caller()
+
+
+def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+  """Plain JSON; Jinja's own filter escapes what HTML would mistake."""
+  return json.dumps(
+    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+  )
+
+
 class ChatTemplate:
-  """A checkpoint's Jinja chat template, rendered in a sandbox as transformers renders it."""
+  """A checkpoint's Jinja chat template, rendered in a sandbox as transformers renders it.
+
+  A template sees `messages`, `add_generation_prompt`, the special tokens, `tools` and `documents` (None), and
+  what transformers gives it (`utils/chat_template_utils.py`): `raise_exception`, `strftime_now`, `tojson`
+  without escapes, loop controls, and `{% generation %}`.
+  """
 
   def __init__(self, source: str, tokens: Mapping[str, str] | None = None, where: str = "chat template"):
     """Compiles `source`; `tokens` are the special tokens that it may name, such as `bos_token`.
@@ -129,9 +159,11 @@ class ChatTemplate:
     self._where = where
     self._tokens = dict(tokens or {})
     environment = ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = functools.partial(_refuse, where)
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.filters["tojson"] = _to_json
     try:
       self._template = environment.from_string(source)
     except TemplateError as error:
@@ -146,7 +178,11 @@ class ChatTemplate:
     messages = [{**m, "content": _parts(m["content"])} for m in messages]
     try:
       return self._template.render(
-        messages=messages, add_generation_prompt=add_generation_prompt, **self._tokens
+        messages=messages,
+        tools=None,
+        documents=None,
+        add_generation_prompt=add_generation_prompt,
+        **self._tokens,
       )
     except TemplateError as error:
       raise UserError(f"{self._where}: the chat template fails on this conversation: {error}") from error

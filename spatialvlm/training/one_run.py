@@ -50,6 +50,7 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   check_batch(config, mesh)
   plain = assembled(config.model)
   folder = hub.resolve(plain.path, plain.revision)
+  loading.check_base(plain, folder, resumes=bool(config.peft.resume_from))
   processor = load_processor(folder, **plain.tiling)
   streams = open_streams(config, processor)
   model = build_model(config, mesh)
