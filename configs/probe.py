@@ -4,20 +4,14 @@
 on; further encoders may be named beside it.
 """
 
-from ml_collections import ConfigDict
-
+from spatialvlm.config import ProbeConfig
 from spatialvlm.types import UserError
 
 
-def get_config(arg: str = "") -> ConfigDict:
-  config = ConfigDict()
-  config.name = "encoders"
-  config.encoders = ConfigDict()
+def get_config(arg: str = "") -> ProbeConfig:
   if arg == "tiny":
-    config.name = "encoders-tiny"
-    config.encoders.tiny = "checkpoints/smolvlm-tiny"
-    config.render_size = 96
-    config.image_size = 96
-  elif arg:
+    tower = {"tiny": "checkpoints/smolvlm-tiny"}
+    return ProbeConfig(name="encoders-tiny", encoders=tower, render_size=96, image_size=96)
+  if arg:
     raise UserError(f"configs/probe.py: unknown argument {arg!r}; known: tiny")
-  return config
+  return ProbeConfig(name="encoders")

@@ -102,6 +102,12 @@ def test_links_lead_somewhere():
         assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_command_is_installed_by_its_name():
+  files = {path.stem for path in (ROOT / "launch").glob("*.py")} - {"__init__"}
+  names = {f"spatialvlm-{file.replace('_', '-')}": f"spatialvlm.launch.{file}:run" for file in files}
+  assert PROJECT["scripts"] == names
+
+
 @pytest.mark.parametrize("entry", PROJECT["scripts"].values())
 def test_installed_commands_exist(entry):
   """Looked up without an import: two commands in one process would define their flags twice."""

@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 
 import pytest
@@ -45,8 +44,7 @@ def wheel(tmp_path_factory):
     shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
   python(BUILD.format("sdist"), folder, cwd=source)
   (archive,) = folder.glob("*.tar.gz")
-  with tarfile.open(archive) as tar:
-    tar.extractall(folder / "unpacked", filter="data")
+  shutil.unpack_archive(archive, folder / "unpacked")
   (unpacked,) = (folder / "unpacked").iterdir()
   python(BUILD.format("wheel"), folder, cwd=unpacked)
   (file,) = folder.glob("*.whl")

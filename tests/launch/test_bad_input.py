@@ -119,7 +119,9 @@ def test_settings_of_an_evaluation(refused, argument, message):
 def test_a_recipe_that_gives_no_settings(tmp_path, refused):
   recipe = tmp_path / "list.py"
   recipe.write_text("def get_config():\n  return [1]\n")
-  refused(r"get_config\(\) returns list, where RunConfig or ConfigDict is wanted", "train", f"--config={recipe}")
+  refused(
+    r"get_config\(\) returns list, where RunConfig or ConfigDict is wanted", "train", f"--config={recipe}"
+  )
   refused("--out is missing", "make_tiny")
   refused(r"x\.md: cannot be written", "skills", f"--out={recipe}/x.md")
 
