@@ -35,8 +35,9 @@ def main(arguments: Sequence[str]) -> None:
   if FLAGS.count < 1:
     raise UserError(f"--count={FLAGS.count}: ask at least one question")
   from spatialvlm import hub, peft, workdir
-  from spatialvlm.evaluation.skill_scores import markdown, score_skill
+  from spatialvlm.evaluation.skill_scores import score_skill, table
   from spatialvlm.processing.processor import load_processor
+  from spatialvlm.reporting import tables, terminal
   from spatialvlm.worlds import skills
 
   out = pathlib.Path(FLAGS.out) if FLAGS.out else None
@@ -52,12 +53,13 @@ def main(arguments: Sequence[str]) -> None:
     peft.load_adapter(vlm, FLAGS.adapter)
   scores = {}
   for name, source in sources.items():
-    scores[name] = score_skill(vlm, processor, skills.asked(source, FLAGS.count))
-    print(markdown({name: scores[name]}).splitlines()[-1], flush=True)
-    for prompt, expected, given in scores[name].misses if FLAGS.misses else ():
+    found = scores[name] = score_skill(vlm, processor, skills.asked(source, FLAGS.count))
+    print(f"{name}: {found.right} of {found.count}", flush=True)
+    for prompt, expected, given in found.misses if FLAGS.misses else ():
       print(f"    {prompt!r}: expected {expected!r}, got {given!r}")
+  terminal.show(table(scores))
   if out:
-    workdir.write_text(out, markdown(scores) + "\n")
+    workdir.write_text(out, tables.to_markdown(table(scores)))
 
 
 def run() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 from spatialvlm import generation
 from spatialvlm.data.batch import collate
 from spatialvlm.evaluation.scoring import statistics
+from spatialvlm.reporting import tables
+from spatialvlm.reporting.tables import Table, percent
 from spatialvlm.types import Example, UserError
 
 if TYPE_CHECKING:
@@ -69,12 +71,16 @@ def score_skill(
   return SkillScore(right, len(examples), *statistics.wilson(right, len(examples)), tuple(misses))
 
 
-def markdown(scores: Mapping[str, SkillScore]) -> str:
-  """The table as Markdown, in percent."""
-  lines = ["| skill | exact answers | 95 % interval | questions |", "| --- | ---: | ---: | ---: |"]
-  for name, s in scores.items():
-    lines.append(f"| {name} | {100 * s.share:.1f} % | {100 * s.low:.1f} to {100 * s.high:.1f} | {s.count} |")
-  return "\n".join(lines)
+def table(scores: Mapping[str, SkillScore]) -> Table:
+  """A row for each skill, by its name."""
+  rows = [
+    [name, percent(s.share), f"{percent(s.low)} to {percent(s.high)}", str(s.count)]
+    for name, s in scores.items()
+  ]
+  columns = ("skill", "exact answers", "95 % interval", "questions")
+  return tables.make(
+    "skills", "Exact answers by skill", columns, rows, note="In per cent. Wilson's intervals."
+  )
 
 
 def _answers(

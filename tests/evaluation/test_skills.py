@@ -44,7 +44,8 @@ def test_only_exact_answers_count(monkeypatch, processor):
   assert (score.right, score.count) == (3, 5)
   assert [(m[1], m[2]) for m in score.misses] == [("black block", "black"), ("cyan cone", "cyan cones")]
   assert (score.low, score.high) == pytest.approx((0.2307, 0.8824), abs=5e-5)  # Wilson's interval of 3 in 5
-  assert "| name | 60.0 % |" in skill_scores.markdown({"name": score})
+  (row,) = skill_scores.table({"name": score}).rows
+  assert [c.text for c in row] == ["name", "60.0", "23.1 to 88.2", "5"]
 
 
 def test_nothing_to_ask_and_too_long_a_prompt(processor):
