@@ -20,7 +20,7 @@ from spatialvlm.config import (
   OptimConfig,
   PeftConfig,
   RunConfig,
-  SourceConfig,
+  SkillsConfig,
   TrainConfig,
 )
 from spatialvlm.types import UserError
@@ -134,7 +134,7 @@ def get_config(arg: str = "tiny") -> RunConfig:
 def _data(stage: Stage) -> DataConfig:
   """Conversations about pictures, and a share of letter questions without any."""
   turns, asked = (5, stage.asked) if stage.asked else (1, FIRST)
-  skills = SourceConfig(kind="skills", seed=stage.seed, turns=turns, tasks=asked)
+  skills = SkillsConfig(seed=stage.seed, turns=turns, tasks=asked)
   sources = {"skills": skills}
   if stage.text:
     letters = dataclasses.replace(skills, tasks=LETTERS, weight=stage.text)

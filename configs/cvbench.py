@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "cvbench-tiny"
     config.model.path = "checkpoints/smolvlm-tiny"
     # Worlds of another seed than those that any recipe trains on.
-    config.data = ConfigDict({"kind": "scenes", "split": "test", "seed": 1_000_000, "size": 1200})
+    config.data = ConfigDict({"kind": "scenes", "seed": 1_000_000, "size": 1200})
     config.score = ConfigDict({"batch_size": 32, "tiles": (1,)})
   elif arg == "full":
     config.name = "cvbench-full"

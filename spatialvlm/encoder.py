@@ -75,7 +75,7 @@ class LoadedEncoder:
     """float32 (N, 3, H, W) as the folder's preprocessor_config.json says, ready for the encoder.
 
     Args:
-      images: one, or several: paths, bytes, PIL images or arrays, as `processing.images.open_image` reads them.
+      images: one, or several: paths, bytes, PIL images or arrays (`processing.images.open_image`).
         Where the file belongs to a vision-language model, each is squeezed into one tile.
       size: None for the file's; one number for a square of this edge, cut out as the file says; (height,
         width): every image is stretched to it, with nothing cut off.

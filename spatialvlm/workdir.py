@@ -178,7 +178,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _completed(stored: Any, cls: type) -> Any:
   """A stored config with the defaults of settings that came later, so that a new setting ends no old run."""
   try:
-    return config_lib.to_dict(config_lib.from_config_dict(stored, cls))
+    return config_lib.to_dict(config_lib.from_stored(stored, cls))
   except UserError:
     return stored
 

@@ -1,8 +1,26 @@
-"""The typed configuration of a run, and the only way into it from an `ml_collections.ConfigDict`."""
+"""The typed configuration of a run: frozen dataclasses, and the only way into them from dicts and flags.
+
+`schema` holds `RunConfig` (a training) and `EvaluateConfig` (an evaluation) with all their parts, `sources`
+one config for each kind of data source, `probes` that of a comparison of encoders. `read` makes them of
+dicts (`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json,
+also an earlier version's (`from_stored`), and turns them into dicts again (`to_dict`, `fingerprint`). A key
+that no class has, and a value of the wrong type, is a `UserError` by its full name.
+
+A config holds plain values only, and everything that a result depends on but the data and weights
+themselves.
+"""
 
 from spatialvlm.config.files import read_json
 from spatialvlm.config.probes import ProbeConfig
-from spatialvlm.config.read import check_dtype, fingerprint, from_config_dict, nearest, override, to_dict
+from spatialvlm.config.read import (
+  check_dtype,
+  fingerprint,
+  from_config_dict,
+  from_stored,
+  nearest,
+  override,
+  to_dict,
+)
 from spatialvlm.config.schema import (
   DataConfig,
   EvalConfig,
@@ -15,15 +33,26 @@ from spatialvlm.config.schema import (
   PeftConfig,
   RunConfig,
   ScoreConfig,
-  SourceConfig,
   StageConfig,
   TrainConfig,
 )
+from spatialvlm.config.sources import (
+  CVBenchConfig,
+  HFConfig,
+  LlavaConfig,
+  ScenesConfig,
+  SkillsConfig,
+  SourceConfig,
+  called,
+)
 
 __all__ = [
+  "CVBenchConfig",
   "DataConfig",
   "EvalConfig",
   "EvaluateConfig",
+  "HFConfig",
+  "LlavaConfig",
   "LogConfig",
   "LossConfig",
   "MeshConfig",
@@ -32,13 +61,17 @@ __all__ = [
   "PeftConfig",
   "ProbeConfig",
   "RunConfig",
+  "ScenesConfig",
   "ScoreConfig",
+  "SkillsConfig",
   "SourceConfig",
   "StageConfig",
   "TrainConfig",
+  "called",
   "check_dtype",
   "fingerprint",
   "from_config_dict",
+  "from_stored",
   "nearest",
   "override",
   "read_json",

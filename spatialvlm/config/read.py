@@ -1,4 +1,13 @@
-"""From an `ml_collections.ConfigDict`, or a command line's text, to the typed configuration, and back."""
+"""From an `ml_collections.ConfigDict`, or a command line's text, to the typed configuration, and back.
+
+A config class is a frozen dataclass of plain values, tuples, mappings and further config classes. A setting
+may also be one of several classes (`ScenesConfig | LlavaConfig`): each has a field of a `Literal` type with
+one value, the tag (`kind: Literal["scenes"]`), which says which class the other settings belong to. A setting
+that only another class of them has is refused by name, never passed over.
+
+A group that gives some settings only takes the others from the default of its field (`EvalConfig.source`), as
+long as it is of the same class; else from its own class.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +39,24 @@ def from_config_dict(config: Mapping[str, Any], cls: type[T] = RunConfig) -> T:
   return _build(cls, config, "config")
 
 
+def from_stored(config: Any, cls: type[T] = RunConfig) -> T:
+  """Reads a config.json, also one that an earlier version wrote.
+
+  Settings that were kept for a class of several which does not read them (once all sources had one config)
+  are left out: they meant nothing there.
+
+  Raises:
+    UserError: as `from_config_dict`.
+  """
+  return from_config_dict(_without_unread(cls, config), cls)
+
+
 def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig) -> None:
   """Sets one dotted key of a nested dict of settings from the text of a command line, in place.
 
   A string stands as it is; other values are written as in Python (`true` and `false` are taken too). A group
-  that a recipe leaves out begins with its defaults.
+  that a recipe leaves out begins with its defaults. Where a tag is changed (`source.kind=llava`), settings of
+  the recipe stay unless they hold their defaults, so that none that says something is passed over.
 
   Raises:
     UserError: an unknown key (with the nearest known one), or text of the wrong type.
@@ -42,8 +64,8 @@ def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig)
   hint, where, parts = cls, "config", key.split(".")
   for i, part in enumerate(parts):
     of, origin = hint, typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-      hints = typing.get_type_hints(hint)
+    if classes := _classes(hint):
+      hints = _settings(classes, values)
       if part not in hints:
         raise UserError(f"{where}.{part}: unknown key; {nearest(part, hints)}")
       full = hints[part]
@@ -51,10 +73,12 @@ def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig)
       full = typing.get_args(hint)[1]
     else:
       raise UserError(f"{where}.{part}: unknown key; {where} is a single value")
+    if i + 1 == len(parts) and len(classes) > 1:
+      _leave_class(classes, part, text, values)
     hint, where = _without_none(full), f"{where}.{part}"
     if i + 1 < len(parts):
-      if values.get(part) is None:
-        values[part] = _default(of, part)
+      if values.get(part) is None:  # of several classes the right one's defaults come when the whole is read
+        values[part] = {} if len(_classes(hint)) > 1 else _default(of, part)
       values = values[part]
   values[parts[-1]] = _literal(hint, text, optional=hint is not full)
 
@@ -69,9 +93,71 @@ def _default(cls: Any, name: str) -> dict[str, Any]:
 
 
 def _without_none(hint: Any) -> Any:
-  if typing.get_origin(hint) in (typing.Union, types.UnionType):
-    (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
+  if typing.get_origin(hint) in (typing.Union, types.UnionType) and type(None) in typing.get_args(hint):
+    return typing.Union[tuple(a for a in typing.get_args(hint) if a is not type(None))]  # noqa: UP007
   return hint
+
+
+def _classes(hint: Any) -> tuple[type, ...]:
+  """The config classes that a hint allows: none for a single value."""
+  hint = _without_none(hint)
+  if dataclasses.is_dataclass(hint):
+    return (hint,)
+  args = typing.get_args(hint)
+  return args if args and all(map(dataclasses.is_dataclass, args)) else ()
+
+
+def _tagged(classes: typing.Iterable[type]) -> tuple[str, dict[Any, type]]:
+  """The tag's name, and the classes by its values."""
+  found: dict[str, dict[Any, type]] = {}
+  for cls in classes:
+    for name, hint in typing.get_type_hints(cls).items():
+      if typing.get_origin(hint) is Literal and len(values := typing.get_args(hint)) == 1:
+        found.setdefault(name, {})[values[0]] = cls
+  ((tag, kinds),) = ((name, kinds) for name, kinds in found.items() if len(kinds) == len(classes))
+  return tag, kinds
+
+
+def _settings(classes: tuple[type, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+  """Names and hints of all settings of a group: those of the class that its tag names count before others.
+
+  Whether the class has them is told when the whole is read, so that the tag may come after its settings.
+  """
+  found: dict[str, Any] = {}
+  if len(classes) > 1:
+    tag, kinds = _tagged(classes)
+    classes = tuple(sorted(classes, key=lambda cls: cls is kinds.get(values.get(tag))))
+  for cls in classes:
+    found |= typing.get_type_hints(cls)
+  return found
+
+
+def _leave_class(classes: tuple[type, ...], name: str, text: str, values: dict[str, Any]) -> None:
+  """Takes the old class's defaults out of a group, in place, where `name` is the tag and names another."""
+  tag, kinds = _tagged(classes)
+  if name != tag or values.get(tag) in (None, text) or values[tag] not in kinds:
+    return
+  defaults = to_dict(kinds[values[tag]]())
+  for key in [k for k, v in values.items() if k in defaults and to_dict(v) == defaults[k]]:
+    del values[key]
+
+
+def _without_unread(hint: Any, values: Any) -> Any:
+  """Values without the settings that their tag's class lacks, but another class of the same group has."""
+  classes = _classes(hint)
+  if isinstance(values, Mapping) and classes:
+    hints, known = _settings(classes, values), None
+    if len(classes) > 1:
+      tag, kinds = _tagged(classes)
+      known = typing.get_type_hints(kinds[values[tag]]) if values.get(tag) in kinds else None
+    return {
+      k: _without_unread(hints.get(k), v)
+      for k, v in values.items()
+      if known is None or k in known or k not in hints
+    }
+  if isinstance(values, Mapping) and typing.get_args(hint):
+    return {k: _without_unread(typing.get_args(hint)[-1], v) for k, v in values.items()}
+  return values
 
 
 def _literal(hint: Any, text: str, optional: bool) -> Any:
@@ -120,26 +206,51 @@ def check_dtype(dtype: str, where: str = "config.model.dtype") -> None:
     raise UserError(f"{where}: {dtype!r} is not offered{reason}; use {' or '.join(DTYPES)}")
 
 
-def _build(cls: type, values: Any, where: str) -> Any:
+def _build(cls: type, values: Any, where: str, base: Any = None) -> Any:
+  """A config of `cls`; what `values` leaves out is as in `base`, where that is of the same class."""
   if not isinstance(values, Mapping):
     raise UserError(f"{where}: expected a group of settings, got {values!r}")
   hints = typing.get_type_hints(cls)
   for key in values:
     if key not in hints:
       raise UserError(f"{where}.{key}: unknown key; {nearest(str(key), hints)}")
-  return cls(**{k: _value(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+  base = base if type(base) is cls else None
+  defaults = {f.name: getattr(base, f.name, f.default) for f in dataclasses.fields(cls)}
+  found = {k: _value(hints[k], v, f"{where}.{k}", defaults[k]) for k, v in values.items()}
+  return cls(**found) if base is None else dataclasses.replace(base, **found)
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _chosen(classes: tuple[type, ...], values: Any, where: str, base: Any) -> type:
+  """The class that the tag of a group names; that of `base` where it names none."""
+  if not isinstance(values, Mapping):
+    raise UserError(f"{where}: expected a group of settings, got {values!r}")
+  tag, kinds = _tagged(classes)
+  named = values.get(tag, getattr(base, tag, None))
+  if named is None:
+    raise UserError(f"{where}.{tag}: is missing; known: {', '.join(sorted(kinds))}")
+  if named not in kinds:
+    raise UserError(f"{where}.{tag}: unknown {tag} {named!r}; {nearest(str(named), kinds)}")
+  for key in values:
+    readers = sorted(name for name, cls in kinds.items() if key in typing.get_type_hints(cls))
+    if readers and named not in readers:
+      raise UserError(
+        f"{where}.{key}: a group of {tag} {named!r} reads no {key}; {tag}s that do: {', '.join(readers)}"
+        f" (a whole group is replaced by --{where}=\"{{'{tag}': '{named}', ...}}\")"
+      )
+  return kinds[named]
+
+
+def _value(hint: Any, value: Any, where: str, base: Any = None) -> Any:
   """Converts `value` to what `hint` says, or raises a UserError that names the place."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if dataclasses.is_dataclass(hint):
-    return _build(hint, value, where)
+    return _build(hint, value, where, base)
   if origin in (typing.Union, types.UnionType):
     if value is None and type(None) in args:
       return None
-    (hint,) = [a for a in args if a is not type(None)]
-    return _value(hint, value, where)
+    if len(classes := _classes(hint)) > 1:
+      return _build(_chosen(classes, value, where, base), value, where, base)
+    return _value(_without_none(hint), value, where, base)
   if origin is Literal:
     if value in args:
       return value

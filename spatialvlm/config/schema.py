@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from spatialvlm.config.sources import CVBenchConfig, ScenesConfig, SourceConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -86,56 +88,6 @@ class PeftConfig:
   full: str = ""
   resume_from: str | None = None
   seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceConfig:
-  """One data source of a mixture.
-
-  Attributes:
-    kind: "scenes", "skills", "cvbench", "llava" or "hf".
-    path: folder, file or hub id, where the kind reads one.
-    split: split name of a hub data set.
-    revision: of a hub data set: branch, tag or commit; None for the default branch, or CV-Bench's pinned one.
-    weight: relative share of the mixture.
-    columns: of kind "hf": names in the data set by our names (image, images, question, choices, answer,
-      messages, id, task, type, source, source_dataset, prompt). Images and choices may lie in several
-      columns, their names separated by commas. An empty name: none, though a column carries our name.
-    templates: our name -> text in which `{column}` stands for a row's cell, e.g. `Is it true? {caption}`.
-    files: of kind "hf": which files of the folder or hub repository hold the rows, e.g. `val-*.parquet`.
-    choices: options of every question, where no column has them.
-    answers: how an answer is written: "index" (from 0), "letter" or "text"; "" for whichever fits.
-    shuffle_choices: put each question's options in an order drawn from `seed` and its row.
-    several_images: a question with several images is refused, left out, or gets them side by side in one.
-    tasks: kinds of question, or skills, that are drawn, with weights; empty for all alike.
-    seed: of rendered worlds, and of shuffled choices. Held-out worlds have another seed than trained ones.
-    size: number of examples; 0 for all that there are.
-    partial: of kind "cvbench": take a local copy that lacks questions or has them in another order.
-    image_size: pixels of rendered images.
-    turns: questions asked about one image in one conversation.
-    image_root: folder of images that the data name. Of kind "hf" it is the data's own folder unless it is
-      set, and a name (or URL) is looked up there whole, then without its first folder, its first two, ...
-  """
-
-  kind: str = "scenes"
-  path: str = ""
-  split: str = "train"
-  revision: str | None = None
-  weight: float = 1.0
-  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  files: str = ""
-  choices: tuple[str, ...] = ()
-  answers: Literal["", "index", "letter", "text"] = ""
-  shuffle_choices: bool = False
-  several_images: Literal["refuse", "skip", "join"] = "refuse"
-  tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  seed: int = 0
-  size: int = 0
-  partial: bool = False
-  image_size: int = 96
-  turns: int = 1
-  image_root: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +272,7 @@ class EvalConfig(ScoreConfig):
       drawn by `seed`, always the same. 0 for all.
   """
 
-  source: SourceConfig = SourceConfig(kind="scenes", split="test", seed=1_000_000, size=1000)
+  source: SourceConfig = ScenesConfig(seed=1_000_000, size=1000)
   before: bool = True
   during: int = 256
 
@@ -409,7 +361,7 @@ class EvaluateConfig:
   name: str = "evaluate"
   model: ModelConfig = ModelConfig()
   adapter: str | None = None
-  data: SourceConfig = SourceConfig(kind="cvbench", split="test")
+  data: SourceConfig = CVBenchConfig(split="test")
   score: ScoreConfig = ScoreConfig()
   published: Mapping[str, float] = dataclasses.field(default_factory=dict)
   mesh: MeshConfig = MeshConfig()

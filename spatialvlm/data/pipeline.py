@@ -15,7 +15,8 @@ import numpy as np
 from spatialvlm.config import DataConfig, SourceConfig
 from spatialvlm.data import batch as batches
 from spatialvlm.data.checks import check_encoded
-from spatialvlm.data.sources.registry import Source, open_questions, open_source, question_to_example, read
+from spatialvlm.data.sources.lettered import question_to_example
+from spatialvlm.data.sources.registry import Source, open_questions, open_source, read
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Batch, Example, UserError
 
@@ -124,11 +125,11 @@ def encode(sample: Sample, processor: Processor, longest: int) -> Encoded:
 def suited(config: DataConfig, processor: Processor) -> DataConfig:
   """The data as a model's prompts can hold them: one question a picture where there is one turn alone.
 
-  That is said of rendered skills only (`turns`): a conversation of somebody's data is not cut.
+  That is said of sources that make their own `turns`: a conversation of somebody's data is not cut.
   """
   if not processor.bidirectional:
     return config
-  one = lambda source: dataclasses.replace(source, turns=1) if source.kind == "skills" else source
+  one = lambda source: dataclasses.replace(source, turns=1) if hasattr(source, "turns") else source
   named = lambda sources: {name: one(source) for name, source in sources.items()}
   return dataclasses.replace(config, sources=named(config.sources), validation=named(config.validation))
 

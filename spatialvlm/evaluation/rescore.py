@@ -118,7 +118,7 @@ def _settings(folder: pathlib.Path, rows: Sequence[Prediction]) -> ScoreConfig:
   if "protocol" in score:  # from before there were passes
     score["protocols"] = [score.pop("protocol")]
   try:
-    return config_lib.from_config_dict({"score": score}, EvaluateConfig).score
+    return config_lib.from_stored({"score": score}, EvaluateConfig).score
   except UserError as e:
     raise UserError(f"{file}: not the config of an evaluation ({e})") from e
 

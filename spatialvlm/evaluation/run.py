@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from spatialvlm import loading, workdir
-from spatialvlm.config import EvaluateConfig, ModelConfig, check_dtype
+from spatialvlm.config import EvaluateConfig, ModelConfig, called, check_dtype
 from spatialvlm.core import axes
 from spatialvlm.data.sources.registry import open_questions
 from spatialvlm.evaluation.asking import controls, protocols
@@ -47,9 +47,7 @@ def run(
   prompter = ProcessorPrompter(processor)
   questions = open_questions(config.data)
   if not len(questions):
-    raise UserError(
-      f"{config.data.path or config.data.kind}: holds no questions; look at data.path and data.tasks"
-    )
+    raise UserError(f"{called(config.data)}: holds no questions; look at data.path and data.tasks")
   vlm = model.load(mesh)
   continues = workdir.claim(folder, config, model.identity() | identity(questions))
   if jax.process_index() == 0:
@@ -114,5 +112,6 @@ def identity(questions: Sequence[Question]) -> dict[str, Any]:
 
 def title(config: EvaluateConfig, model: str) -> str:
   """What was scored on what, as the table is headed."""
-  data = config.data.path or {"cvbench": "CV-Bench", "scenes": "held-out scenes"}.get(config.data.kind, "")
-  return f"{model} on {data or config.data.kind}"
+  names = {"cvbench": "CV-Bench", "scenes": "held-out scenes"}
+  data = getattr(config.data, "path", "") or names.get(config.data.kind, config.data.kind)
+  return f"{model} on {data}"

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from spatialvlm import hub, loading, peft
 from spatialvlm import workdir as workdir_lib
-from spatialvlm.config import ModelConfig, RunConfig, from_config_dict, read_json
+from spatialvlm.config import ModelConfig, RunConfig, from_stored, read_json
 from spatialvlm.core import axes
 from spatialvlm.loading import Found
 from spatialvlm.models.vlm import Vlm
@@ -43,7 +43,7 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
     return loading.find(model, adapter)
   if adapter:
     raise UserError(f"config.adapter: {workdir} is a training run, with its own; leave config.adapter out")
-  config = from_config_dict(_read(workdir / workdir_lib.CONFIG_FILE), RunConfig)
+  config = from_stored(_read(workdir / workdir_lib.CONFIG_FILE), RunConfig)
   if config.stages:
     return _find_stage(workdir, config, model)
   config = dataclasses.replace(config, model=_model(config.model, model))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from spatialvlm.config import DataConfig, SourceConfig
+from spatialvlm.config import CVBenchConfig, DataConfig
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources import cvbench
 from spatialvlm.types import Question, UserError, choice_prompt
@@ -107,9 +107,9 @@ def test_images_are_read_row_group_by_row_group_within_a_bound(file, monkeypatch
   monkeypatch.setattr(cvbench, "_CACHED_BYTES", 1)
   read = cvbench.open_cvbench(str(file))
   groups = []
-  original = cvbench._File.read_images
+  original = cvbench.File.read_images
   monkeypatch.setattr(
-    cvbench._File, "read_images", lambda self, group: (groups.append(group), original(self, group))[1]
+    cvbench.File, "read_images", lambda self, group: (groups.append(group), original(self, group))[1]
   )
   _ = [read[i] for i in (0, 1, 2, 2, 0)]
   assert groups == [0, 1, 0]
@@ -190,7 +190,7 @@ def test_broken_files_are_refused_by_row_and_column(file, change, message):
 def test_a_file_without_rows_is_no_source_of_training(tmp_path):
   cvbench.write_cvbench(tmp_path / "none.parquet", [])
   assert len(cvbench.open_cvbench(str(tmp_path / "none.parquet"))) == 0
-  sources = {"mine": SourceConfig(kind="cvbench", path=str(tmp_path / "none.parquet"))}
+  sources = {"mine": CVBenchConfig(path=str(tmp_path / "none.parquet"))}
   with pytest.raises(UserError, match="data source 'mine' holds no example"):
     pipeline.training_mixture(DataConfig(sources=sources))
 
@@ -257,7 +257,7 @@ def test_a_damaged_copy_is_refused(tmp_path, monkeypatch, ids, different):
     cvbench.open_cvbench(str(path))
   assert str(error.value).startswith(str(path))
   assert different in cvbench.open_cvbench(str(path), partial=True).note
-  config = SourceConfig(kind="cvbench", path=str(path), split="test", partial=True)
+  config = CVBenchConfig(path=str(path), split="test", partial=True)
   assert len(pipeline.open_questions(config)) == len(ids)
 
 
@@ -313,7 +313,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_it_serves_as_questions_and_as_training_examples(file):
-  config = SourceConfig(kind="cvbench", path=str(file), split="test")
+  config = CVBenchConfig(path=str(file), split="test")
   assert [q.idx for q in pipeline.open_questions(config)] == [3, 1, 2]
   example = pipeline.open_source(config)[0]
   assert example.turns[0].answer == "D" and example.turns[0].prompt == QUESTIONS[0].prompt

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialvlm.config import SourceConfig
+from spatialvlm.config import HFConfig
 from spatialvlm.data import pipeline
 from spatialvlm.types import Turn, UserError
 
@@ -39,7 +39,7 @@ def mcq(tmp_path):
   )
   rows.save_to_disk(tmp_path / "mcq")
   columns = {"image": "picture", "question": "ask", "choices": "options"}
-  return SourceConfig(kind="hf", path=str(tmp_path / "mcq"), columns=columns)
+  return HFConfig(path=str(tmp_path / "mcq"), columns=columns)
 
 
 def test_a_saved_folder_gives_lettered_questions(mcq):
@@ -66,25 +66,25 @@ def test_conversations_with_several_images_and_splits(tmp_path):
     ),
   )
   datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "talk")
-  source = pipeline.open_source(SourceConfig(kind="hf", path=str(tmp_path / "talk")))
+  source = pipeline.open_source(HFConfig(path=str(tmp_path / "talk")))
   assert [image[0, 0, 0] for image in source[0].images] == [1, 2] and source[1].images == ()
   assert source[1].turns == (Turn("P", "B"),)
-  assert len(pipeline.open_source(SourceConfig(kind="hf", path=str(tmp_path / "talk"), size=1))) == 1
+  assert len(pipeline.open_source(HFConfig(path=str(tmp_path / "talk"), size=1))) == 1
   with pytest.raises(UserError, match="no split 'tset'; known: train"):
-    pipeline.open_source(SourceConfig(kind="hf", path=str(tmp_path / "talk"), split="tset"))
+    pipeline.open_source(HFConfig(path=str(tmp_path / "talk"), split="tset"))
 
 
 def test_a_parquet_file_and_an_image_folder(tmp_path):
   rows = datasets.Dataset.from_dict({"question": ["How many?"], "answer": [3], "image": [picture(5)]})
   rows = rows.cast_column("image", datasets.Image())
   rows.to_parquet(tmp_path / "a.parquet")
-  example = pipeline.open_source(SourceConfig(kind="hf", path=str(tmp_path / "a.parquet")))[0]
+  example = pipeline.open_source(HFConfig(path=str(tmp_path / "a.parquet")))[0]
   assert example.turns == (Turn("How many?", "3"),) and example.images[0][0, 0, 0] == 5
   folder = tmp_path / "folder"
   folder.mkdir()
   picture(9).save(folder / "x.png")
   (folder / "metadata.jsonl").write_text('{"file_name": "x.png", "question": "What?", "answer": "Grey."}\n')
-  example = pipeline.open_source(SourceConfig(kind="hf", path=str(folder)))[0]
+  example = pipeline.open_source(HFConfig(path=str(folder)))[0]
   assert example.turns == (Turn("What?", "Grey."),) and example.images[0][0, 0, 0] == 9
 
 
@@ -96,13 +96,13 @@ def save(tmp_path, **columns):
 def test_mappings_that_do_not_hold_are_refused(tmp_path, mcq):
   config = save(tmp_path, question=["Q"], reply=["A"])
   with pytest.raises(UserError, match=r"no column serves as messages.*there are question, reply"):
-    pipeline.open_source(SourceConfig(**config))
+    pipeline.open_source(HFConfig(**config))
   with pytest.raises(UserError, match=r"columns.answer='repli': no such column; did you mean 'reply'"):
-    pipeline.open_source(SourceConfig(**config, columns={"answer": "repli"}))
+    pipeline.open_source(HFConfig(**config, columns={"answer": "repli"}))
   with pytest.raises(UserError, match=r"columns.anser: not a name of ours; did you mean 'answer'"):
-    pipeline.open_source(SourceConfig(**config, columns={"anser": "reply"}))
+    pipeline.open_source(HFConfig(**config, columns={"anser": "reply"}))
   with pytest.raises(UserError, match="no column serves as choices, answer"):
-    pipeline.open_questions(SourceConfig(**config))
+    pipeline.open_questions(HFConfig(**config))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_mappings_that_do_not_hold_are_refused(tmp_path, mcq):
   ],
 )
 def test_broken_rows_are_named(tmp_path, columns, message):
-  source = pipeline.open_source(SourceConfig(**save(tmp_path, **columns)))
+  source = pipeline.open_source(HFConfig(**save(tmp_path, **columns)))
   with pytest.raises(UserError, match=message):
     source[0]
 
@@ -131,15 +131,15 @@ def test_broken_rows_are_named(tmp_path, columns, message):
 def test_corrupt_images_are_named(tmp_path):
   config = save(tmp_path, question=["Q"], answer=["A"], image=[b"junk"])
   with pytest.raises(UserError, match="row 0, column 'image', image 0: cannot be read as an image"):
-    pipeline.open_source(SourceConfig(**config))[0]
+    pipeline.open_source(HFConfig(**config))[0]
 
 
 def test_what_cannot_be_opened_is_one_line(tmp_path):
   with pytest.raises(UserError, match="needs a `path`"):
-    pipeline.open_source(SourceConfig(kind="hf"))
+    pipeline.open_source(HFConfig())
   with pytest.raises(UserError, match="'someone/nothing', split 'train': cannot be opened") as error:
-    pipeline.open_source(SourceConfig(kind="hf", path="someone/nothing"))
+    pipeline.open_source(HFConfig(path="someone/nothing"))
   assert "\n" not in str(error.value)
   (tmp_path / "x.bin").write_bytes(b"1")
   with pytest.raises(UserError, match="expected a file of"):
-    pipeline.open_source(SourceConfig(kind="hf", path=str(tmp_path / "x.bin")))
+    pipeline.open_source(HFConfig(path=str(tmp_path / "x.bin")))

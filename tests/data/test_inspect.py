@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialvlm.config import DataConfig, SourceConfig
+from spatialvlm.config import DataConfig, SkillsConfig
 from spatialvlm.data import inspect, inspect_page, pipeline
-from spatialvlm.data.sources import registry
+from spatialvlm.data.sources import lettered, registry
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Example, Question, Turn, UserError
 from tests.tiny_processor import write_processor
@@ -37,8 +37,8 @@ class Talks:
 
 @pytest.fixture
 def config(monkeypatch):
-  monkeypatch.setitem(registry.SOURCES, "talks", lambda c: Talks())
-  talks = {"t": SourceConfig(kind="talks")}
+  monkeypatch.setitem(registry.KINDS, "skills", registry.Kind(examples=lambda c: Talks()))
+  talks = {"t": SkillsConfig()}
   return DataConfig(sources=talks, lengths=(32, 64), tiles=(1, 2), targets=4, shuffle=False, workers=0)
 
 
@@ -61,7 +61,7 @@ def test_training_teaches_the_token_that_evaluation_scores(processor):
   question = Question(
     7, "2D", "Count", PICTURE, "How many?", ("1", "2"), 1, "How many? Select.\n(A) 1\n(B) 2", "COCO"
   )
-  encoded = processor.encode(registry.question_to_example(question))
+  encoded = processor.encode(lettered.question_to_example(question))
   prompt = processor.encode_prompt((question.image,), question.prompt)
   first = np.flatnonzero(encoded.loss_mask)[0]
   np.testing.assert_array_equal(encoded.tokens[:first], prompt.tokens)
@@ -158,7 +158,7 @@ def test_what_cannot_even_be_encoded_is_shown(config, processor, monkeypatch):
     def __getitem__(self, index):
       return Example(images=(PICTURE,), turns=(Turn("<image><image>", "A"),))
 
-  monkeypatch.setitem(registry.SOURCES, "talks", lambda c: Marks())
+  monkeypatch.setitem(registry.KINDS, "skills", registry.Kind(examples=lambda c: Marks()))
   (found,) = inspect.inspect_data(config, processor, 2, scan=2)
   page = inspect_page.page([found], processor, "bad")
   assert found.count == 2 and len(found.lengths) == 0 and "2 &lt;image&gt; marks" in page

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialvlm.config import SourceConfig
+from spatialvlm.config import LlavaConfig
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources.conversation import parse_turns
 from spatialvlm.data.sources.llava import Llava
@@ -51,11 +51,11 @@ def test_json_files_text_only_records_and_other_folders(folder):
     {"conversations": [{"from": "human", "value": "Hi"}, GPT], "image": None},
     {"conversations": [{"from": "human", "value": "This?"}, GPT], "image": "b.png"},
   ]))  # fmt: skip
-  config = SourceConfig(kind="llava", path=str(path), image_root=str(folder))
+  config = LlavaConfig(path=str(path), image_root=str(folder))
   data = pipeline.open_source(config)
   assert data[0].images == () and data[0].turns[0].prompt == "Hi"
   assert data[1].images[0].shape == (3, 2, 3)
-  assert len(pipeline.open_source(SourceConfig(kind="llava", path=str(path), size=1))) == 1
+  assert len(pipeline.open_source(LlavaConfig(path=str(path), size=1))) == 1
 
 
 GOOD = {"id": 1, "image": "a.png", "conversations": [HUMAN, GPT]}
@@ -103,7 +103,7 @@ def test_files_that_are_not_there_or_of_the_wrong_form(folder):
   with pytest.raises(UserError, match="cannot be read as text"):
     Llava(folder / "bytes.jsonl")
   with pytest.raises(UserError, match="needs a `path`"):
-    pipeline.open_source(SourceConfig(kind="llava"))
+    pipeline.open_source(LlavaConfig())
 
 
 def test_the_cauldrons_pairs_and_odd_content():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from spatialvlm.config import SourceConfig
+from spatialvlm.config import LlavaConfig, SkillsConfig
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources import registry
 from spatialvlm.mixture import ENDLESS, Mixture
@@ -16,11 +16,11 @@ from tests.data.fakes import IMAGE, FakeProcessor, FakeSource, answer_of, config
 @pytest.fixture(autouse=True)
 def _sources(monkeypatch):
   opener = lambda c: FakeSource(c.size or ENDLESS, c.path)
-  monkeypatch.setitem(registry.SOURCES, "fake", opener)
+  monkeypatch.setitem(registry.KINDS, "llava", registry.Kind(examples=opener))
 
 
 def fake(size, path="s", **kwargs):
-  return SourceConfig(kind="fake", size=size, path=path, **kwargs)
+  return LlavaConfig(size=size, path=path, **kwargs)
 
 
 def rows_of(stream, count):
@@ -220,11 +220,9 @@ def test_settings_that_make_no_sense_are_refused(setting):
     pipeline.training_stream(config(sources={"a": fake(0)}, **setting), FakeProcessor(), 1)
 
 
-def test_unknown_kinds_name_the_nearest():
-  with pytest.raises(UserError, match="did you mean 'scenes'"):
-    pipeline.open_questions(SourceConfig(kind="scene"))
+def test_a_kind_without_questions_is_refused():
   with pytest.raises(UserError, match="'skills' holds no questions"):
-    pipeline.open_questions(SourceConfig(kind="skills"))
+    pipeline.open_questions(SkillsConfig())
 
 
 def test_a_question_is_answered_by_its_letter():

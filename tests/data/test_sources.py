@@ -1,29 +1,47 @@
-"""Opening sources: settings that a kind does not know are refused."""
+"""The table of kinds: what a config names is what is opened."""
+
+import importlib
+import typing
 
 import numpy as np
 import pytest
 
-from spatialvlm.config import SourceConfig
+from spatialvlm.config import ScenesConfig, SkillsConfig, SourceConfig
 from spatialvlm.data.sources import registry
 from spatialvlm.data.sources.registry import open_questions, open_source
+from spatialvlm.mixture import ENDLESS
 from spatialvlm.types import UserError
 from spatialvlm.worlds import world
 
+CONFIGS = {cls().kind: cls for cls in typing.get_args(SourceConfig)}
 
-@pytest.mark.parametrize(
-  "setting", [{"turns": 2}, {"columns": {"image": "x"}}, {"image_root": "x"}, {"tasks": {"Count": 1.0}}]
-)
-def test_settings_that_a_kind_passes_over_are_refused(setting):
-  (name,) = setting
-  for open_ in (open_source, open_questions):
-    with pytest.raises(UserError, match=f"kind 'cvbench' heeds no `{name}`"):
-      open_(SourceConfig(kind="cvbench", path="x.parquet", **setting))
+
+def test_every_kind_of_config_has_its_openers_and_the_table_no_other():
+  assert registry.KINDS.keys() == CONFIGS.keys()
+  for name, kind in registry.KINDS.items():
+    module = importlib.import_module(f"spatialvlm.data.sources.{name}")
+    assert [hasattr(module, what) for what in kind._fields] == [opener is not None for opener in kind]
+
+
+def test_rendered_kinds_read_their_settings():
+  scenes = ScenesConfig(tasks={"Count": 1.0}, seed=3, size=5, image_size=32)
+  questions, examples = open_questions(scenes), open_source(scenes)
+  assert len(questions) == len(examples) == 5 and questions[4].task == examples[4].task == "Count"
+  assert questions[0].image.shape == (32, 32, 3)
+  one, five = (open_source(SkillsConfig(tasks={"letters": 1.0}, turns=n, seed=3)) for n in (1, 5))
+  assert len(one) == ENDLESS and one[0].task == "letters"
+  assert len(one[0].turns) == 1 < max(len(five[i].turns) for i in range(4))
+
+
+def test_a_kind_that_holds_no_questions_says_which_do():
+  with pytest.raises(UserError, match="kind 'llava' holds no questions; known: cvbench, hf, scenes"):
+    open_questions(CONFIGS["llava"]())
 
 
 @pytest.mark.parametrize("size", [64, 160])
 def test_scene_examples_bring_their_pictures_depth_in_metres(size):
   """Depth belongs to the very scene that is shown: rendered anew by its number it is the same to the bit."""
-  config = SourceConfig(kind="scenes", seed=3, image_size=size)
+  config = ScenesConfig(seed=3, image_size=size)
   examples, questions = open_source(config), open_questions(config)
   for index in (0, 5):
     example, question = examples[index], questions[index]

@@ -11,7 +11,15 @@ import pytest
 from flax import nnx
 
 from spatialvlm import hub, peft
-from spatialvlm.config import EvaluateConfig, MeshConfig, ModelConfig, PeftConfig, ScoreConfig, SourceConfig
+from spatialvlm.config import (
+  CVBenchConfig,
+  EvaluateConfig,
+  HFConfig,
+  MeshConfig,
+  ModelConfig,
+  PeftConfig,
+  ScoreConfig,
+)
 from spatialvlm.data.sources.cvbench import write_cvbench
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.run import run
@@ -42,7 +50,7 @@ def files(tmp_path_factory):
 def config(files):
   return EvaluateConfig(
     model=ModelConfig(path=str(files / "model")),
-    data=SourceConfig(kind="cvbench", path=str(files / "data"), split="test"),
+    data=CVBenchConfig(path=str(files / "data"), split="test"),
     score=ScoreConfig(batch_size=8, lengths=(160,), tiles=(1,), pool_tiles=8, bootstrap=20),
     mesh=MeshConfig(data=4, tensor=2),
   )
@@ -127,7 +135,7 @@ def test_nothing_is_written_before_all_is_known_to_be_good(config, files, tmp_pa
     (dict(mesh=MeshConfig(data=3)), "does not fit 8 device"),
     (
       dict(
-        data=SourceConfig(kind="hf", several_images="join"),
+        data=HFConfig(several_images="join"),
         score=dataclasses.replace(config.score, controls=("flip",)),
       ),
       "'flip' would swap images",

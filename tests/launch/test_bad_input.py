@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spatialvlm import hub, peft
-from spatialvlm.config import PeftConfig, SourceConfig
+from spatialvlm.config import CVBenchConfig, LlavaConfig, PeftConfig
 from spatialvlm.data.sources.registry import open_questions, open_source
 from spatialvlm.training import one_run
 from spatialvlm.types import UserError
@@ -93,7 +93,7 @@ def test_an_adapter_of_another_base(world, tmp_path, refused):
     ("--config.peft.target=*q(", r"'\*q\(' is not a regular expression"),
     ("--config.optim.name=adamv", "unknown optimizer 'adamv'; did you mean 'adam"),
     ("--config.losses.answer.kind=answr", r"losses\.answer\.kind: unknown 'answr'; did you mean 'answer'"),
-    ("--config.data.sources.own.kind=lava", "kind 'lava' holds no examples; did you mean 'llava'"),
+    ("--config.data.sources.own.kind=lava", r"own\.kind: unknown kind 'lava'; did you mean 'llava'"),
     ("--config.data.tiles=()", r"data\.tiles: buckets must be positive and ascend"),
   ],
 )
@@ -109,7 +109,8 @@ def test_settings_of_a_training(refused, argument, message):
     ("--config.mesh.data=3", r"does not fit 8 device\(s\)"),
     ("--config.score.protocols=('naive',)", "unknown protocol 'naive'; did you mean 'native'"),
     ("--config.score.controls=('gray',)", "unknown control 'gray'; did you mean 'grey'"),
-    ("--config.data.kind=llava", "kind 'llava' holds no questions"),
+    ("--config.data.kind=llava", r"data\.split: .*'llava' reads no split; kinds that do: cvbench, hf"),
+    ("--config.data={'kind': 'llava', 'path': 'x'}", "kind 'llava' holds no questions"),
   ],
 )
 def test_settings_of_an_evaluation(refused, argument, message):
@@ -142,10 +143,10 @@ def test_readable_images_are_read_rightly(world, tmp_path, typed):
   truth = bad_files.write_readable_images(tmp_path / "good")
   for name, wanted in truth.items():
     talk = bad_files.write_talk(tmp_path / "talk.jsonl", 1, image=f"good/{name}")
-    (spoken,) = open_source(SourceConfig(kind="llava", path=str(talk)))[0].images
+    (spoken,) = open_source(LlavaConfig(path=str(talk)))[0].images
     cell = {"bytes": (tmp_path / "good" / name).read_bytes(), "path": None}
     table = bad_files.write_table(tmp_path / "one.parquet", world / "table.parquet", image=cell)
-    asked = open_questions(SourceConfig(kind="cvbench", path=str(table)))[0].image
+    asked = open_questions(CVBenchConfig(path=str(table)))[0].image
     np.testing.assert_array_equal(spoken, asked)
     assert spoken.shape == wanted.shape and spoken.dtype == np.uint8
     # JPEG is near, everything else exact.
@@ -165,7 +166,7 @@ def test_unreadable_images(world, tmp_path, refused):
     cell = {"bytes": file.read_bytes(), "path": None} if file.exists() else {"bytes": None, "path": name}
     table = bad_files.write_table(tmp_path / "one.parquet", world / "table.parquet", 5, image=cell)
     with pytest.raises(UserError, match=rf"one\.parquet, row 5, column 'image': .*({message})"):
-      open_questions(SourceConfig(kind="cvbench", path=str(table)))[5]
+      open_questions(CVBenchConfig(path=str(table)))[5]
 
 
 # Tables and lengths.
@@ -220,7 +221,7 @@ def test_only_foreign_code_may_raise_anything():
     "spatialvlm/processing/images.py": "Pillow on malformed bytes",
     "spatialvlm/processing/processor_files.py": "tokenizers raises bare Exception",
     "spatialvlm/worlds/pools.py": "handed on to every thread that waits, and raised there",
-    "spatialvlm/data/sources/registry.py": "handed on to every thread that waits, and raised there",
+    "spatialvlm/once.py": "handed on to every thread that waits, and raised there",
     "spatialvlm/hub/resolve.py": "huggingface_hub, on the network",
     "spatialvlm/training/checkpoint.py": "Orbax; raised again unless the disk is full",
   }

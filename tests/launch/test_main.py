@@ -6,7 +6,7 @@ import pytest
 
 from spatialvlm import cli
 from spatialvlm.cli import processes, recipes
-from spatialvlm.config import EvalConfig, EvaluateConfig, LossConfig, RunConfig, TrainConfig
+from spatialvlm.config import EvalConfig, EvaluateConfig, LlavaConfig, LossConfig, RunConfig, TrainConfig
 from spatialvlm.types import UserError
 from tests.launch import tiny
 
@@ -102,7 +102,10 @@ def test_a_group_that_a_recipe_leaves_out_begins_with_its_defaults(recipe):
   config = load(recipe, "eval.source.size=7", "losses.dense.kind=words")
   assert config.eval == EvalConfig(source=dataclasses.replace(EvalConfig().source, size=7))
   assert config.losses == {"answer": LossConfig(), "dense": LossConfig("words")}
-  assert load(recipe, "data.sources.other.weight=2").data.sources["other"].weight == 2
+  other = load(recipe, "data.sources.other.weight=2", "data.sources.other.kind=llava").data.sources["other"]
+  assert other == LlavaConfig(weight=2.0)
+  with pytest.raises(UserError, match=r"data\.sources\.other\.kind: is missing; known: cvbench, hf"):
+    load(recipe, "data.sources.other.weight=2")
 
 
 def test_recipes_that_are_none(tmp_path):

@@ -11,13 +11,13 @@ from safetensors.numpy import load_file
 import spatialvlm
 from spatialvlm import cli
 from spatialvlm.config import (
+  CVBenchConfig,
   EvalConfig,
   EvaluateConfig,
   ModelConfig,
   OptimConfig,
   RunConfig,
   ScoreConfig,
-  SourceConfig,
   TrainConfig,
 )
 from spatialvlm.data.sources.cvbench import write_cvbench
@@ -42,7 +42,7 @@ def settings(tmp_path_factory):
   write_cvbench(folder / "test.parquet", support.questions(count=12, images=4))
   write_checkpoint(folder / "checkpoint", longest_edge=16, split=False)
   config = cli.load(str(tiny.write_all(folder)), [], RunConfig)
-  source = SourceConfig(kind="cvbench", path=str(folder / "test.parquet"), split="test")
+  source = CVBenchConfig(path=str(folder / "test.parquet"), split="test")
   return dataclasses.replace(
     config,
     model=ModelConfig(path=str(folder / "checkpoint")),

@@ -14,15 +14,16 @@ from PIL import Image
 import spatialvlm
 from spatialvlm import cli
 from spatialvlm.config import (
+  CVBenchConfig,
   DataConfig,
   EvalConfig,
   EvaluateConfig,
+  LlavaConfig,
   ModelConfig,
   OptimConfig,
   PeftConfig,
   RunConfig,
   ScoreConfig,
-  SourceConfig,
   TrainConfig,
 )
 from spatialvlm.data.sources.cvbench import write_cvbench
@@ -166,8 +167,8 @@ def trained(made, one_device_unless_asked, tmp_path_factory):
   data = tmp_path_factory.mktemp("data")
   tiny.write_data(data)
   write_cvbench(data / "test.parquet", support.questions(count=6, images=3))
-  source = {"own": SourceConfig(kind="llava", path=str(data / "data.jsonl"))}
-  questions = SourceConfig(kind="cvbench", path=str(data / "test.parquet"), split="test")
+  source = {"own": LlavaConfig(path=str(data / "data.jsonl"))}
+  questions = CVBenchConfig(path=str(data / "test.parquet"), split="test")
   score = dict(batch_size=4, lengths=(160,), tiles=(1,), bootstrap=10)
   config = RunConfig(
     name="whole",

@@ -1,0 +1,17 @@
+"""Where examples and questions come from: one file a kind of source.
+
+A kind is a config of its own (`config.sources`), a module here, and a line in `registry.KINDS`. The module
+has one function for each thing that the kind can be opened as:
+
+- `examples(config) -> registry.Source`: a random-access sequence of `types.Example`, for training;
+- `questions(config) -> Sequence[types.Question]`, for evaluation.
+
+Both are sequences: `len` is `mixture.ENDLESS` where any index is good, item i is always the same, and
+several threads read at once. `__getitems__(indices)` may be offered where reading or rendering in blocks is
+cheaper (`registry.read` uses it). Whatever can be checked is checked when a source is opened, so that no
+error waits in the middle of a run; what users can mend is a `UserError` that names file and row. Questions
+may carry `row_order`, `content` and `note` (strings), which evaluation keeps with its results.
+
+`conversation` (messages into turns), `lettered` (questions into conversations), `hf_files`, `hf_rows` and
+`cvbench_files` are what several kinds, or a larger one, are made of.
+"""

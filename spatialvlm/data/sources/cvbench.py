@@ -7,26 +7,24 @@ checked when a file is opened, so that no error waits in the middle of a run.
 from __future__ import annotations
 
 import collections
-import contextlib
-import dataclasses
 import functools
 import hashlib
-import io
-import itertools
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 
+from spatialvlm.config import CVBenchConfig
+from spatialvlm.data.sources.cvbench_files import File, first_line, write_cvbench
+from spatialvlm.data.sources.lettered import QuestionExamples
+from spatialvlm.data.sources.registry import Source
 from spatialvlm.processing.images import open_image
-from spatialvlm.types import LETTERS, Question, UserError
+from spatialvlm.types import Question, UserError
+
+__all__ = ["CVBench", "examples", "open_cvbench", "questions", "unlike_the_pinned", "write_cvbench"]
 
 HUB_ID = "nyu-visionx/CV-Bench"
 HUB_REVISION = "bc284db50d036958861cb60cdd7b77612052ce0d"
@@ -57,7 +55,7 @@ class CVBench(Sequence[Question]):
   """
 
   def __init__(self, files: Sequence[Path], size: int = 0):
-    self._files = [_File(Path(path)) for path in files]
+    self._files = [File(Path(path)) for path in files]
     places = [(file, row) for file in self._files for row in range(len(file.rows))]
     self._places = places[: size or None]
     _refuse_duplicates(self._places)
@@ -89,7 +87,7 @@ class CVBench(Sequence[Question]):
     image = open_image(self._image(file, row), f"{file.path}, row {row}, column 'image'")
     return Question(image=image, **file.rows[row])
 
-  def _image(self, file: _File, row: int) -> bytes | Path:
+  def _image(self, file: File, row: int) -> bytes | Path:
     group, within = file.group_of(row)
     with self._lock:
       column = self._groups.pop((file.path, group), None)
@@ -149,6 +147,20 @@ def open_cvbench(
   return CVBench(files, size)
 
 
+def questions(config: CVBenchConfig) -> CVBench:
+  return open_cvbench(
+    config.path,
+    revision=config.revision,
+    split=config.split,
+    size=config.size,
+    partial=config.partial,
+  )
+
+
+def examples(config: CVBenchConfig) -> Source:
+  return QuestionExamples(questions(config))
+
+
 def _check_copy(found: CVBench, path: str, partial: bool) -> None:
   """Refuses what can only be a damaged copy of CV-Bench; what may be a sample of it gets a note."""
   different = unlike_the_pinned(found.ids) if found.sources == set(SOURCES) else ""
@@ -186,169 +198,13 @@ def local_files(path: Path, split: str) -> list[Path]:
   return chosen
 
 
-def write_cvbench(path: str | Path, questions: Iterable[Question], *, row_group: int = 100) -> None:
-  """Writes questions as one parquet file in CV-Bench's schema, images as PNG, whole or not at all.
-
-  Raises:
-    UserError: the file cannot be written, e.g. on a full disk.
-  """
-  path = Path(path)
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
-  schema = _hugging_face_schema()
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(part, schema) as writer:
-      rows = iter(questions)
-      while block := list(itertools.islice(rows, row_group)):
-        writer.write_table(pa.Table.from_pylist([_to_row(q) for q in block], schema=schema))
-    os.replace(part, path)
-  except OSError as error:
-    raise UserError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?") from error
-  finally:
-    with contextlib.suppress(OSError):
-      part.unlink()
-
-
-def _to_row(question: Question) -> dict[str, Any]:
-  buffer = io.BytesIO()
-  Image.fromarray(question.image).save(buffer, "PNG")
-  row = {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}
-  row["image"] = {"bytes": buffer.getvalue(), "path": question.filename or None}
-  row["answer"] = f"({LETTERS[question.answer]})"
-  row["choices"] = list(question.choices)
-  row["bbox"] = None if question.bbox is None else [list(box) for box in question.bbox]
-  return row
-
-
-class _File:
-  """One parquet file: `rows` holds the fields of `Question` but the image, checked."""
-
-  def __init__(self, path: Path):
-    self.path = path
-    try:
-      with pq.ParquetFile(path) as file:
-        _check_schema(path, file.schema_arrow)
-        sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
-        table = file.read(columns=[name for name in COLUMNS if name != "image"])
-    except (OSError, pa.ArrowInvalid) as error:
-      raise UserError(f"{path}: cannot be read as parquet ({_line(error)})") from error
-    self._starts = np.cumsum([0, *sizes])
-    self.rows = [_question_fields(row, f"{path}, row {i}") for i, row in enumerate(table.to_pylist())]
-
-  def group_of(self, row: int) -> tuple[int, int]:
-    group = int(np.searchsorted(self._starts, row, "right")) - 1
-    return group, row - int(self._starts[group])
-
-  def read_images(self, group: int) -> pa.ChunkedArray:
-    try:
-      with pq.ParquetFile(self.path) as file:
-        return file.read_row_group(group, columns=["image"]).column("image")
-    except (OSError, pa.ArrowInvalid) as error:
-      raise UserError(f"{self.path}, row group {group}: cannot be read ({_line(error)})") from error
-
-
-def _question_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
-  for name, column in COLUMNS.items():
-    if name != "image" and not column.nullable and row[name] is None:
-      raise UserError(f"{where}, column {name!r}: the cell is empty")
-  choices = tuple(row["choices"])
-  if any(choice is None for choice in choices) or not 1 < len(choices) <= len(LETTERS):
-    raise UserError(f"{where}, column 'choices': expected 2 to 26 texts, got {list(choices)}")
-  letters = [f"({letter})" for letter in LETTERS[: len(choices)]]
-  if row["answer"] not in letters:
-    raise UserError(
-      f"{where}, column 'answer': {row['answer']!r} is not one of {letters[0]} to {letters[-1]}"
-    )
-  boxes = row["bbox"]
-  if boxes is not None and any(box is None or None in box for box in boxes):
-    raise UserError(f"{where}, column 'bbox': a box or a number in it is missing")
-  row |= {"choices": choices, "answer": letters.index(row["answer"])}
-  row["bbox"] = None if boxes is None else tuple(tuple(box) for box in boxes)
-  return row
-
-
-def _refuse_duplicates(places: Sequence[tuple[_File, int]]) -> None:
+def _refuse_duplicates(places: Sequence[tuple[File, int]]) -> None:
   seen: dict[int, str] = {}
   for file, row in places:
     idx = file.rows[row]["idx"]
     if idx in seen:
       raise UserError(f"{file.path}, row {row}, column 'idx': {idx} stands already in {seen[idx]}")
     seen[idx] = f"{file.path}, row {row}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Column:
-  wanted: str
-  fits: Callable[[pa.DataType], bool]
-  nullable: bool = False
-
-
-def _is_text(kind: pa.DataType) -> bool:
-  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_list(kind: pa.DataType, of: Callable[[pa.DataType], bool]) -> bool:
-  return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and of(kind.value_type)
-
-
-def _is_image(kind: pa.DataType) -> bool:
-  if not pa.types.is_struct(kind):
-    return False
-  fields = {field.name: field.type for field in kind}
-  return set(fields) == {"bytes", "path"} and _is_binary(fields["bytes"])
-
-
-def _or_null(fits: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
-  # A file of Count rows alone holds nothing but nulls here, and its writer may have called the type null.
-  return lambda kind: pa.types.is_null(kind) or fits(kind)
-
-
-def _is_boxes(kind: pa.DataType) -> bool:
-  return _is_list(kind, lambda inner: _is_list(inner, pa.types.is_floating))
-
-
-_TEXT = _Column("string", _is_text)
-COLUMNS: dict[str, _Column] = {
-  "idx": _Column("int32", pa.types.is_integer),
-  "type": _TEXT,
-  "task": _TEXT,
-  "image": _Column("struct<bytes: binary, path: string>", _is_image),
-  "question": _TEXT,
-  "choices": _Column("list<string>", lambda kind: _is_list(kind, _is_text)),
-  "answer": _TEXT,
-  "prompt": _TEXT,
-  "filename": _TEXT,
-  "source": _TEXT,
-  "source_dataset": _TEXT,
-  "source_filename": _TEXT,
-  "target_class": _Column("string", _or_null(_is_text), nullable=True),
-  "target_size": _Column("int32", _or_null(pa.types.is_integer), nullable=True),
-  "bbox": _Column("list<list<float>>", _or_null(_is_boxes), nullable=True),
-}
-
-
-def _check_schema(path: Path, schema: pa.Schema) -> None:
-  missing = [name for name in COLUMNS if name not in schema.names]
-  if missing:
-    raise UserError(f"{path}: column {', '.join(map(repr, missing))} of CV-Bench's schema is missing")
-  for name, column in COLUMNS.items():
-    kind = schema.field(name).type
-    if not column.fits(kind):
-      raise UserError(f"{path}, column {name!r}: expected {column.wanted}, got {kind}")
-
-
-def _hugging_face_schema() -> pa.Schema:
-  from datasets import Features, Image, List, Value
-
-  text = Value("string")
-  kinds = {name: text for name in COLUMNS}
-  kinds |= {"idx": Value("int32"), "target_size": Value("int32"), "image": Image(), "choices": List(text)}
-  kinds["bbox"] = List(List(Value("float32")))
-  return Features(kinds).arrow_schema
 
 
 def _of_split(file: Path, files: Sequence[Path], split: str) -> bool:
@@ -369,14 +225,10 @@ def _download(repository: str, revision: str | None, names: Sequence[str] | None
   except Exception as error:  # the hub's client raises errors of several libraries
     raise UserError(
       f"data set {repository!r} is neither a local path nor readable from the Hugging Face hub "
-      f"({type(error).__name__}: {_line(error)}); download it and give its folder as the path"
+      f"({type(error).__name__}: {first_line(error)}); download it and give its folder as the path"
     ) from error
   files = [Path(folder, name) for name in names] if names else sorted(Path(folder).rglob("*.parquet"))
   absent = [f.name for f in files if not f.exists()] if files else ["*.parquet"]
   if absent:
     raise UserError(f"data set {repository!r} on the hub holds no {', '.join(absent)}")
   return files
-
-
-def _line(error: Exception) -> str:
-  return str(error).strip().split("\n")[0]

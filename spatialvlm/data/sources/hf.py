@@ -1,4 +1,4 @@
-"""Any data set that Hugging Face `datasets` reads, by id or from disk, with a small column mapping."""
+"""Kind "hf": any data set that Hugging Face `datasets` reads, with a small mapping of its columns."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from spatialvlm.config import SourceConfig
+from spatialvlm.config import HFConfig
 from spatialvlm.data.sources.conversation import parse_turns
 from spatialvlm.data.sources.hf_files import open_dataset
 from spatialvlm.data.sources.hf_rows import Rows, file_names
+from spatialvlm.data.sources.registry import Source
 from spatialvlm.types import LETTERS, Example, Question, Turn, UserError, choice_prompt
 
-__all__ = ["HubExamples", "HubQuestions", "open_dataset"]
+__all__ = ["HubExamples", "HubQuestions", "examples", "open_dataset", "questions"]
+
+
+def examples(config: HFConfig) -> Source:
+  rows, root = open_dataset(config.path, split=config.split, revision=config.revision, files=config.files)
+  return HubExamples(rows, config, root)
+
+
+def questions(config: HFConfig) -> Sequence[Question]:
+  rows, root = open_dataset(config.path, split=config.split, revision=config.revision, files=config.files)
+  return HubQuestions(rows, config, root)
 
 
 class HubExamples(Sequence[Example]):
@@ -33,7 +44,7 @@ class HubExamples(Sequence[Example]):
     UserError: a column that is not there or cannot be used; when a row is read: its number and what is wrong.
   """
 
-  def __init__(self, table: Any, config: SourceConfig, root: Path | None = None):
+  def __init__(self, table: Any, config: HFConfig, root: Path | None = None):
     self._rows, self._config = Rows(table, config, root), config
     self._size = min(config.size, len(table)) if config.size else len(table)
     if "messages" not in self._rows and not ("question" in self._rows and "answer" in self._rows):
@@ -98,7 +109,7 @@ class HubQuestions(Sequence[Question]):
       image.
   """
 
-  def __init__(self, table: Any, config: SourceConfig, root: Path | None = None):
+  def __init__(self, table: Any, config: HFConfig, root: Path | None = None):
     self._rows, self._config = Rows(table, config, root), config
     _check_names(self._rows, config)
     counts = self._rows.image_counts()
@@ -130,7 +141,7 @@ class HubQuestions(Sequence[Question]):
     )
 
 
-def question_fields(rows: Rows, row: Mapping[str, Any], index: int, config: SourceConfig) -> dict[str, Any]:
+def question_fields(rows: Rows, row: Mapping[str, Any], index: int, config: HFConfig) -> dict[str, Any]:
   """The fields of a `Question` that are not its number or its image.
 
   Raises:
@@ -218,7 +229,7 @@ def _choices(cell: Any, where: str) -> tuple[str, ...]:
   return tuple(str(choice) for choice in cell)
 
 
-def _check_names(rows: Rows, config: SourceConfig) -> None:
+def _check_names(rows: Rows, config: HFConfig) -> None:
   missing = [name for name in ("question", "choices", "answer") if name not in rows]
   missing = [name for name in missing if name != "choices" or not config.choices]
   missing += [] if "image" in rows or "images" in rows else ["image"]

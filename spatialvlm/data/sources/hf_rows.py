@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spatialvlm.config import SourceConfig, nearest
+from spatialvlm.config import HFConfig, nearest
 from spatialvlm.processing.images import open_image
 from spatialvlm.types import UserError
 
@@ -41,7 +41,7 @@ class Rows:
     UserError: a mapping that does not hold.
   """
 
-  def __init__(self, table: Any, config: SourceConfig, root: Path | None = None):
+  def __init__(self, table: Any, config: HFConfig, root: Path | None = None):
     self.where = config.path
     names = table.column_names
     self._templates = _templates(names, config)
@@ -231,7 +231,7 @@ def _fields(template: str) -> list[str]:
   return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
 
-def _templates(names: Sequence[str], config: SourceConfig) -> dict[str, str]:
+def _templates(names: Sequence[str], config: HFConfig) -> dict[str, str]:
   for ours, template in config.templates.items():
     where = f"{config.path}: templates.{ours}"
     if ours not in OURS:
@@ -247,7 +247,7 @@ def _templates(names: Sequence[str], config: SourceConfig) -> dict[str, str]:
 
 
 def _columns(
-  names: Sequence[str], config: SourceConfig, templates: Mapping[str, str]
+  names: Sequence[str], config: HFConfig, templates: Mapping[str, str]
 ) -> dict[str, tuple[str, ...]]:
   found = {name: (name,) for name in FOUND if name in names and name not in templates}
   for ours, theirs in config.columns.items():

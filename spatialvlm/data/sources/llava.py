@@ -1,4 +1,4 @@
-"""LLaVA-style json and jsonl files with images in a folder (github.com/haotian-liu/LLaVA, Custom Data)."""
+"""Kind "llava": json and jsonl files in LLaVA's form (github.com/haotian-liu/LLaVA, Custom Data)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from spatialvlm.config import LlavaConfig
 from spatialvlm.data.sources.conversation import parse_turns
+from spatialvlm.data.sources.registry import Source
 from spatialvlm.processing.images import open_image
 from spatialvlm.types import Example, Turn, UserError
 
@@ -20,6 +22,12 @@ class _Record:
   images: tuple[Path, ...]
   turns: tuple[Turn, ...]
   task: str
+
+
+def examples(config: LlavaConfig) -> Source:
+  if not config.path:
+    raise UserError("a source of kind 'llava' needs a `path`: a .json or .jsonl file")
+  return Llava(config.path, config.image_root, config.size)
 
 
 class Llava(Sequence[Example]):

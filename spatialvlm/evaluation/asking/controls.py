@@ -28,7 +28,7 @@ _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 def check(source: SourceConfig, conditions: Sequence[str]) -> None:
   """Raises a UserError for a control that the questions cannot be asked under."""
-  if source.several_images == "join" and "flip" in conditions:
+  if getattr(source, "several_images", "") == "join" and "flip" in conditions:
     raise UserError(
       "score.controls: 'flip' would swap images that stand side by side; set data.several_images to 'skip',"
       " or leave 'flip' out"

@@ -1,0 +1,149 @@
+"""One typed config for each kind of data source; each kind reads all of its fields.
+
+A new kind is a dataclass here, with a `kind` of its own, and a place in `SourceConfig`; its openers are a
+file of `data/sources/` with a line in the table there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesConfig:
+  """Multiple-choice questions about rendered scenes, in CV-Bench's four kinds and templates.
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    tasks: kinds of question (Count, Relation, Depth, Distance) that are drawn, with weights; empty for all
+      alike.
+    seed: of the rendered worlds. Held-out worlds have another seed than trained ones.
+    size: number of questions, 0 for no end.
+    image_size: pixels of the square images.
+  """
+
+  kind: Literal["scenes"] = "scenes"
+  weight: float = 1.0
+  tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  seed: int = 0
+  size: int = 0
+  image_size: int = 96
+
+
+@dataclasses.dataclass(frozen=True)
+class SkillsConfig:
+  """Conversations about rendered scenes: what a model must see before it can answer questions about them.
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    tasks: skills (`worlds.skills.SKILLS`) that are drawn, with weights; empty for the usual ones.
+    seed: of the rendered worlds. Held-out worlds have another seed than trained ones.
+    size: number of conversations, 0 for no end.
+    image_size: pixels of the square images.
+    turns: questions asked about one image in one conversation.
+  """
+
+  kind: Literal["skills"] = "skills"
+  weight: float = 1.0
+  tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  seed: int = 0
+  size: int = 0
+  image_size: int = 96
+  turns: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CVBenchConfig:
+  """Parquet files in CV-Bench's schema, or CV-Bench itself.
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    path: a parquet file, a folder of them, or a hub id; empty for `nyu-visionx/CV-Bench`.
+    split: which files of a folder, where their names carry a split (`test_2d.parquet`).
+    revision: of the hub repository. CV-Bench itself has a pinned one.
+    size: only the first so many questions, 0 for all.
+    partial: take a local copy of CV-Bench that lacks questions or has them in another order.
+  """
+
+  kind: Literal["cvbench"] = "cvbench"
+  weight: float = 1.0
+  path: str = ""
+  split: str = "train"
+  revision: str | None = None
+  size: int = 0
+  partial: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaConfig:
+  """A json or jsonl file of conversations in LLaVA's form, images beside it.
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    path: the file.
+    image_root: folder of images that the records name; empty for the file's own.
+    size: only the first so many records, 0 for all.
+  """
+
+  kind: Literal["llava"] = "llava"
+  weight: float = 1.0
+  path: str = ""
+  image_root: str = ""
+  size: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class HFConfig:
+  """A data set that Hugging Face `datasets` reads, with a mapping of its columns.
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    path: a folder, file or hub id, a configuration after a colon (`user/set:name`).
+    split: name of the split.
+    revision: of the hub repository.
+    files: which files of the folder or hub repository hold the rows, e.g. `val-*.parquet`.
+    columns: names in the data set by our names (image, images, question, choices, answer, messages, id, task,
+      type, source, source_dataset, prompt). Images and choices may lie in several columns, their names
+      separated by commas. An empty name: none, though a column carries our name.
+    templates: our name -> text in which `{column}` stands for a row's cell, e.g. `Is it true? {caption}`.
+    choices: options of every question, where no column has them.
+    answers: how an answer is written: "index" (from 0), "letter" or "text"; "" for whichever fits.
+    shuffle_choices: put each question's options in an order drawn from `seed` and its row.
+    several_images: a question with several images is refused, left out, or gets them side by side in one.
+    seed: of shuffled choices.
+    size: only the first so many rows, 0 for all.
+    image_root: folder of images that the rows name; empty for the data's own. A name (or URL) is looked up
+      there whole, then without its first folder, its first two, ...
+  """
+
+  kind: Literal["hf"] = "hf"
+  weight: float = 1.0
+  path: str = ""
+  split: str = "train"
+  revision: str | None = None
+  files: str = ""
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  choices: tuple[str, ...] = ()
+  answers: Literal["", "index", "letter", "text"] = ""
+  shuffle_choices: bool = False
+  several_images: Literal["refuse", "skip", "join"] = "refuse"
+  seed: int = 0
+  size: int = 0
+  image_root: str = ""
+
+
+# The kinds that a config may name; `config.read` tells them apart by their `kind`.
+SourceConfig = ScenesConfig | SkillsConfig | CVBenchConfig | LlavaConfig | HFConfig
+
+
+def called(source: SourceConfig) -> str:
+  """What messages call a source: its path, else its kind."""
+  return getattr(source, "path", "") or source.kind

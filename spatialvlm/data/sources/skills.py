@@ -1,0 +1,11 @@
+"""Kind "skills": conversations about rendered scenes (`worlds.skills`)."""
+
+from __future__ import annotations
+
+from spatialvlm.config import SkillsConfig
+from spatialvlm.data.sources.registry import Source
+from spatialvlm.worlds.skills import SceneSkills
+
+
+def examples(config: SkillsConfig) -> Source:
+  return SceneSkills(config.seed, config.tasks, config.image_size, config.turns, config.size)
