@@ -4,7 +4,8 @@
 - `check(path, config) -> bool` touches nothing: whether a run of exactly this config is there to be
   continued. A folder of other settings, or of other files, is a `UserError`.
 - `claim(path, config, identity) -> bool` makes the folder and writes `config.json`, `environment.json` and
-  `identity.json`; a run goes on with the same inputs alone.
+  `identity.json`; a run goes on with the same inputs alone. From then on this process alone writes there,
+  until it ends or leaves `alone(path)`; another one is refused.
 - `write_json`, `write_text`, `write_bytes`: whole or not at all; `writing(path)`: a full disk is a
   `UserError`.
 
@@ -15,20 +16,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import re
+import socket
 import subprocess
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from spatialvlm import config as config_lib
-from spatialvlm.types import UserError
+from spatialvlm.types import Note, UserError
 
 # Where a run computes, what watches it, and where it keeps what can be computed again: a run may go on with
 # others.
@@ -38,6 +43,7 @@ CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 IDENTITY_FILE = "identity.json"
 PAGE_FILE = "inspect.html"
+LOCK_FILE = ".lock"
 BOARD_FOLDER = "tensorboard"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -53,12 +59,14 @@ def check(path: pathlib.Path, config: Any) -> bool:
   """Whether `path` holds a run of exactly this config (True) or nothing yet (False); touches nothing.
 
   Raises:
-    UserError: `path` holds other files, or a run with other settings (the first few that differ are named).
+    UserError: `path` holds other files, or a run with other settings (the first few that differ are named),
+      or another process writes there.
   """
   if not path.exists():
     return False
   if not path.is_dir():
     raise UserError(f"{path}: is a file; name a folder with --workdir")
+  _refuse_other_writers(path)
   stored = path / CONFIG_FILE
   if not stored.exists():
     if _results(path):
@@ -80,7 +88,7 @@ def check(path: pathlib.Path, config: Any) -> bool:
 
 def _results(path: pathlib.Path) -> bool:
   """Whether a folder holds more than a run's description, the page of `inspect_data`, and empty files."""
-  mere = {CONFIG_FILE, ENVIRONMENT_FILE, IDENTITY_FILE, PAGE_FILE}
+  mere = {CONFIG_FILE, ENVIRONMENT_FILE, IDENTITY_FILE, PAGE_FILE, LOCK_FILE}
   found = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.stat().st_size)
   return any(str(file) not in mere and file.parts[0] != BOARD_FOLDER for file in found)
 
@@ -96,19 +104,94 @@ def claim(path: pathlib.Path, config: Any, identity: Mapping[str, Any] | None = 
     UserError: as `check`; another identity; or the folder cannot be written.
   """
   continues = check(path, config)
+  if jax.process_index() == 0:
+    _lock(path)
+    continues = check(path, config)  # what another run may have begun meanwhile
   identity = json.loads(json.dumps(identity or {}))
   if continues and (path / IDENTITY_FILE).exists():
     other = _different(_read(path / IDENTITY_FILE), identity)
     if other:
       raise UserError(f"{path}: began with other inputs ({'; '.join(other[:3])}); name another --workdir")
   if jax.process_index() == 0 and not continues:
-    with writing(path):
-      path.mkdir(parents=True, exist_ok=True)
     write_json(path / ENVIRONMENT_FILE, environment())
     write_json(path / IDENTITY_FILE, identity)
     # The last of the three: a folder with a config is a run that began in order.
     write_json(path / CONFIG_FILE, config_lib.to_dict(config))
   return continues
+
+
+# The locks of this process: folder -> descriptor of its lock file. The system takes a lock back when its
+# process ends, however it ends, so that a lock file that a killed run has left means nothing by itself.
+_LOCKS: dict[pathlib.Path, int] = {}
+
+
+@contextlib.contextmanager
+def alone(path: pathlib.Path) -> Iterator[None]:
+  """Gives the folder free at the end, whichever way it comes, if it was claimed within."""
+  try:
+    yield
+  finally:
+    descriptor = _LOCKS.pop(path.absolute(), None)
+    if descriptor is not None:
+      with contextlib.suppress(OSError):
+        (path / LOCK_FILE).unlink()
+      os.close(descriptor)
+
+
+def _lock(path: pathlib.Path) -> None:
+  """Makes the folder and locks it for this process; raises a UserError where another one holds it."""
+  if path.absolute() in _LOCKS:
+    return
+  if path.exists() and not path.is_dir():
+    raise UserError(f"{path}: is a file; name a folder with --workdir")
+  with writing(path):
+    path.mkdir(parents=True, exist_ok=True)
+  file = path / LOCK_FILE
+  while True:
+    try:
+      descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:  # what cannot be written needs no lock: a finished run is read there
+      return
+    try:
+      fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      os.close(descriptor)
+      if error.errno in (errno.EACCES, errno.EAGAIN):
+        raise _written_by_another(path) from None
+      warnings.warn(f"{path}: cannot be locked there; see that no other run writes to it", Note, stacklevel=3)
+      return
+    # Its holder may have removed the file between the two calls, and a lock on that one keeps nobody out.
+    if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
+      break
+    os.close(descriptor)
+  said = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+  os.ftruncate(descriptor, 0)
+  os.pwrite(descriptor, (json.dumps(said) + "\n").encode(), 0)
+  _LOCKS[path.absolute()] = descriptor
+
+
+def _refuse_other_writers(path: pathlib.Path) -> None:
+  """Raises a UserError where another process holds the folder; leaves no trace."""
+  # To close any descriptor of a file gives up the locks of this process on it.
+  if path.absolute() in _LOCKS or not (path / LOCK_FILE).exists():
+    return
+  with contextlib.suppress(FileNotFoundError, PermissionError), open(path / LOCK_FILE, "r+b") as file:
+    try:
+      fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno in (errno.EACCES, errno.EAGAIN):
+        raise _written_by_another(path) from None
+
+
+def _written_by_another(path: pathlib.Path) -> UserError:
+  try:
+    said = json.loads((path / LOCK_FILE).read_text(encoding="utf-8"))
+    who = f"process {said['pid']} on {said['host']}, since {said['since']}"
+  except (OSError, ValueError, KeyError, TypeError):  # it begins at this very moment
+    who = "another process"
+  return UserError(
+    f"{path}: a run is writing there ({who}); wait for it or end it, or name another --workdir"
+  )
 
 
 def environment() -> dict[str, Any]:

@@ -147,45 +147,56 @@ def passes(rows: Iterable[Prediction]) -> dict[tuple[str, str], list[Prediction]
 
 
 def read(folder: pathlib.Path) -> list[Prediction]:
-  """Reads a run's rows back, of all passes. A torn last line, the trace of a kill, is cut from the file.
+  """Reads a run's rows back, of all passes; the file stays as it is.
+
+  A torn last line counts for nothing: a run was killed there, or is writing it at this moment.
 
   Raises:
-    UserError: a line is damaged or cannot be, or a row stands twice.
+    UserError: a line is damaged or cannot be, or a row stands twice and not alike.
   """
   path = folder / FILE
   if not path.exists():
     return []
   data = path.read_bytes()
   whole = data.rfind(b"\n") + 1
-  if whole < len(data):
-    with workdir.writing(path), open(path, "r+b") as f:
-      f.truncate(whole)
   return parse(data[:whole], str(path), _single_protocol(folder))
 
 
 def parse(data: bytes, where: str, protocol: str = "native") -> list[Prediction]:
   """The rows in the bytes of a file of whole lines; errors as `read`, which name `where`.
 
+  A row that stands twice alike, as two processes once could leave it, counts once.
+
   Args:
     protocol: of rows that name none, as runs of a single pass once wrote them.
   """
-  rows, seen = [], set()
+  rows: list[Prediction] = []
+  seen: dict[Key, Prediction] = {}
   for number, line in enumerate(data.splitlines(), start=1):
     row = _parse(line, f"{where}:{number}", protocol)
-    if row.key in seen:
-      raise UserError(f"{where}:{number}: question {row.idx} stands twice; name another --workdir")
-    seen.add(row.key)
-    rows.append(row)
+    if row.key not in seen:
+      rows.append(row)
+      seen[row.key] = row
+    elif not _equal(row, seen[row.key]):
+      raise UserError(
+        f"{where}:{number}: question {row.idx} stands twice, with different answers; name another --workdir"
+      )
   return rows
 
 
 class Writer:
-  """Appends predictions to a run's file; each batch is on the disk before the next is begun."""
+  """Appends predictions to a run's file; each batch is on the disk before the next is begun.
+
+  A torn last line that an earlier run has left is cut off first, so only the run itself may open one.
+  """
 
   def __init__(self, folder: pathlib.Path):
     self._path = folder / FILE
     with workdir.writing(self._path):
       folder.mkdir(parents=True, exist_ok=True)
+      with open(self._path, "a+b") as f:
+        f.seek(0)
+        f.truncate(f.read().rfind(b"\n") + 1)
       self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
 
   def write(self, rows: Iterable[Prediction]) -> None:
@@ -214,6 +225,12 @@ def _parse(line: bytes, where: str, protocol: str) -> Prediction:
     return _checked(Prediction(**row))
   except (ValueError, TypeError, KeyError, AttributeError) as e:
     raise UserError(f"{where}: not a prediction ({e}); remove the line, or name another --workdir") from e
+
+
+def _equal(row: Prediction, other: Prediction) -> bool:
+  """Whether two rows say the same; in other batches a log-probability is rounded otherwise."""
+  same = dataclasses.replace(row, logprobs=()) == dataclasses.replace(other, logprobs=())
+  return same and np.allclose(row.logprobs, other.logprobs, rtol=0, atol=1e-3)
 
 
 def _checked(row: Prediction) -> Prediction:

@@ -39,6 +39,11 @@ def run(
   Raises:
     UserError: anything in the config, data, weights or folder that the user can mend.
   """
+  with workdir.alone(folder):
+    return _run(config, folder, find)
+
+
+def _run(config: EvaluateConfig, folder: pathlib.Path, find: Callable[..., loading.Found]) -> Result:
   check(config)
   workdir.check(folder, config)
   mesh = axes.make_mesh(config.mesh)

@@ -33,6 +33,11 @@ def run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: settings, folder or encoders are not what they should be.
   """
+  with workdir.alone(folder):
+    return _run(config, folder)
+
+
+def _run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
   check(config)
   workdir.check(folder, config)
   for name in config.encoders:

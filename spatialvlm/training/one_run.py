@@ -38,6 +38,11 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: anything in the config, data, weights or workdir that the user can mend.
   """
+  with workdir_lib.alone(workdir):
+    return _train(config, workdir)
+
+
+def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   check(config)
   known = workdir_lib.check(workdir, config)
   if known and (workdir / SUMMARY_FILE).exists():  # written last, so that all else is there

@@ -35,6 +35,11 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   """
   if not config.stages:
     return one_run.train(config, workdir)
+  with workdir_lib.alone(workdir):
+    return _train(config, workdir)
+
+
+def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   stages = split(config, workdir)
   known = workdir_lib.check(workdir, config)
   finished = (workdir / one_run.SUMMARY_FILE).exists()

@@ -22,7 +22,7 @@ def test_round_trip(tmp_path):
   assert records.read(tmp_path / "nothing") == []
 
 
-def test_a_torn_line_is_cut(tmp_path):
+def test_a_torn_line_is_passed_over_and_cut_by_who_writes_on(tmp_path):
   rows = [support.row(i) for i in range(3)]
   records.rewrite(tmp_path, rows)
   file = tmp_path / records.FILE
@@ -30,6 +30,8 @@ def test_a_torn_line_is_cut(tmp_path):
   for size in range(len(whole) - 1, whole.rfind(b"\n", 0, -1), -7):
     file.write_bytes(whole[:size])
     assert records.read(tmp_path) == rows[:2]
+    assert file.read_bytes() == whole[:size]
+    records.Writer(tmp_path).close()
     assert file.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
 
 
@@ -64,9 +66,12 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
   assert file.read_bytes() == before
 
 
-def test_a_doubled_question_is_refused(tmp_path):
-  records.rewrite(tmp_path, [support.row(0), support.row(1), support.row(0)])
-  with pytest.raises(UserError, match=r"predictions.jsonl:3: question 0 stands twice"):
+def test_a_doubled_question_with_another_answer_is_refused(tmp_path):
+  other = dataclasses.replace(support.row(0), question="Is it another one?")
+  records.rewrite(tmp_path, [support.row(0), support.row(1), other])
+  with pytest.raises(
+    UserError, match=r"predictions.jsonl:3: question 0 stands twice, with diff"
+  ):
     records.read(tmp_path)
 
 

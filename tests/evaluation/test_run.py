@@ -113,7 +113,7 @@ def test_an_adapter_counts_and_is_known_by_its_content(config, files, tmp_path):
     settings.write_text(json.dumps(said | {"base_model_name_or_path": base}))
     with pytest.raises(UserError, match=rf"{why}.*give the base as config\.model\.path, and"):
       run(alone, tmp_path / "none")
-  with pytest.raises(UserError, match=r"is an adapter, and config\.adapter"):
+  with pytest.raises(UserError, match=r"holds an adapter, and config\.adapter"):
     run(dataclasses.replace(alone, adapter=adapted.adapter), tmp_path / "none")
   settings.write_text(json.dumps(said) + "\n")
   with pytest.raises(UserError, match=r"began with other inputs \(adapter"):
