@@ -160,7 +160,7 @@ def open_mixed(configs: Mapping[str, SourceConfig], *, shuffle: bool, seed: int)
   Raises:
     UserError: a source cannot be opened (named), or they make no mixture.
   """
-  opened = {}
+  opened, configs = {}, dict(sorted(configs.items()))  # equal configs mix alike, in whatever order
   for name, config in configs.items():
     if config.weight:
       try:

@@ -51,6 +51,14 @@ def test_batches_may_cross_the_end_of_an_epoch_and_one_example_is_enough():
   assert answers(stream, 2) == [[0, 0, 0]] * 2
 
 
+def test_equal_configs_mix_alike_in_whatever_order_they_name_their_sources():
+  sources = {"b": fake(0, "b", weight=2.0), "a": fake(7)}
+  settings = [config(sources=order) for order in (sources, dict(reversed(sources.items())))]
+  assert settings[0] == settings[1]
+  found = [rows_of(pipeline.training_stream(s, FakeProcessor(), 3), 5) for s in settings]
+  assert found[0] == found[1] and len(set(found[0])) > 7
+
+
 def test_the_seed_of_the_run_changes_the_order():
   order = lambda seed: answers(
     pipeline.training_stream(config(sources={"a": fake(30)}), FakeProcessor(), 5, seed=seed), 6

@@ -1,5 +1,6 @@
 """The table of kinds: what a config names is what is opened."""
 
+import dataclasses
 import importlib
 import typing
 
@@ -31,6 +32,21 @@ def test_rendered_kinds_read_their_settings():
   one, five = (open_source(SkillsConfig(tasks={"letters": 1.0}, turns=n, seed=3)) for n in (1, 5))
   assert len(one) == ENDLESS and one[0].task == "letters"
   assert len(one[0].turns) == 1 < max(len(five[i].turns) for i in range(4))
+
+
+@pytest.mark.parametrize(
+  "source",
+  [
+    ScenesConfig(tasks={"Relation": 0.75, "Count": 0.25}, image_size=32),
+    SkillsConfig(tasks={"letters": 0.5, "color": 0.5}, image_size=32),
+  ],
+  ids=lambda source: source.kind,
+)
+def test_equal_configs_draw_alike_in_whatever_order_they_name_their_tasks(source):
+  backwards = dataclasses.replace(source, tasks=dict(reversed(source.tasks.items())))
+  assert source == backwards
+  tasks = [[open_source(config)[i].task for i in range(12)] for config in (source, backwards)]
+  assert tasks[0] == tasks[1] and len(set(tasks[0])) == 2
 
 
 def test_a_kind_that_holds_no_questions_says_which_do():

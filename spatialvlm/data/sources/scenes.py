@@ -13,7 +13,8 @@ from spatialvlm.worlds.questions import SceneQuestions
 
 
 def questions(config: ScenesConfig) -> SceneQuestions:
-  return SceneQuestions(config.seed, config.tasks, config.image_size, config.size)
+  tasks = dict(sorted(config.tasks.items()))  # equal configs draw alike, in whatever order they name kinds
+  return SceneQuestions(config.seed, tasks, config.image_size, config.size)
 
 
 def examples(config: ScenesConfig) -> Source:

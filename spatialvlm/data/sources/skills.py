@@ -8,4 +8,5 @@ from spatialvlm.worlds.skills import SceneSkills
 
 
 def examples(config: SkillsConfig) -> Source:
-  return SceneSkills(config.seed, config.tasks, config.image_size, config.turns, config.size)
+  tasks = dict(sorted(config.tasks.items()))  # equal configs draw alike, in whatever order they name skills
+  return SceneSkills(config.seed, tasks, config.image_size, config.turns, config.size)
