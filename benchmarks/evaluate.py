@@ -146,9 +146,10 @@ class Theirs:
   def _inputs(self, items):
     from PIL import Image
 
-    say = lambda q: [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": q.prompt}]}]
+    parts = lambda q: [{"type": "image"}] * len(q.images) + [{"type": "text", "text": q.prompt}]
+    say = lambda q: [{"role": "user", "content": parts(q)}]
     texts = [self.processor.apply_chat_template(say(q), add_generation_prompt=True) for q in items]
-    images = [[Image.fromarray(q.image)] for q in items]
+    images = [[Image.fromarray(image) for image in q.images] for q in items]
     inputs = self.processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="left")
     return inputs.to(self.device, self.dtype)
 
@@ -185,7 +186,7 @@ def operations(ours: Ours, items) -> float:
   decoder = 2 * sum(size(layer) for layer in ours.vlm.decoder.stack.layers)
   total, seen = 0.0, set()
   for question in items:
-    key = question.image.tobytes()
+    key = question.images[0].tobytes()
     encoded = ours.prompter(question).encoded
     image = encoded.image_slot >= 0
     prefix = int(image.nonzero()[0][-1]) + 1

@@ -67,15 +67,20 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-  """One multiple-choice question in CV-Bench's schema, its image decoded.
+  """One multiple-choice question in CV-Bench's schema, its images decoded.
 
-  `answer` indexes `choices`; `prompt` is the question with its lettered options as the data set writes it.
+  Attributes:
+    images: uint8 arrays (H, W, 3), RGB; one or several.
+    answer: index into `choices`.
+    prompt: the question with its lettered options as the data set writes it. It may hold `<image>` marks, as
+      many as images; without any, all images stand before it.
+    filename, source_filename: as in the data set; of several images their names, separated by commas.
   """
 
   idx: int
   type: str
   task: str
-  image: np.ndarray
+  images: tuple[np.ndarray, ...]
   question: str
   choices: tuple[str, ...]
   answer: int
@@ -87,6 +92,12 @@ class Question:
   target_class: str | None = None
   target_size: int | None = None
   bbox: tuple[tuple[float, ...], ...] | None = None
+
+  @property
+  def source_filenames(self) -> tuple[str, ...]:
+    """The name of each image's file, "" for all where they are not known."""
+    names = tuple(self.source_filename.split(",")) if len(self.images) > 1 else (self.source_filename,)
+    return names if len(names) == len(self.images) else ("",) * len(self.images)
 
 
 def lettered(choices: Sequence[str]) -> str:

@@ -116,7 +116,8 @@ class HFConfig:
     choices: options of every question, where no column has them.
     answers: how an answer is written: "index" (from 0), "letter" or "text"; "" for whichever fits.
     shuffle_choices: put each question's options in an order drawn from `seed` and its row.
-    several_images: a question with several images is refused, left out, or gets them side by side in one.
+    several_images: a question with several images is refused ("refuse"), left out ("skip"), asked about all
+      of them ("keep"), or about one in which they stand side by side ("join"). Examples keep all of theirs.
     seed: of shuffled choices.
     size: only the first so many rows, 0 for all.
     image_root: folder of images that the rows name; empty for the data's own. A name (or URL) is looked up
@@ -134,7 +135,7 @@ class HFConfig:
   choices: tuple[str, ...] = ()
   answers: Literal["", "index", "letter", "text"] = ""
   shuffle_choices: bool = False
-  several_images: Literal["refuse", "skip", "join"] = "refuse"
+  several_images: Literal["refuse", "skip", "keep", "join"] = "refuse"
   seed: int = 0
   size: int = 0
   image_root: str = ""

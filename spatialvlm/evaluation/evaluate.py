@@ -176,7 +176,7 @@ class _Work:
     return zip(block, registry.read(self._questions, block), strict=True)
 
   def _hashed(self, question: Question) -> tuple[Question, str]:
-    return question, records.image_hash(question.image)
+    return question, records.images_hash(question.images)
 
   def _checked(
     self, items: Iterable[tuple[int, Question, str]], seen: set[int]

@@ -96,11 +96,9 @@ class Benchmark:
     for question in _each(questions):
       name = image_name(question)
       idx_of.setdefault(name, []).append(int(question.idx))
-      if question.source_filename:
-        self._names[normalised(question.source_filename)] = name
-      # Boxes are drawn for one question, so every question's own picture is looked at.
-      found = perceptual_hash(question.image)
-      if found is not None:
+      self._names |= {normalised(file): name for file in question.source_filenames if file}
+      # Boxes are drawn for one question, so every question's own pictures are looked at.
+      for found in filter(None, map(perceptual_hash, question.images)):
         hashes.append(found[0])
         self._owner.append(name)
     self._questions = {name: tuple(idx) for name, idx in idx_of.items()}

@@ -85,11 +85,19 @@ def image_hash(image: np.ndarray) -> str:
   return digest.hexdigest()
 
 
+def images_hash(images: Sequence[np.ndarray]) -> str:
+  """Sixteen hex digits that name several images in their order; of one image its `image_hash`."""
+  hashes = [image_hash(image) for image in images]
+  if len(hashes) == 1:
+    return hashes[0]
+  return hashlib.blake2b(" ".join(hashes).encode(), digest_size=8).hexdigest()
+
+
 def image_name(question: Question) -> str:
-  """What tells a question's photo or scene from others of its source."""
+  """What tells a question's photo or scene, or several, from others of its source."""
   if question.source_filename:
     return f"{question.source_dataset}/{question.source_filename}"
-  return image_hash(question.image)
+  return images_hash(question.images)
 
 
 def predict(

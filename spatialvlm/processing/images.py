@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from spatialvlm.types import UserError
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+
+def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
+  """One image of several, from left to right on white, uint8 (H, W, 3)."""
+  height = max(image.shape[0] for image in images)
+  return np.concatenate(
+    [np.pad(i, ((0, height - len(i)), (0, 0), (0, 0)), constant_values=255) for i in images], axis=1
+  )
 
 
 def open_image(source: ImageSource, name: str = "") -> np.ndarray:

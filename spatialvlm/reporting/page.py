@@ -160,6 +160,16 @@ def embed(
   return found
 
 
+def strip(images: Sequence[np.ndarray]) -> np.ndarray:
+  """Several pictures in one, uint8 (H, W, 3): from left to right, apart from each other, on white."""
+  if len(images) == 1:
+    return images[0]
+  height = max(image.shape[0] for image in images)
+  gap = np.full((height, max(height // 20, 1), 3), 255, np.uint8)
+  padded = [np.pad(i, ((0, height - len(i)), (0, 0), (0, 0)), constant_values=255) for i in images]
+  return np.concatenate([part for image in padded for part in (gap, image)][1:], axis=1)
+
+
 def _jpeg(image: np.ndarray, size: tuple[int, int]) -> str:
   edge, quality = size
   picture = Image.fromarray(image)

@@ -232,7 +232,7 @@ class SceneQuestions(Sequence[Question]):
     shared = dict(
       idx=index,
       task=kind,
-      image=image,
+      images=(image,),
       answer=wish.answer,
       source="Scenes",
       source_dataset="Scenes",

@@ -47,13 +47,13 @@ def _nearer_in_image(question: Question, boxes: Sequence[Box]) -> float:
 
 
 def _centre(question: Question, boxes: Sequence[Box]) -> float:
-  height, width = question.image.shape[:2]
+  height, width = question.images[0].shape[:2]
   first, second = (np.linalg.norm(_middle(box) - (width / 2, height / 2)) for box in boxes)
   return float(second - first)
 
 
 def _most_saturated(question: Question, boxes: Sequence[Box]) -> float:
-  return _saturation(question.image, boxes[0]) - _saturation(question.image, boxes[1])
+  return _saturation(question.images[0], boxes[0]) - _saturation(question.images[0], boxes[1])
 
 
 # Each says how much rather the first of two objects than the second.

@@ -83,27 +83,39 @@ def test_blink(tmp_path, recipe, subset, question, choices):
   assert one.choices == tuple(choices) and one.task == subset and one.source == "BLINK" and one.type == ""
   # The data's own prompt: a line break where CV-Bench has a space.
   assert one.prompt.startswith(f"{question}\nSelect from the following choices.\n(A) {choices[0]}\n(B)")
-  np.testing.assert_array_equal(one.image, np.full((3, 2, 3), 1))
+  np.testing.assert_array_equal(one.images[0], np.full((3, 2, 3), 1))
   with pytest.raises(UserError, match="row 0, column 'answer': 'hidden' is not the letter of one of"):
     opened(recipe, tmp_path, files=f"{subset}/test-*.parquet")
   with pytest.raises(UserError, match=rf"holds no {subset}/val-\*\.parquet; give the folder"):
     opened(recipe, tmp_path / subset)
 
 
-def test_several_images_are_refused_left_out_or_joined(tmp_path):
+def test_several_images_are_refused_kept_left_out_or_joined(tmp_path):
   two = [("image_1", picture(1)), ("image_2", picture(2, width=3))]
   write_blink(tmp_path, "Counting", [("Q?", ["1", "2"], "(A)"), ("Q?", ["1", "2"], "(B)", *two)])
   with pytest.raises(UserError, match=r"row 1, column 'image_1', .*: 2 images, where a question has"):
     opened("blink-counting", tmp_path)
+  kept = opened("blink-counting", tmp_path, several_images="keep")
+  assert [[image[0, 0, 0] for image in q.images] for q in kept] == [[0], [1, 2]] and kept.ids == (0, 1)
+  assert [image.shape for image in kept[1].images] == [(3, 2, 3), (3, 3, 3)]
   (one,) = opened("blink-counting", tmp_path, several_images="skip")
   assert one.idx == 0
   joined = opened("blink-counting", tmp_path, several_images="join")
   assert len(joined) == 2 and joined.ids == (0, 1)
-  assert joined[1].image[0, :, 0].tolist() == [1, 1, 2, 2, 2]
+  assert joined[1].images[0][0, :, 0].tolist() == [1, 1, 2, 2, 2]
   none = [("image_1", None)]
   write_blink(tmp_path, "Counting", [("Q?", ["1", "2"], "(A)", *none)])
   with pytest.raises(UserError, match=r"row 0, column 'image_1'.*: the cell is empty, where an image"):
     opened("blink-counting", tmp_path)
+
+
+def test_marks_of_several_images_are_as_many(tmp_path):
+  two = [("image_1", picture(1)), ("image_2", picture(2))]
+  write_blink(tmp_path, "Counting", [("Is <image> like <image>?", ["no", "yes"], "(A)", *two)])
+  (kept,) = opened("blink-counting", tmp_path, several_images="keep")
+  assert kept.prompt.startswith("Is <image> like <image>?") and len(kept.images) == 2
+  with pytest.raises(UserError, match=r"row 0, column 'prompt': 2 <image> marks for 1 image"):
+    opened("blink-counting", tmp_path, several_images="join")
 
 
 COLUMNS = [
@@ -145,7 +157,11 @@ def test_3dsrbench(tmp_path):
     ("the dog", "the cat"),
   ]
   assert [q.answer for q in questions] == [0, 2, 1]
-  assert [q.image[0, 0, 0] for q in questions] == [0, 1, 0]  # a short cell names the row that has the image
+  assert [q.images[0][0, 0, 0] for q in questions] == [
+    0,
+    1,
+    0,
+  ]  # a short cell names the row that has the image
   assert questions[1].task == "location_above" and questions[1].source_dataset == "MS-COCO"
   # Without the images in base64: by the names of their URLs in a folder of COCO.
   save(tmp_path, "coco/0.jpg")
@@ -187,7 +203,7 @@ def test_vsr(tmp_path, recipe):
   questions = opened(recipe, tmp_path)
   assert [q.answer for q in questions] == [1, 0] and questions[0].choices == ("false", "true")
   assert 'true or false? "The bear is in front of the person."' in questions[0].prompt
-  assert questions[1].image[0, 0, 0] == 10 and questions[1].filename == "000000401552.jpg"
+  assert questions[1].images[0][0, 0, 0] == 10 and questions[1].filename == "000000401552.jpg"
   assert opened(recipe, tmp_path, **{"columns.task": "relation"})[0].task == "in front of"
   example = opened(recipe, tmp_path, open_source)[1]  # the same, to train on
   assert example.turns == (Turn(questions[1].prompt, "A"),) and example.files == ("000000401552.jpg",)
@@ -208,7 +224,7 @@ def test_sat(tmp_path):
   questions = opened("sat", tmp_path)
   assert {q.choices[q.answer] for q in questions} == {"yes", "left"}
   assert {q.answer for q in questions} == {0, 1}  # the order is drawn
-  assert questions[1].image[0, :, 0].tolist() == [2, 2, 3, 3] and questions[1].task == "ego"
+  assert questions[1].images[0][0, :, 0].tolist() == [2, 2, 3, 3] and questions[1].task == "ego"
   assert len(opened("sat", tmp_path, several_images="skip")) == 8
   assert len(opened("sat", tmp_path, open_source, several_images="refuse")[1].images) == 2
   with pytest.raises(UserError, match="several_images is for questions that are scored"):
@@ -237,7 +253,7 @@ def test_whatsup(tmp_path, recipe, file, images):
   rows = [{"image_path": f"data/{images}/{name}", "caption_options": captions} for name in names]
   (tmp_path / file).write_text(json.dumps(rows))
   questions = list(opened(recipe, tmp_path))
-  assert {q.choices[q.answer] for q in questions} == {captions[0]} and questions[3].image[0, 0, 0] == 30
+  assert {q.choices[q.answer] for q in questions} == {captions[0]} and questions[3].images[0][0, 0, 0] == 30
   assert {q.answer for q in questions} == {0, 1, 2, 3}
   assert [q.choices for q in opened(recipe, tmp_path)] == [q.choices for q in questions]
   assert [q.choices for q in opened(recipe, tmp_path, seed=1)] != [q.choices for q in questions]
@@ -270,7 +286,7 @@ def test_whatsup_pairs(tmp_path, recipe, file, images):
   (tmp_path / file).write_text(json.dumps(rows))
   questions = list(opened(recipe, tmp_path))
   assert {q.choices[q.answer] for q in questions} == {right} and {q.answer for q in questions} == {0, 1}
-  assert questions[7].image[0, 0, 0] == 70
+  assert questions[7].images[0][0, 0, 0] == 70
   (tmp_path / file).write_text(json.dumps([*rows, [99, right, wrong]]))
   with pytest.raises(UserError, match="row 8, template of 'image': no such image file"):
     opened(recipe, tmp_path)

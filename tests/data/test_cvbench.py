@@ -22,7 +22,7 @@ def question(idx, count=2, **kwargs):
   choices = tuple(str(i) for i in range(count))
   text = "How many cubes are in the image?"
   fields = dict(
-    idx=idx, type="2D", task="Count", image=image, question=text, choices=choices, answer=idx % count,
+    idx=idx, type="2D", task="Count", images=(image,), question=text, choices=choices, answer=idx % count,
     prompt=choice_prompt(text, choices), source="ADE20K", source_dataset="ADE20K Validation Set",
     filename=f"img/{idx}.png", source_filename="x.jpg",
   )  # fmt: skip
@@ -58,7 +58,7 @@ def rewrite(path, change):
 def same(left, right):
   for name in Question.__dataclass_fields__:
     a, b = getattr(left, name), getattr(right, name)
-    assert np.array_equal(a, b) if name == "image" else a == b, name
+    assert np.array_equal(a, b) if name == "images" else a == b, name
 
 
 def test_what_is_written_is_read_back(file):
@@ -87,7 +87,7 @@ def test_the_file_has_the_hub_schema_and_datasets_decodes_it(file, tmp_path):
   assert isinstance(rows.features["image"], datasets.Image)
   assert rows[0]["answer"] == "(D)" and rows[0]["target_class"] is None
   assert rows[1]["bbox"] == [[1.0, 2.0, 3.5, 4.0]]
-  np.testing.assert_array_equal(np.asarray(rows[2]["image"]), QUESTIONS[2].image)
+  np.testing.assert_array_equal(np.asarray(rows[2]["image"]), QUESTIONS[2].images[0])
   kinds = {f.name: str(f.type) for f in pq.read_schema(file)}
   assert kinds["idx"] == kinds["target_size"] == "int32" and kinds["bbox"].endswith("float>>")
 
@@ -116,7 +116,7 @@ def test_images_are_read_row_group_by_row_group_within_a_bound(file, monkeypatch
 
 
 def test_images_may_be_paths_beside_the_file(file, tmp_path):
-  Image.fromarray(QUESTIONS[0].image).save(tmp_path / "a.png")
+  Image.fromarray(QUESTIONS[0].images[0]).save(tmp_path / "a.png")
 
   def change(columns):
     columns["image"][0][0] = {"bytes": None, "path": "a.png"}
@@ -125,7 +125,7 @@ def test_images_may_be_paths_beside_the_file(file, tmp_path):
 
   rewrite(file, change)
   read = cvbench.open_cvbench(str(file))
-  np.testing.assert_array_equal(read[0].image, QUESTIONS[0].image)
+  np.testing.assert_array_equal(read[0].images[0], QUESTIONS[0].images[0])
   with pytest.raises(UserError, match="row 1, column 'image': no such image file"):
     read[1]
   with pytest.raises(UserError, match="row 2, column 'image': the cell holds neither"):
@@ -134,7 +134,7 @@ def test_images_may_be_paths_beside_the_file(file, tmp_path):
 
 def test_jpeg_as_on_the_hub_and_corrupt_images(file):
   buffer = io.BytesIO()
-  Image.fromarray(QUESTIONS[0].image).save(buffer, "JPEG")
+  Image.fromarray(QUESTIONS[0].images[0]).save(buffer, "JPEG")
 
   def change(columns):
     columns["image"][0][0]["bytes"] = buffer.getvalue()
@@ -143,7 +143,7 @@ def test_jpeg_as_on_the_hub_and_corrupt_images(file):
 
   rewrite(file, change)
   read = cvbench.open_cvbench(str(file))
-  assert read[0].image.shape == (4, 6, 3)
+  assert read[0].images[0].shape == (4, 6, 3)
   for row in (1, 2):
     with pytest.raises(UserError, match=f"test_2d.parquet, row {row}, column 'image'"):
       read[row]
@@ -278,7 +278,7 @@ def test_a_sample_is_noted_and_another_benchmark_is_not(tmp_path, monkeypatch):
 
 def test_content_follows_texts_and_pixels(tmp_path):
   path, first = tmp_path / "t.parquet", question(1)
-  turned = dataclasses.replace(first, image=first.image[:, ::-1])
+  turned = dataclasses.replace(first, images=(first.images[0][:, ::-1],))
   contents = []
   for asked in (first, first, dataclasses.replace(first, answer=0), turned):
     cvbench.write_cvbench(path, [asked])
@@ -310,6 +310,13 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
   with pytest.raises(UserError, match="cannot be written"):
     cvbench.write_cvbench(path / "below-a-file.parquet", QUESTIONS)
+
+
+def test_several_images_have_no_place_in_the_schema(tmp_path):
+  one = question(1)
+  with pytest.raises(UserError, match="question 1: 2 images, where CV-Bench's schema has one"):
+    cvbench.write_cvbench(tmp_path / "x.parquet", [dataclasses.replace(one, images=one.images * 2)])
+  assert not list(tmp_path.iterdir())
 
 
 def test_it_serves_as_questions_and_as_training_examples(file):

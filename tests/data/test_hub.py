@@ -49,7 +49,7 @@ def test_a_saved_folder_gives_lettered_questions(mcq):
   assert [e.images[0][0, 0, 0] for e in pipeline.read(source, [2, 0])] == [3, 1]
   questions = pipeline.open_questions(mcq)
   assert questions[2].answer == 2 and questions[2].choices == ("1", "2", "3") and questions[0].idx == 0
-  np.testing.assert_array_equal(questions[1].image, np.full((3, 2, 3), 2))
+  np.testing.assert_array_equal(questions[1].images[0], np.full((3, 2, 3), 2))
 
 
 def test_conversations_with_several_images_and_splits(tmp_path):

@@ -59,10 +59,10 @@ def test_figures_are_those_of_the_stream(config, processor):
 
 def test_training_teaches_the_token_that_evaluation_scores(processor):
   question = Question(
-    7, "2D", "Count", PICTURE, "How many?", ("1", "2"), 1, "How many? Select.\n(A) 1\n(B) 2", "COCO"
+    7, "2D", "Count", (PICTURE,), "How many?", ("1", "2"), 1, "How many? Select.\n(A) 1\n(B) 2", "COCO"
   )
   encoded = processor.encode(lettered.question_to_example(question))
-  prompt = processor.encode_prompt((question.image,), question.prompt)
+  prompt = processor.encode_prompt(question.images, question.prompt)
   first = np.flatnonzero(encoded.loss_mask)[0]
   np.testing.assert_array_equal(encoded.tokens[:first], prompt.tokens)
   assert encoded.tokens[first] == processor.letter_ids(2)[question.answer]

@@ -1,5 +1,6 @@
 """The stream: deterministic, sharded, resumable, and its examples checked."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -235,7 +236,11 @@ def test_a_kind_without_questions_is_refused():
 
 def test_a_question_is_answered_by_its_letter():
   image = np.zeros((2, 2, 3), np.uint8)
-  question = Question(7, "2D", "Count", image, "How many?", ("1", "2"), 1, "How many? (A) 1 (B) 2", "COCO")
+  question = Question(7, "2D", "Count", (image,), "How many?", ("1", "2"), 1, "How many? (A) 1 (B) 2", "COCO")
   example = pipeline.question_to_example(question)
   assert example.turns == (Turn("How many? (A) 1 (B) 2", "B"),)
   assert (example.task, example.source, example.id) == ("Count", "COCO", "7")
+  assert example.files == ("",) and len(example.images) == 1
+  two = dataclasses.replace(question, images=(image, image), source_filename="a.jpg,b.jpg")
+  example = pipeline.question_to_example(two)
+  assert example.files == ("a.jpg", "b.jpg") and len(example.images) == 2

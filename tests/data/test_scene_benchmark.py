@@ -27,7 +27,7 @@ def test_files_read_as_cv_bench_does(tmp_path):
     "Omni3D_Hypersim", "Omni3D_SUNRGBD", "Omni3D_nuScenes"
   }  # fmt: skip
   assert {q.source for q in found} == {"ADE20K", "COCO", "Omni3D"}
-  assert len({q.image.tobytes() for q in found}) == 14
+  assert len({q.images[0].tobytes() for q in found}) == 14
   again = tmp_path / "again"
   scene_benchmark.write(again, seed=5, image_size=48, share=0.004)
   assert (again / "test_3d.parquet").read_bytes() == (tmp_path / "test_3d.parquet").read_bytes()

@@ -28,7 +28,7 @@ def test_rendered_kinds_read_their_settings():
   scenes = ScenesConfig(tasks={"Count": 1.0}, seed=3, size=5, image_size=32)
   questions, examples = open_questions(scenes), open_source(scenes)
   assert len(questions) == len(examples) == 5 and questions[4].task == examples[4].task == "Count"
-  assert questions[0].image.shape == (32, 32, 3)
+  assert questions[0].images[0].shape == (32, 32, 3)
   one, five = (open_source(SkillsConfig(tasks={"letters": 1.0}, turns=n, seed=3)) for n in (1, 5))
   assert len(one) == ENDLESS and one[0].task == "letters"
   assert len(one[0].turns) == 1 < max(len(five[i].turns) for i in range(4))
@@ -61,7 +61,7 @@ def test_scene_examples_bring_their_pictures_depth_in_metres(size):
   examples, questions = open_source(config), open_questions(config)
   for index in (0, 5):
     example, question = examples[index], questions[index]
-    np.testing.assert_array_equal(example.images[0], question.image)
+    np.testing.assert_array_equal(example.images[0], question.images[0])
     number = int(question.source_filename.rsplit("_", 1)[1])
     (frame,) = world.frames(3, [number], size)
     depth = example.dense["depth"]

@@ -67,7 +67,7 @@ def questions(count: int = 11, images: int = 5) -> list[Question]:
         idx=100 + 3 * i,
         type="3D" if source == "Omni3D" else "2D",
         task=task,
-        image=pictures[i % images],
+        images=(pictures[i % images],),
         question=question,
         choices=choices,
         answer=i % len(choices),

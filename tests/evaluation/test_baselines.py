@@ -88,5 +88,5 @@ def test_rules_know_rendered_scenes_alone():
     assert set(letters) == {r for r in shortcuts.RULES if shortcuts.rule_choice(r, question) is not None}
     assert bool(letters) == (question.task != "Count")
     # Of other pictures only what is drawn into them is known.
-    undrawn = dict(source="COCO", image=np.full_like(question.image, 90))
+    undrawn = dict(source="COCO", images=(np.full_like(question.images[0], 90),))
     assert not baselines.rule_letters(dataclasses.replace(question, **undrawn))

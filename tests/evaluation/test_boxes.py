@@ -25,9 +25,9 @@ def foreign(question, rng, sized, quality=80):
   if sized:
     listed = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in listed]
   buffer = io.BytesIO()
-  Image.fromarray(question.image).save(buffer, "JPEG", quality=quality)
+  Image.fromarray(question.images[0]).save(buffer, "JPEG", quality=quality)
   image = np.asarray(Image.open(buffer).convert("RGB"))
-  return dataclasses.replace(question, bbox=tuple(map(tuple, listed)), image=image, source="Omni3D")
+  return dataclasses.replace(question, bbox=tuple(map(tuple, listed)), images=(image,), source="Omni3D")
 
 
 @pytest.mark.parametrize("sized", [False, True])
@@ -56,10 +56,10 @@ def test_rules_say_the_same_as_where_boxes_are_known(scenes):
 def test_what_the_pixels_do_not_show_is_not_said(scenes):
   question = dataclasses.replace(scenes[0], source="Omni3D")
   assert baselines.rule_letters(question)
-  blank = np.full_like(question.image, 128)
+  blank = np.full_like(question.images[0], 128)
   moved = tuple(tuple(v + 31 for v in box) for box in question.bbox)
   for changes in (
-    dict(image=blank),
+    dict(images=(blank,)),
     dict(bbox=moved),
     dict(bbox=None),
     dict(bbox=question.bbox[:1]),

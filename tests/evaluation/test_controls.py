@@ -60,13 +60,13 @@ def test_what_must_follow_from_a_mirrored_image(fields, expected):
     assert mirrored is None
     return
   assert "ABC"[mirrored.answer] == expected
-  np.testing.assert_array_equal(mirrored.image, asked.image[:, ::-1])
+  np.testing.assert_array_equal(mirrored.images[0], asked.images[0][:, ::-1])
   assert (mirrored.prompt, mirrored.choices) == (asked.prompt, asked.choices)
   assert controls.flipped(mirrored).answer == asked.answer
 
 
 def test_grey_has_the_size_and_nothing_else():
-  image = support.questions(1)[0].image
+  image = support.questions(1)[0].images[0]
   assert controls.grey(image).shape == image.shape and set(controls.grey(image).flat) == {128}
 
 

@@ -191,10 +191,10 @@ def test_boxes_make_no_other_photo_of_the_same(prompter):
   """CV-Bench draws boxes into photos: of three questions two are on one photo, with other boxes."""
   first, *_ = support.questions()
   asked = [
-    dataclasses.replace(first, idx=i, image=first.image + i, source_dataset="d", source_filename=name)
+    dataclasses.replace(first, idx=i, images=(first.images[0] + i,), source_dataset="d", source_filename=name)
     for i, name in enumerate(("a.jpg", "a.jpg", "b.jpg"))
   ]
-  assert len({records.image_hash(q.image) for q in asked}) == 3
+  assert len({records.image_hash(q.images[0]) for q in asked}) == 3
   config = dataclasses.replace(CONFIG, controls=("other_image",))
   found = evaluate(asked, Counting(), prompter, config).passes["native", "other_image"]
   assert {row.idx: row.image_shown for row in found} == {0: "d/b.jpg", 1: "d/b.jpg", 2: "d/a.jpg"}

@@ -1,5 +1,6 @@
 """Copies of a benchmark's pictures are found however they were saved; others are not."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -22,12 +23,12 @@ def pictures():
 
 def _scenes(seed):
   questions = SceneQuestions(seed, size=SIZE)
-  return [questions[i].image for i in range(SIZE)]
+  return [questions[i].images[0] for i in range(SIZE)]
 
 
 def question(idx, image, file=""):
   return Question(
-    idx=idx, type="2D", task="Count", image=image, question="How many?", choices=("1", "2"), answer=0,
+    idx=idx, type="2D", task="Count", images=(image,), question="How many?", choices=("1", "2"), answer=0,
     prompt="", source="COCO", source_dataset="COCO", source_filename=file,
   )  # fmt: skip
 
@@ -60,6 +61,15 @@ def test_copies_are_found_and_others_are_not(pictures):
   assert [(leak.index, leak.questions) for leak in found] == [(i, (i,)) for i in range(5)]
   assert [leak.how for leak in found] == ["picture"] * 3 + ["mirrored picture"] * 2
   assert found[0].distance == 0 and found[3].distance == 0
+
+
+def test_each_of_several_pictures_is_looked_for(pictures):
+  both = dataclasses.replace(question(7, pictures[0]), images=(pictures[0], pictures[1]))
+  both = dataclasses.replace(both, source_filename="000000397133.jpg,b.jpg")
+  copies = [example(pictures[1], "x.jpg"), example(pictures[2], "b.jpg"), example(pictures[2], "c.jpg")]
+  found, _ = leaks.find(leaks.Benchmark([both]), {"mine": copies})
+  assert [(leak.index, leak.how) for leak in found] == [(0, "picture"), (1, "name")]
+  assert all(leak.questions == (7,) for leak in found)
 
 
 def test_names_are_found_and_held_apart_from_pictures(pictures):

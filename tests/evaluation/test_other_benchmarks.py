@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
   (folder / "controlled_images").mkdir()
   rows = []
   for i, question in enumerate(support.questions(count=4, images=4)):
-    Image.fromarray(question.image).save(folder / "controlled_images" / f"{i}.png")
+    Image.fromarray(question.images[0]).save(folder / "controlled_images" / f"{i}.png")
     captions = CAPTIONS[i:] + CAPTIONS[:i]
     rows.append({"image_path": f"data/controlled_images/{i}.png", "caption_options": captions})
   (folder / "controlled_images_dataset.json").write_text(json.dumps(rows))

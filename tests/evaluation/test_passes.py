@@ -89,7 +89,7 @@ def letters(vlm, prompter, processor):
 
   def ask(question, protocol="native", blind=False):
     asked = PROTOCOLS[protocol]
-    images = () if blind else (question.image,)
+    images = () if blind else question.images
     encoded = processor.encode_prompt(images, asked.text(question), asked.answer_prefix)
     batch = collate([encoded], length=256, tiles=len(images), targets=0, pad_id=prompter.pad_id, batch_size=1)
     logits = np.asarray(plain(state, batch))[0, len(encoded.tokens) - 1]
@@ -112,7 +112,7 @@ def test_options_are_what_score_choices_says(result, questions, vlm, processor):
   loaded = LoadedVlm(vlm, pathlib.Path(), "tiny", None, {})
   loaded.processor = processor
   for question, row in list(zip(questions, result.passes["options", "sighted"], strict=True))[1:3]:
-    sums = loaded.score_choices(question.image, question.prompt, list(question.choices))
+    sums = loaded.score_choices(question.images, question.prompt, list(question.choices))
     close(np.multiply(row.logprobs, row.tokens), sums)
     lengths = [len(processor.answer_ids(choice)) for choice in question.choices]
     assert row.tokens == tuple(lengths)
@@ -122,7 +122,7 @@ def test_options_are_what_score_choices_says(result, questions, vlm, processor):
 def test_generated_answers_are_those_of_greedy_decoding(result, questions, vlm, processor, prompter):
   for protocol, limit in (("lmms_eval", 40), ("vlmevalkit", 40), ("cambrian", 40), ("vsi", 16)):
     rows = result.passes[protocol, "sighted"]
-    encoded = [processor.encode_prompt((q.image,), PROTOCOLS[protocol].text(q)) for q in questions]
+    encoded = [processor.encode_prompt(q.images, PROTOCOLS[protocol].text(q)) for q in questions]
     batch = collate(encoded, length=256, tiles=1, targets=0, pad_id=prompter.pad_id, batch_size=8)
     tokens = generation.generate(
       vlm, batch, max_new_tokens=40, stop_ids=prompter.stop_ids, pad_id=prompter.pad_id
@@ -160,16 +160,16 @@ def test_circular(result, questions, letters):
 def test_blind_and_mirrored(result, questions, letters):
   for i in (0, 3):
     question = questions[i]
-    grey = dataclasses.replace(question, image=controls.grey(question.image))
+    grey = dataclasses.replace(question, images=tuple(map(controls.grey, question.images)))
     close(result.passes["native", "grey"][i].logprobs, letters(grey))
     close(result.passes["native", "no_image"][i].logprobs, letters(question, blind=True))
     close(result.passes["native", "flip"][i].logprobs, letters(controls.flipped(question)))
     row = result.passes["native", "other_image"][i]
     (other,) = {
-      records.image_hash(q.image): q for q in questions if records.image_name(q) == row.image_shown
+      records.images_hash(q.images): q for q in questions if records.image_name(q) == row.image_shown
     }.values()
     assert other.task == question.task and row.image_shown != row.image
-    close(row.logprobs, letters(dataclasses.replace(question, image=other.image)))
+    close(row.logprobs, letters(dataclasses.replace(question, images=other.images)))
   found = result.summary["controls"]
   plain = result.summary["scores"]["plain"]["score"]
   for name in controls.BLIND:

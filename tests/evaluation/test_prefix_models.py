@@ -22,10 +22,10 @@ from tests.models.support import jit
 class Prefixed(ProcessorPrompter):
   """Prompts up to the answer's prefix are bidirectional, as PaliGemma's processor has them."""
 
-  def __call__(self, question, protocol="native", image=None, blind=False):
-    prompt = super().__call__(question, protocol, image, blind)
-    images = () if blind else (question.image if image is None else image,)
-    whole = self._processor.encode_prompt(images, PROTOCOLS[protocol].text(question), pixels=False)
+  def __call__(self, question, protocol="native", images=None, blind=False):
+    prompt = super().__call__(question, protocol, images, blind)
+    shown = () if blind else question.images if images is None else images
+    whole = self._processor.encode_prompt(shown, PROTOCOLS[protocol].text(question), pixels=False)
     return prompt._replace(encoded=dataclasses.replace(prompt.encoded, prefix=len(whole.tokens)))
 
 
@@ -78,7 +78,7 @@ def test_scores_and_answers_are_those_of_the_plain_model(setting):
   loaded.__dict__["processor"] = prompter._processor
   for row in options:
     question = by_idx[row.idx]
-    wanted = loaded.score_choices(question.image, question.prompt, row.choices)
+    wanted = loaded.score_choices(question.images, question.prompt, row.choices)
     np.testing.assert_allclose(np.multiply(row.logprobs, row.tokens), wanted, atol=1e-4)
 
 

@@ -97,6 +97,16 @@ def test_image_hash_is_of_pixels_and_shape():
   assert records.image_hash(image) != records.image_hash(other)
 
 
+def test_hashes_of_images_name_all_of_them_in_order():
+  """Of one image it is the hash that runs of before kept."""
+  one = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+  assert records.images_hash((one,)) == records.image_hash(one) == "0dcb9b79b8cbb06d"
+  hashes = {
+    records.images_hash(images) for images in ((one,), (one, one), (one, one[::-1]), (one[::-1], one))
+  }
+  assert len(hashes) == 4
+
+
 def test_boxes_make_no_other_image():
   """Questions on one photo are one image to the intervals, though boxes are drawn in their pixels."""
   one, two = (
@@ -105,7 +115,7 @@ def test_boxes_make_no_other_image():
   assert records.image_name(one) == records.image_name(two)
   assert records.image_name(one) != records.image_name(dataclasses.replace(one, source_dataset="t"))
   unnamed = dataclasses.replace(one, source_filename="")
-  assert records.image_name(unnamed) == records.image_hash(one.image)
+  assert records.image_name(unnamed) == records.image_hash(one.images[0])
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):

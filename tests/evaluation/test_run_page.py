@@ -64,7 +64,15 @@ class Questions:
   def __getitem__(self, i):
     image = np.full((20, 30, 3), 6 * i, np.uint8)
     return Question(
-      idx=i, type="2D", task="", image=image, question="", choices=("a", "b"), answer=0, prompt="", source=""
+      idx=i,
+      type="2D",
+      task="",
+      images=(image,),
+      question="",
+      choices=("a", "b"),
+      answer=0,
+      prompt="",
+      source="",
     )
 
 

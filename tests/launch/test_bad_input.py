@@ -146,7 +146,7 @@ def test_readable_images_are_read_rightly(world, tmp_path, typed):
     (spoken,) = open_source(LlavaConfig(path=str(talk)))[0].images
     cell = {"bytes": (tmp_path / "good" / name).read_bytes(), "path": None}
     table = bad_files.write_table(tmp_path / "one.parquet", world / "table.parquet", image=cell)
-    asked = open_questions(CVBenchConfig(path=str(table)))[0].image
+    asked = open_questions(CVBenchConfig(path=str(table)))[0].images[0]
     np.testing.assert_array_equal(spoken, asked)
     assert spoken.shape == wanted.shape and spoken.dtype == np.uint8
     # JPEG is near, everything else exact.

@@ -29,7 +29,7 @@ def test_leaks(tmp_path, capfd):
   asked = questions(count=5, images=5)
   write_cvbench(tmp_path / "bench.parquet", asked)
   fresh = np.random.default_rng(99).integers(0, 256, (2, 30, 30, 3), dtype=np.uint8)
-  write(tmp_path, [fresh[0], asked[3].image, fresh[1]])
+  write(tmp_path, [fresh[0], asked[3].images[0], fresh[1]])
   flags = (f"--config={tmp_path}/recipe.py", f"--benchmark={tmp_path}/bench.parquet")
   done = command.run(capfd, "leaks", *flags, f"--output={tmp_path}/out/leaks.json")
   assert done.code == 1, done.err

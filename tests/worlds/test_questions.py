@@ -42,7 +42,7 @@ def objects_of(q: Question, frame: world.Frame) -> list[world.SceneObject]:
 
 def painted_color(q: Question, frame: world.Frame, o: world.SceneObject) -> str:
   """The colour word of an object, by most of its pixels in the question's own picture."""
-  pixels = q.image[frame.instance == o.index].astype(float)
+  pixels = q.images[0][frame.instance == o.index].astype(float)
   pixels = pixels[~np.isin(pixels, (0, 255)).all(1)]  # a box may run across
   palette = np.array(layout.ALBEDO)
   cosine = pixels @ (palette / np.linalg.norm(palette, axis=1, keepdims=True)).T
@@ -56,7 +56,7 @@ def painted_color(q: Question, frame: world.Frame, o: world.SceneObject) -> str:
 
 def test_schema_and_templates(asked):
   for i, q in enumerate(asked[:100]):
-    assert q.idx == i and q.image.shape == (SIZE, SIZE, 3) and q.image.dtype == np.uint8
+    assert q.idx == i and q.images[0].shape == (SIZE, SIZE, 3) and q.images[0].dtype == np.uint8
     assert q.source == "Scenes" and 0 <= q.answer < len(q.choices) == len(set(q.choices))
     assert q.type == ("2D" if q.task in ("Count", "Relation") else "3D")
     options = "\n".join(f"({'ABCDEF'[k]}) {c}" for k, c in enumerate(q.choices))
@@ -94,13 +94,13 @@ def names_in(q: Question) -> list[str]:
 
 def test_boxes_are_in_the_pixels_exactly_where_the_text_says_so(asked):
   for q in asked[:200]:
-    drawn = {c for c, rgb in world.BOX_COLORS.items() if (q.image == rgb).all(-1).any()}
+    drawn = {c for c, rgb in world.BOX_COLORS.items() if (q.images[0] == rgb).all(-1).any()}
     said = {c for c in world.BOX_COLORS if f"{c} box" in q.question}
     assert drawn == said
     for color, box in zip(("red", "blue", "green"), q.bbox or (), strict=False):
       if color in said:
         x0, y0, x1, y1 = (int(v) for v in box)
-        edge = q.image[max(y0 - 1, 0), x0:x1] if y0 else q.image[min(y1, SIZE - 1), x0:x1]
+        edge = q.images[0][max(y0 - 1, 0), x0:x1] if y0 else q.images[0][min(y1, SIZE - 1), x0:x1]
         # A box drawn later may hide a part of it.
         assert (edge == world.BOX_COLORS[color]).all(-1).mean() > 0.3
 
@@ -170,9 +170,9 @@ def test_groups_share_their_text_and_hold_every_answer_once(asked):
 
 def equal(a: Question, b: Question) -> bool:
   plain = all(
-    getattr(a, f.name) == getattr(b, f.name) for f in dataclasses.fields(Question) if f.name != "image"
+    getattr(a, f.name) == getattr(b, f.name) for f in dataclasses.fields(Question) if f.name != "images"
   )
-  return plain and np.array_equal(a.image, b.image)
+  return plain and np.array_equal(a.images[0], b.images[0])
 
 
 def test_any_order_and_any_number_of_threads(asked, monkeypatch):
@@ -187,7 +187,7 @@ def test_any_order_and_any_number_of_threads(asked, monkeypatch):
 
 def test_other_seeds_are_other_worlds(asked):
   other = SceneQuestions(SEED + 1, image_size=SIZE)
-  assert not any(np.array_equal(other[i].image, asked[i].image) for i in range(20))
+  assert not any(np.array_equal(other[i].images[0], asked[i].images[0]) for i in range(20))
   assert [other[i].question for i in range(20)] != [q.question for q in asked[:20]]
 
 
@@ -237,7 +237,7 @@ def test_large_pictures_are_rendered_only_when_chosen(monkeypatch):
   sequence = SceneQuestions(SEED, image_size=96)
   for i in range(24):
     q = sequence[i]
-    assert q.image.shape == (96, 96, 3)
+    assert q.images[0].shape == (96, 96, 3)
     if q.task in ("Depth", "Distance"):
       one = world.zoom(world.pool(SEED, [int(q.source_filename.split("_")[2])], SIZE), 0, 96)
       by_box = {tuple(map(float, b)): k for k, b in enumerate(one.rendering.box[0])}

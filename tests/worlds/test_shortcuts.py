@@ -91,7 +91,7 @@ def question(**fields) -> Question:
     idx=0,
     type="3D",
     task="Depth",
-    image=np.zeros((96, 96, 3), np.uint8),
+    images=(np.zeros((96, 96, 3), np.uint8),),
     question="..., the cyan cone (highlighted by a red box) or the white block (highlighted by a blue box)?",
     choices=("cyan cone", "white block"),
     answer=0,
@@ -104,7 +104,7 @@ def question(**fields) -> Question:
 
 def test_rules_take_what_they_say():
   q = question()
-  q.image[10:20, 10:20] = (10, 200, 200)
+  q.images[0][10:20, 10:20] = (10, 200, 200)
   taken = {rule: shortcuts.rule_choice(rule, q) for rule in shortcuts.RULES}
   assert taken == {
     "lower edge": 1,

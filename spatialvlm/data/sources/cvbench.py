@@ -85,7 +85,7 @@ class CVBench(Sequence[Question]):
   def __getitem__(self, index: int) -> Question:
     file, row = self._places[index]
     image = open_image(self._image(file, row), f"{file.path}, row {row}, column 'image'")
-    return Question(image=image, **file.rows[row])
+    return Question(images=(image,), **file.rows[row])
 
   def _image(self, file: File, row: int) -> bytes | Path:
     group, within = file.group_of(row)

@@ -23,7 +23,7 @@ def write_cvbench(path: str | Path, questions: Iterable[Question], *, row_group:
   """Writes questions as one parquet file in CV-Bench's schema, images as PNG, whole or not at all.
 
   Raises:
-    UserError: the file cannot be written, e.g. on a full disk.
+    UserError: the file cannot be written, e.g. on a full disk; a question has several images.
   """
   path = Path(path)
   part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -43,9 +43,12 @@ def write_cvbench(path: str | Path, questions: Iterable[Question], *, row_group:
 
 
 def _to_row(question: Question) -> dict[str, Any]:
+  if len(question.images) != 1:
+    count = len(question.images)
+    raise UserError(f"question {question.idx}: {count} images, where CV-Bench's schema has one")
   buffer = io.BytesIO()
-  Image.fromarray(question.image).save(buffer, "PNG")
-  row = {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}
+  Image.fromarray(question.images[0]).save(buffer, "PNG")
+  row = {f.name: getattr(question, f.name) for f in dataclasses.fields(question) if f.name != "images"}
   row["image"] = {"bytes": buffer.getvalue(), "path": question.filename or None}
   row["answer"] = f"({LETTERS[question.answer]})"
   row["choices"] = list(question.choices)

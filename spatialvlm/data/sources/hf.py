@@ -14,7 +14,8 @@ from spatialvlm.data.sources.conversation import parse_turns
 from spatialvlm.data.sources.hf_files import open_dataset
 from spatialvlm.data.sources.hf_rows import Rows, file_names
 from spatialvlm.data.sources.registry import Source
-from spatialvlm.types import LETTERS, Example, Question, Turn, UserError, choice_prompt
+from spatialvlm.processing.images import side_by_side
+from spatialvlm.types import IMAGE_MARK, LETTERS, Example, Question, Turn, UserError, choice_prompt
 
 __all__ = ["HubExamples", "HubQuestions", "examples", "open_dataset", "questions"]
 
@@ -119,6 +120,11 @@ class HubQuestions(Sequence[Question]):
     kept = [i for i in range(len(texts)) if counts[i] == 1 or config.several_images != "skip"]
     self.ids = tuple(kept[: config.size or None])
     self._fields = [question_fields(self._rows, texts[i], i, config) for i in self.ids]
+    for idx, fields in zip(self.ids, self._fields, strict=True):
+      shown = 1 if config.several_images == "join" else counts[idx]
+      if (marks := fields["prompt"].count(IMAGE_MARK)) not in (0, shown):
+        place = self._rows.place(idx, "prompt" if "prompt" in self._rows else "question")
+        raise UserError(f"{place}: {marks} {IMAGE_MARK} marks for {shown} image(s)")
     digest = hashlib.sha1(usedforsecurity=False)
     for idx, fields in zip(self.ids, self._fields, strict=True):
       digest.update(repr((idx, fields)).encode())
@@ -134,7 +140,7 @@ class HubQuestions(Sequence[Question]):
     names = [name for name in file_names(row) if name]
     return Question(
       idx=idx,
-      image=images[0] if len(images) == 1 else side_by_side(images),
+      images=(side_by_side(images),) if self._config.several_images == "join" and len(images) > 1 else images,
       filename=",".join(names),
       source_filename=",".join(names),
       **self._fields[index],
@@ -209,14 +215,6 @@ def shuffled(count: int, key: str) -> list[int]:
   return sorted(range(count), key=lambda i: hashlib.sha256(f"{key}/{i}".encode()).digest())
 
 
-def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
-  """One image of several, from left to right on white, uint8 (H, W, 3)."""
-  height = max(image.shape[0] for image in images)
-  return np.concatenate(
-    [np.pad(i, ((0, height - len(i)), (0, 0), (0, 0)), constant_values=255) for i in images], axis=1
-  )
-
-
 def _choices(cell: Any, where: str) -> tuple[str, ...]:
   if not isinstance(cell, list):
     raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r}")
@@ -253,7 +251,7 @@ def _refuse(rows: Rows, counts: np.ndarray, several: str) -> None:
   for index in np.flatnonzero(counts > 1)[: several == "refuse"]:
     raise UserError(
       f"{rows.place(index, name)}: {counts[index]} images, where a question has one; "
-      "set several_images to 'join' (side by side) or 'skip'"
+      "set several_images to 'keep' (all of them), 'join' (side by side in one) or 'skip'"
     )
 
 

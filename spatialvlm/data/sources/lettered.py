@@ -15,12 +15,12 @@ def question_to_example(question: Question) -> Example:
   """
   turn = Turn(prompt=question.prompt, answer=LETTERS[question.answer])
   return Example(
-    images=(question.image,),
+    images=question.images,
     turns=(turn,),
     id=str(question.idx),
     task=question.task,
     source=question.source,
-    files=(question.source_filename,),
+    files=question.source_filenames,
   )
 
 

@@ -53,16 +53,16 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shown:
-  """The image that a question is shown.
+  """The images that a question is shown.
 
   Attributes:
-    key: equal where the pixels are.
-    pixels: uint8 (H, W, 3), of its size.
-    treat: what is done to them before they are cut.
+    key: equal where the pixels of all of them are.
+    images: uint8 (H, W, 3) each, of their sizes.
+    treat: what is done to each before it is cut.
   """
 
   key: Hashable
-  pixels: np.ndarray
+  images: tuple[np.ndarray, ...]
   treat: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels
 
 
@@ -133,9 +133,9 @@ class Asker:
     """The requests of a question's missing rows; every `tag` in them is a `Reading`.
 
     Args:
-      image: hash of its pixels.
+      image: hash of its images' pixels.
       rules: see `Prediction`.
-      donor: another question and the hash of its image, for `other_image`.
+      donor: another question and the hash of its images, for `other_image`.
     """
     name = records.image_name(question)
     found: dict[Hashable, Request] = {}
@@ -170,27 +170,28 @@ class Asker:
     shift: int,
     donor: tuple[Question, str] | None,
   ) -> tuple[Question, Shown | None, dict[str, Any]]:
-    """The question under a condition, the image that is shown, further fields of the row."""
-    own = Shown(image, question.image)
+    """The question under a condition, the images that are shown, further fields of the row."""
+    own = Shown(image, question.images)
     if condition == "circular":
       return controls.rotated(question, shift), own, {}
     if condition == "grey":
-      return question, Shown(("grey", question.image.shape), question.image, controls.grey), {}
+      shapes = (shown.shape for shown in question.images)
+      return question, Shown(("grey", *shapes), question.images, controls.grey), {}
     if condition == "no_image":
       return question, None, {}
     if condition == "other_image":
       other, other_hash = donor
-      return question, Shown(other_hash, other.image), {"image_shown": records.image_name(other)}
+      return question, Shown(other_hash, other.images), {"image_shown": records.image_name(other)}
     if condition == "flip":
       mirrored = controls.flipped(question)
-      return mirrored, Shown(("flip", image), mirrored.image), {}
+      return mirrored, Shown(("flip", image), mirrored.images), {}
     return question, own, {}
 
   def _request(self, asked: Question, shown: Shown | None, reading: Reading) -> Request:
-    layout = self._prompter.layout(shown.pixels) if shown else None
-    count = len(layout.pixels) if shown else 0
-    encoded, letters = self._prompter(asked, reading.protocol, layout, blind=layout is None)
-    cut = lambda: self._prompter.cut(shown.treat(shown.pixels)).pixels
+    layouts = [self._prompter.layout(image) for image in shown.images] if shown else []
+    count = sum(len(layout.pixels) for layout in layouts)
+    encoded, letters = self._prompter(asked, reading.protocol, layouts, blind=shown is None)
+    cut = lambda: np.concatenate([self._prompter.cut(shown.treat(i)).pixels for i in shown.images])
     return Request(
       tokens=encoded.tokens,
       image_slot=encoded.image_slot,
@@ -240,4 +241,4 @@ def row(answer: Answer, decode: Callable[[Iterable[int]], str]) -> Prediction:
 
 
 def _without_pixels(question: Question) -> Question:
-  return dataclasses.replace(question, image=np.zeros((0, 0, 3), np.uint8))
+  return dataclasses.replace(question, images=())

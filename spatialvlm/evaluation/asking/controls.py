@@ -16,10 +16,10 @@ from spatialvlm.types import LETTERS, Question, UserError, lettered
 
 CONTROLS = {
   "circular": "every other cyclic order of the options",
-  "grey": "a uniform grey image of the same size",
+  "grey": "uniform grey images of the same sizes",
   "no_image": "the text alone",
-  "other_image": "the image of another question of the same task",
-  "flip": "the image mirrored left to right; in Relation left and right answers swap",
+  "other_image": "the images of another question of the same task, as many",
+  "flip": "the images mirrored left to right; in Relation left and right answers swap",
 }
 BLIND = ("grey", "no_image", "other_image")
 
@@ -86,13 +86,12 @@ def flipped_letter(task: str, question: str, choices: Sequence[str], letter: str
 
 
 def flipped(question: Question) -> Question | None:
-  """The question on the mirrored image, with the answer that must follow; None where it cannot be said."""
+  """The question on its images, each mirrored, with the answer that must follow; None where none can."""
   gold = flipped_letter(question.task, question.question, question.choices, LETTERS[question.answer])
   if gold is None:
     return None
-  return dataclasses.replace(
-    question, image=np.ascontiguousarray(question.image[:, ::-1]), answer=LETTERS.index(gold)
-  )
+  images = tuple(np.ascontiguousarray(image[:, ::-1]) for image in question.images)
+  return dataclasses.replace(question, images=images, answer=LETTERS.index(gold))
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -101,7 +100,9 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 
 class OtherImages:
-  """Hands each question another question's image: the nearest earlier one of its task on another photo.
+  """Hands each question another question's images: the nearest earlier one of its task on another photo.
+
+  Questions of one image and questions of several are apart, since a prompt may say where its images stand.
 
   CV-Bench draws a question's boxes into the photo, so other pixels may be the same photo still.
 
@@ -110,13 +111,13 @@ class OtherImages:
   """
 
   def __init__(self) -> None:
-    self._last: dict[str, tuple[str, Question]] = {}
-    self._before: dict[str, Question] = {}
-    self._waiting: dict[str, list] = {}
+    self._last: dict[tuple[str, int], tuple[str, Question]] = {}
+    self._before: dict[tuple[str, int], Question] = {}
+    self._waiting: dict[tuple[str, int], list] = {}
 
   def __call__(self, image: str, question: Question) -> Iterator[tuple[Question, Question]]:
     """Pairs (question, the one whose image it is shown) that are known now; `image` is its `image_name`."""
-    task = question.task
+    task = question.task, len(question.images)
     if task in self._last and self._last[task][0] != image:
       self._before[task] = self._last[task][1]
       for waiting in self._waiting.pop(task, ()):
@@ -129,7 +130,7 @@ class OtherImages:
 
   def close(self) -> None:
     """Raises a UserError where a task has one image only."""
-    for task, questions in self._waiting.items():
+    for (task, _), questions in self._waiting.items():
       raise UserError(
         f"question {questions[0].idx}: no other image among the questions of task {task!r}; "
         "leave 'other_image' out of score.controls"

@@ -19,7 +19,7 @@ from spatialvlm.config import ScoreConfig, nearest
 from spatialvlm.evaluation.asking.controls import CONTROLS
 from spatialvlm.processing.processor import Encoded, Processor
 from spatialvlm.processing.tiling import Tiles
-from spatialvlm.types import LETTERS, Question, UserError
+from spatialvlm.types import IMAGE_MARK, LETTERS, Question, UserError
 
 
 class Prompt(NamedTuple):
@@ -34,7 +34,7 @@ class Protocol:
   """One way of asking.
 
   Attributes:
-    text: the user's turn; the image stands before it.
+    text: the user's turn; images stand before it, or at its `<image>` marks.
     reading: what is read off: log-probabilities of the options' "letters" or "texts", or a "generated" answer
       (greedy), from which `extraction.extract_choice` takes the letter by the rule of the protocol's name.
     answer_prefix: what the model is made to begin its answer with, before the letter.
@@ -107,7 +107,11 @@ class Prompter(TypingProtocol):
   normal: np.ndarray
 
   def __call__(
-    self, question: Question, protocol: str = "native", image: Tiles | None = None, blind: bool = False
+    self,
+    question: Question,
+    protocol: str = "native",
+    images: Sequence[Tiles] | None = None,
+    blind: bool = False,
   ) -> Prompt: ...
 
   def layout(self, image: np.ndarray) -> Tiles: ...
@@ -140,22 +144,28 @@ class ProcessorPrompter:
     self._lock = threading.Lock()
 
   def __call__(
-    self, question: Question, protocol: str = "native", image: Tiles | None = None, blind: bool = False
+    self,
+    question: Question,
+    protocol: str = "native",
+    images: Sequence[Tiles] | None = None,
+    blind: bool = False,
   ) -> Prompt:
     """The prompt of a question.
 
     Args:
-      image: tiles of the image that is shown, whose pixels then stay out; None for the question's own.
-      blind: show no image at all.
+      images: tiles of the images that are shown, whose pixels then stay out; None for the question's own.
+      blind: show no image at all; the text's `<image>` marks go too.
 
     Raises:
       UserError: an option has no letter, or the prompt is longer than the model's context.
     """
     asked = PROTOCOLS[protocol]
-    images = () if blind else (question.image if image is None else image,)
-    encoded = self._processor.encode_prompt(
-      images, asked.text(question), asked.answer_prefix, f"question {question.idx}", image is None
-    )
+    text = asked.text(question)
+    if blind:
+      images, text = (), text.replace(IMAGE_MARK, "")
+    shown = question.images if images is None else images
+    name = f"question {question.idx}"
+    encoded = self._processor.encode_prompt(shown, text, asked.answer_prefix, name, images is None)
     return Prompt(encoded, self._letter_ids(len(question.choices), asked.answer_prefix))
 
   def layout(self, image: np.ndarray) -> Tiles:

@@ -286,7 +286,7 @@ def _pictures(rows: Sequence[Prediction], questions: Sequence[Question]) -> Iter
   for start in range(0, len(order), _BLOCK):
     places = order[start : start + _BLOCK]
     for place, question in zip(places, registry.read(questions, places), strict=True):
-      yield rows[place].idx, question.image
+      yield rows[place].idx, page.strip(question.images)
 
 
 def settings_folder(folder: pathlib.Path) -> pathlib.Path:

@@ -27,14 +27,16 @@ _CHANNEL = {"red": 0, "green": 1, "blue": 2}
 def named_boxes(question: Question) -> dict[str, Box] | None:
   """The boxes (x0, y0, x1, y1) of the objects that a question names with a colour, in the order of mention.
 
-  None where there are no such objects, or where not every one of them is found in the picture.
+  None where there are no such objects, where not every one of them is found in the picture, or where there
+  are several pictures.
   """
   named = {name.lower(): color.lower() for name, color in _MENTION.findall(question.question)}
-  if not named or not question.bbox or len(question.bbox) < len(named) or len(question.bbox) > 6:
+  if not named or not question.bbox or not len(named) <= len(question.bbox) <= 6 or len(question.images) > 1:
     return None
+  (image,) = question.images
   best, found = 0.0, None
   for boxes in (_corners(question.bbox), _sized(question.bbox)):
-    share_CB = np.array([[_outline(question.image, box, c) for box in boxes] for c in named.values()])
+    share_CB = np.array([[_outline(image, box, c) for box in boxes] for c in named.values()])
     for order in itertools.permutations(range(len(boxes)), len(named)):
       shares = share_CB[range(len(named)), order]
       if shares.min() >= _SHARE and shares.sum() > best:
