@@ -16,6 +16,7 @@ def main(config: RunConfig, workdir: str | None) -> int:
   from spatialvlm import workdir as workdir_lib
   from spatialvlm.training import stages
 
+  config = stages.completed(config)
   summary = stages.train(config, workdir_lib.choose(workdir, config))
   return 0 if summary["finished"] else 128 + summary["signal"]
 

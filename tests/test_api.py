@@ -140,7 +140,7 @@ def test_saved_and_loaded_again(vlm, photo, tmp_path):
 def test_adapters_go_out_and_in(folder, vlm, photo, tmp_path):
   arrays = vlm.processor(text="<image>a", images=photo)
   trained = spatialvlm.load_vlm(folder)
-  peft.apply(trained.model, PeftConfig(rank=2))
+  peft.apply(trained.model, PeftConfig(options={"rank": 2}))
   rng = np.random.default_rng(0)
   for _, module in nnx.iter_modules(trained.model):
     if isinstance(module, peft.LoraLinear):

@@ -47,6 +47,7 @@ ROOMS = {
     "types config mixture processing worlds", "numpy PIL datasets huggingface_hub pyarrow"
   ),
   "data": room("types config mixture processing worlds data.sources", "jax numpy PIL grain"),
+  "export": room(f"{MODEL} hub peft"),
   "loading": room(f"{MODEL} hub peft", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
   "encoder": room(f"{MODEL} hub processing", "jax flax numpy"),
@@ -65,7 +66,7 @@ ROOMS = {
     "jax numpy PIL",
   ),
   "training": room(
-    f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub peft"
+    f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub peft export"
     " processing data data.sources loading serving",
     "jax flax numpy optax orbax matplotlib tensorboardX wandb",
   ),
@@ -74,7 +75,7 @@ ROOMS = {
     "jax flax numpy PIL matplotlib sklearn",
   ),
   "api": room(
-    f"{MODEL} generation hub peft processing data loading serving encoder training", "jax flax numpy"
+    f"{MODEL} generation hub peft export processing data loading serving encoder training", "jax flax numpy"
   ),
 }
 ROOMS["cli"] = room("types config shipped", "absl jax")

@@ -31,8 +31,7 @@ def load(recipe: str | None, overrides: Sequence[tuple[str, str]], config_class:
     raise UserError(f"{FLAG} is missing; name a recipe, e.g. one of {', '.join(shipped.recipes())}")
   path, _, argument = recipe.partition(":")
   values = _get_config(_find(path), argument, config_class)
-  for key, text in overrides:
-    config_lib.override(values, key, text, config_class)
+  config_lib.overrides(values, overrides, config_class)
   return config_lib.from_config_dict(values, config_class)
 
 

@@ -19,6 +19,7 @@ from spatialvlm.config.read import (
   from_stored,
   nearest,
   override,
+  overrides,
   to_dict,
 )
 from spatialvlm.config.schema import (
@@ -74,6 +75,7 @@ __all__ = [
   "from_stored",
   "nearest",
   "override",
+  "overrides",
   "read_json",
   "to_dict",
 ]

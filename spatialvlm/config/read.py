@@ -7,6 +7,9 @@ that only another class of them has is refused by name, never passed over.
 
 A group that gives some settings only takes the others from the default of its field (`EvalConfig.source`), as
 long as it is of the same class; else from its own class.
+
+A group may leave some settings to whatever one of them chooses (`PeftConfig.method`): a field marked `REST`
+takes all keys that name no other field, and the chosen reads and refuses them (`peft.completed`).
 """
 
 from __future__ import annotations
@@ -18,25 +21,28 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from spatialvlm.config.schema import RunConfig
+from spatialvlm.config.schema import REST, SELECTS, RunConfig
 from spatialvlm.types import UserError
 
 T = typing.TypeVar("T")
 DTYPES = ("float32", "bfloat16")
 
 
-def from_config_dict(config: Mapping[str, Any], cls: type[T] = RunConfig) -> T:
+def from_config_dict(config: Mapping[str, Any], cls: type[T] = RunConfig, where: str = "config") -> T:
   """Reads a ConfigDict (or any nested mapping) into a RunConfig, or into another config class.
+
+  Args:
+    where: what errors call the whole of it.
 
   Raises:
     UserError: an unknown key (with the nearest known one) or a value of the wrong type, by its full name.
   """
   if hasattr(config, "to_dict"):
     config = config.to_dict()
-  return _build(cls, config, "config")
+  return _build(cls, config, where)
 
 
 def from_stored(config: Any, cls: type[T] = RunConfig) -> T:
@@ -49,6 +55,26 @@ def from_stored(config: Any, cls: type[T] = RunConfig) -> T:
     UserError: as `from_config_dict`.
   """
   return from_config_dict(_without_unread(cls, config), cls)
+
+
+def overrides(values: dict[str, Any], pairs: Iterable[tuple[str, str]], cls: type = RunConfig) -> None:
+  """Sets dotted keys from the texts of a command line, later ones over earlier, in place.
+
+  A key that selects (`peft.method`) goes before others: another choice than the recipe's drops what the
+  recipe says of its own, so that `--config.peft.method=ia3` does not meet LoRA's rank, and keeps what the
+  command line says.
+
+  Raises:
+    UserError: as `override`.
+  """
+  pairs = [(key, text, _selecting(key, cls)) for key, text in pairs]
+  for key, text, group in pairs:
+    if group is not None:
+      _leave_choice(values, key, text, group)
+      override(values, key, text, cls)
+  for key, text, group in pairs:
+    if group is None:
+      override(values, key, text, cls)
 
 
 def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig) -> None:
@@ -66,9 +92,11 @@ def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig)
     of, origin = hint, typing.get_origin(hint)
     if classes := _classes(hint):
       hints = _settings(classes, values)
-      if part not in hints:
+      if part not in hints and not any(map(_rest, classes)):
         raise UserError(f"{where}.{part}: unknown key; {nearest(part, hints)}")
-      full = hints[part]
+      full = hints.get(part, Any)
+    elif hint is Any:
+      full = Any
     elif origin is not None and issubclass(origin, Mapping):
       full = typing.get_args(hint)[1]
     else:
@@ -90,6 +118,38 @@ def _default(cls: Any, name: str) -> dict[str, Any]:
     return {}
   default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
   return {} if default is None else to_dict(default)
+
+
+def _selecting(key: str, cls: type) -> type | None:
+  """The class of a dotted key's group, where the key is one that selects; else None."""
+  hint, *parts = cls, *key.split(".")
+  for part in parts[:-1]:
+    classes = _classes(hint)
+    hint = _settings(classes, {}).get(part) if classes else (typing.get_args(hint) or (None,))[-1]
+  fields = {f.name: f for group in _classes(hint) for f in dataclasses.fields(group)}
+  return _classes(hint)[0] if parts[-1] in fields and SELECTS in fields[parts[-1]].metadata else None
+
+
+def _leave_choice(values: dict[str, Any], key: str, text: str, cls: type) -> None:
+  """Takes out of a group, in place, what belongs to another choice than `text`."""
+  *above, name = key.split(".")
+  for part in above:
+    values = values.get(part) or {}
+  (field,) = (f for f in dataclasses.fields(cls) if f.name == name)
+  if values.get(name, field.default) != text:
+    stays = _named(cls) - set(field.metadata[SELECTS])
+    for other in [other for other in values if other not in stays]:
+      del values[other]
+
+
+def _rest(cls: type) -> str | None:
+  """The field of a config class that takes the keys which name no other."""
+  return next((field.name for field in dataclasses.fields(cls) if field.metadata.get(REST)), None)
+
+
+def _named(cls: type) -> set[str]:
+  """The keys of a config class's group that are fields of its own."""
+  return {field.name for field in dataclasses.fields(cls)} - {_rest(cls)}
 
 
 def _without_none(hint: Any) -> Any:
@@ -129,6 +189,7 @@ def _settings(classes: tuple[type, ...], values: Mapping[str, Any]) -> dict[str,
     classes = tuple(sorted(classes, key=lambda cls: cls is kinds.get(values.get(tag))))
   for cls in classes:
     found |= typing.get_type_hints(cls)
+    found.pop(_rest(cls), None)
   return found
 
 
@@ -177,7 +238,8 @@ def _literal(hint: Any, text: str, optional: bool) -> Any:
 def to_dict(config: Any) -> Any:
   """The plain nested dict of a config, ready for JSON: the inverse of `from_config_dict`."""
   if dataclasses.is_dataclass(config):
-    return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    found = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return found | found.pop(_rest(type(config)), {})
   if isinstance(config, Mapping):
     return {k: to_dict(v) for k, v in config.items()}
   if isinstance(config, tuple):
@@ -210,13 +272,16 @@ def _build(cls: type, values: Any, where: str, base: Any = None) -> Any:
   """A config of `cls`; what `values` leaves out is as in `base`, where that is of the same class."""
   if not isinstance(values, Mapping):
     raise UserError(f"{where}: expected a group of settings, got {values!r}")
-  hints = typing.get_type_hints(cls)
-  for key in values:
-    if key not in hints:
-      raise UserError(f"{where}.{key}: unknown key; {nearest(str(key), hints)}")
+  hints, named, rest = typing.get_type_hints(cls), _named(cls), _rest(cls)
+  others = {str(key): value for key, value in values.items() if key not in named}
+  if others and rest is None:
+    key = next(iter(others))
+    raise UserError(f"{where}.{key}: unknown key; {nearest(key, named)}")
   base = base if type(base) is cls else None
   defaults = {f.name: getattr(base, f.name, f.default) for f in dataclasses.fields(cls)}
-  found = {k: _value(hints[k], v, f"{where}.{k}", defaults[k]) for k, v in values.items()}
+  found = {k: _value(hints[k], v, f"{where}.{k}", defaults[k]) for k, v in values.items() if k in named}
+  if others:
+    found[rest] = others
   return cls(**found) if base is None else dataclasses.replace(base, **found)
 
 
@@ -243,6 +308,8 @@ def _chosen(classes: tuple[type, ...], values: Any, where: str, base: Any) -> ty
 def _value(hint: Any, value: Any, where: str, base: Any = None) -> Any:
   """Converts `value` to what `hint` says, or raises a UserError that names the place."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if hint is Any:
+    return value
   if dataclasses.is_dataclass(hint):
     return _build(hint, value, where, base)
   if origin in (typing.Union, types.UnionType):

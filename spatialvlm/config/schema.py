@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 from spatialvlm.config.sources import CVBenchConfig, ScenesConfig, SourceConfig
 
+# Metadata of a field that takes all keys of its group that name no other field: the settings of whatever
+# another field chooses, which the chosen reads and refuses by itself.
+REST = "rest"
+# Metadata of a field that chooses: the fields that, with the rest, belong to what is chosen.
+SELECTS = "selects"
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -61,33 +67,25 @@ class PeftConfig:
   """What is trained. Patterns are regexes over Hugging Face module names, matched in full.
 
   Attributes:
-    method: "lora", or "none" (only what `full` names is trained).
-    target: linear layers that receive an adapter.
-    rank: columns of an adapter's factors.
-    alpha: an adapter's output is scaled by alpha / rank.
-    rank_pattern, alpha_pattern: regex -> value, overriding `rank` and `alpha`.
-    dropout: of the adapters' input, in training.
-    rslora: scale by alpha / sqrt(rank) instead of alpha / rank.
-    dora: train each output's magnitude beside its direction.
+    method: a key of `peft.METHODS`: "lora", "ia3", "ln_tuning", or "none" (only what `full` names is
+      trained). Another one than a recipe's, from the command line, begins with its own target and options.
+    target: layers that are adapted; None for the method's own default.
     full: parameters trained in full, beside adapters (PEFT's modules_to_save): regex over names of
       parameters, or of modules at any height.
-    resume_from: PEFT folder whose adapter is the start, None for a fresh one. Its layers, ranks and scales
-      then hold, and of these settings `full`, `dropout` and `seed`.
-    seed: of the factors' first values.
+    resume_from: PEFT folder, of the same method, whose adapter is the start; None for a fresh one. Its layers
+      and their shapes then hold, and of these settings `full`, `seed` and dropout.
+    seed: of first values.
+    options: the method's own settings by name, which `METHODS[method].Options` lists: LoRA's rank, alpha,
+      dropout... In a recipe's mapping, on the command line and in config.json they stand beside the others
+      (`--config.peft.rank=8`).
   """
 
-  method: str = "lora"
-  target: str = r".*(text_model|language_model).*\.(q|k|v|o)_proj"
-  rank: int = 8
-  alpha: float = 16.0
-  dropout: float = 0.0
-  rslora: bool = False
-  dora: bool = False
-  rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  method: str = dataclasses.field(default="lora", metadata={SELECTS: ("target",)})
+  target: str | None = None
   full: str = ""
   resume_from: str | None = None
   seed: int = 0
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={REST: True})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an adapter_config.json written by Hugging Face PEFT asks for, in our terms.
+"""What the adapter_config.json of any method asks for, as Hugging Face PEFT reads it.
 
 The rules of matching are those of peft 0.21: `check_target_module_exists`, `get_pattern_key` and
 `_set_trainable`.
@@ -6,34 +6,22 @@ The rules of matching are those of peft 0.21: `check_target_module_exists`, `get
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spatialvlm.hub import contents
-from spatialvlm.hub.resolve import read_json
-from spatialvlm.peft.lora import LoraSpec
 from spatialvlm.types import UserError
 
-# What is read below.
+# What is read below, of any method.
 _READ = (
   "peft_type",
-  "r",
-  "lora_alpha",
-  "lora_dropout",
-  "use_rslora",
-  "use_dora",
   "target_modules",
   "exclude_modules",
   "layers_to_transform",
   "layers_pattern",
-  "rank_pattern",
-  "alpha_pattern",
   "modules_to_save",
-  "ensure_weight_tying",
-  "bias",
-  "init_lora_weights",
 )
 # What says nothing about the values that a finished adapter computes.
 _HARMLESS = (
@@ -43,105 +31,88 @@ _HARMLESS = (
   "revision",
   "inference_mode",
   "peft_version",
-  "megatron_core",
-  "eva_config",
-  "qalora_group_size",
   "runtime_config",
 )
+
+
 # A tensor's name with its adapter's in it: module, kind, adapter, what follows.
 _NAMED = re.compile(
-  r"(.*)\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|modules_to_save)\.(?!weight$)([^.]+)(\..*)?"
+  r"(.*)\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|ln_tuning_layers|modules_to_save)\.(?!(?:weight|bias)$)([^.]+)(\..*)?"
 )
-# Ways to draw the factors that leave the base's weights as they were.
-_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
-def read_config(file: Path) -> dict[str, Any]:
-  """The adapter's config, refused where it asks for what is not supported.
-
-  Raises:
-    UserError: missing, not JSON, not LoRA, with options that are not supported (all of them are named), or
-      with a value that cannot be.
-  """
-  if not file.is_file():
-    raise UserError(f"{file}: missing; a PEFT folder needs it{contents.way_on(file.parent, adapters=True)}")
-  config = read_json(file)
-  if config.get("peft_type") != "LORA":
-    raise UserError(f"{file}: peft_type {config.get('peft_type')!r} is not supported (only 'LORA')")
-  wrong = [f"{k}={v!r}" for k, v in config.items() if v and k not in (*_READ, *_HARMLESS)]
-  if config.get("bias", "none") != "none":
-    wrong.append(f"bias={config['bias']!r}")
-  if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
-    # such starts move a part of the base into the adapter: it fits a changed base only
-    wrong.append(f"init_lora_weights={config['init_lora_weights']!r}")
-  if wrong:
-    raise UserError(f"{file}: not supported: {', '.join(sorted(wrong))}")
-  for key, fits in _FITS.items():
-    value = config.get(key)
-    if not fits(value) and (value is not None or key in _REQUIRED):
-      raise UserError(f"{file}: {key} is {value!r}")
-  for pattern in _regexes(config):
-    try:
-      re.compile(pattern)
-    except re.error as error:
-      raise UserError(f"{file}: {pattern!r} is not a regular expression: {error}") from None
-  return config
-
-
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_rank(value: Any) -> bool:
+def is_positive(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_names(value: Any) -> bool:
+def is_names(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-_REQUIRED = ("r", "lora_alpha", "target_modules")
-_FITS = {
-  "r": _is_rank,
-  "lora_alpha": _is_number,
-  "lora_dropout": _is_number,
-  "target_modules": lambda value: isinstance(value, str) or _is_names(value),
-  "exclude_modules": lambda value: isinstance(value, str) or _is_names(value),
-  "modules_to_save": _is_names,
-  "layers_pattern": lambda value: isinstance(value, str) or _is_names(value),
-  "rank_pattern": lambda value: isinstance(value, Mapping) and all(map(_is_rank, value.values())),
-  "alpha_pattern": lambda value: isinstance(value, Mapping) and all(map(_is_number, value.values())),
-}
+def is_modules(value: Any) -> bool:
+  """A regex, or names of modules."""
+  return isinstance(value, str) or is_names(value)
 
 
-def _regexes(config: Mapping[str, Any]) -> list[str]:
-  """What is matched as regular expressions; lists of modules are plain names."""
-  patterns = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())]
-  return patterns + [v for k in ("target_modules", "exclude_modules") if isinstance(v := config.get(k), str)]
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """What a method reads of adapter_config.json, beside what all methods share.
+
+  Attributes:
+    reads: fields that it understands; any other with a value is refused.
+    needs: those of them that must be there.
+    fits: field -> whether a value can be one.
+    regexes: fields that hold a regex, or regexes as keys; lists of modules are plain names.
+  """
+
+  reads: tuple[str, ...] = ()
+  needs: tuple[str, ...] = ()
+  fits: Mapping[str, Callable[[Any], bool]] = dataclasses.field(default_factory=dict)
+  regexes: tuple[str, ...] = ()
 
 
-def specs(
-  config: Mapping[str, Any], linears: Iterable[str], head: str, dropout: float | None
-) -> dict[str, LoraSpec]:
-  """Module name -> spec of every linear layer that the adapter's config targets.
+_SHARED = Fields(
+  reads=_READ,
+  needs=("target_modules",),
+  fits={
+    "target_modules": is_modules,
+    "exclude_modules": is_modules,
+    "modules_to_save": is_names,
+    "layers_pattern": is_modules,
+  },
+  regexes=("target_modules", "exclude_modules"),
+)
+
+
+def check(said: Mapping[str, Any], file: Path, fields: Fields, refused: Iterable[str] = ()) -> None:
+  """Holds an adapter's config against what is understood.
 
   Args:
-    linears: names of all linear layers.
-    head: name of the head, which "all-linear" leaves out.
-    dropout: instead of the config's, unless None.
+    refused: `field=value` of what the method itself cannot do.
+
+  Raises:
+    UserError: options that are not supported (all of them are named), or a value that cannot be.
   """
-  ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-  return {
-    name: LoraSpec(
-      rank=int(_pattern_value(ranks, name, config["r"])),
-      alpha=float(_pattern_value(alphas, name, config["lora_alpha"])),
-      rslora=bool(config.get("use_rslora")),
-      dora=bool(config.get("use_dora")),
-      dropout=float(config.get("lora_dropout") or 0.0) if dropout is None else dropout,
-    )
-    for name in linears
-    if _targets(config, name, head)
-  }
+  known = {*_SHARED.reads, *_HARMLESS, *fields.reads}
+  wrong = [f"{k}={v!r}" for k, v in said.items() if v and k not in known]
+  wrong += refused
+  if wrong:
+    raise UserError(f"{file}: not supported: {', '.join(sorted(wrong))}")
+  for key, fit in {**_SHARED.fits, **fields.fits}.items():
+    value = said.get(key)
+    if not fit(value) and (value is not None or key in (*_SHARED.needs, *fields.needs)):
+      raise UserError(f"{file}: {key} is {value!r}")
+  for key in (*_SHARED.regexes, *fields.regexes):
+    value = said.get(key) or ()
+    for pattern in (value,) if isinstance(value, str) else value if isinstance(value, Mapping) else ():
+      try:
+        re.compile(pattern)
+      except re.error as error:
+        raise UserError(f"{file}: {pattern!r} is not a regular expression: {error}") from None
 
 
 def whole_parameters(config: Mapping[str, Any], parameters: Iterable[str], found: Iterable[str]) -> list[str]:
@@ -193,24 +164,13 @@ def without_adapter_names(names: Iterable[str], where: str) -> dict[str, str]:
   return found
 
 
-def why_unmapped(name: str, linears: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
-  """Why a tensor of the folder has no place in the model."""
-  module, _, kind = re.sub(r"\.weight$", "", name).rpartition(".")
-  if kind.startswith("lora_embedding"):
-    return "adapters on embeddings are not supported"
-  if kind not in ("lora_A", "lora_B", "lora_magnitude_vector"):
-    return (
-      "modules_to_save does not name its module" if name in parameters else "the model has no such parameter"
-    )
-  if module in linears:
-    return "target_modules does not name this layer"
-  if f"{module}.weight" in parameters:
-    return "adapters on layers that are not linear are not supported"
-  return "the model has no such linear layer"
+def targets(config: Mapping[str, Any], name: str, head: str, linear: bool = True) -> bool:
+  """Whether the layer `name` is adapted: peft's `check_target_module_exists`, and its "all-linear".
 
-
-def _targets(config: Mapping[str, Any], name: str, head: str) -> bool:
-  """peft's `check_target_module_exists`, and what it makes of "all-linear"."""
+  Args:
+    head: name of the head, which "all-linear" leaves out.
+    linear: whether the layer is one of those that "all-linear" means.
+  """
   excluded = config.get("exclude_modules") or ()
   if re.fullmatch(excluded, name) if isinstance(excluded, str) else _ends(name, excluded):
     return False
@@ -219,7 +179,7 @@ def _targets(config: Mapping[str, Any], name: str, head: str) -> bool:
   target = config["target_modules"]
   if isinstance(target, str):
     if target.lower() == "all-linear":
-      return name != head
+      return linear and name != head
     return re.fullmatch(target, name) is not None
   if name in target:
     return True
@@ -242,7 +202,8 @@ def _layer_is_chosen(config: Mapping[str, Any], name: str) -> bool:
   return found is not None and int(found[1]) in ([chosen] if isinstance(chosen, int) else chosen)
 
 
-def _pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+def pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+  """The value of the first pattern that matches the end of `name`: peft's `get_pattern_key`."""
   return next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from flax import nnx
 
 from spatialvlm.hub import rules
+from spatialvlm.peft.variables import AdapterParam
 from spatialvlm.types import UserError
 
 Path = tuple[Any, ...]
@@ -23,7 +24,7 @@ def parameter_paths(vlm: nnx.Module) -> dict[str, Path]:
   """
   named: dict[str, list[Path]] = {}
   for path, variable in nnx.iter_graph(vlm):
-    if isinstance(variable, nnx.Param) and not isinstance(variable, nnx.LoRAParam):
+    if isinstance(variable, nnx.Param) and not isinstance(variable, AdapterParam):
       dotted = ".".join(map(str, path))
       named.setdefault(rules.to_module(dotted, vlm.config.family) or dotted, []).append(path)
   return {

@@ -1,61 +1,68 @@
-"""Surgery on a loaded model: adapters on linear layers, and parameters that are trained in full."""
+"""Surgery on a loaded model, what of it is trained, and whether all of that can be exported."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import zlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialvlm.config import PeftConfig
-from spatialvlm.core import axes
-from spatialvlm.peft import select
-from spatialvlm.peft.lora import FullParam, LoraLinear, LoraSpec
+from spatialvlm.hub import rules
+from spatialvlm.peft import folder, full, methods, select
+from spatialvlm.peft.variables import FullParam, Trained
 from spatialvlm.types import UserError
 
 
 def apply(vlm: nnx.Module, config: PeftConfig) -> nnx.Module:
   """Makes `vlm` ready for training as `config` says, in place, and returns it.
 
-  Linear layers that `config.target` names become `LoraLinear`; parameters that `config.full` names become
-  float32 `FullParam`. A layer named by both is trained in full and gets no adapter, as in PEFT. With
-  `config.resume_from` the adapter, its layers, ranks and scales come from that PEFT folder, and of `config`
-  only `full`, `dropout` and `seed` are used.
+  Parameters that `config.full` names become float32 `FullParam`; the layers that `config.target` names are
+  adapted by `config.method`. A layer named by both is trained in full and gets no adapter, as in PEFT. With
+  `config.resume_from` the adapter and its layers come from that PEFT folder, and of `config` only `full`,
+  `seed`, and what of the method's options leaves the adapter's shape alone (dropout) are used.
 
   Raises:
-    UserError: a pattern that matches nothing (near misses are shown), a bad rank or dropout, an unknown
-      method, or a folder that does not fit.
+    UserError: an unknown method or option, a pattern that matches nothing (near misses are shown), a model
+      that already carries an adapter, or a folder that does not fit or is of another method.
   """
-  check(config)
+  options = methods.options_of(config)
+  method = methods.named(config.method)
+  for other in methods.carried(vlm):
+    raise UserError(
+      f"peft: the model already carries an adapter ({other.name}); merge it before another is added"
+    )
   if config.resume_from:
-    from spatialvlm.peft import io  # io builds on this module
-
-    io.load_adapter(vlm, config.resume_from, dropout=config.dropout)
+    folder.restore(vlm, config.resume_from, method, options)
   if config.full:
     names = select.parameter_paths(vlm)
-    train_in_full(vlm, select.match_parameters(config.full, names, "peft.full"))
-  if config.method == "lora" and not config.resume_from:
-    attach(vlm, plan(vlm, config), config.seed)
+    full.train_in_full(vlm, select.match_parameters(config.full, names, "peft.full"))
+  if config.resume_from:
+    _check_apart(vlm)
+  else:
+    method.apply(vlm, config, options)
   return vlm
 
 
+def check_layers(vlm: nnx.Module, config: PeftConfig) -> None:
+  """Raises a UserError where a pattern of `config` names nothing in `vlm`, which may be abstract."""
+  options = methods.options_of(config)
+  if config.full:
+    select.match_parameters(config.full, select.parameter_paths(vlm), "peft.full")
+  if not config.resume_from:
+    methods.named(config.method).check_layers(vlm, config, options)
+
+
 def trainable_filter(vlm: nnx.Module, config: PeftConfig) -> nnx.filterlib.Filter:
-  """The filter for `nnx.split(vlm, filter, ...)`: adapters and what is trained in full.
+  """The filter for `nnx.split(vlm, filter, ...)`: what is marked as trained.
 
   Raises:
     UserError: nothing in `vlm` is trainable.
   """
-  trainable = nnx.Any(nnx.LoRAParam, FullParam)
-  if not jax.tree.leaves(nnx.state(vlm, trainable)):
+  if not jax.tree.leaves(nnx.state(vlm, Trained)):
     raise UserError(f"peft: nothing is trained with method {config.method!r}; name parameters in peft.full")
-  return trainable
+  return Trained
 
 
 def count_parameters(vlm: nnx.Module, trainable: nnx.filterlib.Filter) -> tuple[int, int]:
@@ -64,156 +71,39 @@ def count_parameters(vlm: nnx.Module, trainable: nnx.filterlib.Filter) -> tuple[
   return count(nnx.All(nnx.Param, trainable)), count(nnx.Param)
 
 
-def plan(vlm: nnx.Module, config: PeftConfig) -> dict[str, LoraSpec]:
-  """Hugging Face module name -> spec of every layer that `config` adapts."""
-  full = {path[:-1] for path, v in nnx.iter_graph(vlm) if isinstance(v, FullParam)}
-  linears = {name: path for name, path in select.linear_paths(vlm).items() if path not in full}
-  targets = select.match(config.target, linears, "peft.target")
-  for field in ("rank_pattern", "alpha_pattern"):
-    for pattern in getattr(config, field):
-      select.match(pattern, targets, f"peft.{field}")
-  return {
-    name: LoraSpec(
-      rank=select.lookup(config.rank_pattern, name, config.rank),
-      alpha=float(select.lookup(config.alpha_pattern, name, config.alpha)),
-      rslora=config.rslora,
-      dora=config.dora,
-      dropout=config.dropout,
-    )
-    for name in targets
-  }
+def check_claims(vlm: nnx.Module, claimed: Iterable[select.Path] = ()) -> None:
+  """Holds that all of the model can be written when training ends: call it before the first step.
 
+  Every trained variable must be written by its method or as one trained in full, and every other parameter
+  have a name in the family's checkpoints.
 
-def attach(vlm: nnx.Module, specs: Mapping[str, LoraSpec], seed: int) -> None:
-  """Puts a fresh adapter on each named linear layer: A uniform in +-1/sqrt(d_in), B zero, as PEFT draws them.
+  Args:
+    claimed: paths that somebody else exports, such as an objective its own heads.
 
-  What a layer draws depends on `seed` and its name alone, not on the mesh or on the other layers.
+  Raises:
+    UserError: the variables that nobody would write.
   """
-  paths = select.linear_paths(vlm)
-  for name, spec in specs.items():
-    base = select.get(vlm, paths[name])
-    if isinstance(base, LoraLinear):
-      raise UserError(f"peft: {name} already carries an adapter; merge it before another is added")
-    number = layer_id(name)
-    bound = 1.0 / math.sqrt(base.in_features)
-    a = np.random.default_rng((seed, number)).uniform(-bound, bound, (base.in_features, spec.rank))
-    b = np.zeros((spec.rank, base.out_features))
-    select.put(vlm, paths[name], adapted(base, spec, a, b, None, number))
+  folder.check_claims(vlm, claimed)
+  strange = [
+    ".".join(map(str, path))
+    for path, variable in nnx.to_flat_state(nnx.state(vlm, nnx.Param))
+    if not issubclass(variable.type, Trained) or issubclass(variable.type, FullParam)
+  ]
+  strange = [dotted for dotted in strange if rules.to_hf(dotted, vlm.config.family) is None]
+  if strange:
+    raise UserError(f"checkpoints of {vlm.config.family} have no place for {', '.join(strange)}")
 
 
-def layer_id(name: str) -> int:
-  """A number of 31 bits that belongs to a layer's name, the same in every run."""
-  return zlib.crc32(name.encode()) & 0x7FFFFFFF
+def seed_dropout(model: nnx.Module, key: jax.Array) -> nnx.Module:
+  """Lays keys for one training step into a model, whichever method it carries; returns the same `model`."""
+  for method in methods.METHODS.values():
+    method.reseed(model, key)
+  return model
 
 
-def adapted(
-  base: nnx.Linear, spec: LoraSpec, a: np.ndarray, b: np.ndarray, magnitude, number: int
-) -> LoraLinear:
-  """A LoraLinear around `base`, its factors float32 on the base's mesh, each axis split as the base's is.
-
-  With DoRA and `magnitude` None, the magnitude is the base's own, so that a zero B changes nothing.
-  """
-  in_name, out_name = base.kernel.get_metadata().get("out_sharding") or (None, None)
-  sharding = mesh_sharding(base.kernel.get_raw_value())
-  in_mesh, out_mesh = (*sharding.spec, None, None)[:2] if sharding else (None, None)
-
-  def factor(value, names, places):
-    metadata = axes.logical(*names) if in_name or out_name else {}
-    return nnx.LoRAParam(placed(value, sharding, PartitionSpec(*places)), **metadata)
-
-  layer = LoraLinear(
-    base,
-    spec,
-    factor(a, (in_name, None), (in_mesh, None)),
-    factor(b, (None, out_name), (None, out_mesh)),
-    None,
-    number,
-  )
-  if spec.dora:
-    if magnitude is None:
-      out = sharding and NamedSharding(sharding.mesh, PartitionSpec(out_mesh))
-      magnitude = jax.jit(_column_norms, out_shardings=out)(base.kernel[...])
-    layer.magnitude = factor(magnitude, (out_name,), (out_mesh,))
-  return layer
-
-
-def train_in_full(vlm: nnx.Module, names: Iterable[str]) -> None:
-  """Turns the named base parameters into float32 `FullParam`; shared variables stay shared."""
-  paths = select.parameter_paths(vlm)
-  for name in names:
-    old = select.get(vlm, paths[name])
-    if isinstance(old, FullParam):
-      continue
-    value = old.get_raw_value()
-    new = FullParam(value.astype(jnp.float32), compute_dtype=str(value.dtype), **axis_names(old))
-    replace_variable(vlm, old, new)
-
-
-def axis_names(variable: nnx.Variable) -> dict[str, Any]:
-  """The metadata that names the axes of `variable`, for another variable of its shape."""
-  names = variable.get_metadata().get("out_sharding")
-  return axes.logical(*names) if names else {}
-
-
-def replace_variable(vlm: nnx.Module, old: nnx.Variable, new: nnx.Variable) -> None:
-  """Puts `new` wherever `old` stands in the model."""
-  for _, module in list(nnx.iter_modules(vlm)):
-    for attribute, value in list(vars(module).items()):
-      if value is old:
-        setattr(module, attribute, new)
-
-
-def untie(vlm: nnx.Module) -> None:
-  """Gives a model with tied embeddings a head of its own, equal to the embedding at first."""
-  embedding = vlm.decoder.embed.embedding
-  head = nnx.eval_shape(
-    lambda: nnx.Linear(
-      embedding.shape[1],
-      embedding.shape[0],
-      use_bias=False,
-      param_dtype=embedding.dtype,
-      preferred_element_type=jnp.float32,
-      rngs=nnx.Rngs(0),
-    )
-  )
-  names = embedding.get_metadata().get("out_sharding") or ()
-  head.kernel = nnx.Param(embedding[...].T, **(axes.logical(*names[::-1]) if names else {}))
-  vlm.decoder.lm_head, vlm.decoder.tied = head, False
-  vlm.config = dataclasses.replace(vlm.config, tied=False)
-
-
-def check(config: PeftConfig) -> None:
-  """Raises a UserError that names the setting where a value of `config` makes no sense."""
-  if config.method not in ("lora", "none"):
-    raise UserError(f"peft.method: {config.method!r} is not known; it is 'lora' or 'none'")
-  for where, rank in {"rank": config.rank, **config.rank_pattern}.items():
-    if rank < 1:
-      raise UserError(f"peft: the rank of {where!r} is {rank}; it must be at least 1")
-  if not 0.0 <= config.dropout < 1.0:
-    raise UserError(f"peft.dropout: {config.dropout} is not in [0, 1)")
-
-
-def mesh_sharding(array: jax.Array) -> NamedSharding | None:
-  """Where `array` lies on a mesh; None on a single device, and for a value that is only traced."""
-  sharding = None if isinstance(array, jax.core.Tracer) else array.sharding
-  return sharding if isinstance(sharding, NamedSharding) else None
-
-
-def placed(value: Any, sharding: NamedSharding | None, spec: PartitionSpec) -> jax.Array:
-  """`value` in float32 on the mesh of `sharding`, split as `spec` says; each device gets its own part only.
-
-  Copies, since an array that aliases NumPy's memory can never be donated.
-  """
-  if isinstance(value, jax.Array):
-    return value
-  if sharding is None:
-    return jnp.array(value, jnp.float32, copy=True)
-  return jax.make_array_from_callback(
-    value.shape,
-    NamedSharding(sharding.mesh, spec),
-    lambda index: np.array(value[index], np.float32, copy=True),
-  )
-
-
-def _column_norms(kernel: jax.Array) -> jax.Array:
-  return jnp.linalg.norm(kernel.astype(jnp.float32), axis=0)
+def _check_apart(vlm: nnx.Module) -> None:
+  """Of a layer with an adapter no weight may be trained in full as well: PEFT would load only one of them."""
+  adapted = {path[:-1] for method in methods.carried(vlm) for path in method.claims(vlm)}
+  twice = sorted(".".join(map(str, path)) for path in full.claims(vlm) if path[:-1] in adapted)
+  if twice:
+    raise UserError(f"peft.full: names {', '.join(twice)} of layers whose adapter peft.resume_from brings")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -38,6 +39,7 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: anything in the config, data, weights or workdir that the user can mend.
   """
+  config = dataclasses.replace(config, peft=peft.completed(config.peft))
   with workdir_lib.alone(workdir):
     return _train(config, workdir)
 
@@ -59,6 +61,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   processor = load_processor(folder, **plain.tiling)
   streams = open_streams(config, processor)
   model = build_model(config, mesh)
+  peft.check_claims(model)
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
   split = state_lib.Split(model, trainable, mesh)

@@ -11,11 +11,10 @@ import jax
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from spatialvlm import hub
+from spatialvlm import hub, peft
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
 from spatialvlm.models.vlm import Vlm
-from spatialvlm.peft import select, surgery
 from spatialvlm.training import one_run
 from spatialvlm.types import UserError
 
@@ -33,6 +32,7 @@ def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: as `one_run.train`, of all stages before the first one begins where that can be told.
   """
+  config = completed(config)
   if not config.stages:
     return one_run.train(config, workdir)
   with workdir_lib.alone(workdir):
@@ -62,6 +62,23 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   return whole
 
 
+def completed(config: RunConfig) -> RunConfig:
+  """The same run with the defaults of its PEFT methods written out, so that config.json says all of it.
+
+  Raises:
+    UserError: an unknown method or option, or a value without sense.
+  """
+  stages = {
+    name: stage if stage.peft is None else dataclasses.replace(stage, peft=_completed(stage.peft, name))
+    for name, stage in config.stages.items()
+  }
+  return dataclasses.replace(config, peft=peft.completed(config.peft), stages=stages)
+
+
+def _completed(settings: PeftConfig, stage: str) -> PeftConfig:
+  return peft.completed(settings, f"config.stages.{stage}.peft")
+
+
 def split(config: RunConfig, workdir: pathlib.Path) -> list[tuple[str, RunConfig]]:
   """The run of each stage, with its name.
 
@@ -81,6 +98,11 @@ def split(config: RunConfig, workdir: pathlib.Path) -> list[tuple[str, RunConfig
       before, run = found[-1]
       if not run.train.export:
         raise UserError(f"config.stages.{before}.train.export: the next stage begins from what it exports")
+      if not peft.METHODS[run.peft.method].mergeable:
+        raise UserError(
+          f"config.stages.{before}.peft.method: the next stage begins from a merged model, and"
+          f" {run.peft.method!r} cannot be merged"
+        )
       stage = dataclasses.replace(stage, model=_after(config.model, workdir / before / "model"))
     found.append((name, stage))
   return found
@@ -92,15 +114,12 @@ def _after(model: ModelConfig, folder: pathlib.Path) -> ModelConfig:
   return ModelConfig(path=str(folder), **{name: getattr(model, name) for name in kept})
 
 
-def _check_layers(peft: PeftConfig, model: ModelConfig, stage: str) -> None:
+def _check_layers(settings: PeftConfig, model: ModelConfig, stage: str) -> None:
   """Raises a UserError where a pattern of a late stage names nothing: hours of the first would be in vain."""
   built = one_run.assembled(model)
   config = hub.read_config(hub.resolve(built.path, built.revision), dtype=model.dtype)
   abstract = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
   try:
-    if peft.full:
-      select.match_parameters(peft.full, select.parameter_paths(abstract), "peft.full")
-    if peft.method == "lora" and not peft.resume_from:
-      surgery.plan(abstract, peft)
+    peft.check_layers(abstract, settings)
   except UserError as error:
     raise UserError(f"config.stages.{stage}: {error}") from None

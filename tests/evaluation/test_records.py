@@ -69,9 +69,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
 def test_a_doubled_question_with_another_answer_is_refused(tmp_path):
   other = dataclasses.replace(support.row(0), question="Is it another one?")
   records.rewrite(tmp_path, [support.row(0), support.row(1), other])
-  with pytest.raises(
-    UserError, match=r"predictions.jsonl:3: question 0 stands twice, with diff"
-  ):
+  with pytest.raises(UserError, match=r"predictions.jsonl:3: question 0 stands twice, with diff"):
     records.read(tmp_path)
 
 

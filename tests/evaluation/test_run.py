@@ -38,9 +38,9 @@ def files(tmp_path_factory):
   drawn = hub.load_model(write_model(folder / "drawn"), from_scratch=True)
   hub.save_model(drawn, folder / "model", source=folder / "drawn")
   write_cvbench(folder / "data" / "test.parquet", QUESTIONS)
-  adapted = peft.apply(hub.load_model(folder / "model"), PeftConfig(rank=2))
+  adapted = peft.apply(hub.load_model(folder / "model"), PeftConfig(options={"rank": 2}))
   rng = np.random.default_rng(0)
-  state = nnx.state(adapted, peft.trainable_filter(adapted, PeftConfig(rank=2)))
+  state = nnx.state(adapted, peft.trainable_filter(adapted, PeftConfig(options={"rank": 2})))
   nnx.update(adapted, jax.tree.map(lambda x: jnp.array(rng.normal(0, 0.5, x.shape), x.dtype), state))
   peft.save_adapter(adapted, folder / "adapter")
   return folder

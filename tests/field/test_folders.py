@@ -41,9 +41,11 @@ def write(file, arrays):
 
 def write_adapter(folder, scale=1.0, base=str(SMOLVLM)):
   """An adapter with a B of ones, so that it shows."""
-  vlm = peft.apply(hub.load_model(SMOLVLM), PeftConfig(target=r".*text_model.*\.0\..*q_proj", rank=2))
+  vlm = peft.apply(
+    hub.load_model(SMOLVLM), PeftConfig(target=r".*text_model.*\.0\..*q_proj", options={"rank": 2})
+  )
   for _, variable in nnx.iter_graph(vlm):
-    if isinstance(variable, nnx.LoRAParam):
+    if isinstance(variable, peft.AdapterParam):
       variable.set_raw_value(variable.get_raw_value() * 0 + 0.1 * scale)
   return peft.save_adapter(vlm, folder, base)
 

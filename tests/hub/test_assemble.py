@@ -101,7 +101,7 @@ def test_saved_merged_and_adapted_models_stay_themselves(folders, joined, arrays
   np.testing.assert_array_equal(again.logits(**arrays), before)
   assert load_processor(tmp_path / "saved").layout == load_processor(written).layout
   target = r".*\.(query|v_proj|o_proj)"
-  surgery.apply(again.model, PeftConfig(target=target, rank=2, full=r"model\.connector\..*"))
+  surgery.apply(again.model, PeftConfig(target=target, full=r"model\.connector\..*", options={"rank": 2}))
   rng = np.random.default_rng(0)
   for _, layer in again.model.iter_modules():
     if hasattr(layer, "lora_b"):

@@ -49,7 +49,9 @@ def world(tmp_path_factory):
   """A checkpoint, an adapter for it, conversations, questions, images, and a recipe for each command."""
   folder = tmp_path_factory.mktemp("world")
   write_checkpoint(folder / "model", longest_edge=16, split=False)
-  peft.save_adapter(peft.apply(hub.load_model(folder / "model"), PeftConfig(rank=2)), folder / "adapter")
+  peft.save_adapter(
+    peft.apply(hub.load_model(folder / "model"), PeftConfig(options={"rank": 2})), folder / "adapter"
+  )
   write_cvbench(folder / "table.parquet", questions(count=12, images=4))
   bad_files.write_talk(folder / "talk.jsonl", 4)
   bad_files.write_readable_images(folder / "good")

@@ -61,7 +61,7 @@ def test_a_broken_adapter(world, tmp_path, refused, harm):
 
 def test_an_adapter_of_another_base(world, tmp_path, refused):
   write_checkpoint(tmp_path / "deep", depth=2, longest_edge=16, split=False)
-  deep = peft.apply(hub.load_model(tmp_path / "deep"), PeftConfig(rank=2))
+  deep = peft.apply(hub.load_model(tmp_path / "deep"), PeftConfig(options={"rank": 2}))
   adapter = peft.save_adapter(deep, tmp_path / "adapter")
   for name, flag in (("evaluate", "--config.adapter"), ("train", "--config.peft.resume_from")):
     refused("8 tensor.s. do not fit the model: .*no such linear layer", name, f"{flag}={adapter}")

@@ -10,7 +10,8 @@ from spatialvlm.config import PeftConfig, RunConfig
 from spatialvlm.configs import encoders, lora
 from spatialvlm.hub import rules
 from spatialvlm.models.families import ENCODERS, FAMILIES
-from spatialvlm.peft import surgery
+from spatialvlm.peft import METHODS
+from spatialvlm.peft.lora import LoraOptions
 from spatialvlm.types import UserError
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
@@ -19,11 +20,12 @@ FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 @pytest.mark.parametrize("family", ["smolvlm", "internvl", "paligemma", "paligemma2"])
 def test_linear_layers_of_every_decoder(family):
   vlm = hub.load_model(FIXTURES / family)
-  plans = [surgery.plan(vlm, PeftConfig(target=t)) for t in (lora.EVERY_LINEAR, encoders.DECODER)]
+  plan = lambda config: METHODS["lora"].plan(vlm, config, LoraOptions())
+  plans = [plan(PeftConfig(target=t)) for t in (lora.EVERY_LINEAR, encoders.DECODER)]
   layers = {name.rpartition(".")[2] for name in plans[0]}
   assert plans[0] == plans[1] and len(plans[0]) == 7 * 2 and not any("vision" in name for name in plans[0])
   assert layers == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
-  assert len(surgery.plan(vlm, PeftConfig())) == 4 * 2  # what a config that says nothing adapts
+  assert len(plan(PeftConfig())) == 4 * 2  # what a config that says nothing adapts
 
 
 def test_linear_layers_of_every_encoder():

@@ -1,4 +1,7 @@
-"""Adapters made by Hugging Face peft: every option that is read here, with all trained values random."""
+"""Adapters made by Hugging Face peft: every option that is read here, with all trained values random.
+
+`CASES` are LoRA's; `OTHERS` those of the other methods, by the class of their config.
+"""
 
 from __future__ import annotations
 
@@ -67,11 +70,44 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def adapt(base: torch.nn.Module, options: dict[str, Any], seed: int = 1) -> peft.PeftModel:
-  """A PeftModel around a copy of `base`, whose every trained value has moved from its start."""
+# name -> (class of the config, its options); names of layers are those that all families share
+OTHERS: dict[str, tuple[type, dict[str, Any]]] = {
+  "ia3_suffixes": (
+    peft.IA3Config,
+    {"target_modules": ["k_proj", "v_proj", "down_proj", "fc2"], "feedforward_modules": ["down_proj", "fc2"]},
+  ),
+  # a bare end of a name, as peft matches it: every layer here is then a feed-forward one
+  "ia3_ends": (peft.IA3Config, {"target_modules": ["q_proj", "proj"], "feedforward_modules": ["proj"]}),
+  "ia3_regex": (
+    peft.IA3Config,
+    {
+      "target_modules": r".*\.(v_proj|up_proj|fc1|fc2)|lm_head",
+      "feedforward_modules": r".*fc1|.*layers\.0.*up_proj",
+      "modules_to_save": ["norm"],
+    },
+  ),
+  "ln_suffixes": (peft.LNTuningConfig, {"target_modules": ["input_layernorm", "layer_norm1", "norm"]}),
+  # without the norms of queries and keys, which are none in most models: peft stumbles over nn.Identity
+  "ln_regex": (
+    peft.LNTuningConfig,
+    {
+      "target_modules": r".*\.(norm|layer_norm\d?|layernorm_before|post(_attention)?_layernorm)",
+      "modules_to_save": ["lm_head"],
+    },
+  ),
+}
+
+
+def adapt(base: torch.nn.Module, config: dict[str, Any] | peft.PeftConfig, seed: int = 1) -> peft.PeftModel:
+  """A PeftModel around a copy of `base`, whose every trained value has moved from its start.
+
+  Args:
+    config: options of LoraConfig, or a config.
+  """
+  config = peft.LoraConfig(**config) if isinstance(config, dict) else config
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # peft advises on tied weights
-    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**options)).eval()
+    model = peft.get_peft_model(copy.deepcopy(base), config).eval()
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for parameter in model.parameters():

@@ -178,7 +178,9 @@ def trained(made, one_device_unless_asked, tmp_path_factory):
     data=DataConfig(
       sources=source, validation=source, validation_size=4, lengths=(160,), tiles=(1,), workers=0
     ),
-    peft=PeftConfig(method="lora", target=r".*language_model.*\.(q|v)_proj", rank=2, full=r".*projector.*"),
+    peft=PeftConfig(
+      method="lora", target=r".*language_model.*\.(q|v)_proj", full=r".*projector.*", options={"rank": 2}
+    ),
     optim=OptimConfig(learning_rate=3e-2, schedule="constant", warmup_steps=0),
     train=TrainConfig(steps=4, batch_size=4, checkpoint_every=0, validate_every=4, log_every=2),
   )

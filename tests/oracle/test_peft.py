@@ -15,7 +15,7 @@ from flax import nnx
 from scipy import stats
 
 from spatialvlm import hub, peft
-from spatialvlm.config import PeftConfig
+from spatialvlm.config import PeftConfig, from_config_dict
 from spatialvlm.hub import rules
 from spatialvlm.peft import select
 from spatialvlm.types import UserError
@@ -65,7 +65,7 @@ def assert_close(ours, expected, relative=1e-5):
 
 def moved(vlm, seed=3):
   """The same model with every trained value moved from its start."""
-  graphdef, params, rest = nnx.split(vlm, nnx.Any(nnx.LoRAParam, peft.FullParam), ...)
+  graphdef, params, rest = nnx.split(vlm, peft.Trained, ...)
   rng = np.random.default_rng(seed)
   params = jax.tree.map(lambda x: x + 0.2 * jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
   return nnx.merge(graphdef, params, rest)
@@ -102,7 +102,7 @@ def test_their_folder_gives_their_logits(bases, name, tmp_path):
 @pytest.mark.parametrize("name", OURS)
 def test_our_folder_gives_our_logits_in_peft(bases, name, tmp_path):
   model, folder = bases["idefics3" if "tied" in name else "smolvlm"]
-  vlm = moved(peft.apply(hub.load_model(folder), PeftConfig(**OURS[name])))
+  vlm = moved(peft.apply(hub.load_model(folder), from_config_dict(OURS[name], PeftConfig)))
   expected = logits(vlm)
   real = CASE["attention_mask"].astype(bool)
   assert np.abs(expected - reference.logits(model, CASE))[real].max() > 0.1
@@ -163,7 +163,7 @@ def test_first_values_are_drawn_as_peft_draws_them(bases):
   vlm = hub.load_model(folder)
   before = logits(vlm)
   target = r".*_proj|.*fc\d|.*modality_projection\.proj"
-  peft.apply(vlm, PeftConfig(target=target, rank=16, dora=True, seed=5))
+  peft.apply(vlm, PeftConfig(target=target, seed=5, options={"rank": 16, "dora": True}))
   # DoRA divides the magnitude by the norm it came from, which rounds
   assert_close(logits(vlm), before, 1e-5)
   values, expected = dict(adapted.named_parameters()), {}
@@ -190,7 +190,7 @@ def test_what_is_not_supported_is_refused(bases, tmp_path):
   model, folder = bases["smolvlm"]
   refused = {
     "bias='all'": theirs.LoraConfig(target_modules=["q_proj"], bias="all"),
-    "peft_type 'IA3'": theirs.IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+    "peft_type 'VERA'": theirs.VeraConfig(target_modules=["q_proj"], r=2),
     "adapters on embeddings": theirs.LoraConfig(target_modules=["embed_tokens", "q_proj"]),
     "not linear": theirs.LoraConfig(target_modules=["patch_embedding", "q_proj"]),
     "init_lora_weights='pissa'": theirs.LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"),

@@ -15,7 +15,7 @@ from spatialvlm.types import Batch
 from tests import tiny_model
 from tests.models.support import call
 
-TRAINED = nnx.Any(nnx.LoRAParam, peft.FullParam)
+TRAINED = peft.Trained
 
 
 def build(dtype="float32", mesh=None, tied=False) -> Vlm:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from spatialvlm import hub, peft
 from spatialvlm.config import PeftConfig
 from spatialvlm.hub import tensors
-from spatialvlm.peft import foreign
+from spatialvlm.peft.lora import Lora
 from spatialvlm.types import UserError
 from tests.models.support import batch_of, call
 from tests.peft import support
@@ -69,9 +69,11 @@ def test_a_sharded_bfloat16_base_takes_an_adapter_too():
 
 
 def test_training_goes_on_from_a_folder(tmp_path):
-  vlm = support.moved(peft.apply(support.build(), PeftConfig(target=r".*q_proj", rank=3, dropout=0.1)))
+  vlm = support.moved(
+    peft.apply(support.build(), PeftConfig(target=r".*q_proj", options={"rank": 3, "dropout": 0.1}))
+  )
   peft.save_adapter(vlm, tmp_path / "a")
-  config = PeftConfig(resume_from=str(tmp_path / "a"), dropout=0.4, full="lm_head", rank=99)
+  config = PeftConfig(resume_from=str(tmp_path / "a"), full="lm_head", options={"dropout": 0.4, "rank": 99})
   again = peft.apply(support.build(), config)
   assert np.array_equal(support.logits(again), support.logits(vlm))
   spec = again.vision.stack.layers[0].attn.q_proj.spec
@@ -83,11 +85,13 @@ def test_training_goes_on_from_a_folder(tmp_path):
 def test_ranks_and_alphas_survive_the_folder(tmp_path):
   config = PeftConfig(
     target=r".*text_model.*\.(q|k|v)_proj",
-    rank=4,
-    alpha=2.5,
-    rslora=True,
-    rank_pattern={r".*layers\.1.*q_proj": 7},
-    alpha_pattern={r".*v_proj": 16.0},
+    options={
+      "rank": 4,
+      "alpha": 2.5,
+      "rslora": True,
+      "rank_pattern": {r".*layers\.1.*q_proj": 7},
+      "alpha_pattern": {r".*v_proj": 16.0},
+    },
   )
   vlm = peft.apply(support.build(), config)
   peft.save_adapter(vlm, tmp_path / "a", "base")
@@ -124,19 +128,21 @@ def test_ranks_and_alphas_survive_the_folder(tmp_path):
 def test_targets_are_matched_as_peft_matches_them(changes, names):
   linears = ["a.layers.0.q", "a.layers.1.q", "b.blocks.0.layers.1.k", "b.q", "head"]
   config = {"r": 2, "lora_alpha": 4} | changes
-  assert set(foreign.specs(config, linears, "head", None)) == names
+  assert set(Lora().specs_of_folder(config, linears, "head")) == names
 
 
 def test_patterns_of_ranks_match_ends_of_names():
   config = {"r": 2, "lora_alpha": 4, "target_modules": ["q"], "rank_pattern": {"layers.0.q": 5, "^b.q": 6}}
-  ranks = {n: s.rank for n, s in foreign.specs(config, ["a.layers.0.q", "a.b.q", "b.q"], "", None).items()}
+  ranks = {n: s.rank for n, s in Lora().specs_of_folder(config, ["a.layers.0.q", "a.b.q", "b.q"], "").items()}
   assert ranks == {"a.layers.0.q": 5, "a.b.q": 2, "b.q": 6}
 
 
 @pytest.fixture
 def folder(tmp_path):
   """A good adapter of `support.build()`, to be spoilt."""
-  vlm = support.moved(peft.apply(support.build(), PeftConfig(target=r".*text_model.*(q|v)_proj", rank=3)))
+  vlm = support.moved(
+    peft.apply(support.build(), PeftConfig(target=r".*text_model.*(q|v)_proj", options={"rank": 3}))
+  )
   return peft.save_adapter(vlm, tmp_path / "good")
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from spatialvlm import peft
 from spatialvlm.config import PeftConfig
-from spatialvlm.peft.surgery import adapted
+from spatialvlm.peft.lora import adapted
 from tests.peft import support
 
 ALL = r".*_proj|.*fc\d|.*modality_projection\.proj|lm_head"
@@ -47,7 +47,7 @@ def test_dora_is_its_formula_and_its_norm_is_a_constant():
   np.testing.assert_allclose(
     made(jnp.asarray(x, jnp.float32)), x @ kernel * (m / norm) + c, rtol=1e-5, atol=1e-5
   )
-  graphdef, params, rest = nnx.split(made, nnx.LoRAParam, ...)
+  graphdef, params, rest = nnx.split(made, peft.AdapterParam, ...)
   gradient = jax.grad(lambda p: nnx.merge(graphdef, p, rest)(jnp.asarray(x, jnp.float32)).sum())(params)
   ones = np.ones((4, 5)) * (m / norm)
   np.testing.assert_allclose(gradient["lora_b"][...], 2 * (x @ a).T @ ones, rtol=1e-4, atol=1e-5)
@@ -59,7 +59,7 @@ def test_dora_is_its_formula_and_its_norm_is_a_constant():
 def test_bfloat16_stays_bfloat16_through_adapters_and_full_training(dora):
   vlm = support.build("bfloat16")
   full = r"model\.(text_model\.norm|vision_model\.embeddings|text_model\.embed_tokens)|.*layer_norm1"
-  peft.apply(vlm, PeftConfig(target=ALL, dora=dora, full=full))
+  peft.apply(vlm, PeftConfig(target=ALL, full=full, options={"dora": dora}))
   trained = jax.tree.leaves(nnx.state(vlm, support.TRAINED))
   assert {leaf.dtype for leaf in trained} == {jnp.dtype("float32")}
   assert jax.eval_shape(vlm.encode_images, support.batch().pixels_NHWC).dtype == jnp.bfloat16
@@ -79,7 +79,7 @@ def test_dropout_is_off_until_a_step_turns_it_on():
   x = jnp.asarray(np.random.default_rng(1).normal(size=(64, 6)), jnp.float32)
   still = made(x)
   assert np.array_equal(still, made(x))
-  graphdef, params, rest = nnx.split(made, nnx.LoRAParam, ...)
+  graphdef, params, rest = nnx.split(made, peft.AdapterParam, ...)
 
   @jax.jit
   def step(key):
@@ -98,16 +98,16 @@ def test_dropout_is_off_until_a_step_turns_it_on():
 
 def test_layers_draw_different_masks_and_no_key_is_kept():
   vlm = support.build()
-  peft.apply(vlm, PeftConfig(target=r".*text_model.*q_proj", dropout=0.3))
+  peft.apply(vlm, PeftConfig(target=r".*text_model.*q_proj", options={"dropout": 0.3}))
   peft.seed_dropout(vlm, jax.random.key(0))
   first, second = (block.attn.q_proj for block in vlm.decoder.stack.layers)
   assert not np.array_equal(
     jax.random.key_data(first.dropout_key[...]), jax.random.key_data(second.dropout_key[...])
   )
-  fresh = peft.apply(support.build(), PeftConfig(target=r".*text_model.*q_proj", dropout=0.3))
+  fresh = peft.apply(support.build(), PeftConfig(target=r".*text_model.*q_proj", options={"dropout": 0.3}))
   _, params, frozen = nnx.split(fresh, support.TRAINED, ...)
   kinds = {type(v) for _, v in nnx.to_flat_state(params)} | {type(v) for _, v in nnx.to_flat_state(frozen)}
-  assert kinds == {nnx.LoRAParam, nnx.Param}
+  assert kinds == {peft.AdapterParam, nnx.Param}
 
 
 def products(jaxpr):
@@ -124,7 +124,7 @@ def products(jaxpr):
 
 def test_nothing_frozen_is_differentiated():
   """No gradient of a frozen kernel is computed, and no backward pass of a tower without trainables."""
-  vlm = peft.apply(support.build(), PeftConfig(target=r".*text_model.*\.(q|v)_proj", rank=3))
+  vlm = peft.apply(support.build(), PeftConfig(target=r".*text_model.*\.(q|v)_proj", options={"rank": 3}))
   graphdef, params, frozen = nnx.split(vlm, support.TRAINED, ...)
   batch = support.batch()
   loss = lambda params: nnx.merge(graphdef, params, frozen).hidden(batch).sum()

@@ -1,7 +1,5 @@
 """Which layers are adapted, what is trained, where it lies, and what is said of a bad pattern."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,12 @@ import pytest
 from flax import nnx
 
 from spatialvlm import peft
-from spatialvlm.config import PeftConfig
+from spatialvlm.config import PeftConfig, from_config_dict
 from spatialvlm.core import axes
 from spatialvlm.models import registry
 from spatialvlm.models.vlm import Vlm
-from spatialvlm.peft import select, surgery
+from spatialvlm.peft import select
+from spatialvlm.peft.lora import LoraOptions
 from spatialvlm.types import UserError
 from tests import tiny_model
 from tests.peft import support
@@ -30,7 +29,7 @@ def adapters(vlm):
 
 
 def test_every_linear_layer_can_carry_an_adapter(plain):
-  vlm = peft.apply(nnx.clone(plain), PeftConfig(target=".*", rank=2))
+  vlm = peft.apply(nnx.clone(plain), PeftConfig(target=".*", options={"rank": 2}))
   text = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
   sight = [
     "self_attn.q_proj",
@@ -50,10 +49,12 @@ def test_every_linear_layer_can_carry_an_adapter(plain):
 def test_ranks_and_scales_by_pattern(plain):
   config = PeftConfig(
     target=r".*text_model.*\.(q|k)_proj",
-    rank=4,
-    alpha=8.0,
-    rank_pattern={r".*layers\.0.*q_proj": 2},
-    alpha_pattern={r".*k_proj": 3.0},
+    options={
+      "rank": 4,
+      "alpha": 8.0,
+      "rank_pattern": {r".*layers\.0.*q_proj": 2},
+      "alpha_pattern": {r".*k_proj": 3.0},
+    },
   )
   found = adapters(peft.apply(nnx.clone(plain), config))
   stem = "model.text_model.layers."
@@ -69,7 +70,7 @@ def test_ranks_and_scales_by_pattern(plain):
 
 def test_counts_and_filter(plain):
   config = PeftConfig(
-    target=r".*text_model.*q_proj", rank=3, full=r"model\.text_model\.norm|model\.connector"
+    target=r".*text_model.*q_proj", full=r"model\.text_model\.norm|model\.connector", options={"rank": 3}
   )
   vlm = peft.apply(nnx.clone(plain), config)
   total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(plain)))
@@ -125,7 +126,7 @@ def test_first_values_depend_on_seed_and_name_alone(plain):
 
 
 def test_factors_are_born_on_the_shards_of_their_base():
-  config = PeftConfig(target=".*", rank=4, dora=True, full=r"model\.text_model\.norm")
+  config = PeftConfig(target=".*", full=r"model\.text_model\.norm", options={"rank": 4, "dora": True})
   alone = support.moved(peft.apply(support.build(), config))
   mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   spread = peft.apply(support.build(mesh=mesh), config)
@@ -144,7 +145,7 @@ def test_factors_are_born_on_the_shards_of_their_base():
 
 def test_surgery_inside_a_sharded_creation():
   """A model drawn and adapted in one jitted program, each factor on its shard with its usual values."""
-  config = PeftConfig(target=r".*text_model.*q_proj", rank=2, dora=True)
+  config = PeftConfig(target=r".*text_model.*q_proj", options={"rank": 2, "dora": True})
   mesh = axes.make_mesh({"fsdp": 4, "tensor": 2})
   settings = support.build().config
   make = lambda: peft.apply(Vlm(settings, rngs=nnx.Rngs(0)), config)
@@ -173,12 +174,12 @@ def test_surgery_inside_a_sharded_creation():
     ),
     ({"rank": 0}, ["peft", "rank", "at least 1"]),
     ({"dropout": 1.0}, ["peft.dropout"]),
-    ({"method": "ia3"}, ["peft.method", "'ia3'"]),
+    ({"method": "lroa"}, ["peft.method", "'lroa'", "did you mean 'lora'"]),
     ({"method": "none"}, ["nothing is trained"]),
   ],
 )
 def test_mistakes_are_told_in_one_line(plain, settings, words):
-  config = dataclasses.replace(PeftConfig(), **settings)
+  config = from_config_dict(settings, PeftConfig)
   vlm = nnx.clone(plain)
   with pytest.raises(UserError) as caught:
     peft.apply(vlm, config)
@@ -196,7 +197,7 @@ def test_adapters_are_not_stacked(plain):
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_merging_keeps_the_values_and_the_original(dora):
-  config = PeftConfig(target=".*", rank=3, dora=dora, full=r".*post_layernorm|.*embed_tokens")
+  config = PeftConfig(target=".*", full=r".*post_layernorm|.*embed_tokens", options={"rank": 3, "dora": dora})
   vlm = support.moved(peft.apply(support.build(), config), 0.1)
   before = jax.tree.map(np.asarray, nnx.state(vlm))
   expected = support.logits(vlm)
@@ -212,7 +213,7 @@ def test_merging_keeps_the_values_and_the_original(dora):
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_merging_into_bfloat16_rounds_once(dora):
-  config = PeftConfig(target=r".*q_proj", rank=3, dora=dora, full=r".*post_layernorm")
+  config = PeftConfig(target=r".*q_proj", full=r".*post_layernorm", options={"rank": 3, "dora": dora})
   vlm = support.moved(peft.apply(support.build("bfloat16"), config))
   merged = peft.merge(vlm)
   assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(merged))} == {jnp.dtype("bfloat16")}
@@ -241,7 +242,7 @@ def test_halves_of_one_tensor_are_no_layers_of_their_own():
   family = registry.family(registry.family_of(source, "test"))
   config = family.parse_config(source, dtype="float32", attention="xla", where="test")
   vlm = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
-  found = surgery.plan(vlm, PeftConfig(target="encoders.*"))
+  found = peft.METHODS["lora"].plan(vlm, PeftConfig(target="encoders.*"), LoraOptions())
   layers = {name.removeprefix("encoders.0.encoder.layer.0.") for name in found}
   attention = {f"attention.attention.{part}" for part in ("query", "key", "value")}
   assert layers == attention | {"attention.output.dense", "mlp.weights_out"}

@@ -155,7 +155,7 @@ def test_the_identity_is_that_of_the_vision_tower():
     vlm = support.model(5)
     nnx.update(vlm, jax.tree.map(jnp.asarray, nnx.state(vlm)))
     if target is not None:
-      peft.apply(vlm, PeftConfig(target=target, rank=2, alpha=alpha, seed=seed))
+      peft.apply(vlm, PeftConfig(target=target, seed=seed, options={"rank": 2, "alpha": alpha}))
     return VlmScorer(vlm).identity()
 
   plain = identity()

@@ -25,7 +25,9 @@ from tests.training.helpers import make_config, run
 
 TERMS = {"answer": (1.0, answer_loss())}
 PEFT = PeftConfig(
-  rank=2, dropout=0.5, target=r".*(vision|text)_model.*\.[qv]_proj", full=r"model\.connector\..*"
+  target=r".*(vision|text)_model.*\.[qv]_proj",
+  full=r"model\.connector\..*",
+  options={"rank": 2, "dropout": 0.5},
 )
 
 

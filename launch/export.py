@@ -1,0 +1,53 @@
+"""Writes a model for others: `python launch/export.py --model=RUN_OR_FOLDER --to=merged --out=FOLDER`.
+
+`--to=merged` writes a checkpoint for transformers, adapters merged; `--to=adapter` a PEFT folder. `--model`
+names a model's or adapter's folder or hub id, a training run's workdir or one of its checkpoints;
+`--adapter` lays a PEFT folder over it.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+if not __package__:  # run by its path: the library of this checkout
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from absl import flags
+
+from spatialvlm import cli
+from spatialvlm.types import UserError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "a model's or adapter's folder or hub id, or a training run's workdir")
+flags.DEFINE_string("adapter", None, "PEFT folder that is put on the model")
+flags.DEFINE_string("to", None, "what is written: merged or adapter")
+flags.DEFINE_string("out", None, "folder that is written; it must be new or empty")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the base's weights; adapters are float32")
+
+
+def main(arguments: Sequence[str]) -> None:
+  if arguments:
+    raise UserError(f"unexpected argument {arguments[0]!r}; settings are given as --model=, --to= and --out=")
+  for name in ("model", "to", "out"):
+    if not getattr(FLAGS, name):
+      raise UserError(f"--{name} is missing; write --model=RUN_OR_FOLDER --to=merged --out=FOLDER")
+  from spatialvlm import export
+  from spatialvlm.config import ModelConfig
+  from spatialvlm.training import runs
+
+  out = pathlib.Path(FLAGS.out).expanduser()
+  exporter = export.named(FLAGS.to)  # what is wrong here is told before a model is loaded
+  export.check_empty(out)
+  found = runs.find(ModelConfig(path=FLAGS.model, dtype=FLAGS.dtype), FLAGS.adapter)
+  export.export(export.Exportable(found.load(None), found.base, found.folder), FLAGS.to, out)
+  print(f"{found.name}: {exporter.what}: {out}")
+
+
+def run() -> None:
+  cli.run(main)
+
+
+if __name__ == "__main__":
+  run()

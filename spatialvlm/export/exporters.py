@@ -1,0 +1,96 @@
+"""The table of exporters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from spatialvlm import hub, peft
+from spatialvlm.config import nearest
+from spatialvlm.models.vlm import Vlm
+from spatialvlm.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Exportable:
+  """A model with what an exporter needs to know of its origin.
+
+  Attributes:
+    vlm: with or without an adapter.
+    base: hub id or path of the base, as others should find it.
+    folder: the base's local folder, with the files of its processor.
+  """
+
+  vlm: Vlm
+  base: str
+  folder: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Exporter:
+  """One form of a model; the contract stands at the head of this room.
+
+  Attributes:
+    what: the form in a few words, for help and errors.
+  """
+
+  what: str
+  why_not: Callable[[Vlm], str | None]
+  write: Callable[[Exportable, Path], Path]
+
+
+def _no_adapter(vlm: Vlm) -> str | None:
+  return None if peft.carries(vlm) else "the model carries no adapter; --to=merged writes the whole model"
+
+
+def _no_merging(vlm: Vlm) -> str | None:
+  names = [name for name in peft.carries(vlm) if not peft.METHODS[name].mergeable]
+  return f"an adapter of method {names[0]!r} cannot be merged; --to=adapter writes it" if names else None
+
+
+EXPORTERS: dict[str, Exporter] = {
+  "adapter": Exporter(
+    "a PEFT folder, which Hugging Face peft loads",
+    _no_adapter,
+    lambda model, folder: peft.save_adapter(model.vlm, folder, model.base),
+  ),
+  "merged": Exporter(
+    "a checkpoint with adapters merged, which transformers loads",
+    _no_merging,
+    lambda model, folder: hub.save_model(peft.merge(model.vlm), folder, model.folder),
+  ),
+}
+# Exporter -> its folder in the workdir of a run.
+AFTER_TRAINING = {"adapter": "adapter", "merged": "model"}
+
+
+def named(name: str) -> Exporter:
+  """The exporter of a name.
+
+  Raises:
+    UserError: there is none; the nearest is named.
+  """
+  if name not in EXPORTERS:
+    raise UserError(f"--to={name}: no such form; {nearest(name, EXPORTERS)}")
+  return EXPORTERS[name]
+
+
+def check_empty(folder: Path) -> None:
+  """Raises a UserError where a new folder would be laid over something."""
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise UserError(f"{folder}: already holds something; name a new folder")
+
+
+def export(model: Exportable, name: str, folder: str | Path) -> Path:
+  """Writes one form of a model into a folder that is not there yet, or empty.
+
+  Raises:
+    UserError: an unknown form, one that this model does not have, a folder that holds something, or a full
+      disk; nothing half-written stays.
+  """
+  exporter, folder = named(name), Path(folder).expanduser()
+  check_empty(folder)
+  if why := exporter.why_not(model.vlm):
+    raise UserError(why)
+  return exporter.write(model, folder)

@@ -1,0 +1,288 @@
+"""What a method of parameter-efficient fine-tuning is: `Method`; `LayerMethod`, if it changes layers.
+
+A method is one file with a subclass and one line in `methods.METHODS`. It marks what it trains as `Trained`
+variables; everything else (the optimizer, checkpoints, meshes, resumption, the folder's reading and writing,
+merging, the command line) follows from that and from the functions here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from spatialvlm.config import PeftConfig
+from spatialvlm.peft import foreign, select
+from spatialvlm.peft.variables import AdapterParam, FullParam, layer_id
+
+Names = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+  """A method without settings of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """An adapter that was read from a PEFT folder.
+
+  Attributes:
+    path: for messages.
+    said: adapter_config.json.
+    arrays: float32 tensors by transformers' names, in the file's layout; those of this method alone.
+    head: name of the language model's head, which "all-linear" leaves out.
+  """
+
+  path: str
+  said: Mapping[str, Any]
+  arrays: Mapping[str, np.ndarray]
+  head: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """What a method puts into a PEFT folder.
+
+  Attributes:
+    config: its part of adapter_config.json.
+    arrays: float32 tensors by transformers' names, in the file's layout.
+  """
+
+  config: Mapping[str, Any]
+  arrays: Mapping[str, np.ndarray]
+
+
+class Method:
+  """One way to train few parameters beside, or in, a frozen model.
+
+  Attributes:
+    name: its key in `METHODS` and in `--config.peft.method`.
+    peft_type: what adapter_config.json calls it; None where PEFT knows no such folder.
+    Options: frozen dataclass of its own settings; their names stand beside those of `PeftConfig`.
+    target: the default of `PeftConfig.target`.
+    fields: what it reads of adapter_config.json.
+    ties: whether such a folder can hold a tied embedding that is trained in full.
+    mergeable: whether plain layers can compute what the adapted ones do.
+  """
+
+  name: ClassVar[str]
+  peft_type: ClassVar[str | None] = None
+  Options: ClassVar[type] = NoOptions
+  target: ClassVar[str] = ""
+  fields: ClassVar[foreign.Fields] = foreign.Fields()
+  ties: ClassVar[bool] = False
+  mergeable: ClassVar[bool] = True
+
+  def check(self, options: Any) -> None:
+    """Raises a UserError that names the setting where a value makes no sense, before a model is there."""
+
+  def check_layers(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:
+    """Raises a UserError for a pattern that names nothing in `vlm`, which may be abstract."""
+
+  def apply(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:
+    """Surgery in place: adds `Trained` variables that leave what `vlm` computes as it was.
+
+    Raises:
+      UserError: a pattern that names nothing.
+    """
+
+  def refused(self, said: Mapping[str, Any]) -> list[str]:
+    """`field=value` for what an adapter_config.json asks in `fields` and this method cannot do."""
+    return []
+
+  def wanted(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, tuple[int, ...]]:
+    """Name -> shape in the file of every tensor that a folder with this config must hold."""
+    raise NotImplementedError
+
+  def restore(self, vlm: nnx.Module, folder: Folder, options: Any = None) -> None:
+    """Surgery in place with the layers and values of a folder whose tensors are those that are `wanted`.
+
+    Args:
+      options: of the run that trains it further; None for the folder's own.
+    """
+    raise NotImplementedError
+
+  def export(self, vlm: nnx.Module) -> Export:
+    """What this method has trained in `vlm`."""
+    raise NotImplementedError
+
+  def claims(self, vlm: nnx.Module) -> set[select.Path]:
+    """Paths of the trained variables that `export` writes; empty where `vlm` carries nothing of it."""
+    return set()
+
+  def merged(self, vlm: nnx.Module) -> dict[select.Path, Any]:
+    """Path -> plain module in place of each that this method adapted; called where it is `mergeable`.
+
+    Parameters of kind `FullParam` need not be named; they become plain ones by themselves.
+    """
+    return {}
+
+  def why_unmapped(self, vlm: nnx.Module, name: str, parameters: Mapping[str, Any]) -> str:
+    """Why a tensor of a folder has no place in the model."""
+    return (
+      "modules_to_save does not name its module" if name in parameters else "the model has no such parameter"
+    )
+
+  def reseed(self, model: nnx.Module, key: jax.Array) -> None:
+    """Lays keys for one training step into the model, where the method draws anything in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """A layer that may be adapted: its name in transformers, path in the model, the module itself."""
+
+  name: str
+  path: select.Path
+  module: nnx.Module
+  family: str
+
+  @property
+  def number(self) -> int:
+    """Belongs to the name, so that what is drawn for a layer depends on no other layer."""
+    return layer_id(self.name)
+
+
+class LayerMethod(Method):
+  """A method that changes single layers, each by itself: a subclass says how one of them is changed.
+
+  `spec` stands for whatever the subclass needs to know of one layer (a frozen dataclass).
+
+  Attributes:
+    endings: what follows a layer's name in the names of its tensors.
+    linear: whether its layers are linear ones, which "all-linear" means.
+  """
+
+  endings: ClassVar[Names] = ()
+  linear: ClassVar[bool] = True
+
+  def sites(self, vlm: nnx.Module) -> dict[str, Site]:
+    """Name -> layer, adapted ones included: all linear layers, unless a subclass says otherwise."""
+    return sites_at(vlm, select.linear_paths(vlm))
+
+  def spec_of(self, site: Site) -> Any | None:
+    """How a layer is adapted; None where it is not, or by another method."""
+    raise NotImplementedError
+
+  def specs(self, config: PeftConfig, options: Any, names: list[str]) -> dict[str, Any]:
+    """Name -> spec for the layers that the run's settings adapt."""
+    raise NotImplementedError
+
+  def said_specs(self, said: Mapping[str, Any], names: list[str], options: Any) -> dict[str, Any]:
+    """Name -> spec for the layers that an adapter_config.json adapts."""
+    raise NotImplementedError
+
+  def said_config(self, specs: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's part of adapter_config.json."""
+    raise NotImplementedError
+
+  def fresh(self, site: Site, spec: Any, seed: int) -> nnx.Module:
+    """The adapted layer before training, computing what it did."""
+    raise NotImplementedError
+
+  def shapes(self, site: Site, spec: Any) -> dict[str, tuple[int, ...]]:
+    """Ending of a tensor's name -> its shape in the file."""
+    raise NotImplementedError
+
+  def restored(self, site: Site, spec: Any, arrays: Mapping[str, np.ndarray]) -> nnx.Module:
+    """The adapted layer with a file's values, by the endings of their names."""
+    raise NotImplementedError
+
+  def tensors(self, site: Site) -> dict[str, np.ndarray]:
+    """The inverse of `restored`."""
+    raise NotImplementedError
+
+  def plain(self, site: Site) -> nnx.Module:
+    """An ordinary layer that computes what the adapted one does."""
+    raise NotImplementedError
+
+  # What follows is the same for all of them.
+
+  def plan(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> dict[str, Any]:
+    """Name -> spec of every layer that a run adapts. A layer trained in full gets no adapter, as in PEFT."""
+    free = {name: site for name, site in self.sites(vlm).items() if not _in_full(site.module)}
+    return self.specs(config, options, select.match(target_of(self, config), free, "peft.target"))
+
+  def check_layers(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:
+    self.plan(vlm, config, options)
+
+  def apply(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:
+    sites = self.sites(vlm)
+    for name, spec in self.plan(vlm, config, options).items():
+      select.put(vlm, sites[name].path, self.fresh(sites[name], spec, config.seed))
+
+  def specs_of_folder(
+    self, said: Mapping[str, Any], sites: Iterable[str], head: str, options: Any = None
+  ) -> dict[str, Any]:
+    """Name -> spec for those of the layers `sites` that an adapter_config.json adapts."""
+    names = [name for name in sites if foreign.targets(said, name, head, self.linear)]
+    return self.said_specs(said, names, options)
+
+  def wanted(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, tuple[int, ...]]:
+    sites = self.sites(vlm)
+    specs = self.specs_of_folder(said, sites, head, None)
+    return {n + end: s for n, spec in specs.items() for end, s in self.shapes(sites[n], spec).items()}
+
+  def restore(self, vlm: nnx.Module, folder: Folder, options: Any = None) -> None:
+    sites = self.sites(vlm)
+    for name, spec in self.specs_of_folder(folder.said, sites, folder.head, options).items():
+      arrays = {end: folder.arrays[name + end] for end in self.shapes(sites[name], spec)}
+      select.put(vlm, sites[name].path, self.restored(sites[name], spec, arrays))
+
+  def export(self, vlm: nnx.Module) -> Export:
+    found = self._adapted(vlm)
+    arrays = {
+      name + end: value for name, (site, _) in found.items() for end, value in self.tensors(site).items()
+    }
+    return Export(self.said_config({name: spec for name, (_, spec) in found.items()}), arrays)
+
+  def claims(self, vlm: nnx.Module) -> set[select.Path]:
+    return {
+      (*site.path, *path)
+      for site, _ in self._adapted(vlm).values()
+      for path, variable in nnx.iter_graph(site.module)
+      if self.owns(variable)
+    }
+
+  def owns(self, variable: Any) -> bool:
+    """Whether a variable of an adapted layer is this method's."""
+    return isinstance(variable, AdapterParam)
+
+  def merged(self, vlm: nnx.Module) -> dict[select.Path, nnx.Module]:
+    return {site.path: self.plain(site) for site, _ in self._adapted(vlm).values()}
+
+  def why_unmapped(self, vlm: nnx.Module, name: str, parameters: Mapping[str, Any]) -> str:
+    end = next((end for end in self.endings if name.endswith(end)), None)
+    if ".lora_embedding_" in name:
+      return "adapters on embeddings are not supported"
+    if end is None:
+      return super().why_unmapped(vlm, name, parameters)
+    layer = name.removesuffix(end)
+    if layer in self.sites(vlm):
+      return "target_modules does not name this layer"
+    kind = "linear" if self.linear else "norms"
+    if f"{layer}.weight" in parameters:
+      return f"adapters on layers that are not {kind} are not supported"
+    return f"the model has no such {'linear layer' if self.linear else 'norm'}"
+
+  def _adapted(self, vlm: nnx.Module) -> dict[str, tuple[Site, Any]]:
+    found = ((name, site, self.spec_of(site)) for name, site in self.sites(vlm).items())
+    return {name: (site, spec) for name, site, spec in found if spec is not None}
+
+
+def target_of(method: Method, config: PeftConfig) -> str:
+  """Which layers, as a regex: what the settings say, else the method's own default."""
+  return method.target if config.target is None else config.target
+
+
+def sites_at(vlm: nnx.Module, paths: Mapping[str, select.Path]) -> dict[str, Site]:
+  """The layers at some paths, by transformers' names of them."""
+  return {n: Site(n, path, select.get(vlm, path), vlm.config.family) for n, path in paths.items()}
+
+
+def _in_full(module: nnx.Module) -> bool:
+  return any(isinstance(v, FullParam) for v in vars(module).values())
