@@ -13,9 +13,22 @@ LoRA on the decoder beside it, on the questions.
 They are separated by commas: `encoders.py:tiny,encoder=own+dinov2-small`.
 """
 
-from ml_collections import ConfigDict
+import dataclasses
 
-from spatialvlm.config import LossConfig, to_dict
+from spatialvlm.config import (
+  DataConfig,
+  EvalConfig,
+  LogConfig,
+  LossConfig,
+  ModelConfig,
+  OptimConfig,
+  PeftConfig,
+  RunConfig,
+  ScenesConfig,
+  SkillsConfig,
+  StageConfig,
+  TrainConfig,
+)
 from spatialvlm.types import UserError
 from spatialvlm.worlds.vocabulary import dense_losses
 
@@ -46,6 +59,7 @@ SHORT |= {"clip": SHORT["clip-l14"], "dinov2": SHORT["dinov2-base"], "dinov2-reg
 SHORT |= {"dinov3": SHORT["dinov3-base"]}
 
 CONNECTOR = r"model\.connector\..*"
+CONNECTOR_ALONE = PeftConfig("none", target="", full=CONNECTOR)
 DECODER = r".*(text_model|language_model)\..*\.(q|k|v|o|gate|up|down)_proj"
 # Linear layers of every encoder's blocks, as their own checkpoints call them.
 TOWER = (
@@ -53,7 +67,7 @@ TOWER = (
 )
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def get_config(arg: str = "") -> RunConfig:
   said = _read(arg)
   if "encoder" not in said:
     raise UserError(
@@ -65,10 +79,10 @@ def get_config(arg: str = "") -> ConfigDict:
     raise UserError(f"configs/encoders.py: encoder={said['encoder']}: an empty name beside a +")
   target = f"{DECODER}|{TOWER}" if said.get("lora_encoder") == "true" else DECODER
   config = _tiny(target) if "tiny" in said else _smolvlm_500m(target)
-  config.model["encoders"] = tuple(SHORT.get(name, name) for name in names)
-  config.model["path"] = said.get("base", config.model["path"])
-  config.name = f"{config.name}-{'+'.join(name.rstrip('/').rpartition('/')[2] for name in names)}"
-  return config
+  encoders = tuple(SHORT.get(name, name) for name in names)
+  model = dataclasses.replace(config.model, encoders=encoders, path=said.get("base", config.model.path))
+  name = f"{config.name}-{'+'.join(name.rstrip('/').rpartition('/')[2] for name in names)}"
+  return dataclasses.replace(config, name=name, model=model)
 
 
 def _read(arg: str) -> dict[str, str]:
@@ -85,72 +99,74 @@ def _read(arg: str) -> dict[str, str]:
   return said
 
 
-def _smolvlm_500m(target: str) -> ConfigDict:
+def _smolvlm_500m(target: str) -> RunConfig:
   """bfloat16 base; one tile an image, since the scenes are small. For one GPU."""
-  optim = dict(name="adamw", schedule="cosine", warmup_steps=100, weight_decay=0.01)
-  train = dict(batch_size=32, log_every=20, validate_every=500, checkpoint_every=500)
-  shape = dict(lengths=(128, 192, 256, 384, 512, 1024, 2048, 4608), tiles=(1,))
-  return ConfigDict(
-    dict(
-      name="eyes-500m",
-      model=dict(path="HuggingFaceTB/SmolVLM-500M-Instruct", dtype="bfloat16", max_tiles=1),
-      eval=dict(source=dict(kind="scenes", seed=1_000_000, size=2000, image_size=384), tiles=(1,)),
-      stages=_stages(
-        target,
-        dict(
-          data=_scenes(1, kind="skills", turns=5, image_size=384) | shape | dict(targets=64),
-          optim=optim | dict(learning_rate=1e-3),
-          train=train | dict(steps=2000),
-        ),
-        dict(
-          data=_scenes(11, kind="scenes", image_size=384) | shape | dict(targets=2),
-          optim=optim | dict(learning_rate=2e-4),
-          train=train | dict(steps=4000),
-        ),
+  optim = OptimConfig("adamw", learning_rate=1e-3, warmup_steps=100, weight_decay=0.01)
+  train = TrainConfig(steps=2000, batch_size=32, log_every=20, validate_every=500, checkpoint_every=500)
+  lengths = (128, 192, 256, 384, 512, 1024, 2048, 4608)
+  return RunConfig(
+    name="eyes-500m",
+    model=ModelConfig(path="HuggingFaceTB/SmolVLM-500M-Instruct", dtype="bfloat16", max_tiles=1),
+    eval=EvalConfig(source=ScenesConfig(seed=1_000_000, size=2000, image_size=384), tiles=(1,)),
+    stages={
+      "1-connector": StageConfig(
+        peft=CONNECTOR_ALONE,
+        data=_data(SkillsConfig(seed=1, turns=5, image_size=384), lengths, targets=64),
+        optim=optim,
+        train=train,
       ),
-    )
+      "2-lora": StageConfig(
+        peft=_lora(target),
+        data=_data(ScenesConfig(seed=11, image_size=384), lengths, targets=2),
+        optim=dataclasses.replace(optim, learning_rate=2e-4),
+        train=dataclasses.replace(train, steps=4000),
+      ),
+    },
   )
 
 
-def _tiny(target: str) -> ConfigDict:
+def _tiny(target: str) -> RunConfig:
   """Image tokens first say what they show, in words of the model; then mostly Relation, as in lora.py."""
-  muon = dict(name="muon", schedule="cosine", warmup_steps=30, kwargs=dict(consistent_rms=0.2, adam_b2=0.98))
-  train = dict(log_every=20, validate_every=300, checkpoint_every=100)
-  dense = dense_losses(objects=True, color=0.7, shape=1.5, row=0.3, column=0.3)
+  kwargs = dict(consistent_rms=0.2, adam_b2=0.98)
+  muon = OptimConfig("muon", learning_rate=4e-3, warmup_steps=30, kwargs=kwargs)
+  train = TrainConfig(steps=400, batch_size=16, log_every=20, validate_every=300, checkpoint_every=100)
+  words = dense_losses(objects=True, color=0.7, column=0.3, row=0.3, shape=1.5)
   kinds = dict(Relation=0.75, Count=0.25)
-  return ConfigDict(
-    dict(
-      name="eyes-tiny",
-      model=dict(path="checkpoints/smolvlm-tiny"),
-      eval=dict(source=dict(kind="scenes", seed=1_000_000, size=1200, image_size=96), tiles=(1,)),
-      log=dict(tensorboard=False),
-      stages=_stages(
-        target,
-        dict(
-          data=_scenes(1, kind="skills", turns=5) | dict(lengths=(160, 208), tiles=(1,), targets=32),
-          losses={name: to_dict(term) for name, term in {"answer": LossConfig(), **dense}.items()},
-          optim=muon | dict(learning_rate=4e-3),
-          train=train | dict(steps=400, batch_size=16),
-        ),
-        dict(
-          data=_scenes(11, kind="scenes", image_size=96, tasks=kinds)
-          | dict(lengths=(136, 152, 208), tiles=(1,), targets=2),
-          optim=muon | dict(learning_rate=4e-3),
-          train=train | dict(steps=600, batch_size=16),
-        ),
+  return RunConfig(
+    name="eyes-tiny",
+    model=ModelConfig(path="checkpoints/smolvlm-tiny"),
+    eval=EvalConfig(source=ScenesConfig(seed=1_000_000, size=1200), tiles=(1,)),
+    log=LogConfig(tensorboard=False),
+    stages={
+      "1-connector": StageConfig(
+        peft=CONNECTOR_ALONE,
+        data=_data(SkillsConfig(seed=1, turns=5), (160, 208), targets=32),
+        losses={"answer": LossConfig()} | words,
+        optim=muon,
+        train=train,
       ),
-    )
+      "2-lora": StageConfig(
+        peft=_lora(target),
+        data=_data(ScenesConfig(seed=11, tasks=kinds), (136, 152, 208), targets=2),
+        optim=muon,
+        train=dataclasses.replace(train, steps=600),
+      ),
+    },
   )
 
 
-def _stages(target: str, first: dict, second: dict) -> dict:
-  """The connector alone, then adapters with it; the second sees other worlds than the first."""
-  alone = dict(method="none", target="", full=CONNECTOR)
-  lora = dict(method="lora", target=target, rank=16, alpha=32.0, dropout=0.05, full=CONNECTOR)
-  return {"1-connector": dict(peft=alone) | first, "2-lora": dict(peft=lora) | second}
+def _lora(target: str) -> PeftConfig:
+  """Adapters beside the connector, which is trained on."""
+  return PeftConfig("lora", target=target, full=CONNECTOR, options=dict(rank=16, alpha=32.0, dropout=0.05))
 
 
-def _scenes(seed: int, **source) -> dict:
-  """Endless rendered scenes; worlds of other seeds are held out."""
-  sources = {name: dict(scenes=dict(source, seed=s)) for name, s in (("sources", seed), ("validation", 2))}
-  return sources | dict(validation_size=256)
+def _data(source: ScenesConfig | SkillsConfig, lengths: tuple[int, ...], targets: int) -> DataConfig:
+  """An endless source; worlds of another seed are held out."""
+  return DataConfig(
+    sources={"scenes": source},
+    validation={"scenes": dataclasses.replace(source, seed=2)},
+    validation_size=256,
+    lengths=lengths,
+    tiles=(1,),
+    targets=targets,
+  )

@@ -76,6 +76,16 @@ def test_a_command_can_be_typed(script, flags):
     assert isinstance(cli.load(recipe, overrides, CONFIG_OF[name]), CONFIG_OF[name])
 
 
+def test_the_recipe_in_the_documentation_can_be_read(tmp_path):
+  (code,) = re.findall(
+    r"```python\n([^`]*def get_config[^`]*)```", (ROOT / "docs" / "training.md").read_text()
+  )
+  (tmp_path / "mine.py").write_text(code)
+  read = cli.load(f"{tmp_path}/mine.py:32", [("train.steps", "2000")], RunConfig)
+  assert read.peft.options["rank"] == 32 and read.train.steps == 2000 and read.name == "mine-32"
+  assert read.data.sources["mine"].kind == "llava"
+
+
 def test_make_targets_exist():
   known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
   used = {word for words in commands() if words[0] == "make" for word in words[1:2]}

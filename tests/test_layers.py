@@ -81,7 +81,7 @@ ROOMS = {
 ROOMS["cli"] = room("types config shipped", "absl jax")
 PARTS = frozenset(ROOMS)
 ROOMS["launch"] = Room(PARTS | {"launch", "configs"}, frozenset({"absl"}))
-ROOMS["configs"] = room("types config worlds processing configs", "ml_collections")
+ROOMS["configs"] = room("types config worlds")
 ROOMS["benchmarks"] = Room(
   PARTS | {"launch", "configs", "benchmarks"},
   room(
