@@ -51,7 +51,7 @@ def load_vlm(
     dtype: "float32" or "bfloat16".
     mesh: devices to shard the model over: a mesh, or its sizes such as `{"fsdp": 4}`.
     revision: of a hub repository.
-    attention: "xla", or "cudnn" on a GPU in bfloat16.
+    attention: "xla", "blocked", or "cudnn" on a GPU in bfloat16, as of `models.execution.Execution`.
     max_tiles, longest_edge, split_images, enlarge: the processor's tile budget, as in `load_processor`.
 
   Raises:

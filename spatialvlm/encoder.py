@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from spatialvlm import hub
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
+from spatialvlm.models.execution import Execution, apply
 from spatialvlm.processing.images import ImageSource, open_image
 from spatialvlm.processing.resize import Resizer, resizer_from_config
 from spatialvlm.types import Features, UserError
@@ -38,15 +39,18 @@ def load_encoder(
   Args:
     dtype: "float32" or "bfloat16".
     mesh: devices to shard the encoder over: a mesh, or its sizes such as `{"fsdp": 4}`.
+    attention: how the product is computed, as of `models.execution.Execution`.
 
   Raises:
     UserError: the encoder cannot be found or read, or does not fit its config.
   """
   if mesh is not None and not isinstance(mesh, Mesh):
     mesh = make_mesh(mesh)
+  execution = Execution(attention=attention)
+  execution.check(dtype)
   folder = hub.resolve(path_or_hub_id, revision)
-  model, config = hub.load_encoder(folder, dtype=dtype, mesh=mesh, attention=attention)
-  return LoadedEncoder(model, config, folder)
+  model, config = hub.load_encoder(folder, dtype=dtype, mesh=mesh)
+  return LoadedEncoder(apply(model, execution), config, folder)
 
 
 class LoadedEncoder:
@@ -159,13 +163,13 @@ class LoadedEncoder:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _tokens(graphdef, state, pixels_NHWC):
-  return nnx.merge(graphdef, state).read(pixels_NHWC).tokens_NTD
+  return nnx.merge(graphdef, state).read(pixels_NHWC, features=False, tokens=True).tokens_NTD
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def _features(graphdef, state, pixels_NHWC, layers, class_token, norm):
   encoder = nnx.merge(graphdef, state)
-  hidden = encoder.read(pixels_NHWC, layers=layers, last=False).layers
+  hidden = encoder.read(pixels_NHWC, layers=layers, features=False).layers
   parts = []
   for layer in layers:
     x_NTD = encoder.norm(hidden[layer]) if norm else hidden[layer]

@@ -20,6 +20,7 @@ from spatialvlm import hub, peft
 from spatialvlm.config import ModelConfig
 from spatialvlm.hub import contents
 from spatialvlm.hub.resolve import quantised, read_json
+from spatialvlm.models.execution import Execution, apply
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import UserError
 
@@ -100,16 +101,18 @@ def check_base(model: ModelConfig, folder: Path, resumes: bool) -> None:
 
 def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
   """The model of a folder or hub id, as the config says."""
+  execution = Execution(attention=model.attention)
+  execution.check(model.dtype)
   model = hub.assembled(model)
-  return hub.load_model(
+  vlm = hub.load_model(
     model.path,
     revision=model.revision,
     dtype=model.dtype,
     mesh=mesh,
-    attention=model.attention,
     from_scratch=model.from_scratch,
     seed=model.seed,
   )
+  return apply(vlm, execution)
 
 
 def identity(model: ModelConfig, adapter: str | None = None) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def write_encoder(
     "image_size": 3 * patch,
     "patch_size": patch,
   }
-  config = encoder_config(source, dtype="float32", attention="xla", where="test")
+  config = encoder_config(source, dtype="float32", where="test")
   graphdef, state = nnx.split(
     nnx.eval_shape(lambda: VisionEncoder(config.vision, dtype=jnp.float32, rngs=nnx.Rngs(0)))
   )

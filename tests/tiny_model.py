@@ -49,9 +49,7 @@ def config_json(vocab_size: int = 64, image_token_id: int = 60, depth: int = 2) 
 
 def build(seed: int = 0, **kwargs) -> Vlm:
   """The model of `config_json(**kwargs)`, its logits spread by several units."""
-  config = FAMILIES["smolvlm"].parse_config(
-    config_json(**kwargs), dtype="float32", attention="xla", where="test"
-  )
+  config = FAMILIES["smolvlm"].parse_config(config_json(**kwargs), dtype="float32", where="test")
   vlm = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
   graphdef, state = nnx.split(vlm)
   rng = np.random.default_rng(seed)
@@ -76,5 +74,5 @@ def write_checkpoint(folder: str | Path, seed: int = 0, depth: int = 1, **proces
   (folder / "config.json").write_text(json.dumps(config_json(**kwargs)))
   vlm = build(seed, **kwargs)
   source = json.loads((folder / "config.json").read_text())
-  vlm.config = FAMILIES["smolvlm"].parse_config(source, dtype="float32", attention="xla", where="test")
+  vlm.config = FAMILIES["smolvlm"].parse_config(source, dtype="float32", where="test")
   return hub.save_model(vlm, folder)

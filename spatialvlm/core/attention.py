@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,32 @@ from spatialvlm.core.norm import RMSNorm
 from spatialvlm.core.rope import rotate
 
 _QK_EPS = 1e-6  # in no config: a constant of the reference implementation
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+  """Sizes and parts of an `Attention`.
+
+  Attributes:
+    width: of the residual stream.
+    heads, kv_heads, head_dim: query heads, key-value heads, and the size of each.
+    bias: whether the linear layers have biases; `key_bias`: whether the keys' has one too, where the others
+      do; `out_bias`: whether the output's has one, None for as the others.
+    qk_norm: a root-mean-square norm over all heads' queries, and one over the keys (ViT-22B, Dehghani et al.,
+      2023).
+    scale, softcap: of the scores, see `attend`.
+  """
+
+  width: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  bias: bool = False
+  key_bias: bool = True
+  out_bias: bool | None = None
+  qk_norm: bool = False
+  scale: float | None = None
+  softcap: float | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -70,25 +97,14 @@ def attend(
   Args:
     mask_BTS: true where a query sees a key, or (B, 1, S); None where all see all. A query that sees none
       gives the mean of all values, never NaN.
-    implementation: "xla", or "cudnn" (GPU, bfloat16, head size at most 128; 256 on Hopper; no softcap).
+    implementation: a key of `IMPLEMENTATIONS`.
     scale: 1 / sqrt(H) where it is None.
     softcap: scores s become softcap * tanh(s / softcap) before the mask.
 
   Returns:
     (B, T, N, H) in the dtype of q.
   """
-  if implementation == "cudnn":
-    B, T, S = q_BTNH.shape[0], q_BTNH.shape[1], k_BSKH.shape[1]
-    mask = None if mask_BTS is None else jnp.broadcast_to(mask_BTS, (B, T, S))[:, None]
-    return jax.nn.dot_product_attention(
-      q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, implementation="cudnn"
-    )
-  B, T, N, _ = q_BTNH.shape
-  q_BTNH = _scaled(q_BTNH, scale)
-  S, K = k_BSKH.shape[1:3]
-  if _cpu_alone() and B * N * T * S > _BLOCK:
-    return _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap, _chunks(T, N // K * S))
-  return _attend_whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap)
+  return IMPLEMENTATIONS[implementation].run(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)
 
 
 def attention_probabilities(
@@ -140,22 +156,32 @@ def _scores(q_BTNH, k_BSKH, mask_BTS, softcap):
   return s_BKGTS if mask_BTS is None else jnp.where(mask_BTS[:, None, None], s_BKGTS, _HIDDEN)
 
 
-def _attend_whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap):
-  """Of queries that are scaled already."""
+def _xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
+  """The scores as one array; in blocks where one CPU computes alone and they would not fit its cache."""
+  B, T, N, _ = q_BTNH.shape
+  whole = B * N * T * k_BSKH.shape[1] <= _BLOCK or not _cpu_alone()
+  return (_whole if whole else _blocked)(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)
+
+
+def _whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
+  q_BTNH = _scaled(q_BTNH, scale)
   s_BKGTS = _scores(q_BTNH, k_BSKH, mask_BTS, softcap)
   p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BSKH.dtype)
   return jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(q_BTNH.shape)
 
 
-def _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap, chunks: int):
-  """The same, one key-value head and one part of the queries at a time.
+def _blocked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
+  """One key-value head and one part of the queries at a time.
 
   On a CPU the scores then stay in its cache instead of being written out: 2.8 times faster for the 1024
   patches of a tile. The backward pass computes them again, block by block.
   """
+  q_BTNH = _scaled(q_BTNH, scale)
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
-  G, C = N // K, T // chunks
+  G = N // K
+  chunks = _chunks(T, G * S)
+  C = T // chunks
   q = q_BTNH.reshape(B, chunks, C, K, G, H).transpose(0, 3, 1, 4, 2, 5).reshape(B * K, chunks, G * C, H)
   k = k_BSKH.transpose(0, 2, 1, 3).reshape(B * K, S, H)
   v = v_BSKH.transpose(0, 2, 1, 3).reshape(B * K, S, H)
@@ -184,46 +210,70 @@ def _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask_BTS, softcap, chunks: int):
   return out.reshape(B, K, chunks, G, C, H).transpose(0, 2, 4, 1, 3, 5).reshape(B, T, N, H)
 
 
-class Attention(nnx.Module):
-  """Self-attention with separate q, k, v projections, as Hugging Face and PEFT know them."""
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
+  del softcap  # refused before
+  B, T, S = q_BTNH.shape[0], q_BTNH.shape[1], k_BSKH.shape[1]
+  mask = None if mask_BTS is None else jnp.broadcast_to(mask_BTS, (B, T, S))[:, None]
+  return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, implementation="cudnn")
 
-  def __init__(
-    self,
-    width: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    *,
-    bias: bool,
-    implementation: str,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-    out_scale: float = 1.0,
-    key_bias: bool = True,
-    out_bias: bool | None = None,
-    qk_norm: bool = False,
-    scale: float | None = None,
-    softcap: float | None = None,
-  ):
+
+def _cudnn_refuses(dtype: str, softcap: float | None) -> str:
+  if dtype != "bfloat16" or jax.default_backend() != "gpu":
+    return "needs an NVIDIA GPU and dtype bfloat16"
+  return "" if softcap is None else "cannot bound scores (attn_logit_softcapping)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+  """A way to compute the product.
+
+  Attributes:
+    run: (q, k, v, mask, scale, softcap) -> (B, T, N, H), all as of `attend`.
+    refuses: (dtype, softcap) -> why it cannot compute a model of these on this machine; empty where it can.
+  """
+
+  run: Callable[..., jax.Array]
+  refuses: Callable[[str, float | None], str] = lambda dtype, softcap: ""
+
+
+# "xla" computes everywhere, and takes "blocked" by itself where one CPU computes alone and the scores are too
+# many for its cache. "blocked" does so at any size and on any device. "cudnn": NVIDIA's kernels; heads of at
+# most 128 there, 256 on Hopper.
+IMPLEMENTATIONS: dict[str, Implementation] = {
+  "xla": Implementation(_xla),
+  "blocked": Implementation(_blocked),
+  "cudnn": Implementation(_cudnn, _cudnn_refuses),
+}
+
+
+class Attention(nnx.Module):
+  """Self-attention with separate q, k, v projections, as Hugging Face and PEFT know them.
+
+  `implementation`, a key of `IMPLEMENTATIONS`, may be set later (`models.execution.apply`).
+  """
+
+  def __init__(self, config: AttentionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, out_scale: float = 1.0):
+    """`out_scale`: of the initial weights of the output projection, which writes into the residual stream."""
     make = functools.partial(linear, dtype=dtype, rngs=rngs)
-    self.q_proj = make(width, heads * head_dim, ("embed", "heads"), bias=bias)
-    self.k_proj = make(width, kv_heads * head_dim, ("embed", "heads"), bias=bias and key_bias)
-    self.v_proj = make(width, kv_heads * head_dim, ("embed", "heads"), bias=bias)
-    out_bias = bias if out_bias is None else out_bias
-    self.o_proj = make(heads * head_dim, width, ("heads", "embed"), bias=out_bias, scale=out_scale)
+    width, inner, kv_inner = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    bias = config.bias
+    self.q_proj = make(width, inner, ("embed", "heads"), bias=bias)
+    self.k_proj = make(width, kv_inner, ("embed", "heads"), bias=bias and config.key_bias)
+    self.v_proj = make(width, kv_inner, ("embed", "heads"), bias=bias)
+    out_bias = bias if config.out_bias is None else config.out_bias
+    self.o_proj = make(inner, width, ("heads", "embed"), bias=out_bias, scale=out_scale)
     norm = lambda size: RMSNorm(size, _QK_EPS, dtype=dtype, rngs=rngs, axis="heads")
-    self.q_norm = norm(heads * head_dim) if qk_norm else None
-    self.k_norm = norm(kv_heads * head_dim) if qk_norm else None
-    self.head_dim = head_dim
-    self.implementation = implementation
-    self.scale, self.softcap = scale, softcap
+    self.q_norm = norm(inner) if config.qk_norm else None
+    self.k_norm = norm(kv_inner) if config.qk_norm else None
+    self.config = config
+    self.implementation = "xla"
 
   def project(self, x_BTD: jax.Array, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries (B, T, N, H), keys and values (B, T, K, H), rotated where `angles` are given."""
     q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
     if self.q_norm is not None:
       q, k = self.q_norm(q), self.k_norm(k)
-    q, k, v = (x.reshape(*x_BTD.shape[:2], -1, self.head_dim) for x in (q, k, v))
+    q, k, v = (x.reshape(*x_BTD.shape[:2], -1, self.config.head_dim) for x in (q, k, v))
     return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
 
   def __call__(
@@ -248,8 +298,9 @@ class Attention(nnx.Module):
       keys, values, start = past
       k_BSKH = jax.lax.dynamic_update_slice(keys, k_BSKH.astype(keys.dtype), (0, start, 0, 0))
       v_BSKH = jax.lax.dynamic_update_slice(values, v_BSKH.astype(values.dtype), (0, start, 0, 0))
-    out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, self.implementation, self.scale, self.softcap)
+    scores = {"scale": self.config.scale, "softcap": self.config.softcap}
+    out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, self.implementation, **scores)
     found_BNTS = None
     if probabilities:
-      found_BNTS = attention_probabilities(q_BTNH, k_BSKH, mask_BTS, self.scale, self.softcap)
+      found_BNTS = attention_probabilities(q_BTNH, k_BSKH, mask_BTS, **scores)
     return self.o_proj(out_BTNH.reshape(*x_BTD.shape[:2], -1)), Read(k_BSKH, v_BSKH, found_BNTS)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spatialvlm.core.attention import Attention, KVCache, Read
+from spatialvlm.core.attention import Attention, AttentionConfig, KVCache, Read
 from spatialvlm.core.axes import constrain, logical
 from spatialvlm.core.mlp import Mlp
 from spatialvlm.core.norm import NORMS
@@ -22,42 +22,29 @@ class BlockConfig:
   """A pre-norm transformer block.
 
   Attributes:
-    width: of the residual stream.
-    heads, kv_heads, head_dim: query heads, key-value heads, and the size of each.
+    attention: sizes and parts of the attention; the residual stream's width is its.
     mlp_width: hidden units of the feed-forward network.
     norm: "layer" or "rms", with `eps` inside the root.
     activation: a key of `core.mlp.ACTIVATIONS`; `gated` multiplies it with a second projection.
-    attention_bias, mlp_bias: whether the linear layers have biases.
-    attention: how the product is computed: "xla" or "cudnn".
-    key_bias: whether the keys have a bias too, where attention has biases.
-    out_bias: whether the attention's output has one; None: as the others.
-    qk_norm: a root-mean-square norm over all heads' queries, and one over the keys (ViT-22B, Dehghani et al.,
-      2023).
+    mlp_bias: whether its linear layers have biases.
     layer_scale: each branch is multiplied by a learned vector (CaiT, Touvron et al., 2021).
     out_norms: each branch ends in a norm of its own.
-    query_scale: of the attention's scores, None for 1 / sqrt(head_dim).
-    softcap: bound of the attention's scores, see `core.attention.attend`.
   """
 
-  width: int
-  heads: int
-  kv_heads: int
-  head_dim: int
+  attention: AttentionConfig
   mlp_width: int
   norm: str
   eps: float
   activation: str
   gated: bool
-  attention_bias: bool
   mlp_bias: bool
-  attention: str = "xla"
-  key_bias: bool = True
-  out_bias: bool | None = None
-  qk_norm: bool = False
   layer_scale: bool = False
   out_norms: bool = False
-  query_scale: float | None = None
-  softcap: float | None = None
+
+  @property
+  def width(self) -> int:
+    """Of the residual stream."""
+    return self.attention.width
 
 
 class Block(nnx.Module):
@@ -66,22 +53,7 @@ class Block(nnx.Module):
   def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, out_scale: float = 1.0):
     norm = lambda: NORMS[config.norm](config.width, config.eps, dtype=dtype, rngs=rngs)
     self.attn_norm = norm()
-    self.attn = Attention(
-      config.width,
-      config.heads,
-      config.kv_heads,
-      config.head_dim,
-      bias=config.attention_bias,
-      key_bias=config.key_bias,
-      out_bias=config.out_bias,
-      qk_norm=config.qk_norm,
-      scale=config.query_scale,
-      softcap=config.softcap,
-      implementation=config.attention,
-      dtype=dtype,
-      rngs=rngs,
-      out_scale=out_scale,
-    )
+    self.attn = Attention(config.attention, dtype=dtype, rngs=rngs, out_scale=out_scale)
     self.mlp_norm = norm()
     self.mlp = Mlp(
       config.width,

@@ -151,7 +151,7 @@ def assemble(
     },
   }
   whole = family(family_of(written, str(base))).parse_config(
-    written, dtype="float32", attention="xla", where=f"{base} with {', '.join(part.name for part in parts)}"
+    written, dtype="float32", where=f"{base} with {', '.join(part.name for part in parts)}"
   )
   tensors = _tensors(whole, parts, entries, config.family, seed) if weights else None
   return write_folder(written, tensors, folder, root, _companions(root, config, tile))
@@ -169,7 +169,7 @@ def _find(name: str, root: Path, base: VlmConfig) -> _Part:
   if source.get("model_type") in {spec.hf_type for spec in FAMILIES.values()}:
     tower = read_config(folder)
     return _Part(name, folder, f"{tower.family}/vision", tower.vision, source, *_colours(folder))
-  found = encoder_config(source, dtype="float32", attention="xla", where=where)
+  found = encoder_config(source, dtype="float32", where=where)
   return _Part(name, folder, found.family, found.vision, found.source, *_colours(folder))
 
 

@@ -35,7 +35,6 @@ def load_model(
   revision: str | None = None,
   dtype: str = "float32",
   mesh: Mesh | None = None,
-  attention: str = "xla",
   from_scratch: bool = False,
   seed: int = 0,
 ) -> Vlm:
@@ -44,15 +43,14 @@ def load_model(
   Args:
     dtype: "float32" or "bfloat16", of weights and activations; files of either are cast.
     mesh: where the parameters lie, by their logical axes; None for the default device.
-    attention: "xla" or "cudnn".
     from_scratch: draw the weights from `seed`; the folder needs only its config.json.
 
   Raises:
     UserError: the model cannot be found or read, or its tensors do not fit; all misfits are listed.
   """
-  _check_numbers(dtype, attention)
+  check_dtype(dtype, "dtype")
   folder = resolve(path_or_id, revision)
-  config = read_config(folder, dtype=dtype, attention=attention)
+  config = read_config(folder, dtype=dtype)
   if from_scratch:
     return create_sharded(lambda: Vlm(config, rngs=nnx.Rngs(seed)), mesh)
   entries, doubled = read_entries(weight_files(folder))
@@ -68,13 +66,12 @@ def load_encoder(
   revision: str | None = None,
   dtype: str = "float32",
   mesh: Mesh | None = None,
-  attention: str = "xla",
 ) -> tuple[VisionEncoder, EncoderConfig]:
   """Loads a vision encoder that stands alone, or the vision tower of a vision-language model.
 
   Args and errors are those of `load_model`; of a model with other eyes none is taken.
   """
-  _check_numbers(dtype, attention)
+  check_dtype(dtype, "dtype")
   folder = resolve(path_or_id, revision)
   source = contents.model_json(folder, "an encoder")
   if contents.has_adapter(folder):
@@ -82,11 +79,11 @@ def load_encoder(
   if source.get("model_type") == registry.JOINED:
     raise UserError(f"{folder}: a model whose encoder was replaced or joined; load the encoder's own folder")
   if source.get("model_type") in FAMILIES:
-    whole = read_config(folder, dtype=dtype, attention=attention)
+    whole = read_config(folder, dtype=dtype)
     config = EncoderConfig(f"{whole.family}/vision", whole.vision, dtype, source)
   else:
     where = str(folder / "config.json")
-    config = registry.encoder_config(source, dtype=dtype, attention=attention, where=where)
+    config = registry.encoder_config(source, dtype=dtype, where=where)
   entries, doubled = read_entries(weight_files(folder))
   if left := [name for name in entries if re.fullmatch(CLASSIFIER, name)]:
     contents.note(f"{folder}: an image classifier; its encoder is taken, without {', '.join(sorted(left))}")
@@ -113,11 +110,11 @@ def _filled(
   return nnx.merge(graphdef, nnx.from_flat_state(state))
 
 
-def read_config(folder: Path, *, dtype: str = "float32", attention: str = "xla") -> VlmConfig:
+def read_config(folder: Path, *, dtype: str = "float32") -> VlmConfig:
   """The config of the model in a folder; its weights are not looked at."""
   file, source = folder / "config.json", contents.model_json(folder)
   family = registry.family(registry.family_of(source, str(file)))
-  config = family.parse_config(source, dtype=dtype, attention=attention, where=str(file))
+  config = family.parse_config(source, dtype=dtype, where=str(file))
   preprocessor = folder / "preprocessor_config.json"
   if preprocessor.is_file():
     return dataclasses.replace(config, max_tiles=family.max_tiles(read_json(preprocessor)))
@@ -175,11 +172,3 @@ def _place(entry: Entry, path: str, variable: nnx.Variable, family: str, mesh: M
     return jnp.array(host, copy=True)
   sharding = sharding_of(variable, mesh)
   return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
-
-
-def _check_numbers(dtype: str, attention: str) -> None:
-  check_dtype(dtype, "dtype")
-  if attention not in ("xla", "cudnn"):
-    raise UserError(f"attention {attention!r}: expected xla or cudnn")
-  if attention == "cudnn" and (dtype != "bfloat16" or jax.default_backend() != "gpu"):
-    raise UserError("attention cudnn: needs an NVIDIA GPU and dtype bfloat16; use xla")

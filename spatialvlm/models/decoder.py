@@ -136,8 +136,8 @@ class Decoder(nnx.Module):
 
   def init_cache(self, batch: int, length: int) -> KVCache:
     """An empty cache for `length` tokens a sample, prompt padding included."""
-    block, dtype = self.config.block, self.embed.embedding.dtype
-    shape = (batch, length, block.kv_heads, block.head_dim)
+    attention, dtype = self.config.block.attention, self.embed.embedding.dtype
+    shape = (batch, length, attention.kv_heads, attention.head_dim)
     buffers = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(self.config.depth))
     return KVCache(buffers(), buffers(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
@@ -173,4 +173,4 @@ class Decoder(nnx.Module):
 
   def _angles(self, places_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     config = self.config
-    return rope_angles(places_BT, config.block.head_dim, config.rope_theta, config.rope_scaling)
+    return rope_angles(places_BT, config.block.attention.head_dim, config.rope_theta, config.rope_scaling)

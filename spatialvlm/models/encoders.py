@@ -34,6 +34,8 @@ class VisionConfig:
     embedding_norm: a norm before the first block.
     final_norm: a norm after the last one: "tokens", "none", or "pooled": checkpoints hold it for the class
       token alone, and the tokens go out without it.
+    feature_layer: whose patches a language model reads: so many blocks from the first one on, without the
+      final norm; None for the last block, with it.
   """
 
   block: BlockConfig
@@ -49,6 +51,7 @@ class VisionConfig:
   mask_token: bool = False
   embedding_norm: bool = False
   final_norm: str = "tokens"
+  feature_layer: int | None = None
 
   @property
   def width(self) -> int:
@@ -107,26 +110,20 @@ class EncoderOutput:
   """What `VisionEncoder.read` gives. T counts all tokens: class token and registers, then the patches.
 
   Attributes:
-    tokens_NTD: after the last block and its norm, transformers' `last_hidden_state`; None where `stop` left
-      blocks out.
+    features: the patches of `VisionConfig.feature_layer`, what a connector reads; None if not wanted.
+    tokens_NTD: after the last block and its norm, transformers' `last_hidden_state`; None if not wanted.
     layers: by layer as it was asked for, the residual stream (N, T, D): 0 is what the first block reads, i
       what stands after i blocks, negative ones count from the end; no final norm.
     attention: by layer as it was asked for, the probabilities (N, heads, T, T) in float32 in the block before
       it, 1 for the first.
-    grid: (rows, columns) of the patches.
     prefix: how many tokens stand before the patches.
   """
 
+  features: Features | None
   tokens_NTD: jax.Array | None
   layers: dict[int, jax.Array]
   attention: dict[int, jax.Array]
-  grid: tuple[int, int] = dataclasses.field(metadata={"static": True})
   prefix: int = dataclasses.field(metadata={"static": True})
-
-  @property
-  def features(self) -> Features:
-    """The patches after the last block and its norm."""
-    return Features(self.tokens_NTD[:, self.prefix :], self.grid)
 
 
 class VisionEncoder(nnx.Module):
@@ -156,13 +153,8 @@ class VisionEncoder(nnx.Module):
     if config.final_norm != "none":
       self.norm = norm()
 
-  @property
-  def stacks(self) -> list[Stack]:
-    """The blocks, as `joined.JoinedEncoder` has them of each encoder."""
-    return [self.stack]
-
   def __call__(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None) -> Features:
-    """Patches after the last block and its norm.
+    """Patches, of `VisionConfig.feature_layer` or after the last block and its norm.
 
     Args:
       pixels_NHWC: normalised images.
@@ -178,37 +170,40 @@ class VisionEncoder(nnx.Module):
     *,
     layers: Iterable[int] = (),
     attention: Iterable[int] = (),
-    last: bool = True,
+    features: bool = True,
+    tokens: bool = False,
   ) -> EncoderOutput:
-    """Reads images, arguments as of the call, and keeps the layers that are asked for.
+    """Reads images, arguments as of the call, and gives what is asked for; blocks beyond that do not run.
 
     Args:
-      layers, attention: as of `EncoderOutput`.
-      last: whether the last block's output is wanted; if not, blocks that no named layer needs do not run.
+      layers, attention, features, tokens: what is wanted, as of `EncoderOutput`.
 
     Raises:
       UserError: a layer that is not there.
     """
-    depth = self.config.depth
+    depth, chosen = self.config.depth, self.config.feature_layer
     streams = layer_numbers(layers, depth, "encoder")
     attended = layer_numbers(attention, depth, "encoder's attention", first=1)
+    inner = {chosen} if features and chosen is not None else set()
+    last = tokens or (features and chosen is None)
     x_NTD, mask_NTS, angles, grid = self._embed(pixels_NHWC, pixel_mask_NHW)
     out = self.stack.read(
       x_NTD,
       mask_NTS,
       angles,
-      layers=streams.values(),
+      layers=inner.union(streams.values()),
       attention=attended.values(),
-      stop=depth if last else max([0, *streams.values(), *attended.values()]),
+      stop=depth if last else max([0, *inner, *streams.values(), *attended.values()]),
     )
     tokens_NTD = None
     if last:
       tokens_NTD = self.norm(out.x_BTD) if self.config.final_norm == "tokens" else out.x_BTD
+    source_NTD = out.layers[chosen] if inner else tokens_NTD
     return EncoderOutput(
-      tokens_NTD=tokens_NTD,
+      features=Features(source_NTD[:, self.config.prefix :], grid) if features else None,
+      tokens_NTD=tokens_NTD if tokens else None,
       layers={layer: out.layers[number] for layer, number in streams.items()},
       attention={layer: out.attention[number] for layer, number in attended.items()},
-      grid=grid,
       prefix=self.config.prefix,
     )
 
@@ -229,7 +224,7 @@ class VisionEncoder(nnx.Module):
       table = self.positions[...][int(config.class_token) :]
       x_NTD += resample(table, rows, columns, config.positions == "bicubic_antialias")
     if config.positions == "rope":
-      angles = plane_angles(rows, columns, config.block.head_dim, config.rope_theta, config.prefix)
+      angles = plane_angles(rows, columns, config.block.attention.head_dim, config.rope_theta, config.prefix)
     lead = self._prefix()
     if lead is not None:
       lead_NTD = jnp.broadcast_to(lead, (N, *lead.shape))

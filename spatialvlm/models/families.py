@@ -56,12 +56,12 @@ class Encoder(Checkpoint):
   """A vision encoder that stands alone.
 
   Attributes:
-    parse_config: (config of the vision part, attention, where) -> VisionConfig.
+    parse_config: (config of the vision part, where) -> VisionConfig.
     hf_type: `model_type` of saved configs.
     extra: what saved configs say beside it.
   """
 
-  parse_config: Callable[[Mapping[str, Any], str, str], VisionConfig]
+  parse_config: Callable[[Mapping[str, Any], str], VisionConfig]
   hf_type: str
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,35 +37,50 @@ ALIASES: tuple[tuple[str, str], ...] = (
 )
 
 
-def parse_config(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> VlmConfig:
+def parse_config(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmConfig:
   """Reads a config.json of `model_type` internvl.
 
   Raises:
     UserError: a setting that these layers do not compute or that makes no sense, by its name.
   """
-  vision = vits.internvit(group(source, "vision_config", where), attention, f"{where}: vision_config")
+  vision = vits.internvit(group(source, "vision_config", where), f"{where}: vision_config")
   ratio = number(source, "downsample_ratio", 0.5, where)
   factor = int(1 / ratio)
   if vision.grid % factor or ratio * factor != 1:
     raise UserError(f"{where}: downsample_ratio {ratio} does not divide the grid of {vision.grid} patches")
-  layer = source.get("vision_feature_layer", -1)
-  kept = source.get("vision_feature_select_strategy", "default")
-  if layer != -1 or kept != "default":
-    raise UserError(
-      f"{where}: vision_feature_layer {layer!r} with vision_feature_select_strategy {kept!r} is not supported"
-      " (only -1 with 'default': the last layer without its class token)"
-    )
   act = activation(source.get("projector_hidden_act", "gelu"), where, "projector_hidden_act")
   return VlmConfig(
     family="internvl",
-    vision=vision,
-    text=texts.parse(group(source, "text_config", where), TEXTS, attention, f"{where}: text_config"),
+    vision=dataclasses.replace(vision, feature_layer=_feature_layer(source, vision.depth, where)),
+    text=texts.parse(group(source, "text_config", where), TEXTS, f"{where}: text_config"),
     connector=ConnectorConfig(factor, norm=True, activation=act, bias=True),
     image_token_id=whole(source, "image_token_id", 151667, where, least=0),
     tied=bool(source.get("tie_word_embeddings", True)),
     dtype=dtype,
     source=source,
   )
+
+
+def _feature_layer(source: Mapping[str, Any], depth: int, where: str) -> int | None:
+  """Which layer's patches the connector reads, as of `VisionConfig.feature_layer`.
+
+  Numbers are those of transformers' `hidden_states`; -1 is the last output behind its norm. Refused is what
+  transformers cannot run either: several layers, 0 (counted from the end it works), and "full": a square of
+  patches and the class token make no square, which the pixel shuffle needs.
+  """
+  layer = source.get("vision_feature_layer", -1)
+  kept = source.get("vision_feature_select_strategy", "default")
+  if kept != "default":
+    raise UserError(
+      f"{where}: vision_feature_select_strategy {kept!r} cannot be computed, nor can transformers: with the"
+      " class token the patches make no square, which downsample_ratio needs; use 'default'"
+    )
+  fits = isinstance(layer, int) and not isinstance(layer, bool) and -depth - 1 <= layer <= depth
+  if not fits or layer == 0:
+    raise UserError(
+      f"{where}: vision_feature_layer {layer!r}: expected one layer, 1 to {depth}, or {-depth - 1} to -1"
+    )
+  return None if layer == -1 else layer % (depth + 1)
 
 
 def max_tiles(preprocessor: Mapping[str, Any]) -> int:

@@ -76,11 +76,6 @@ class JoinedEncoder(nnx.Module):
     self.config = config
     self.encoders = nnx.List([VisionEncoder(eye.vision, dtype=dtype, rngs=rngs) for eye in config.eyes])
 
-  @property
-  def stacks(self) -> list[nnx.Module]:
-    """The encoders' blocks."""
-    return [stack for encoder in self.encoders for stack in encoder.stacks]
-
   def __call__(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None) -> Features:
     """Patches on the first encoder's grid, the encoders' features joined by channels.
 
@@ -122,7 +117,7 @@ class JoinedEncoder(nnx.Module):
     )
     parts = [first.patches_NPD, *(_on_grid(features, first.grid) for features in others)]
     joined_NPD = jnp.concatenate([_unit(x_NPD) for x_NPD in parts], axis=-1)
-    return EncoderOutput(joined_NPD, {}, {}, first.grid, prefix=0)
+    return EncoderOutput(Features(joined_NPD, first.grid), None, {}, {}, prefix=0)
 
   def _pixels(
     self, number: int, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None

@@ -44,7 +44,7 @@ def rules(second: bool) -> tuple[Rule, ...]:
   )
 
 
-def parse_config(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> VlmConfig:
+def parse_config(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmConfig:
   """Reads a config.json of `model_type` paligemma, whose language model is Gemma or Gemma 2.
 
   Raises:
@@ -53,14 +53,14 @@ def parse_config(source: Mapping[str, Any], *, dtype: str, attention: str, where
   parts = {}
   for key, absent in (("vision_config", _VISION), ("text_config", _TEXT)):
     parts[key] = absent if source.get(key) is None else group(source, key, where)
-  text = texts.parse(parts["text_config"], ("gemma", "gemma2"), attention, f"{where}: text_config")
+  text = texts.parse(parts["text_config"], ("gemma", "gemma2"), f"{where}: text_config")
   width = whole(source, "projection_dim", 2048, where)
   if width != text.block.width:
     raise UserError(f"{where}: projection_dim {width} is not the language model's width {text.block.width}")
   key = "image_token_index" if "image_token_index" in source else "image_token_id"
   return VlmConfig(
     family=family(source),
-    vision=vits.siglip(parts["vision_config"], attention, f"{where}: vision_config"),
+    vision=vits.siglip(parts["vision_config"], f"{where}: vision_config"),
     text=text,
     connector=ConnectorConfig(bias=True),
     image_token_id=whole(source, key, 256000, where, least=0),

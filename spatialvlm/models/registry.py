@@ -49,16 +49,12 @@ def checkpoint(name: str) -> Checkpoint:
   return CHECKPOINTS[name] if name in CHECKPOINTS else family(name)
 
 
-def _parse_joined(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> VlmConfig:
+def _parse_joined(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmConfig:
   """Reads a config.json of `model_type` spatialvlm; docs/eyes.md says what it holds."""
   base = group(source, "base", where)
-  config = FAMILIES[family_of(base, f"{where}: base")].parse_config(
-    base, dtype=dtype, attention=attention, where=f"{where}: base"
-  )
+  config = FAMILIES[family_of(base, f"{where}: base")].parse_config(base, dtype=dtype, where=f"{where}: base")
   tile, parts = group(source, "tile", where), source["encoders"]
-  eyes = tuple(
-    _eye(part, tile, config.vision, attention, f"{where}: encoders[{i}]") for i, part in enumerate(parts)
-  )
+  eyes = tuple(_eye(part, tile, config.vision, f"{where}: encoders[{i}]") for i, part in enumerate(parts))
   vision = joined.JoinedConfig(eyes, whole(tile, "size", 0, f"{where}: tile"))
   said, at = group(source, "connector", where), f"{where}: connector"
   connector = ConnectorConfig(
@@ -78,16 +74,14 @@ def _parse_joined(source: Mapping[str, Any], *, dtype: str, attention: str, wher
   )
 
 
-def _eye(
-  part: Mapping[str, Any], tile: Mapping[str, Any], own: VisionConfig, attention: str, where: str
-) -> joined.Eye:
+def _eye(part: Mapping[str, Any], tile: Mapping[str, Any], own: VisionConfig, where: str) -> joined.Eye:
   """One entry of `encoders`: an encoder that stands alone, or a tower, of the base without a config."""
   name, source = part["family"], group(part, "config", where)
   if not name.endswith("/vision"):
-    vision = encoder_config(source, dtype="float32", attention=attention, where=where).vision
+    vision = encoder_config(source, dtype="float32", where=where).vision
   elif source:
     tower = FAMILIES[name.removesuffix("/vision")]
-    vision = tower.parse_config(source, dtype="float32", attention=attention, where=where).vision
+    vision = tower.parse_config(source, dtype="float32", where=where).vision
   else:
     vision = own
   colours = zip(tile["mean"], tile["std"], part["mean"], part["std"], strict=True)
@@ -131,7 +125,7 @@ def _joined_family(source: Mapping[str, Any], where: str) -> str:
   return "+".join([base, *(part["family"] for part in parts)])
 
 
-def encoder_config(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> EncoderConfig:
+def encoder_config(source: Mapping[str, Any], *, dtype: str, where: str) -> EncoderConfig:
   """Reads the config.json of a vision encoder, or of a model of two towers that holds one.
 
   Raises:
@@ -148,7 +142,7 @@ def encoder_config(source: Mapping[str, Any], *, dtype: str, attention: str, whe
     source = group(source, "vision_config", where)
     where = f"{where}: vision_config"
   source = {**source, "model_type": ENCODERS[family].hf_type} | ENCODERS[family].extra
-  vision = ENCODERS[family].parse_config(source, attention, where)
+  vision = ENCODERS[family].parse_config(source, where)
   return EncoderConfig(family, vision, dtype, source)
 
 

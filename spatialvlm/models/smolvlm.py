@@ -35,14 +35,14 @@ ALIASES: tuple[tuple[str, str], ...] = ((r"^(vision_model|connector|text_model)\
 IGNORED: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.embeddings\.position_ids")
 
 
-def parse_config(source: Mapping[str, Any], *, dtype: str, attention: str, where: str) -> VlmConfig:
+def parse_config(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmConfig:
   """Reads a config.json of `model_type` idefics3 or smolvlm.
 
   Raises:
     UserError: a setting that these layers do not compute or that makes no sense, by its name.
   """
   given = {key: value for key, value in group(source, "vision_config", where).items() if value is not None}
-  vision = vits.siglip(_VISION_DEFAULTS | given, attention, f"{where}: vision_config")
+  vision = vits.siglip(_VISION_DEFAULTS | given, f"{where}: vision_config")
   vision = dataclasses.replace(vision, positions="navit")
   factor = whole(source, "scale_factor", 2, where)
   if vision.grid % factor:
@@ -53,7 +53,7 @@ def parse_config(source: Mapping[str, Any], *, dtype: str, attention: str, where
   return VlmConfig(
     family=source["model_type"],
     vision=vision,
-    text=texts.parse(text_source, ("llama",), attention, f"{where}: text_config"),
+    text=texts.parse(text_source, ("llama",), f"{where}: text_config"),
     connector=ConnectorConfig(factor),
     image_token_id=whole(source, "image_token_id", 128257, where, least=0),
     tied=bool(source.get("tie_word_embeddings", False)),

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from spatialvlm.core.attention import AttentionConfig
 from spatialvlm.core.block import BlockConfig
 from spatialvlm.core.rope import RopeScaling
 from spatialvlm.models.decoder import DecoderConfig
@@ -19,7 +20,7 @@ from spatialvlm.types import UserError
 Source = Mapping[str, Any]
 
 
-def parse(source: Source, allowed: Sequence[str], attention: str, where: str) -> DecoderConfig:
+def parse(source: Source, allowed: Sequence[str], where: str) -> DecoderConfig:
   """Reads a `text_config`; without a `model_type` it is the first of `allowed`.
 
   Raises:
@@ -29,22 +30,25 @@ def parse(source: Source, allowed: Sequence[str], attention: str, where: str) ->
   if kind not in allowed:
     known = ", ".join(map(repr, allowed))
     raise UserError(f"{where}.model_type {kind!r} is not supported (only {known})")
-  return _READERS[kind](source, attention, where)
+  return _READERS[kind](source, where)
 
 
-def _llama(source: Source, attention: str, where: str) -> DecoderConfig:
+def _llama(source: Source, where: str) -> DecoderConfig:
   """Llama (Touvron et al., 2023), and SmolLM2."""
   sizes = dict(width=4096, heads=32, mlp=11008, depth=32, vocab=32000, context=2048)
-  biases = dict(
-    attention_bias=bool(source.get("attention_bias", False)), mlp_bias=bool(source.get("mlp_bias", False))
+  return _decoder(
+    source,
+    where,
+    sizes,
+    attention={"bias": bool(source.get("attention_bias", False))},
+    mlp_bias=bool(source.get("mlp_bias", False)),
   )
-  return _decoder(source, attention, where, sizes, **biases)
 
 
-def _qwen2(source: Source, attention: str, where: str) -> DecoderConfig:
+def _qwen2(source: Source, where: str) -> DecoderConfig:
   """Qwen2 and Qwen2.5 (Yang et al., 2024)."""
   sizes = dict(width=4096, heads=32, mlp=22016, depth=32, vocab=151936, context=32768)
-  config = _decoder(source, attention, where, sizes, attention_bias=True, out_bias=False)
+  config = _decoder(source, where, sizes, attention={"bias": True, "out_bias": False})
   if not source.get("use_sliding_window", False):
     return config
   first = whole(source, "max_window_layers", 28, where, least=0)
@@ -53,34 +57,33 @@ def _qwen2(source: Source, attention: str, where: str) -> DecoderConfig:
   return _windowed(config, windowed, whole(source, "sliding_window", 4096, where))
 
 
-def _gemma(source: Source, attention: str, where: str) -> DecoderConfig:
+def _gemma(source: Source, where: str) -> DecoderConfig:
   """Gemma (Gemma team, 2024)."""
   sizes = dict(width=3072, heads=16, kv=16, head_dim=256, mlp=24576, depth=28, vocab=256000, context=8192)
   act = source.get("hidden_act", source.get("hidden_activation"))
   # Files of the first release say "gelu" and mean the approximation.
   act = "gelu_pytorch_tanh" if act in (None, "gelu") else act
-  biases = dict(attention_bias=bool(source.get("attention_bias", False)))
-  config = _decoder({**source, "hidden_act": act}, attention, where, sizes, norm="rms_offset", **biases)
+  attention = {"bias": bool(source.get("attention_bias", False))}
+  config = _decoder({**source, "hidden_act": act}, where, sizes, attention=attention, norm="rms_offset")
   return dataclasses.replace(config, embed_scale=config.block.width**0.5)
 
 
-def _gemma2(source: Source, attention: str, where: str) -> DecoderConfig:
+def _gemma2(source: Source, where: str) -> DecoderConfig:
   """Gemma 2 (Gemma team, 2024): bounded scores and logits, windows in every other layer, four norms."""
   sizes = dict(width=2304, heads=8, kv=4, head_dim=256, mlp=9216, depth=26, vocab=256000, context=8192)
   cap = lambda key, default: number(source, key, default, where) if source.get(key, default) else None
-  if attention == "cudnn" and cap("attn_logit_softcapping", 50.0):
-    raise UserError(f"{where}: attention cudnn cannot bound scores (attn_logit_softcapping); use xla")
   act = source.get("hidden_activation") or source.get("hidden_act") or "gelu_pytorch_tanh"
   config = _decoder(
     {**source, "hidden_act": "gelu_pytorch_tanh" if act == "gelu" else act},
-    attention,
     where,
     sizes,
+    attention={
+      "bias": bool(source.get("attention_bias", False)),
+      "scale": number(source, "query_pre_attn_scalar", 256, where) ** -0.5,
+      "softcap": cap("attn_logit_softcapping", 50.0),
+    },
     norm="rms_offset",
-    attention_bias=bool(source.get("attention_bias", False)),
     out_norms=True,
-    query_scale=number(source, "query_pre_attn_scalar", 256, where) ** -0.5,
-    softcap=cap("attn_logit_softcapping", 50.0),
   )
   kinds = [kind == "sliding_attention" for kind in source.get("layer_types") or ()]
   config = dataclasses.replace(
@@ -92,7 +95,7 @@ def _gemma2(source: Source, attention: str, where: str) -> DecoderConfig:
   return _windowed(config, windowed, whole(source, "sliding_window", 4096, where))
 
 
-_READERS: dict[str, Callable[[Source, str, str], DecoderConfig]] = {
+_READERS: dict[str, Callable[[Source, str], DecoderConfig]] = {
   "llama": _llama,
   "qwen2": _qwen2,
   "gemma": _gemma,
@@ -106,32 +109,29 @@ def _windowed(config: DecoderConfig, layers: Sequence[bool], size: int) -> Decod
 
 def _decoder(
   source: Source,
-  attention: str,
   where: str,
   sizes: Mapping[str, int],
   *,
+  attention: Mapping[str, Any],
   norm: str = "rms",
   mlp_bias: bool = False,
   **block: Any,
 ) -> DecoderConfig:
-  """The sizes, with a family's own defaults, and the parts of a block."""
+  """The sizes, with a family's own defaults, and the parts of a block and its attention."""
   width = whole(source, "hidden_size", sizes["width"], where)
   heads = whole(source, "num_attention_heads", sizes["heads"], where)
   kv_heads = whole(source, "num_key_value_heads", sizes.get("kv", heads), where)
   if heads % kv_heads:
     raise UserError(f"{where}: {kv_heads} key-value heads do not divide {heads} heads")
+  head_dim = whole(source, "head_dim", sizes.get("head_dim", width // heads), where)
   config = BlockConfig(
-    width=width,
-    heads=heads,
-    kv_heads=kv_heads,
-    head_dim=whole(source, "head_dim", sizes.get("head_dim", width // heads), where),
+    attention=AttentionConfig(width, heads, kv_heads, head_dim, **attention),
     mlp_width=whole(source, "intermediate_size", sizes["mlp"], where),
     norm=norm,
     eps=number(source, "rms_norm_eps", 1e-6, where),
     activation=activation(source.get("hidden_act") or "silu", where),
     gated=True,
     mlp_bias=mlp_bias,
-    attention=attention,
     **block,
   )
   return DecoderConfig(

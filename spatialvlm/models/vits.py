@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from spatialvlm.core.attention import AttentionConfig
 from spatialvlm.core.block import BlockConfig
 from spatialvlm.models.encoders import VisionConfig
 from spatialvlm.models.fields import Rule, activation, linear, norm, number, side, whole
 from spatialvlm.types import UserError
 
 
-def siglip(source: Mapping[str, Any], attention: str, where: str) -> VisionConfig:
+def siglip(source: Mapping[str, Any], where: str) -> VisionConfig:
   """SigLIP and SigLIP 2 of fixed resolution (Zhai et al., 2023; Tschannen et al., 2025)."""
-  block = _block(source, attention, where, act="gelu_pytorch_tanh", eps=1e-6)
+  block = _block(source, where, act="gelu_pytorch_tanh", eps=1e-6)
   return VisionConfig(block, **_sizes(source, where, patch=16), positions="bicubic")
 
 
-def clip(source: Mapping[str, Any], attention: str, where: str) -> VisionConfig:
+def clip(source: Mapping[str, Any], where: str) -> VisionConfig:
   """CLIP (Radford et al., 2021)."""
-  block = _block(source, attention, where, act="quick_gelu", eps=1e-5)
+  block = _block(source, where, act="quick_gelu", eps=1e-5)
   return VisionConfig(
     block,
     **_sizes(source, where, patch=32),
@@ -35,7 +36,7 @@ def clip(source: Mapping[str, Any], attention: str, where: str) -> VisionConfig:
   )
 
 
-def dinov2(source: Mapping[str, Any], attention: str, where: str) -> VisionConfig:
+def dinov2(source: Mapping[str, Any], where: str) -> VisionConfig:
   """DINOv2 (Oquab et al., 2023), with registers too (Darcet et al., 2024)."""
   registers = source["model_type"] == "dinov2_with_registers"
   width = whole(source, "hidden_size", 768, where)
@@ -45,7 +46,6 @@ def dinov2(source: Mapping[str, Any], attention: str, where: str) -> VisionConfi
     hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
   block = _block(
     {**source, "intermediate_size": hidden} | ({"hidden_act": "silu"} if gated else {}),
-    attention,
     where,
     act="gelu",
     eps=1e-6,
@@ -64,14 +64,13 @@ def dinov2(source: Mapping[str, Any], attention: str, where: str) -> VisionConfi
   )
 
 
-def dinov3(source: Mapping[str, Any], attention: str, where: str) -> VisionConfig:
+def dinov3(source: Mapping[str, Any], where: str) -> VisionConfig:
   """DINOv3's ViT (Simeoni et al., 2025)."""
   biases = {name: bool(source.get(f"{name}_bias", True)) for name in ("query", "value", "proj")}
   if biases["query"] != biases["value"]:
     raise UserError(f"{where}: query_bias and value_bias must be alike, got {biases}")
   block = _block(
     source,
-    attention,
     where,
     act="gelu",
     eps=1e-5,
@@ -94,7 +93,7 @@ def dinov3(source: Mapping[str, Any], attention: str, where: str) -> VisionConfi
   )
 
 
-def internvit(source: Mapping[str, Any], attention: str, where: str) -> VisionConfig:
+def internvit(source: Mapping[str, Any], where: str) -> VisionConfig:
   """InternViT in InternVL's `-hf` format (Chen et al., 2024)."""
   norms = {"layer_norm": "layer", "rms_norm": "rms"}
   kind = source.get("norm_type", "layer_norm")
@@ -102,7 +101,6 @@ def internvit(source: Mapping[str, Any], attention: str, where: str) -> VisionCo
     raise UserError(f"{where}.norm_type {kind!r} is not supported (known: {', '.join(norms)})")
   block = _block(
     source,
-    attention,
     where,
     act="gelu",
     eps=1e-6,
@@ -125,7 +123,6 @@ def internvit(source: Mapping[str, Any], attention: str, where: str) -> VisionCo
 
 def _block(
   source: Mapping[str, Any],
-  attention: str,
   where: str,
   *,
   act: str,
@@ -144,22 +141,17 @@ def _block(
   heads = whole(source, "num_attention_heads", sizes[1], where)
   if width % heads:
     raise UserError(f"{where}: {heads} heads do not divide hidden_size {width}")
+  attention = AttentionConfig(
+    width, heads, heads, width // heads, bias=bias, key_bias=key_bias, out_bias=out_bias, qk_norm=qk_norm
+  )
   return BlockConfig(
-    width=width,
-    heads=heads,
-    kv_heads=heads,
-    head_dim=width // heads,
+    attention=attention,
     mlp_width=whole(source, "intermediate_size", sizes[2], where),
     norm=norm_kind,
     eps=number(source, "layer_norm_eps", eps, where),
     activation=activation(source.get("hidden_act", act), where),
     gated=gated,
-    attention_bias=bias,
-    key_bias=key_bias,
-    out_bias=out_bias,
     mlp_bias=mlp_bias,
-    attention=attention,
-    qk_norm=qk_norm,
     layer_scale=layer_scale,
   )
 

@@ -29,8 +29,8 @@ def flops(config: VisionConfig, height: int, width: int) -> int:
   block, p = config.block, config.patch_size
   T = tokens(config, height, width)
   patches = T - config.prefix
-  inner = block.heads * block.head_dim
-  keys = block.kv_heads * block.head_dim
+  inner = block.attention.heads * block.attention.head_dim
+  keys = block.attention.kv_heads * block.attention.head_dim
   projections = block.width * (2 * inner + 2 * keys)
   attention = 2 * T * inner
   feed_forward = (3 if block.gated else 2) * block.width * block.mlp_width

@@ -16,6 +16,7 @@ from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, RunConfig, check_dtype, read_json
 from spatialvlm.core import axes
 from spatialvlm.data import pipeline
+from spatialvlm.models import execution
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import Processor, load_processor
 from spatialvlm.training import export, losses, optim, plots
@@ -184,10 +185,7 @@ def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
 def build_model(config: RunConfig, mesh: jax.sharding.Mesh) -> Vlm:
   """The model on its mesh, adapters attached."""
   model = peft.apply(loading.load_base(config.model, mesh), config.peft)
-  if config.train.remat:
-    for stack in (*model.vision.stacks, model.decoder.stack):
-      stack.remat = True
-  return model
+  return execution.apply(model, execution.Execution(config.model.attention, config.train.remat))
 
 
 def finish(config, split, outcome, scores, source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from spatialvlm.core import attention
-from spatialvlm.core.attention import KVCache, attend
+from spatialvlm.core.attention import IMPLEMENTATIONS, KVCache, attend, attention_probabilities
+from spatialvlm.core.axes import make_mesh
 from spatialvlm.core.masks import attention_mask, cached_mask, positions
 from tests.models.support import jit
 
@@ -59,8 +60,8 @@ def test_blocks_change_no_value_and_no_gradient(kind, softcap, block, monkeypatc
 
   def both(q, k, v):
     loss = lambda fn: jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(fn(*x))), argnums=(0, 1, 2))(q, k, v)
-    whole = lambda q, k, v: attention._attend_whole(q, k, v, mask, softcap)
-    blocks = lambda q, k, v: attention._attend_in_blocks(q, k, v, mask, softcap, chunks)
+    whole = lambda q, k, v: attention._whole(q, k, v, mask, 0.7, softcap)
+    blocks = lambda q, k, v: IMPLEMENTATIONS["blocked"].run(q, k, v, mask, 0.7, softcap)
     return loss(whole), loss(blocks)
 
   one, other = jit(both)(q, k, v)
@@ -71,11 +72,26 @@ def test_blocks_change_no_value_and_no_gradient(kind, softcap, block, monkeypatc
 
 def test_long_sequences_on_a_cpu_are_done_in_blocks(monkeypatch):
   called = []
-  monkeypatch.setattr(attention, "_attend_in_blocks", lambda *args: called.append(args[-1]) or args[0])
+  monkeypatch.setattr(attention, "_blocked", lambda q, *_: called.append(q.shape[1]) or q)
   q = jnp.zeros((1, 1024, 12, 8))
   attend(q, q, q, None, "xla")
   attend(q[:, :64], q, q, None, "xla")
-  assert called == [1]  # one tile: a head at a time; a short question: at once
+  assert called == [1024]  # one tile: a head at a time; a short question: at once
+  with jax.set_mesh(make_mesh({"data": 8})):
+    jax.eval_shape(lambda q: attend(q, q, q, None, "xla"), q)
+  assert called == [1024]  # and never on several devices
+
+
+@pytest.mark.parametrize("softcap, scale", [(None, None), (1.5, 0.7)])
+def test_probabilities_are_those_that_the_product_takes(softcap, scale):
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in draw(5, 7, 6, 2))
+  mask = jnp.asarray(RNG.random((2, 5, 7)) < 0.6).at[..., 0].set(True).at[1, 2].set(False)
+  p_BNTS = attention_probabilities(q, k, mask, scale, softcap)
+  assert p_BNTS.shape == (2, 6, 5, 7) and p_BNTS.dtype == jnp.float32
+  np.testing.assert_allclose(p_BNTS.sum(-1), 1, atol=1e-6)
+  np.testing.assert_allclose(p_BNTS[1, :, 2], 1 / 7, atol=1e-6)  # a query that sees nothing
+  want = jnp.einsum("BNTS,BSNH->BTNH", p_BNTS, jnp.repeat(v, 3, axis=2))
+  np.testing.assert_allclose(attend(q, k, v, mask, "xla", scale, softcap), want, atol=1e-6)
 
 
 def test_query_that_sees_nothing_makes_no_nan():

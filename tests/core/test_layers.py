@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from spatialvlm.core.attention import AttentionConfig
 from spatialvlm.core.block import BlockConfig, Stack
 from spatialvlm.core.mlp import ACTIVATIONS, Mlp
 from spatialvlm.core.norm import LayerNorm, RMSNorm
@@ -74,7 +75,7 @@ def test_gated_mlp():
 
 
 def test_remat_changes_no_value_and_no_gradient():
-  config = BlockConfig(8, 2, 1, 4, 12, "rms", 1e-5, "silu", True, False, False)
+  config = BlockConfig(AttentionConfig(8, 2, 1, 4), 12, "rms", 1e-5, "silu", True, False)
   stack = Stack(config, 2, dtype=F32, rngs=nnx.Rngs(0))
   x = jnp.asarray(RNG.normal(size=(2, 3, 8)), F32)
 

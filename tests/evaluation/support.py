@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from flax import nnx
 
+from spatialvlm.core.attention import AttentionConfig
 from spatialvlm.core.axes import create_sharded
 from spatialvlm.core.block import BlockConfig
 from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
@@ -17,7 +18,7 @@ from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Question, choice_prompt
 from tests.tiny_processor import write_processor
 
-COMMON = dict(mlp_width=32, eps=1e-5, attention_bias=False, mlp_bias=False)
+COMMON = dict(mlp_width=32, eps=1e-5, mlp_bias=False)
 
 
 def processor(folder):
@@ -31,11 +32,9 @@ def prompter(folder):
 
 def model(image_id: int, vocabulary: int = 512, seed: int = 0) -> Vlm:
   """A Vlm of random weights; all of them, so that no term is silent."""
-  text = BlockConfig(
-    width=16, heads=4, kv_heads=2, head_dim=4, norm="rms", activation="silu", gated=True, **COMMON
-  )
+  text = BlockConfig(AttentionConfig(16, 4, 2, 4), norm="rms", activation="silu", gated=True, **COMMON)
   vision = BlockConfig(
-    width=16, heads=2, kv_heads=2, head_dim=8, norm="layer", activation="gelu_tanh", gated=False, **COMMON
+    AttentionConfig(16, 2, 2, 8), norm="layer", activation="gelu_tanh", gated=False, **COMMON
   )
   config = VlmConfig(
     family="smolvlm",

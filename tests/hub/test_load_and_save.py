@@ -315,8 +315,6 @@ def test_a_file_is_no_folder(folder):
   [
     ({"dtype": "float16"}, "dtype: 'float16' is not offered .its largest number"),
     ({"dtype": "int8"}, "dtype: 'int8' is not offered; use float32 or bfloat16"),
-    ({"attention": "flash"}, "expected xla or cudnn"),
-    ({"attention": "cudnn", "dtype": "bfloat16"}, "NVIDIA GPU"),
   ],
 )
 def test_numbers_that_are_refused(settings, says):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from spatialvlm.models import execution
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.types import UserError
 from tests import tiny_model
@@ -100,11 +101,11 @@ def test_attention_is_a_distribution_over_what_is_seen(model, batch):
 @pytest.mark.parametrize("remat", [False, True])
 def test_what_is_wanted_beside_it_changes_no_number(model, batch, remat):
   plain = model.hidden(batch)
-  model.vision.stack.remat = model.decoder.stack.remat = remat
+  execution.apply(model, execution.Execution(remat=remat))
   try:
     np.testing.assert_array_equal(model.read(batch, ALL).hidden, plain)
   finally:
-    model.vision.stack.remat = model.decoder.stack.remat = False
+    execution.apply(model, execution.Execution())
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Outputs)])

@@ -63,7 +63,7 @@ PUBLISHED = {
 
 
 def count(source: dict) -> int:
-  config = encoder_config(source, dtype="float32", attention="xla", where="published")
+  config = encoder_config(source, dtype="float32", where="published")
   build = lambda: VisionEncoder(config.vision, dtype=jnp.float32, rngs=nnx.Rngs(0))
   model = nnx.eval_shape(build)
   assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))

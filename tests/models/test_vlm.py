@@ -40,7 +40,7 @@ SOURCE = {
 
 def config(**changes):
   source = {**SOURCE, **changes}
-  return FAMILIES["smolvlm"].parse_config(source, dtype="float32", attention="xla", where="test")
+  return FAMILIES["smolvlm"].parse_config(source, dtype="float32", where="test")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import transformers
 from flax import nnx
 
 from spatialvlm.hub import rules
+from spatialvlm.models.outputs import Wants
 from tests.models.support import answer_loss, batch_of, jit
 
 IMAGE = 60  # image_token_id of the small vocabularies here
@@ -40,7 +41,14 @@ _VISION = {
 }
 
 
-def build_internvl(*, qk_norm: bool = False, text: dict | None = None, seed: int = 0):
+def build_internvl(
+  *,
+  qk_norm: bool = False,
+  feature_layer: int = -1,
+  text: dict | None = None,
+  vision: dict | None = None,
+  seed: int = 0,
+):
   """InternVL with Qwen2; `qk_norm`: the variant of the large vision tower, here tied too, and with Llama.
 
   The published ones have a rotation that slows down beyond their context.
@@ -60,9 +68,11 @@ def build_internvl(*, qk_norm: bool = False, text: dict | None = None, seed: int
       "attention_bias": not qk_norm,
       "use_qk_norm": qk_norm,
       "norm_type": "rms_norm" if qk_norm else "layer_norm",
+      **(vision or {}),
     },
     image_token_id=IMAGE,
     tie_word_embeddings=qk_norm,
+    vision_feature_layer=feature_layer,
   )
   model = transformers.InternVLForConditionalGeneration(config).eval()
   randomise(model, seed)
@@ -235,3 +245,47 @@ def assert_loss_and_gradients(theirs, ours, given, case, labels) -> None:
       continue
     scale = max(float(theirs_grad.abs().max()), 1e-3 * largest)
     assert np.abs(ours_grad - theirs_grad.numpy()).max() <= 1e-4 * scale, path
+
+
+def assert_hidden_states(theirs, ours, given, case) -> None:
+  """`Vlm.read`'s layers are `output_hidden_states` of both towers.
+
+  Args:
+    given, case: the same arrays as theirs and as ours take them.
+  """
+  batch = batch_of(case, IMAGE)
+  depths = ours.config.vision.depth, ours.config.text.depth
+  wants = Wants(hidden=True, encoder_layers=range(depths[0] + 1), decoder_layers=range(depths[1] + 1))
+  graphdef, state = nnx.split(ours)
+  out = jit(lambda state, batch: nnx.merge(graphdef, state).read(batch, wants))(state, batch)
+  with torch.no_grad():
+    *streams, last = theirs(**tensors(given), output_hidden_states=True).hidden_states
+    tower = theirs.model.vision_model if hasattr(theirs.model, "vision_model") else theirs.model.vision_tower
+    pixels = torch.tensor(np.asarray(batch.pixels_NHWC).transpose(0, 3, 1, 2))
+    patches = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+  for layer, wanted in enumerate(streams):
+    assert_close(np.asarray(out.decoder_layers[layer])[real(case)], wanted.numpy()[real(case)])
+  assert_close(np.asarray(out.hidden)[real(case)], last.numpy()[real(case)])
+  assert len(patches) == len(out.encoder_layers)
+  for layer, wanted in enumerate(patches):
+    assert_close(out.encoder_layers[layer], wanted[:, ours.config.vision.prefix :])
+
+
+def assert_attention(theirs, ours, case, relative=1e-5) -> None:
+  """`Vlm.read`'s probabilities are `output_attentions` of both towers, computed eagerly."""
+  theirs.set_attn_implementation("eager")
+  batch = batch_of(case, IMAGE)
+  depths = ours.config.vision.depth, ours.config.text.depth
+  wants = Wants(encoder_attention=range(1, depths[0] + 1), attention=range(1, depths[1] + 1))
+  graphdef, state = nnx.split(ours)
+  out = jit(lambda state, batch: nnx.merge(graphdef, state).read(batch, wants))(state, batch)
+  with torch.no_grad():
+    looks = theirs(**tensors(case), output_attentions=True).attentions
+    pixels = torch.tensor(np.asarray(batch.pixels_NHWC).transpose(0, 3, 1, 2))
+    inner = theirs.model.vision_model(pixel_values=pixels, output_attentions=True).attentions
+  assert len(looks) == len(out.attention) and len(inner) == len(out.encoder_attention)
+  for layer, wanted in enumerate(looks, 1):
+    ours_BTNS, theirs_BTNS = (np.asarray(x).swapaxes(1, 2) for x in (out.attention[layer], wanted))
+    assert_close(ours_BTNS[real(case)], theirs_BTNS[real(case)], relative)
+  for layer, wanted in enumerate(inner, 1):
+    assert_close(out.encoder_attention[layer], wanted, relative)

@@ -1,5 +1,6 @@
 """InternVL, PaliGemma and PaliGemma 2 against transformers, on random weights."""
 
+import functools
 import logging
 
 import jax
@@ -7,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from flax import nnx
 
 from spatialvlm import hub
 from spatialvlm.hub import rules
-from spatialvlm.types import Features
+from spatialvlm.types import Features, UserError
 from tests.models.support import batch_of, call, jit
 from tests.oracle import reference
 from tests.oracle.reference import assert_close, real
@@ -50,11 +52,61 @@ def test_image_tokens(pair):
     outputs = theirs.model.get_image_features(torch.tensor(pixels))
   x_NHWC = jnp.asarray(pixels.transpose(0, 2, 3, 1))
   x_NTD = outputs.last_hidden_state
-  assert_close(call(ours.vision, x_NHWC, method="read").tokens_NTD, x_NTD)
+  tokens = jit(functools.partial(ours.vision.read, tokens=True))
+  assert_close(tokens(x_NHWC).tokens_NTD, x_NTD)
   patches = jnp.asarray(x_NTD[:, ours.config.vision.prefix :].numpy())
   grid = ours.config.vision.grid
   assert_close(ours.connector(Features(patches, (grid, grid))), outputs.pooler_output)
   assert_close(call(ours, x_NHWC, method="encode_images"), outputs.pooler_output)
+
+
+@pytest.mark.parametrize("layer", [-2, 1, 2, -3])
+def test_image_tokens_of_another_layer(layer, tmp_path):
+  """InternVL's `vision_feature_layer`: 2 is the last without the norm that -1 has here, -3 the embeddings."""
+  theirs = reference.build_internvl(feature_layer=layer, vision={"use_mean_pooling": False})
+  theirs.save_pretrained(tmp_path / "theirs")
+  ours = hub.load_model(tmp_path / "theirs")
+  pixels = np.random.default_rng(1).normal(size=(3, 3, 24, 24)).astype(np.float32)
+  x_NHWC = jnp.asarray(pixels.transpose(0, 2, 3, 1))
+  with torch.no_grad():
+    outputs = theirs.model.get_image_features(torch.tensor(pixels))
+  assert_close(call(ours, x_NHWC, method="encode_images"), outputs.pooler_output)
+  given, case = cases_of(ours, "left")
+  got = np.asarray(call(ours, batch_of(case, reference.IMAGE)))
+  assert_close(got[real(case)], reference.logits(theirs, given)[real(case)])
+  # A saved folder says so, to transformers too.
+  again = transformers.AutoModelForImageTextToText.from_pretrained(hub.save_model(ours, tmp_path / "ours"))
+  assert again.config.vision_feature_layer == layer
+  np.testing.assert_array_equal(reference.logits(again, given), reference.logits(theirs, given))
+
+
+def test_full_features_are_refused_since_transformers_cannot_run_them(tmp_path):
+  theirs = reference.build_internvl()
+  pixels = torch.zeros(1, 3, 24, 24)
+  theirs.config.vision_feature_select_strategy = "full"
+  with pytest.raises(RuntimeError, match="is invalid for input of size"):
+    theirs.model.get_image_features(pixels)
+  theirs.save_pretrained(tmp_path)
+  with pytest.raises(UserError, match=r"vision_feature_select_strategy 'full' cannot be computed"):
+    hub.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("layer", [0, 3, [1, 2]])
+def test_feature_layers_that_are_none(layer, tmp_path):
+  """What transformers fails on in the forward is said when the folder is read."""
+  theirs = reference.build_internvl(feature_layer=layer)
+  with pytest.raises((TypeError, IndexError)):
+    theirs.model.get_image_features(torch.zeros(1, 3, 24, 24))
+  theirs.save_pretrained(tmp_path)
+  with pytest.raises(UserError, match=r"vision_feature_layer .*: expected one layer, 1 to 2, or -3 to -1"):
+    hub.load_model(tmp_path)
+
+
+def test_hidden_states(pair):
+  """Every layer of both towers, by `Vlm.read`; theirs has the last of the decoder after the norm."""
+  theirs, ours, _ = pair
+  given, case = cases_of(ours, "left")
+  reference.assert_hidden_states(theirs, ours, given, case)
 
 
 @pytest.mark.parametrize("layer", range(2))

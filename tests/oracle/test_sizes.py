@@ -82,9 +82,7 @@ MODELS = {
 
 
 def count_model(source: dict) -> int:
-  config = FAMILIES[family_of(source, "published")].parse_config(
-    source, dtype="float32", attention="xla", where="published"
-  )
+  config = FAMILIES[family_of(source, "published")].parse_config(source, dtype="float32", where="published")
   return cost.parameters(nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0))))
 
 

@@ -73,9 +73,23 @@ def test_decoder_layer(pair, layer):
       position_embeddings=text.rotary_emb(torch.tensor(x), torch.tensor(places)),
     )
   block = ours.config.text.block
-  angles = rope_angles(jnp.asarray(places), block.head_dim, ours.config.text.rope_theta)
+  angles = rope_angles(jnp.asarray(places), block.attention.head_dim, ours.config.text.rope_theta)
   got, _ = call(ours.decoder.stack.layers[layer], jnp.asarray(x), mask, angles)
   assert_close(np.asarray(got)[real(case)], wanted.numpy()[real(case)])
+
+
+@pytest.mark.parametrize("name", ["left", "right"])
+def test_hidden_states(pair, name):
+  """Every layer of both towers, by `Vlm.read`."""
+  theirs, ours, _ = pair
+  reference.assert_hidden_states(theirs, ours, CASES[name], CASES[name])
+
+
+def test_attention(pair):
+  """Every layer's probabilities of both towers, by `Vlm.read`."""
+  _, ours, folder = pair
+  theirs = reference.CLASSES[ours.config.family][1].from_pretrained(folder).eval()
+  reference.assert_attention(theirs, ours, CASES["left"])
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["aligned", "shared"])
@@ -231,4 +245,4 @@ def test_config_defaults_are_those_of_transformers():
 
 def parse(family, source):
   source = {"model_type": family, **source}
-  return FAMILIES[family].parse_config(source, dtype="float32", attention="xla", where="config.json")
+  return FAMILIES[family].parse_config(source, dtype="float32", where="config.json")

@@ -32,7 +32,7 @@ def build(dtype="float32", mesh=None, tied=False) -> Vlm:
 @functools.cache
 def _drawn(dtype, tied):
   source = tiny_model.config_json() | {"tie_word_embeddings": tied}
-  config = FAMILIES["smolvlm"].parse_config(source, dtype=dtype, attention="xla", where="test")
+  config = FAMILIES["smolvlm"].parse_config(source, dtype=dtype, where="test")
   graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0))))
   rng = np.random.default_rng(0)
 

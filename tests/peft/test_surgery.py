@@ -240,7 +240,7 @@ def test_halves_of_one_tensor_are_no_layers_of_their_own():
     "connector": {"factor": 2},
   }
   family = registry.family(registry.family_of(source, "test"))
-  config = family.parse_config(source, dtype="float32", attention="xla", where="test")
+  config = family.parse_config(source, dtype="float32", where="test")
   vlm = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
   found = peft.METHODS["lora"].plan(vlm, PeftConfig(target="encoders.*"), LoraOptions())
   layers = {name.removeprefix("encoders.0.encoder.layer.0.") for name in found}

@@ -40,7 +40,7 @@ def write_encoder(folder: Path, kind: str, patch_size: int = 12, seed: int = 0, 
   """An encoder of one of KINDS, with its preprocessor_config.json."""
   model_type, processor = KINDS[kind]
   source = SIZES | {"model_type": model_type, "patch_size": patch_size, "num_channels": 3} | sizes
-  config = encoder_config(source, dtype="float32", attention="xla", where=kind)
+  config = encoder_config(source, dtype="float32", where=kind)
   model = VisionEncoder(config.vision, dtype=jnp.float32, rngs=nnx.Rngs(seed))
   hub.save_encoder(model, config, folder)
   edge = source["image_size"]

@@ -63,12 +63,14 @@ def test_flops_are_what_the_compiler_counts(folder):
   """XLA counts norms and activations too: a few per cent of a wide encoder."""
   vision = load_encoder(folder).config.vision
   wide = jax.numpy.zeros((1, 48, 48, 3))
-  block = dataclasses.replace(vision.block, width=256, mlp_width=768, head_dim=128)
+  attention = dataclasses.replace(vision.block.attention, width=256, head_dim=128)
+  block = dataclasses.replace(vision.block, attention=attention, mlp_width=768)
   vision = dataclasses.replace(vision, block=block)
   graphdef, state = nnx.split(
     nnx.eval_shape(lambda: VisionEncoder(vision, dtype=jax.numpy.float32, rngs=nnx.Rngs(0)))
   )
-  lowered = jax.jit(lambda state, x: nnx.merge(graphdef, state).read(x).tokens_NTD).lower(state, wide)
+  tokens = lambda state, x: nnx.merge(graphdef, state).read(x, tokens=True).tokens_NTD
+  lowered = jax.jit(tokens).lower(state, wide)
   counted = cost.flops(vision, 48, 48)
   assert counted <= lowered.cost_analysis()["flops"] <= 1.05 * counted
 

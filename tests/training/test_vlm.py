@@ -12,6 +12,7 @@ from flax import nnx
 from spatialvlm import peft
 from spatialvlm.config import MeshConfig, PeftConfig
 from spatialvlm.core import axes
+from spatialvlm.models import execution
 from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.training import fit as fit_lib
@@ -33,9 +34,7 @@ PEFT = PeftConfig(
 
 def shallow(dtype: str) -> Vlm:
   """A SmolVLM of one layer in each tower, every parameter random."""
-  config = FAMILIES["smolvlm"].parse_config(
-    tiny_model.config_json(depth=1), dtype=dtype, attention="xla", where="test"
-  )
+  config = FAMILIES["smolvlm"].parse_config(tiny_model.config_json(depth=1), dtype=dtype, where="test")
   graphdef, state = nnx.split(nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0))))
   rng = np.random.default_rng(0)
   draw = lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype)
@@ -44,8 +43,7 @@ def shallow(dtype: str) -> Vlm:
 
 def make(dtype: str, remat: bool):
   """A step, its state moved from where adapters do nothing, frozen arrays, a batch, and a loss step."""
-  vlm = peft.apply(shallow(dtype), PEFT)
-  vlm.vision.stack.remat = vlm.decoder.stack.remat = remat
+  vlm = execution.apply(peft.apply(shallow(dtype), PEFT), execution.Execution(remat=remat))
   mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   split = state_lib.Split(vlm, peft.trainable_filter(vlm, PEFT), mesh)
   tx = optax.adamw(1e-2)

@@ -1,0 +1,62 @@
+"""How a model computes, apart from what: settings that are put on a model after it was built or loaded.
+
+None of them changes what a model stands for; numbers agree to rounding. They are static attributes of its
+modules, so a model that was split by `nnx.split` before keeps those that it had.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+from flax import nnx
+
+from spatialvlm.core.attention import IMPLEMENTATIONS, Attention
+from spatialvlm.core.block import Stack
+from spatialvlm.types import UserError
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+  """Settings of all blocks of a model.
+
+  Attributes:
+    attention: a key of `core.attention.IMPLEMENTATIONS`: "xla", "blocked" or "cudnn".
+    remat: recompute activations in the backward pass instead of keeping them.
+  """
+
+  attention: str = "xla"
+  remat: bool = False
+
+  def check(self, dtype: str, softcap: float | None = None) -> None:
+    """Raises a UserError where a model of this dtype, with this bound on scores, cannot run so here.
+
+    Callers that are about to load weights ask first, so that a wrong word does not cost a long load.
+    """
+    if self.attention not in IMPLEMENTATIONS:
+      *names, last = IMPLEMENTATIONS
+      raise UserError(f"attention {self.attention!r}: expected {', '.join(names)} or {last}")
+    if why := IMPLEMENTATIONS[self.attention].refuses(dtype, softcap):
+      raise UserError(f"attention {self.attention}: {why}; use xla")
+
+
+def apply(model: Model, execution: Execution) -> Model:
+  """Sets a model's blocks, in place, and returns it. Adapters on their layers do not matter.
+
+  Args:
+    model: a `Vlm`, a vision encoder, or any module with blocks.
+
+  Raises:
+    UserError: as `Execution.check`; the model is left as it was.
+  """
+  modules = [module for _, module in nnx.iter_modules(model)]
+  attentions = [module for module in modules if isinstance(module, Attention)]
+  for attention in attentions:
+    execution.check(attention.q_proj.kernel.dtype.name, attention.config.softcap)
+  for attention in attentions:
+    attention.implementation = execution.attention
+  for stack in (module for module in modules if isinstance(module, Stack)):
+    stack.remat = execution.remat
+  return model
