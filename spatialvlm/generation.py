@@ -1,4 +1,10 @@
-"""Greedy and sampled decoding, jitted, with a key-value cache of fixed size."""
+"""Greedy and sampled decoding, jitted, with a key-value cache of fixed size.
+
+`generate` continues a batch of prompts in one compiled loop, `stream` yields the same tokens one by one, and
+`decode` goes on from prompts that are read already. All give the tokens that a plain forward of the whole
+sequence would give, whatever a prompt's padding or neighbours. Lengths come in the sizes of `bucket`, so that
+few programs are compiled. Logits that are not finite end in a `UserError`, never in tokens.
+"""
 
 from __future__ import annotations
 

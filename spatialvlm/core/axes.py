@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -54,8 +53,8 @@ def make_mesh(sizes: MeshConfig | Mapping[str, int], devices: Sequence[jax.Devic
     raise UserError(
       f"mesh {said} does not fit {len(devices)} device(s): the sizes must multiply to that number"
     )
-  # jax.make_mesh would default to Explicit axes, where plain layers fail.
-  return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+  # By default its axes would be Explicit ones, where plain layers fail.
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
 def logical(*names: str | None) -> dict[str, Any]:

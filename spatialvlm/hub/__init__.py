@@ -1,4 +1,22 @@
-"""Checkpoints in Hugging Face's format: finding, reading and writing them."""
+"""Checkpoints in Hugging Face's format: finding, reading and writing them.
+
+`resolve` (a folder or a hub id to a local folder), `contents` (what a folder holds), `load`, `save`,
+`assemble` (a folder with other encoders), `rules` (names and layouts of tensors), `tensors` (safetensors,
+one at a time).
+
+Contracts:
+
+- `load_model(path_or_id, dtype=, mesh=, ...) -> Vlm` reads every tensor once, casts it and puts it on its
+  shards; no device holds more than its part. Tensors that are unmapped, doubled, mis-shaped or missing
+  raise, all of them listed in one `UserError`. How the model computes is set later (`models.execution`).
+- `save_model(vlm, folder, source=None)` writes what transformers loads: the config that the model came
+  with, its tensors under their published names, and the files of tokenizer and processor from `source`.
+- `identity(path) -> {id, revision, sha256}` tells base weights from others.
+- `rules` turns names in both directions, from one table per family
+  (`models.registry.checkpoint(family).rules`): `to_ours(name, family)`, `to_hf(path, family)`, and
+  `module_to_ours`, `module_to_hf` for linear layers. The family is `vlm.config.family`.
+- `assemble` writes a model with other encoders as a folder, which is then loaded like any other.
+"""
 
 from spatialvlm.hub.assemble import assemble, assembled
 from spatialvlm.hub.load import load_encoder, load_model, read_config
