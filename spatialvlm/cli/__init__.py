@@ -6,7 +6,11 @@ flags and runs recipes (Python files); nothing below it sees an absl flag, an `m
 a recipe's path.
 """
 
-from spatialvlm.cli.command import run
-from spatialvlm.cli.recipes import load
+from spatialvlm.cli import interrupts
+
+interrupts.watch()  # before anything heavy is imported, which takes seconds
+
+from spatialvlm.cli.command import run  # noqa: E402
+from spatialvlm.cli.recipes import load  # noqa: E402
 
 __all__ = ["load", "run"]

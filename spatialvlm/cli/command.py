@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from spatialvlm.cli import compiled, processes, recipes
-from spatialvlm.types import Note, UserError
+from spatialvlm.cli import compiled, interrupts, processes, recipes, screen
+from spatialvlm.types import UserError
 
 
 def run(main: Callable[..., int | None], config_class: type | None = None, recipe: str | None = None) -> None:
@@ -39,7 +39,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
   os.environ.setdefault("HF_HUB_VERBOSITY", "error")
   # Pillow refuses images of twice this size, which is an error of ours; up to there they are read.
   warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
-  _show_notes()
+  screen.prepare()
   overrides: list[tuple[str, str]] = []
 
   def parse(argv: Sequence[str]) -> list[str]:
@@ -54,34 +54,21 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
 
   def wrapped(argv: list[str]) -> int:
     try:
-      compiled.keep()
-      if config_class is None:
-        return main(argv[1:]) or 0
-      if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.key=value")
-      config = recipes.load(flags.FLAGS.config, overrides, config_class)
-      processes.join()
-      return main(config, flags.FLAGS.workdir) or 0
+      return interrupts.in_order(lambda: called(argv))
     except UserError as e:
       _fail(e)
-    except KeyboardInterrupt:
-      print("interrupted", file=sys.stderr, flush=True)
-      return 130
+
+  def called(argv: list[str]) -> int:
+    compiled.keep()
+    if config_class is None:
+      return main(argv[1:]) or 0
+    if len(argv) > 1:
+      raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.key=value")
+    config = recipes.load(flags.FLAGS.config, overrides, config_class)
+    processes.join()
+    return main(config, flags.FLAGS.workdir) or 0
 
   app.run(wrapped, flags_parser=parse)
-
-
-def _show_notes() -> None:
-  """Notes become one line on stderr; other warnings stay as they are."""
-  others = warnings.showwarning
-
-  def show(message, category, *rest, **options) -> None:
-    if issubclass(category, Note):
-      print(f"note: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
-    else:
-      others(message, category, *rest, **options)
-
-  warnings.showwarning = show
 
 
 def _fail(error: Exception) -> NoReturn:

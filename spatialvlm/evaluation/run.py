@@ -69,13 +69,14 @@ def _run(config: EvaluateConfig, folder: pathlib.Path, find: Callable[..., loadi
   if jax.process_index() == 0:
     table = run_tables.result(result.summary, title(config, model.name))
     workdir.write_text(folder / "table.txt", terminal.plain_text(table))
+    # Files first: whatever befalls the screen, they are there.
+    run_page.write(folder, result.all_rows, result.summary, title(config, model.name), questions)
     terminal.show(table)
     for other in _other_tables(config, result):
       terminal.show(other)
     compiled = usage.compiled() - before
     for line in (usage.programs(scorer.programs, compiled), usage.peak_memory(), *result.notes):
       print(line)
-    run_page.write(folder, result.all_rows, result.summary, title(config, model.name), questions)
     print(f"predictions, summary, tables and report: {folder}")
   return result
 

@@ -80,6 +80,16 @@ def test_from_files_to_files(config, tmp_path, capsys):
     run(other, tmp_path / "run")
 
 
+def test_a_screen_that_breaks_costs_no_file(config, tmp_path, monkeypatch):
+  def broken(table):
+    raise UnicodeEncodeError("ascii", "–", 0, 1, "ordinal not in range(128)")
+
+  monkeypatch.setattr("spatialvlm.reporting.terminal.show", broken)
+  with pytest.raises(UnicodeEncodeError):
+    run(config, tmp_path / "run")
+  assert {"report.html", "tables.md", "table.txt"} <= {f.name for f in (tmp_path / "run").iterdir()}
+
+
 def test_features_on_disk_change_no_bit(config, tmp_path, capsys, monkeypatch):
   wanted = (run(config, tmp_path / "plain"), (tmp_path / "plain" / records.FILE).read_bytes())[1]
   kept = dataclasses.replace(config, score=dataclasses.replace(config.score, features=str(tmp_path / "kept")))
