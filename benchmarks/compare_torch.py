@@ -148,7 +148,7 @@ def lora(vlm, torch_model):
   from spatialvlm import peft
   from spatialvlm.config import PeftConfig
   from spatialvlm.core.axes import make_mesh
-  from spatialvlm.training import losses, state, step
+  from spatialvlm.training import objectives, state, step
 
   arrays = inputs(1, 2, 120)
   mesh = make_mesh({"data": 1}, jax.devices()[:1])
@@ -157,7 +157,7 @@ def lora(vlm, torch_model):
   split = state.Split(vlm, peft.trainable_filter(vlm, config), mesh)
   tx = optax.adamw(1e-4)
   current = [state.init_state(split.params, tx, ema=False, mesh=mesh)]
-  run = jax.jit(step.make_train_step(split, tx, {"answer": (1.0, losses.answer_loss())}), donate_argnums=0)
+  run = jax.jit(step.make_train_step(split, tx, {"answer": (1.0, objectives.Answer())}), donate_argnums=0)
   batch = step.to_devices(batch_of(arrays, TARGETS), mesh)
 
   def ours():

@@ -308,7 +308,7 @@ def _chosen(classes: tuple[type, ...], values: Any, where: str, base: Any) -> ty
 def _value(hint: Any, value: Any, where: str, base: Any = None) -> Any:
   """Converts `value` to what `hint` says, or raises a UserError that names the place."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if hint is Any:
+  if hint is Any:  # whoever reads it knows its type
     return value
   if dataclasses.is_dataclass(hint):
     return _build(hint, value, where, base)

@@ -156,19 +156,32 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """One weighted term of the objective.
+  """One weighted term of what is minimised: an objective (`docs/objectives.md`).
 
   Attributes:
-    kind: a key of `training.losses.LOSSES`.
-    target: which array of `Batch.extra` a dense loss predicts; "" for a loss that predicts none.
-    weight: of its mean in the sum of all terms; 0 leaves it out.
-    kwargs: further arguments of the loss, as its function names them.
+    kind: a key of `training.objectives.OBJECTIVES`: "answer", "words", "depth_probe".
+    target: the setting `target` of kinds that have one: which array of the data is predicted.
+    weight: of the term in the sum; a term of weight 0 is left out.
+    kwargs: further settings of the kind, e.g. those of `training.objectives.words.WordsSettings`.
   """
 
   kind: str = "answer"
   target: str = ""
   weight: float = 1.0
-  kwargs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+  """What is done to a batch between the stream and the step (`docs/objectives.md`).
+
+  Attributes:
+    kind: a key of `training.phases.PHASES`: "hard_examples".
+    kwargs: settings of the kind, e.g. those of `training.phases.hard_examples.HardExamplesSettings`.
+  """
+
+  kind: str = ""
+  kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,6 +313,7 @@ class StageConfig:
     data: the training stream.
     optim: optimizer and schedule.
     losses: all terms of the objective, by name.
+    phases: all phases of a step, by name.
     train: the loop.
   """
 
@@ -307,6 +321,7 @@ class StageConfig:
   data: DataConfig | None = None
   optim: OptimConfig | None = None
   losses: Mapping[str, LossConfig] | None = None
+  phases: Mapping[str, PhaseConfig] | None = None
   train: TrainConfig | None = None
 
 
@@ -322,6 +337,7 @@ class RunConfig:
     data: on what.
     optim: how parameters follow from gradients.
     losses: weighted terms of the objective, by the names that metrics give them.
+    phases: what is done to each batch before its step, in the order of their names; empty for nothing.
     train: how long, and what happens on the way.
     mesh: on which devices.
     eval: None means that no questions are scored.
@@ -336,6 +352,7 @@ class RunConfig:
   data: DataConfig = DataConfig()
   optim: OptimConfig = OptimConfig()
   losses: Mapping[str, LossConfig] = dataclasses.field(default_factory=lambda: {"answer": LossConfig()})
+  phases: Mapping[str, PhaseConfig] = dataclasses.field(default_factory=dict)
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()
   eval: EvalConfig | None = None

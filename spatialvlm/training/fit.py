@@ -22,6 +22,7 @@ from spatialvlm.training import guards
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION, Checkpoints, cost
 from spatialvlm.training.metrics import SCORES, Metrics, Screen, scaled
+from spatialvlm.training.phases import Prepare
 from spatialvlm.training.state import Params, TrainState
 from spatialvlm.types import Batch, UserError
 
@@ -40,6 +41,8 @@ class Parts:
   Attributes:
     train_step, loss_step: functions of `step.make_train_step` and `step.make_loss_step`.
     frozen: the arrays that are not trained.
+    extra: the arrays of `Batch.extra` that go to the devices; the others are left behind.
+    prepares: what is done to a step's batch before it (`training.phases`), in order.
     stream: endless iterator of (Batch, BatchInfo) that a checkpoint can hold.
     validation: an iterable of the same, equal at every pass; None for no validation.
     evaluate: asks questions of a state's weights and returns the scores by name, of 1.
@@ -53,6 +56,8 @@ class Parts:
   stream: Iterator
   validation: Iterable | None = None
   evaluate: Evaluate | None = None
+  extra: frozenset[str] = frozenset()
+  prepares: tuple[Prepare, ...] = ()
   pad_id: int = 0
   tile_size: int = 0
 
@@ -179,6 +184,9 @@ class _Loop:
   def advance(self, step: int, batch: Batch, info) -> None:
     """Sends one step to the devices, and waits for an earlier one so that the host stays near."""
     on_device = step_lib.to_devices(batch, self.parts.mesh, self.config.train.accumulation)
+    for number, prepare in enumerate(self.parts.prepares):
+      key = phase_key(self.config.seed, step, number)
+      on_device = prepare(self.state, self.parts.frozen, on_device, info, key)
     program, fresh = self.programs.get(self.state, self.parts.frozen, on_device)
     if fresh:
       self.announce(program, info)
@@ -189,7 +197,9 @@ class _Loop:
       jax.block_until_ready(self.pending[-1 - AHEAD][1])
 
   def agreed(self, batch: Batch, info) -> tuple[Batch, Any]:
-    """All processes take the largest of their buckets, since they run one program."""
+    """All processes take the largest of their buckets, since they run one program; unread arrays go."""
+    if unread := set(batch.extra) - self.parts.extra:
+      batch = dataclasses.replace(batch, extra={k: v for k, v in batch.extra.items() if k not in unread})
     if jax.process_count() == 1:
       return batch, info
     buckets = multihost_utils.process_allgather(np.array(info.bucket, np.int32))
@@ -304,6 +314,12 @@ class _Loop:
     self.fetch()
     self.checkpoints.save(self.state, self.parts.stream, dataclasses.asdict(self.memory), self.measured)
     self.clock.pause(time.perf_counter() - started)
+
+
+def phase_key(seed: int, step: int, number: int) -> jax.Array:
+  """The key of a phase in a step, apart from those of the step's microbatches (`training.step`)."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), number)
 
 
 class _Clock:

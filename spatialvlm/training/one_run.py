@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from spatialvlm.data import pipeline
 from spatialvlm.models import execution
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import Processor, load_processor
-from spatialvlm.training import export, losses, optim, plots
+from spatialvlm.training import export, objectives, optim, phases, plots
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION
@@ -60,16 +61,19 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   folder = hub.resolve(plain.path, plain.revision)
   loading.check_base(plain, folder, resumes=bool(config.peft.resume_from))
   processor = load_processor(folder, **plain.tiling)
+  terms = objectives.make_objectives(config.losses)
+  steps_phases = make_phases(config, terms)
+  check_data(config, terms)
   streams = open_streams(config, processor)
   model = build_model(config, mesh)
   peft.check_claims(model)
+  heads = objectives.make_heads(terms, model.config, config.seed)
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
-  split = state_lib.Split(model, trainable, mesh)
-  del model
+  split = state_lib.Split(model, trainable, mesh, heads)
+  del model, heads
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
-  terms = losses.make_losses(config.losses)
   fresh = state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
   # The state holds copies; for training in full a second set of parameters would lie there for nothing.
   split.params = {}
@@ -78,10 +82,12 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
 
   # Only now, when all that can be wrong at the start has been seen: a claimed folder keeps its settings.
   continues = claim(workdir, config)
+  sizes = [math.prod(value.shape) for name, value in fresh.params.items() if state_lib.is_head(name)]
+  beside = f" and {sum(sizes):,} of heads" if sizes else ""
   begins = "continues" if continues else "begins"
   say(
     f"{begins} in {workdir}: {counts[0]:,} of {counts[1]:,} parameters are trained "
-    f"({counts[0] / counts[1]:.2%}), mesh {dict(mesh.shape)}"
+    f"({counts[0] / counts[1]:.2%}){beside}, mesh {dict(mesh.shape)}"
   )
   scores.before(fresh)
   train_step = step_lib.make_train_step(
@@ -99,6 +105,10 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     train_step=train_step,
     loss_step=step_lib.make_loss_step(split, terms),
     frozen=split.frozen,
+    extra=objectives.extra_of(terms),
+    prepares=phases.start(
+      steps_phases, phases.PhaseParts(split, mesh, config.train.accumulation, config.train.batch_size)
+    ),
     stream=streams[0],
     validation=streams[1],
     evaluate=scores.during if config.train.evaluate_every else None,
@@ -110,7 +120,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     step = int(outcome.state.step)
     say(f"stopped by signal {outcome.signal} at step {step}; the same command continues")
     return {"finished": False, "step": step, "signal": outcome.signal}
-  return finish(config, split, outcome, scores, folder, workdir)
+  return finish(config, split, terms, outcome, scores, folder, workdir)
 
 
 def say(text: str) -> None:
@@ -122,8 +132,27 @@ def open_streams(config: RunConfig, processor: Processor) -> tuple[Iterator, Ite
   """This process's share of the training stream and of the validation batches."""
   share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   size = config.train.batch_size
-  training = pipeline.training_stream(config.data, processor, size, seed=config.seed, **share)
+  read = phases.examples_read(phases.make_phases(config.phases), size)
+  training = pipeline.training_stream(config.data, processor, read, seed=config.seed, **share)
   return training, pipeline.validation_batches(config.data, processor, size, **share)
+
+
+def make_phases(config: RunConfig, terms: objectives.Terms) -> tuple[phases.Phase, ...]:
+  """Raises a UserError where a phase does not go with the objectives."""
+  made = phases.make_phases(config.phases)
+  for phase in made:
+    phase.check(terms)
+  return made
+
+
+def check_data(config: RunConfig, terms: objectives.Terms) -> None:
+  """Raises a UserError where an objective needs an array of the data that no training source gives.
+
+  The first example of each source is read; a source that has none but further on is refused with the others.
+  """
+  if objectives.extra_of(terms):
+    sources = {name: pipeline.open_source(source) for name, source in config.data.sources.items()}
+    objectives.check_data(terms, {name: pipeline.read(s, [0])[0].dense for name, s in sources.items()})
 
 
 def assembled(model: ModelConfig) -> ModelConfig:
@@ -169,12 +198,19 @@ def check(config: RunConfig) -> None:
     )
   if not config.data.sources:
     raise UserError("config.data.sources: empty; name at least one source")
+  make_phases(config, objectives.make_objectives(config.losses))
 
 
 def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
   """Every microbatch must fill every shard of the batch."""
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   size, parts = config.train.batch_size, config.train.accumulation
+  read = phases.examples_read(phases.make_phases(config.phases), size)
+  if read % (shards * parts) and not size % (shards * parts):
+    raise UserError(
+      f"config.phases: {read} examples are read for a step, which {shards} shards (mesh data x fsdp) times "
+      f"{parts} microbatches do not divide; use another share"
+    )
   if size % (shards * parts):
     raise UserError(
       f"config.train.batch_size: {size} is not divided by {shards} shards (mesh data x fsdp) times "
@@ -188,13 +224,16 @@ def build_model(config: RunConfig, mesh: jax.sharding.Mesh) -> Vlm:
   return execution.apply(model, execution.Execution(config.model.attention, config.train.remat))
 
 
-def finish(config, split, outcome, scores, source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
+def finish(
+  config, split, terms, outcome, scores, source: pathlib.Path, workdir: pathlib.Path
+) -> dict[str, Any]:
   """After the last step: the parameters that count are scored and exported, and all is summed up."""
   state, memory = outcome.state, outcome.memory
   best = {"by": config.train.best or VALIDATION, "value": memory.best, "step": memory.best_step}
   if jax.process_index() == 0:
     plots.loss_curve(workdir, best if config.train.best or memory.stopped else None)
-  exported = export.export(config, split.model(state_lib.weights(state), split.frozen), source, workdir)
+  trainee = split.trainee(state_lib.weights(state), split.frozen)
+  exported = export.export(config, trainee, terms, source, workdir)
   summary = {
     "finished": True,
     "step": int(state.step),

@@ -15,7 +15,7 @@ from spatialvlm import hub, peft
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
 from spatialvlm.models.vlm import Vlm
-from spatialvlm.training import one_run
+from spatialvlm.training import objectives, one_run
 from spatialvlm.types import UserError
 
 _PLAIN = re.compile(r"[A-Za-z0-9][\w-]*")
@@ -46,7 +46,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   if not known:
     for name, stage in stages:
       one_run.check(stage)
-      _check_layers(stage.peft, config.model, name)
+      _check_model(stage, config.model, name)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("stages checked")
     workdir_lib.claim(workdir, config)
@@ -114,12 +114,16 @@ def _after(model: ModelConfig, folder: pathlib.Path) -> ModelConfig:
   return ModelConfig(path=str(folder), **{name: getattr(model, name) for name in kept})
 
 
-def _check_layers(settings: PeftConfig, model: ModelConfig, stage: str) -> None:
-  """Raises a UserError where a pattern of a late stage names nothing: hours of the first would be in vain."""
+def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
+  """Raises a UserError where a late stage fits not the model or the data: the first would run in vain."""
+  terms = objectives.make_objectives(run.losses)
   built = one_run.assembled(model)
   config = hub.read_config(hub.resolve(built.path, built.revision), dtype=model.dtype)
   abstract = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
   try:
-    peft.check_layers(abstract, settings)
+    peft.check_layers(abstract, run.peft)
+    for _, objective in terms.values():
+      objective.check(config)
+    one_run.check_data(run, terms)
   except UserError as error:
     raise UserError(f"config.stages.{stage}: {error}") from None

@@ -14,11 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatialvlm.core import axes
 from spatialvlm.peft import seed_dropout
-from spatialvlm.training.losses import Loss, encoded_once
+from spatialvlm.training.objectives import Models, Terms, wants_of
 from spatialvlm.training.state import Params, Split, TrainState, is_head, weights
 from spatialvlm.types import Batch
 
-Terms = Mapping[str, tuple[float, Loss]]
 StepFn = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -38,7 +37,7 @@ def make_train_step(
   Every field of `batch` has a leading axis of `accumulation` where that is more than one.
 
   Args:
-    terms: weighted losses by name; each is divided by its own weight over the whole step.
+    terms: weighted objectives by name; each is divided by its own weight over the whole step.
     clip_norm: largest global norm of the gradient, 0 for no limit. The heads together have a norm of their
       own, so that a head which only looks on takes nothing from the model's steps.
     ema: decay of the moving average; it starts lower, min(ema, (1 + t) / (10 + t)), so that the first
@@ -46,11 +45,7 @@ def make_train_step(
     rate: the learning rate of a step, for the metrics.
   """
 
-  def terms_of(params, frozen, batch, key) -> dict[str, tuple]:
-    model = seed_dropout(split.model(params, frozen), key)
-    if len(terms) > 1:
-      batch = encoded_once(model, batch)
-    return {name: loss(model, batch, key) for name, (_, loss) in terms.items()}
+  terms_of = _terms_of(split, terms)
 
   def objective(params, frozen, batch, key, totals):
     found = terms_of(params, frozen, batch, key)
@@ -107,14 +102,12 @@ def make_train_step(
 
 def make_loss_step(split: Split, terms: Terms) -> Callable[[TrainState, Params, Batch], dict[str, tuple]]:
   """A function `(state, frozen, batch) -> {name: (sum, weight)}` without dropout, of `state.weights`."""
+  terms_of = _terms_of(split, terms)
 
   def step(state: TrainState, frozen: Params, batch: Batch):
-    model = split.model(weights(state), frozen)
-    if len(terms) > 1:
-      batch = encoded_once(model, batch)
+    found = terms_of(weights(state), frozen, batch, jax.random.key(0), dropout=False)
     sums = {}
-    for name, (_, loss) in terms.items():
-      total, weight, metrics = loss(model, batch, jax.random.key(0))
+    for name, (total, weight, metrics) in found.items():
       sums[f"{name}/loss"] = (total, weight)
       sums |= {f"{name}/{key}": pair for key, pair in metrics.items()}
     return sums
@@ -122,9 +115,24 @@ def make_loss_step(split: Split, terms: Terms) -> Callable[[TrainState, Params, 
   return step
 
 
+def _terms_of(split: Split, terms: Terms) -> Callable[..., dict[str, tuple]]:
+  """`(params, frozen, batch, key, dropout=True) -> {name: (sum, weight, metrics)}`, of one pass."""
+  wants = wants_of(terms)
+
+  def terms_of(params, frozen, batch, key, dropout=True):
+    trainee = split.trainee(params, frozen)
+    vlm = seed_dropout(trainee.vlm, key) if dropout else trainee.vlm
+    outputs = vlm.read(batch, wants)
+    shown = lambda name: Models(vlm, trainee.heads.get(name), trainee.others)
+    return {name: objective(outputs, shown(name), batch, key) for name, (_, objective) in terms.items()}
+
+  return terms_of
+
+
 def averages(sums: Mapping[str, tuple[Any, Any]], np=jnp) -> dict[str, Any]:
-  """(sum, weight) -> mean; a term without any weight has the mean 0."""
-  return {name: total / np.maximum(weight, 1e-6) for name, (total, weight) in sums.items()}
+  """(sum, weight) -> mean, and its root where the name ends in `rmse`; without any weight the mean is 0."""
+  means = {name: total / np.maximum(weight, 1e-6) for name, (total, weight) in sums.items()}
+  return {name: np.sqrt(mean) if name.endswith("rmse") else mean for name, mean in means.items()}
 
 
 def _clipped(grads: Params, clip_norm: float) -> Params:
@@ -201,15 +209,18 @@ def abstract(state: TrainState) -> TrainState:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
+def batch_sharding(mesh: Mesh, accumulation: int = 1) -> NamedSharding:
+  """Of every array of a step's batch: microbatches, if there are several, stand before what is sharded."""
+  sharding = axes.batch_sharding(mesh)
+  return NamedSharding(mesh, PartitionSpec(None, *sharding.spec)) if accumulation > 1 else sharding
+
+
 def to_devices(batch: Batch, mesh: Mesh, accumulation: int = 1) -> Batch:
   """Puts this process's rows of a batch on the mesh, cut into microbatches where there are several.
 
   With several processes each gives its own rows, and the result is one global array.
   """
-  sharding = axes.batch_sharding(mesh)
-  if accumulation > 1:
-    sharding = NamedSharding(mesh, PartitionSpec(None, *sharding.spec))
-
+  sharding = batch_sharding(mesh, accumulation)
   if accumulation > 1:
     cut = lambda x: x.reshape(accumulation, x.shape[0] // accumulation, *x.shape[1:])
     batch = jax.tree.map(cut, batch)

@@ -128,6 +128,11 @@ def test_a_finished_run_is_found_as_a_model(trained):
       [("stages.2-lora.peft.target", ".*nothing")],
       r"config\.stages\.2-lora: peft\.target: '\.\*nothing' matches no",
     ),
+    (
+      [("stages.2-lora.losses.depth.kind", "depth_probe")],
+      r"config\.stages\.2-lora: config\.losses\.depth: no data source gives the dense target 'depth'",
+    ),
+    ([("stages.2-lora.phases.x.kind", "hardest")], r"config\.phases\.x\.kind: unknown 'hardest'"),
     ([("stages.1-connector.train.export", "false")], r"stages\.1-connector\.train\.export: the next stage"),
     ([("stages.a/b.peft.rank", "2")], r"config\.stages\.a/b: the name becomes a folder's"),
     ([("model.encoder_size", "20")], r"encoder_size 20: .*multiple of 8; near it are 16, 24"),

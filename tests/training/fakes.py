@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from spatialvlm.core.axes import constrain, logical
 from spatialvlm.data.batch import Bucket
+from spatialvlm.models.outputs import Outputs, Wants
+from spatialvlm.training.objectives import Objective
 from spatialvlm.types import Batch
 
 VOCAB, WIDTH, LENGTH, TARGETS = 16, 8, 12, 4
@@ -32,6 +35,34 @@ class TinyVlm(nnx.Module):
 
   def unembed(self, x):
     return self.embed.attend(x).astype(jnp.float32)
+
+  def read(self, batch: Batch, wants: Wants) -> Outputs:
+    hidden_BTD = self.hidden(batch)
+    before_BK = jnp.maximum(batch.target_index_BK - 1, 0)
+    hidden_BKD = jnp.take_along_axis(hidden_BTD, before_BK[..., None], axis=1)
+    return Outputs(
+      hidden=hidden_BTD if wants.hidden else None, logits=self.unembed(hidden_BKD) if wants.logits else None
+    )
+
+
+class Reader(Objective):
+  """An objective with a head: a linear map of hidden states that says how large a position's token is."""
+
+  wants = Wants(hidden=True)
+
+  def __init__(self, detach: bool = True):
+    super().__init__()
+    self.detach = detach
+
+  def head(self, model, rngs: nnx.Rngs):
+    return nnx.Linear(WIDTH, 1, rngs=rngs)
+
+  def __call__(self, outputs, models, batch, key):
+    x_BTD = jax.lax.stop_gradient(outputs.hidden) if self.detach else outputs.hidden
+    found_BT = models.head(x_BTD)[..., 0]
+    error_BT = jnp.square(found_BT - batch.tokens_BT / VOCAB)
+    weight = jnp.float32(error_BT.size)
+    return error_BT.sum(), weight, {"rmse": (error_BT.sum(), weight)}
 
 
 def trainable(path, variable):

@@ -10,7 +10,7 @@ import numpy as np
 from spatialvlm import config as config_lib
 from spatialvlm.config import LogConfig, LossConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
 from spatialvlm.core import axes
-from spatialvlm.training import losses, optim
+from spatialvlm.training import objectives, optim, phases
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.fit import Outcome, Parts, fit
@@ -19,25 +19,27 @@ from tests.training.fakes import Stream, TinyVlm, trainable
 TWO = MeshConfig(data=2)
 
 
-def make_config(mesh: MeshConfig = TWO, optim=None, losses=None, **train) -> RunConfig:
+def make_config(mesh: MeshConfig = TWO, optim=None, losses=None, phases=None, **train) -> RunConfig:
   train = {"steps": 8, "batch_size": 16, "log_every": 1, "checkpoint_every": 0, **train}
   return RunConfig(
     optim=OptimConfig(**{"learning_rate": 0.05, "warmup_steps": 2, **(optim or {})}),
     losses=losses or {"answer": LossConfig()},
+    phases=phases or {},
     train=TrainConfig(**train),
     mesh=mesh,
     log=LogConfig(tensorboard=False),
   )
 
 
-def make_parts(config: RunConfig, stream=None, validation=None, evaluate=None):
-  """The parts of `fit`, and a fresh state."""
+def make_parts(config: RunConfig, stream=None, validation=None, evaluate=None, more_terms=None):
+  """The parts of `fit`, and a fresh state; `more_terms` are objectives beside those of the config."""
   size = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
   mesh = axes.make_mesh(config.mesh, jax.devices()[:size])
-  split = state_lib.Split(TinyVlm(), trainable, mesh)
+  terms = objectives.make_objectives(config.losses) | (more_terms or {})
+  heads = objectives.make_heads(terms, None, config.seed)
+  split = state_lib.Split(TinyVlm(), trainable, mesh, heads)
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
-  terms = losses.make_losses(config.losses)
   train_step = step_lib.make_train_step(
     split,
     tx,
@@ -53,6 +55,10 @@ def make_parts(config: RunConfig, stream=None, validation=None, evaluate=None):
     train_step=train_step,
     loss_step=step_lib.make_loss_step(split, terms),
     frozen=split.frozen,
+    prepares=phases.start(
+      phases.make_phases(config.phases),
+      phases.PhaseParts(split, mesh, config.train.accumulation, config.train.batch_size),
+    ),
     stream=stream or Stream(config.train.batch_size),
     validation=validation,
     evaluate=evaluate,

@@ -6,10 +6,12 @@ import pytest
 
 from spatialvlm.config import LossConfig, MeshConfig
 from spatialvlm.core import axes
+from spatialvlm.models.outputs import Wants
 from spatialvlm.training import optim
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
-from spatialvlm.training.losses import answer_loss, make_losses
+from spatialvlm.training.objectives import Answer, Models, Objective, make_objectives
+from spatialvlm.training.objectives.answer import AnswerSettings
 from spatialvlm.types import Batch, UserError
 from tests.training import fakes
 from tests.training.helpers import make_config, make_parts
@@ -111,12 +113,15 @@ def test_two_weighted_terms_are_each_divided_by_their_own_weight():
   mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   split = state_lib.Split(fakes.TinyVlm(), fakes.trainable, mesh)
 
-  def odd_rows(model, batch, key):
-    sizes = jnp.square(model.hidden(batch)).sum((1, 2))
-    weight = (batch.tokens_BT[:, 0] % 2).astype(jnp.float32)
-    return (sizes * weight).sum(), weight.sum(), {}
+  class OddRows(Objective):
+    wants = Wants(hidden=True)
 
-  terms = {"answer": (1.0, answer_loss()), "odd": (0.01, odd_rows)}
+    def __call__(self, outputs, models, batch, key):
+      sizes = jnp.square(outputs.hidden).sum((1, 2))
+      weight = (batch.tokens_BT[:, 0] % 2).astype(jnp.float32)
+      return (sizes * weight).sum(), weight.sum(), {}
+
+  terms = {"answer": (1.0, Answer()), "odd": (0.01, OddRows())}
   tx = optax.sgd(0.1)
   batch, _ = fakes.Stream(32).batch(0)
   results = []
@@ -168,12 +173,13 @@ def test_label_smoothing_and_z_loss_match_optax():
     fakes.TinyVlm(), fakes.trainable, axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   )
   batch = fakes.Stream(4).batch(0)[0]
-  smoothed = answer_loss(label_smoothing=0.1, z_loss=1e-2)
+  smoothed = Answer(AnswerSettings(label_smoothing=0.1, z_loss=1e-2))
 
   @jax.jit
   def run(batch):
     model = split.model(split.params, split.frozen)
-    return smoothed(model, batch, jax.random.key(0)), model.unembed(model.hidden(batch))
+    outputs = model.read(batch, smoothed.wants)
+    return smoothed(outputs, Models(model), batch, jax.random.key(0)), model.unembed(model.hidden(batch))
 
   (total, weight, metrics), logits = run(batch)
   rows, columns = np.nonzero(batch.target_index_BK > 0)
@@ -189,8 +195,14 @@ def test_label_smoothing_and_z_loss_match_optax():
 
 def test_unknown_losses_and_arguments_are_refused():
   with pytest.raises(UserError, match="did you mean 'answer'"):
-    make_losses({"a": LossConfig(kind="anwser")})
-  with pytest.raises(UserError, match=r"losses\.a\.kwargs.*smooth"):
-    make_losses({"a": LossConfig(kwargs={"smooth": 1.0})})
+    make_objectives({"a": LossConfig(kind="anwser")})
+  with pytest.raises(UserError, match=r"a\.kwargs\.smooth: unknown key; did you mean 'label_smoothing'"):
+    make_objectives({"a": LossConfig(kwargs={"smooth": 1.0})})
   with pytest.raises(UserError, match="no term"):
-    make_losses({"a": LossConfig(weight=0.0)})
+    make_objectives({"a": LossConfig(weight=0.0)})
+  with pytest.raises(UserError, match=r"losses\.a\.kwargs\.z_loss: expected float, got 'much'"):
+    make_objectives({"a": LossConfig(kwargs={"z_loss": "much"})})
+  with pytest.raises(UserError, match=r"losses\.a\.target: a loss of kind 'answer' has no target"):
+    make_objectives({"a": LossConfig(target="depth")})
+  with pytest.raises(UserError, match=r"losses\.a/b: the name becomes part of a file's"):
+    make_objectives({"a/b": LossConfig()})

@@ -18,13 +18,13 @@ from spatialvlm.models.vlm import Vlm
 from spatialvlm.training import fit as fit_lib
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
-from spatialvlm.training.losses import answer_loss
+from spatialvlm.training.objectives import Answer
 from spatialvlm.types import UserError
 from tests import tiny_model
 from tests.peft import support
 from tests.training.helpers import make_config, run
 
-TERMS = {"answer": (1.0, answer_loss())}
+TERMS = {"answer": (1.0, Answer())}
 PEFT = PeftConfig(
   target=r".*(vision|text)_model.*\.[qv]_proj",
   full=r"model\.connector\..*",

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from spatialvlm.config import LossConfig
-from spatialvlm.training.losses import make_losses
-from spatialvlm.training.words import token_labels, words_loss
+from spatialvlm.models.outputs import Outputs
+from spatialvlm.training.objectives import Models, check_data, make_objectives
+from spatialvlm.training.objectives.words import Words, WordsSettings, token_labels
 from spatialvlm.types import Batch, Extra, UserError
 
 VOCABULARY, WIDTH, FIRST, CLASSES = 11, 6, 4, 3
@@ -21,6 +22,16 @@ class Readout:
 
   def unembed(self, x):
     return x @ self.table_VD.T
+
+
+def words_loss(target, first, classes, **settings):
+  """The objective as a function of a readout and a batch that holds its image tokens."""
+  objective = Words(WordsSettings(target, first, classes, **settings))
+
+  def loss(model, batch, key):
+    return objective(Outputs(image=batch.features_NPD), Models(model), batch, key)
+
+  return loss
 
 
 @pytest.fixture
@@ -107,12 +118,16 @@ def test_text_alone_weighs_nothing():
 
 
 def test_missing_target_and_bad_settings_are_named(maps):
-  batch = Batch(
-    None, None, features_NPD=jnp.ones((2, 4, WIDTH)), extra={"shape": Extra(jnp.asarray(maps), "tile")}
-  )
-  with pytest.raises(UserError, match=r"color.*shape"):
-    words_loss("color", FIRST, CLASSES)(None, batch, jax.random.key(0))
+  terms = {"color": (1.0, Words(WordsSettings("color", FIRST, CLASSES), "config.losses.color"))}
+  with pytest.raises(UserError, match=r"config\.losses\.color: no data source gives.*'color'.*shape"):
+    check_data(terms, {"own": ["shape"], "text": []})
+  check_data(terms, {"own": ["shape"], "other": ["color"]})
+  # A batch of the sources that do not give it says nothing.
+  extra = {"shape": Extra(jnp.asarray(maps), "tile")}
+  batch = Batch(None, None, features_NPD=jnp.ones((2, 4, WIDTH)), extra=extra)
+  total, weight, _ = words_loss("color", FIRST, CLASSES)(None, batch, jax.random.key(0))
+  assert float(total) == float(weight) == 0
   with pytest.raises(UserError, match="does not divide"):
     token_labels(jnp.asarray(maps), 16, CLASSES, False, 0.1)
   with pytest.raises(UserError, match="needs a target"):
-    make_losses({"shape": LossConfig(kind="words", target="shape")})
+    make_objectives({"shape": LossConfig(kind="words", target="shape")})

@@ -8,53 +8,74 @@ The readout is a "logit lens" (nostalgebraist, 2020) applied to the connector's 
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spatialvlm.models.outputs import Outputs, Wants
+from spatialvlm.training.objectives.cells import token_cells
+from spatialvlm.training.objectives.objective import Models, Objective
 from spatialvlm.types import Batch, UserError
 
 
-def words_loss(target: str = "", first: int = -1, classes: int = 0, none: int = -1, share: float = 0.1):
-  """Cross-entropy over `classes` neighbouring words of the vocabulary, at every image token.
+@dataclasses.dataclass(frozen=True)
+class WordsSettings:
+  """Which words, for which map.
 
-  Args:
-    target: an array of `Batch.extra` of axis "tile": integers (N, H, W), -1 where there is nothing; it is
-      cut into the grid of image tokens, and a token's class is the commonest of its pixels.
+  Attributes:
+    target: an array of `Batch.extra` of axis "tile": integers (N, H, W), -1 where there is nothing; it is cut
+      into the grid of image tokens, and a token's class is the commonest of its pixels.
     first: vocabulary id of the first class's word.
+    classes: number of classes, whose words have neighbouring ids.
     none: vocabulary id of the word for tokens with less than `share` of labelled pixels; -1 leaves them out.
+    share: least part of a token's pixels that must be labelled.
   """
-  first, classes, none = int(first), int(classes), int(none)
-  words = np.array([*range(first, first + classes), none] if none >= 0 else range(first, first + classes))
-  if not target or first < 0 or classes < 2:
-    raise UserError("config.losses: a loss of kind 'words' needs a target, first and classes of 2 or more")
 
-  def loss(model: Any, batch: Batch, key: jax.Array):
+  target: str = ""
+  first: int = -1
+  classes: int = 0
+  none: int = -1
+  share: float = 0.1
+
+
+class Words(Objective):
+  """Cross-entropy over neighbouring words of the vocabulary, at every image token.
+
+  Metrics: `accuracy` of the likeliest of the words, where there is something to say.
+  """
+
+  Settings = WordsSettings
+  wants = Wants(image=True)
+
+  def __init__(self, settings: WordsSettings, where: str = "config.losses"):
+    super().__init__(settings, where)
+    first, classes, none = settings.first, settings.classes, settings.none
+    if not settings.target or first < 0 or classes < 2:
+      raise UserError(f"{where}: a loss of kind 'words' needs a target, first and classes of 2 or more")
+    words = range(first, first + classes)
+    self.words = np.array([*words, none] if none >= 0 else words)
+    self.extra = (settings.target,)
+
+  def __call__(self, outputs: Outputs, models: Models, batch: Batch, key: jax.Array):
     del key
-    if batch.features_NPD is None and batch.pixels_NHWC is None:  # a batch of text alone
+    settings, features_NPD = self.settings, outputs.image
+    if features_NPD is None or settings.target not in batch.extra:  # text alone, or nothing that is labelled
       return jnp.float32(0), jnp.float32(0), {"accuracy": (jnp.float32(0), jnp.float32(0))}
-    if target not in batch.extra:
-      found = sorted(batch.extra)
-      raise UserError(f"config.losses: no data source gives the dense target {target!r}; there are {found}")
-    features_NPD = batch.features_NPD
-    if features_NPD is None:
-      features_NPD = model.encode_images(batch.pixels_NHWC, batch.pixel_mask_NHW)
-    map_NHW = batch.extra[target].array
-    label_NP, weight_NP = token_labels(map_NHW, features_NPD.shape[1], classes, none >= 0, share)
+    map_NHW, classes = batch.extra[settings.target].array, settings.classes
+    label_NP, weight_NP = token_labels(
+      map_NHW, features_NPD.shape[1], classes, settings.none >= 0, settings.share
+    )
     x_NPD = features_NPD.astype(jnp.float32)
     x_NPD *= jax.lax.rsqrt(jnp.square(x_NPD).mean(-1, keepdims=True) + 1e-6)
-    logits_NPK = model.unembed(x_NPD)[..., words].astype(jnp.float32)
+    logits_NPK = models.vlm.unembed(x_NPD)[..., self.words].astype(jnp.float32)
     log_p_NPK = jax.nn.log_softmax(logits_NPK)
     nll_NP = -jnp.take_along_axis(log_p_NPK, label_NP[..., None], axis=-1)[..., 0]
     foreground_NP = weight_NP * (label_NP < classes)
     right_NP = (logits_NPK.argmax(-1) == label_NP).astype(jnp.float32)
     metrics = {"accuracy": ((right_NP * foreground_NP).sum(), foreground_NP.sum())}
     return (nll_NP * weight_NP).sum(), weight_NP.sum(), metrics
-
-  return loss
 
 
 def token_labels(
@@ -67,11 +88,7 @@ def token_labels(
   Raises:
     UserError: the map does not divide into the grid.
   """
-  N, H, W = map_NHW.shape
-  side = math.isqrt(tokens)
-  if side * side != tokens or H % side or W % side:
-    raise UserError(f"config.losses: a dense target of {H}x{W} does not divide into {tokens} image tokens")
-  cells = map_NHW.reshape(N, side, H // side, side, W // side)
+  N, cells = map_NHW.shape[0], token_cells(map_NHW, tokens)
   share_NPK = jnp.stack([(cells == k).mean((2, 4)) for k in range(classes)], -1).reshape(N, tokens, classes)
   label_NP = share_NPK.argmax(-1)
   seen_NP = share_NPK.sum(-1) >= share

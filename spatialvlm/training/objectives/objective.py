@@ -1,0 +1,87 @@
+"""The contract of an objective: what it wants of the model, what it learns beside it, what it adds up.
+
+`OBJECTIVES` (`training.objectives`) names the classes by kind. A term of `config.losses` is one instance:
+
+    class Mine(Objective):
+      Settings = MySettings            # frozen dataclass: what `config.losses.NAME.kwargs` may hold
+      wants = Wants(image=True)        # what of the model it reads; one pass serves all terms of a step
+      extra = ("depth",)               # arrays of `Batch.extra` that it needs
+      def head(self, model, rngs): ... # parameters of its own, or None
+      def __call__(self, outputs, models, batch, key): ...  # -> (sum, weight, metrics)
+
+`sum` is differentiated and divided by `weight`, added up over all microbatches and shards of a step: a mean
+of microbatch means is not the mean over tokens where answers differ in length. `weight` must depend on the
+batch alone, and is 0 for a batch that has nothing to say. `metrics` are further pairs (sum, weight) by name,
+averaged in the same way; of one that is called `rmse` or `..._rmse` the root of the mean is shown. All are
+float32.
+
+An objective may not run a tower: it asks by `wants`, so that terms share one pass. Of the VLM itself it may
+use what is cheap, such as the vocabulary product of a few vectors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+from flax import nnx
+
+from spatialvlm.models.outputs import Outputs, Wants
+from spatialvlm.models.vlm import VlmConfig
+from spatialvlm.types import Batch
+
+Sum = tuple[jax.Array, jax.Array]
+Metrics = dict[str, Sum]
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """What an objective is shown of the trainee.
+
+  Attributes:
+    vlm: the model, as it stands in this step.
+    head: the objective's own, None where it has none.
+    others: models by name that are only asked (`training.state.Trainee.others`); no gradient reaches them.
+  """
+
+  vlm: Any
+  head: nnx.Module | None = None
+  others: Mapping[str, nnx.Module] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+  """Of an objective that has none."""
+
+
+class Objective:
+  """One term of what is minimised; see this module.
+
+  Attributes:
+    settings: as `config.losses` gives them, of the class `Settings`.
+    where: `config.losses.NAME`, for messages.
+  """
+
+  Settings: ClassVar[type] = NoSettings
+  wants: Wants = Wants()
+  extra: tuple[str, ...] = ()
+
+  def __init__(self, settings: Any = None, where: str = "config.losses"):
+    """Raises a UserError for settings that cannot work with any model."""
+    self.settings = self.Settings() if settings is None else settings
+    self.where = where
+
+  def check(self, model: VlmConfig) -> None:
+    """Raises a UserError where this model cannot give what is wanted; called before anything is written."""
+
+  def head(self, model: VlmConfig, rngs: nnx.Rngs) -> nnx.Module | None:
+    """Fresh parameters of its own, every one a float32 `nnx.Param`; None where it needs none."""
+    return None
+
+  def __call__(
+    self, outputs: Outputs, models: Models, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, jax.Array, Metrics]:
+    """(sum, weight, metrics) of a batch; traced. `key` is the step's and microbatch's own."""
+    raise NotImplementedError

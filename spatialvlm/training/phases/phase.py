@@ -1,0 +1,62 @@
+"""The types of the contract that `training.phases` states."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+from jax.sharding import Mesh
+
+from spatialvlm.training.objectives import Terms
+from spatialvlm.training.state import Params, Split, TrainState
+from spatialvlm.types import Batch
+
+# (state, frozen, batch, info, key) -> batch
+Prepare = Callable[[TrainState, Params, Batch, Any, jax.Array], Batch]
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseParts:
+  """What a phase is started with.
+
+  Attributes:
+    split: the way from a state's arrays to the models.
+    accumulation: microbatches of a step.
+    gives: examples of the batch that the phase must give, over all devices and microbatches.
+  """
+
+  split: Split
+  mesh: Mesh
+  accumulation: int
+  gives: int
+
+  def giving(self, gives: int) -> PhaseParts:
+    """The same parts for another number of examples."""
+    return dataclasses.replace(self, gives=gives)
+
+
+class Phase:
+  """One phase of a run; see `training.phases`.
+
+  Attributes:
+    settings: as `config.phases` gives them, of the class `Settings`.
+    where: `config.phases.NAME`, for messages.
+  """
+
+  Settings: ClassVar[type]
+
+  def __init__(self, settings: Any, where: str = "config.phases"):
+    """Raises a UserError for settings that cannot work."""
+    self.settings, self.where = settings, where
+
+  def check(self, terms: Terms) -> None:
+    """Raises a UserError where the phase makes no sense with these objectives."""
+
+  def reads(self, size: int) -> int:
+    """How many examples it must be given to give `size`."""
+    return size
+
+  def start(self, parts: PhaseParts) -> Prepare:
+    raise NotImplementedError
