@@ -1,5 +1,7 @@
 """docs/rooms.svg: the rooms in rows, each above all that it imports; drawn from the imports themselves.
 
+Rooms within a room are one box with it; arrows that a longer way says as well are left out.
+
 `python -m tests.rooms_picture` draws it anew; a test holds that it is what the code says.
 """
 
@@ -19,6 +21,7 @@ STYLE = """
   svg { background: #fff }
   rect { fill: #f4f7fa; stroke: #5b7083; rx: 6 }
   path { fill: none; stroke: #9db0c0; stroke-width: 1.2 }
+  .far { stroke-width: 0.8; stroke-dasharray: 3 3 }
   .name { font: bold 14px sans-serif; fill: #12263a }
   .what { font: 10.5px sans-serif; fill: #33475b }
   @media (prefers-color-scheme: dark) {
@@ -43,10 +46,20 @@ def reduced(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
   }
 
 
+def whole() -> dict[str, set[str]]:
+  """The rooms that each room imports, `evaluation` and all in it taken as one."""
+  found: dict[str, set[str]] = {}
+  for name, below in test_layers.arrows().items():
+    top = name.split(".")[0]
+    if top not in LEFT_OUT:
+      found.setdefault(top, set()).update({other.split(".")[0] for other in below} - {top})
+  return found
+
+
 def captions() -> dict[str, str]:
   """The first sentence of what each room says of itself."""
   found = {}
-  for name in test_layers.ROOMS:
+  for name in whole():
     place = test_layers.ROOT / (
       name if name in ("launch", "configs") else "spatialvlm/" + name.replace(".", "/")
     )
@@ -59,7 +72,7 @@ def captions() -> dict[str, str]:
 
 def draw() -> str:
   """The picture as SVG."""
-  arrows = {n: b for n, b in test_layers.arrows().items() if n not in LEFT_OUT}
+  arrows = whole()
   level: dict[str, int] = {}
   while len(level) < len(arrows):
     for name, below in arrows.items():
@@ -80,7 +93,10 @@ def draw() -> str:
     for other in sorted(below):
       (x0, y0), (x1, y1) = place[name], place[other]
       x0, y0, x1, bend = x0 + WIDTH / 2, y0 + HEIGHT, x1 + WIDTH / 2, 0.5 * GAP_Y
-      parts.append(f'<path d="M{x0:g} {y0:g} C{x0:g} {y0 + bend:g} {x1:g} {y1 - bend:g} {x1:g} {y1:g}"/>')
+      far = ' class="far"' if level[name] - level[other] > 1 else ""
+      parts.append(
+        f'<path{far} d="M{x0:g} {y0:g} C{x0:g} {y0 + bend:g} {x1:g} {y1 - bend:g} {x1:g} {y1:g}"/>'
+      )
   said = captions()
   for name, (x, y) in place.items():
     parts.append(f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}"/>')
