@@ -101,7 +101,7 @@ def draw() -> str:
   for name, (x, y) in place.items():
     parts.append(f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}"/>')
     parts.append(f'<text class="name" x="{x + 8:g}" y="{y + 18:g}">{name}</text>')
-    for number, line in enumerate(textwrap.wrap(said[name], 34, max_lines=4, placeholder=" …")):
+    for number, line in enumerate(textwrap.wrap(said[name], 31, max_lines=4, placeholder=" …")):
       parts.append(
         f'<text class="what" x="{x + 8:g}" y="{y + 33 + 12 * number:g}">{html.escape(line)}</text>'
       )
