@@ -25,7 +25,7 @@ def settings(model) -> set[tuple[str, bool]]:
 
 
 def test_settings_reach_every_block_of_a_model_with_adapters():
-  model = peft.apply(support.build(), PeftConfig(rank=2))
+  model = peft.apply(support.build(), PeftConfig(options={"rank": 2}))
   assert settings(model) == {("xla", False)}
   assert execution.apply(model, Execution(attention="blocked", remat=True)) is model
   assert settings(model) == {("blocked", True)}
