@@ -1,4 +1,10 @@
-"""What `import spatialvlm` offers: a model with its processor, in the words of transformers."""
+"""What `import spatialvlm` offers: a model with its processor, in the words of transformers.
+
+`LoadedVlm` is a `models.vlm.Vlm` with its `processing.processor.Processor` and folder. It takes arrays in
+transformers' layout (`processing.arrays` makes a `Batch` of them): nested images that are all 0 are padding,
+and the k-th image token of the whole batch reads the k-th image feature. `generate` pads prompts to a bucket;
+`logits` keeps the given shape.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests import doc_links
+from tests import doc_links, rooms_picture
 
 PAGES = sorted((doc_links.ROOT / "docs").glob("*.md"))
 
@@ -55,3 +55,9 @@ def test_what_is_named_exists():
   wrong = [f"{file}: {name}" for file, name in references() if not exists(name)]
   assert not wrong, "\n".join(wrong)
   assert len(references()) > 20 and not exists("data.nothing.at_all") and exists("types.Batch.tokens_BT")
+
+
+def test_the_picture_of_the_rooms_is_what_the_imports_say():
+  assert rooms_picture.PICTURE.read_text(encoding="utf-8") == rooms_picture.draw(), (
+    "run: python -m tests.rooms_picture"
+  )
