@@ -340,7 +340,7 @@ def _request(encoded: Encoded, wanted: Wanted, bidirectional: bool) -> Request:
     wanted=(wanted,),
     bidirectional=bidirectional,
     image="images" if count else None,
-    picture=(lambda: Picture(tiles=encoded.tiles)) if count else None,
+    picture=(lambda: Picture(tiles=encoded.pixels)) if count else None,
     tile_count=count,
     name="the prompt",
   )
@@ -350,7 +350,11 @@ def _prompt_batch(encoded: Encoded) -> Batch:
   """One prompt, padded on the right to a length of few."""
   length = generation.bucket(len(encoded.tokens), 16)
   pad = lambda array, value: np.pad(array, (0, length - len(array)), constant_values=value)[None]
-  pixels = {"pixels_NHWC": encoded.tiles, "image_slot_BT": pad(encoded.image_slot, -1)}
+  pixels = {
+    "pixels_NHWC": encoded.tiles,
+    "normal": encoded.normal,
+    "image_slot_BT": pad(encoded.image_slot, -1),
+  }
   return Batch(
     tokens_BT=pad(encoded.tokens, 0),
     valid_BT=pad(np.ones(len(encoded.tokens), bool), False),

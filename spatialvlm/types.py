@@ -9,6 +9,7 @@ V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -188,6 +189,35 @@ class Extra:
       raise UserError(f"extra array of axis {self.axis!r}; known: {', '.join(get_args(Axis))}")
 
 
+@dataclasses.dataclass(frozen=True)
+class PixelTable:
+  """What a vision tower takes for each value of a pixel of 8 bits, channel by channel.
+
+  There are only 256 values, so that looking one up gives the very number that computing it would; pixels move
+  as bytes, a quarter of float32, and become numbers on the device (`core.pixels.normalised`). Hashable, as a
+  static part of a `Batch` must be: its values are constants of the program.
+
+  Attributes:
+    data: float32 (256, C), as bytes.
+  """
+
+  data: bytes
+
+  @classmethod
+  def of(cls, values: np.ndarray) -> PixelTable:
+    """The table of an array (256, C)."""
+    return cls(np.ascontiguousarray(values, np.float32).tobytes())
+
+  @functools.cached_property
+  def values(self) -> np.ndarray:
+    """Float32 (256, C)."""
+    return np.frombuffer(self.data, np.float32).reshape(256, -1)
+
+  def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    """uint8 (..., C) -> float32 of the same shape, on the host."""
+    return self.values[pixels, np.arange(self.values.shape[1])]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -196,7 +226,8 @@ class Batch:
   Attributes:
     tokens_BT: int32 ids.
     valid_BT: bool, false at padding (left or right).
-    pixels_NHWC: float32, normalised tiles; tiles that pad a bucket are zero. None without images.
+    pixels_NHWC: tiles, uint8 where there is a table `normal`, else normalised float32; tiles that pad a
+      bucket are zero. None without images.
     pixel_mask_NHW: bool, true at real pixels; None means that all are.
     features_NPD: image tokens after the connector, instead of `pixels_NHWC`, where they are cached.
     tile_index_BI: int32, the tiles of each sample as indices into N, -1 for none. None means that the
@@ -207,6 +238,7 @@ class Batch:
     target_index_BK: int32, positions t of the supervised tokens (predicted from t - 1), -1 for none.
     example_mask_B: bool, false for samples that only fill a batch.
     extra: further arrays by name, each an `Extra` that says which axis it follows.
+    normal: what pixels of 8 bits stand for; no array, but a constant of the programs that read the batch.
   """
 
   tokens_BT: Any
@@ -220,3 +252,4 @@ class Batch:
   target_index_BK: Any = None
   example_mask_B: Any = None
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
+  normal: PixelTable | None = dataclasses.field(default=None, metadata={"static": True})

@@ -112,7 +112,7 @@ def test_score_choices_sums_the_logits_of_each_answer(vlm, photo):
     vlm.processor.encode(Example((open_image(photo),), (Turn("Which?", choice),))) for choice in choices
   ]
   ids = np.zeros((4, max(len(e.tokens) for e in encoded)), int)
-  mask, pixels = np.zeros_like(ids), np.stack([e.tiles.transpose(0, 3, 1, 2) for e in encoded])
+  mask, pixels = np.zeros_like(ids), np.stack([e.pixels.transpose(0, 3, 1, 2) for e in encoded])
   for row, e in enumerate(encoded):
     ids[row, : len(e.tokens)], mask[row, : len(e.tokens)] = e.tokens, 1
   logits = vlm.logits(ids, mask, pixels).astype(np.float64)

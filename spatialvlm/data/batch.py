@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from spatialvlm.types import Batch, Extra, UserError, missing_value
+from spatialvlm.types import Batch, Extra, PixelTable, UserError, missing_value
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded
@@ -53,7 +53,14 @@ def largest(buckets: Sequence[Bucket]) -> Bucket:
 
 
 def collate(
-  encoded: Sequence[Encoded], *, length: int, tiles: int, targets: int, pad_id: int, batch_size: int
+  encoded: Sequence[Encoded],
+  *,
+  length: int,
+  tiles: int,
+  targets: int,
+  pad_id: int,
+  batch_size: int,
+  normal: PixelTable | None = None,
 ) -> Batch:
   """A batch whose tiles stand in order beside their samples: N = B * I, `tile_index_BI` None.
 
@@ -63,11 +70,14 @@ def collate(
     targets: K of `target_index_BK`; 0 leaves it None.
     tiles: I; 0 leaves the pixels out, for a caller that brings features and `tile_index_BI` itself.
     pad_id: token id at padding.
+    normal: what the tiles' values stand for; None for what the examples say. A batch without any example
+      needs it to be like those of other processes.
 
   Raises:
     UserError: an extra array that does not fit its axis, or differs within the batch in more than its length.
   """
   rows = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
+  rows["normal"] = normal or next((e.normal for e in encoded), None)
   rows["extra"] = _extra(encoded, tiles=tiles, targets=targets, batch_size=batch_size)
   if not tiles:
     return Batch(**rows)
@@ -75,7 +85,7 @@ def collate(
   parts = [e.tiles for e in encoded]
   return Batch(
     **rows,
-    pixels_NHWC=_scatter(parts, starts, batch_size * tiles, 0.0),
+    pixels_NHWC=_scatter(parts, starts, batch_size * tiles, 0),
     pixel_mask_NHW=_pixel_masks(encoded, starts, batch_size * tiles),
   )
 
@@ -94,7 +104,7 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
     targets = wider(targets, -1, bucket.targets - targets.shape[1])
   pixels = batch.pixels_NHWC
   if pixels is None and bucket.tiles:
-    pixels = np.zeros((0, tile_size, tile_size, 3), np.float32)
+    pixels = np.zeros((0, tile_size, tile_size, 3), np.uint8 if batch.normal else np.float32)
 
   def more_tiles(array, value):
     if array is None:
@@ -119,7 +129,8 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
     mask_ar_BT=None if batch.mask_ar_BT is None else wider(batch.mask_ar_BT, True, more),
     target_index_BK=targets,
     example_mask_B=batch.example_mask_B,
-    pixels_NHWC=more_tiles(pixels, 0.0),
+    pixels_NHWC=more_tiles(pixels, 0),
+    normal=batch.normal,
     pixel_mask_NHW=more_tiles(batch.pixel_mask_NHW, True),
     extra={name: grown(extra) for name, extra in batch.extra.items()},
   )

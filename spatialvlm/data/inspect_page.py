@@ -108,7 +108,7 @@ def _sample(seen: Seen, processor: Processor) -> str:
 
 def _tiles(tiles: np.ndarray, processor: Processor) -> str:
   images = []
-  for number, pixels in enumerate(_pixels(tiles, processor), start=1):
+  for number, pixels in enumerate(tiles, start=1):
     picture = Image.fromarray(pixels)
     picture.thumbnail((_SHOWN_EDGE, _SHOWN_EDGE))
     buffer = io.BytesIO()
@@ -116,13 +116,6 @@ def _tiles(tiles: np.ndarray, processor: Processor) -> str:
     data = base64.b64encode(buffer.getvalue()).decode()
     images.append(f"<img title='tile {number}' src='data:image/png;base64,{data}'>")
   return "".join(images)
-
-
-def _pixels(tiles: np.ndarray, processor: Processor) -> np.ndarray:
-  """Normalised tiles back as uint8: each value is looked up in the table that made it."""
-  table = processor.tiler.normalise(np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1))
-  channels = [np.searchsorted(table[:, c], tiles[..., c]) for c in range(3)]
-  return np.minimum(np.stack(channels, axis=-1), 255).astype(np.uint8)
 
 
 def _tokens(encoded: Encoded, wrong: np.ndarray, processor: Processor) -> str:

@@ -279,7 +279,13 @@ class BatchSequence:
     samples = self._mixed.read(range(first, max(first, min(first + self._rows, self._mixed.count))))
     encoded = [encode(sample, self._processor, self._config.lengths[-1]) for sample in samples]
     bucket = self._bucket(encoded)
-    batch = batches.collate(encoded, **bucket._asdict(), pad_id=self._processor.pad_id, batch_size=self._rows)
+    batch = batches.collate(
+      encoded,
+      **bucket._asdict(),
+      pad_id=self._processor.pad_id,
+      batch_size=self._rows,
+      normal=self._processor.normal,
+    )
     info = BatchInfo(
       bucket=bucket,
       samples=len(encoded),

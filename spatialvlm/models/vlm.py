@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spatialvlm.core.attention import KVCache
+from spatialvlm.core.pixels import normalised
 from spatialvlm.models.connector import Connector, ConnectorConfig
 from spatialvlm.models.decoder import Decoder, DecoderConfig
 from spatialvlm.models.encoders import VisionConfig, VisionEncoder
@@ -68,8 +69,8 @@ class Vlm(nnx.Module):
     self.decoder = Decoder(config.text, tied=config.tied, dtype=dtype, rngs=rngs)
 
   def encode_images(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None) -> jax.Array:
-    """Image tokens (N, P, D) of tiles, after the connector."""
-    return self.connector(self.vision(pixels_NHWC, pixel_mask_NHW))
+    """Image tokens (N, P, D) of normalised tiles, after the connector."""
+    return self.connector(self.vision(normalised(pixels_NHWC, None), pixel_mask_NHW))
 
   def embed(self, batch: Batch) -> jax.Array:
     """(B, T, D): text embeddings, with image tokens in their places."""
@@ -160,7 +161,7 @@ class Vlm(nnx.Module):
     if not (wants.image or wants.of_encoder):
       return Outputs()
     out = self.vision.read(
-      batch.pixels_NHWC,
+      normalised(batch.pixels_NHWC, batch.normal),
       batch.pixel_mask_NHW,
       layers=wants.encoder_layers,
       attention=wants.encoder_attention,

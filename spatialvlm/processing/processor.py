@@ -23,7 +23,7 @@ from spatialvlm.processing import processor_files as files
 from spatialvlm.processing.expansion import Expander
 from spatialvlm.processing.processor_family import Files, family_of
 from spatialvlm.processing.tiling import TileOptions, Tiler, Tiles, dense_tiles
-from spatialvlm.types import IMAGE_MARK, LETTERS, Example, Extra, ImageLayout, Turn, UserError
+from spatialvlm.types import IMAGE_MARK, LETTERS, Example, Extra, ImageLayout, PixelTable, Turn, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +35,8 @@ class Encoded:
     loss_mask: bool (T,), true at the tokens that are to be predicted: each answer and the token that ends
       it, such as `<end_of_utterance>`.
     image_slot: int32 (T,), for an image token its place among the example's I * P image tokens, else -1.
-    tiles: float32 (I, S, S, 3), normalised, of all images in order; I is 0 without images.
+    tiles: uint8 (I, S, S, 3), of all images in order; I is 0 without images.
+    normal: what the model takes for the tiles' values; None where they are normalised float32 already.
     pixel_mask: bool (I, S, S), true at real pixels; None, as always here, where all are.
     images: how many tiles each image became.
     extra: arrays that go into `Batch.extra` by their names; the example's dense targets among them.
@@ -53,6 +54,12 @@ class Encoded:
   source: str = ""
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
   prefix: int = 0
+  normal: PixelTable | None = None
+
+  @property
+  def pixels(self) -> np.ndarray:
+    """The tiles as the model reads them, float32 (I, S, S, 3), normalised."""
+    return self.tiles if self.normal is None else self.normal(self.tiles)
 
 
 class Processor:
@@ -100,6 +107,11 @@ class Processor:
   def bidirectional(self) -> bool:
     """Whether prompts are a prefix whose tokens all see each other (PaliGemma)."""
     return self.format.bidirectional
+
+  @functools.cached_property
+  def normal(self) -> PixelTable:
+    """What the model takes for each value of a pixel and channel."""
+    return PixelTable.of(self.tiler.normalise(np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)))
 
   @functools.cached_property
   def layout(self) -> ImageLayout:
@@ -317,7 +329,8 @@ class Processor:
       tokens=tokens,
       loss_mask=np.array(loss, bool),
       image_slot=slots,
-      tiles=self.tiler.normalise(pixels),
+      tiles=pixels,
+      normal=self.normal,
       images=tuple(len(t.pixels) for t in cut),
       id=example.id,
       task=example.task,

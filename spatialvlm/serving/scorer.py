@@ -22,7 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatialvlm import generation
-from spatialvlm.core import axes
+from spatialvlm.core import axes, pixels
 from spatialvlm.core.attention import KVCache
 from spatialvlm.types import Batch
 
@@ -235,7 +235,7 @@ class VlmScorer:
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(graph, state, pixels_NHWC, normal=None):
   if normal is not None:
-    pixels_NHWC = normal[pixels_NHWC, jnp.arange(pixels_NHWC.shape[-1])]
+    pixels_NHWC = pixels.looked_up(pixels_NHWC, normal)
   return _replicated(nnx.merge(graph.graphdef, state).encode_images(pixels_NHWC))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from spatialvlm.processing.tiling import dense_tiles
-from spatialvlm.types import Example, Extra, ImageLayout, Turn
+from spatialvlm.types import Example, Extra, ImageLayout, PixelTable, Turn
 
 IMAGE = 1
 PAD = 0
@@ -22,6 +22,7 @@ class FakeEncoded:
   images: tuple[int, ...] = (1,)
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
   prefix: int = 0
+  normal: PixelTable | None = None
 
 
 class FakeProcessor:
@@ -29,6 +30,7 @@ class FakeProcessor:
 
   layout = ImageLayout(tile_size=2, tokens_per_tile=2, max_tiles=1, image_token_id=IMAGE, max_length=64)
   pad_id = PAD
+  normal = None
 
   bidirectional = False
 

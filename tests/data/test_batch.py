@@ -1,11 +1,14 @@
 """Collation against what a reader would write by hand."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
 from spatialvlm.data.batch import Bucket, bucket_of, collate, grow, largest
 from spatialvlm.processing.tiling import dense_tiles
-from spatialvlm.types import Extra, UserError
+from spatialvlm.types import Extra, PixelTable, UserError
 from tests.data.fakes import FakeEncoded
 
 
@@ -152,6 +155,31 @@ def test_growing_equals_collating_into_the_larger_bucket():
   for name, extra in large.extra.items():
     assert grown.extra[name].axis == extra.axis
     np.testing.assert_array_equal(grown.extra[name].array, extra.array, err_msg=name)
+
+
+TABLE = PixelTable.of(np.linspace(-1, 1, 768, dtype=np.float32).reshape(256, 3))
+
+
+def of_bytes(tiles, value):
+  return dataclasses.replace(
+    encoded(8, tiles, 1), tiles=np.full((tiles, 2, 2, 3), value, np.uint8), normal=TABLE
+  )
+
+
+def test_tiles_of_bytes_stay_bytes_and_say_what_they_stand_for():
+  shape = dict(length=8, targets=1, pad_id=0, batch_size=3)
+  rows = [of_bytes(2, 7), of_bytes(0, 0), of_bytes(1, 9)]
+  batch = collate(rows, tiles=2, **shape)
+  assert batch.pixels_NHWC.dtype == np.uint8 and batch.normal is TABLE
+  np.testing.assert_array_equal(batch.pixels_NHWC[:, 0, 0, 0], [7, 7, 0, 0, 9, 0])
+  grown = grow(batch, Bucket(8, 3, 1), pad_id=0, tile_size=2)
+  np.testing.assert_array_equal(grown.pixels_NHWC, collate(rows, tiles=3, **shape).pixels_NHWC)
+  assert grown.normal is TABLE
+  # A process whose examples have no image, or which has none at all, runs the same program as the others.
+  for none in ([of_bytes(0, 0)], []):
+    grown = grow(collate(none, tiles=0, **shape, normal=TABLE), Bucket(8, 2, 1), pad_id=0, tile_size=2)
+    assert jax.tree.structure(grown) == jax.tree.structure(batch)
+    assert grown.pixels_NHWC.dtype == np.uint8 and grown.pixels_NHWC.shape == batch.pixels_NHWC.shape
 
 
 def test_growing_gives_pixels_to_a_batch_without_any():

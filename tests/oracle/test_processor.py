@@ -78,7 +78,7 @@ def test_conversations_equal_transformers(tmp_path):
     )
     np.testing.assert_array_equal(encoded.tokens, wanted["input_ids"][0])
     if count:
-      np.testing.assert_array_equal(encoded.tiles, wanted["pixel_values"][0].transpose(0, 2, 3, 1))
+      np.testing.assert_array_equal(encoded.pixels, wanted["pixel_values"][0].transpose(0, 2, 3, 1))
     answers = [ours.decode([t], False) for t in encoded.tokens[encoded.loss_mask]]
     assert "".join(answers) == "".join(f" {t.answer}<end_of_utterance>" for t in turns)
 

@@ -99,7 +99,7 @@ def test_internvl_s_conversations(internvl):
     encoded = ours.encode(Example(pictures, turns))
     np.testing.assert_array_equal(encoded.tokens, wanted["input_ids"][0])
     if pictures:
-      np.testing.assert_array_equal(encoded.tiles, wanted["pixel_values"].transpose(0, 2, 3, 1))
+      np.testing.assert_array_equal(encoded.pixels, wanted["pixel_values"].transpose(0, 2, 3, 1))
     learned = ours.decode(encoded.tokens[encoded.loss_mask], False)
     assert learned == ours.decode(
       [i for t in turns for i in ours.tokenizer.encode(t.answer + "<|im_end|>").ids], False
@@ -124,7 +124,7 @@ def test_paligemma_s_turns(paligemma):
       np.arange(len(encoded.tokens)) >= encoded.prefix, wanted["token_type_ids"][0]
     )
     np.testing.assert_array_equal(np.where(encoded.loss_mask, encoded.tokens, -100), wanted["labels"][0])
-    np.testing.assert_array_equal(encoded.tiles, wanted["pixel_values"].transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(encoded.pixels, wanted["pixel_values"].transpose(0, 2, 3, 1))
     asked = theirs(text=prompt, images=[[Image.fromarray(p) for p in pictures]], return_tensors="np")
     np.testing.assert_array_equal(ours.encode_prompt(pictures, prompt).tokens, asked["input_ids"][0])
 

@@ -88,7 +88,8 @@ def test_image_slots_count_image_tokens(processor):
   np.testing.assert_array_equal(encoded.image_slot[places], np.arange(len(encoded.tiles) * 4))
   assert (np.delete(encoded.image_slot, places) == -1).all()
   assert encoded.images == (13, 5) and len(encoded.tiles) == 18
-  assert encoded.tiles.dtype == np.float32 and encoded.tiles.shape[1:] == (16, 16, 3)
+  assert encoded.tiles.dtype == np.uint8 and encoded.tiles.shape[1:] == (16, 16, 3)
+  assert encoded.pixels.dtype == np.float32 and encoded.pixels.shape == encoded.tiles.shape
 
 
 def test_images_stand_first_or_at_their_marks(processor):

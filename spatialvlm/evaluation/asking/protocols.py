@@ -137,8 +137,7 @@ class ProcessorPrompter:
     self.pad_id = processor.pad_id
     self.stop_ids = processor.stop_ids
     self._processor = processor
-    values = np.arange(256, dtype=np.uint8)[:, None]
-    self.normal = processor.tiler.normalise(np.repeat(values, 3, axis=1))
+    self.normal = processor.normal.values
     self._letters: dict[tuple[int, str], np.ndarray] = {}
     self._answer = functools.lru_cache(maxsize=8192)(processor.answer_ids)
     self._lock = threading.Lock()
