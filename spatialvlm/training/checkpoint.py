@@ -127,7 +127,10 @@ class Checkpoints:
     Raises:
       UserError: the checkpoint cannot be read, or lacks one of these names or has it in another shape.
     """
-    held = self._orbax.checkpointables_metadata(step).metadata["state"]
+    try:
+      held = ocp.metadata(self.folder / str(step), checkpointable_name="state").metadata
+    except (ValueError, KeyError, FileNotFoundError) as e:
+      raise UserError(f"{self.folder / str(step)}: checkpoint cannot be read: {str(e)[:200]}") from e
     if missing := sorted(set(like) - set(held["params"])):
       raise UserError(
         f"{self.folder / str(step)}: checkpoint holds no {missing[0]}{_and_more(missing)}; it is of another "
