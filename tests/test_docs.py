@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from spatialvlm import cli
+from spatialvlm import cli, config
 from spatialvlm.config import EvaluateConfig, ProbeConfig, RunConfig
 from spatialvlm.types import UserError
 
@@ -116,6 +116,14 @@ def test_every_command_is_installed_by_its_name():
   files = {path.stem for path in (ROOT / "launch").glob("*.py")} - {"__init__"}
   names = {f"spatialvlm-{file.replace('_', '-')}": f"spatialvlm.launch.{file}:run" for file in files}
   assert PROJECT["scripts"] == names
+
+
+def test_recipes_that_commands_take_by_default_can_be_read():
+  code = "".join(path.read_text() for path in (ROOT / "launch").glob("*.py"))
+  found = re.findall(r"cli\.run\(main, (\w+), \"([^\"]+)\"\)", code)
+  assert ("RunConfig", "lora:tiny") in found and len(found) > 3
+  for name, recipe in found:
+    assert cli.load(recipe, [], getattr(config, name)).name
 
 
 @pytest.mark.parametrize("entry", PROJECT["scripts"].values())
