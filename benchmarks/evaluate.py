@@ -181,6 +181,7 @@ def operations(ours: Ours, items) -> float:
   size = lambda part: sum(x.size for x in jax.tree.leaves(nnx.state(part)) if x.ndim > 1)
   vision, width = ours.vlm.config.vision, ours.vlm.config.text.block.width
   patches = vision.grid**2
+  per_tile = patches // ours.vlm.config.connector.factor**2
   tile = 2 * patches * size(ours.vlm.vision) + 4 * vision.depth * patches**2 * vision.block.width
   head = 2 * width * ours.vlm.config.text.vocab_size
   decoder = 2 * sum(size(layer) for layer in ours.vlm.decoder.stack.layers)
@@ -191,7 +192,7 @@ def operations(ours: Ours, items) -> float:
     image = encoded.image_slot >= 0
     prefix = int(image.nonzero()[0][-1]) + 1
     if key not in seen:
-      tiles = int(image.sum()) // ours.vlm.config.image_layout().tokens_per_tile
+      tiles = int(image.sum()) // per_tile
       total += tiles * tile + prefix * decoder
     seen.add(key)
     total += (len(encoded.tokens) - prefix) * decoder + head

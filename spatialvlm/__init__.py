@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from spatialvlm.api import LoadedVlm, load_processor, load_vlm
   from spatialvlm.encoder import LoadedEncoder, load_encoder
+  from spatialvlm.models.outputs import Wants
   from spatialvlm.types import UserError
 
-__all__ = ["LoadedEncoder", "LoadedVlm", "UserError", "load_encoder", "load_processor", "load_vlm"]
+__all__ = ["LoadedEncoder", "LoadedVlm", "UserError", "Wants", "load_encoder", "load_processor", "load_vlm"]
 
 _HOMES = dict.fromkeys(("LoadedVlm", "load_processor", "load_vlm"), "spatialvlm.api")
 _HOMES |= dict.fromkeys(("LoadedEncoder", "load_encoder"), "spatialvlm.encoder")
-_HOMES["UserError"] = "spatialvlm.types"
+_HOMES |= {"UserError": "spatialvlm.types", "Wants": "spatialvlm.models.outputs"}
 
 
 def __getattr__(name: str) -> Any:

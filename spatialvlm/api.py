@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from spatialvlm import generation, hub, peft
 from spatialvlm.config import ModelConfig, read_json
 from spatialvlm.core.axes import make_mesh
+from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing import processor as processor_lib
 from spatialvlm.processing import processor_files as files
@@ -144,6 +145,34 @@ class LoadedVlm:
     graphdef, state = nnx.split(self.model)
     with self._context():
       return np.asarray(_logits(graphdef, state, batch))
+
+  def read(
+    self,
+    wants: Wants,
+    input_ids: Any,
+    attention_mask: Any = None,
+    pixel_values: Any = None,
+    pixel_attention_mask: Any = None,
+    token_type_ids: Any = None,
+  ) -> Outputs:
+    """The model's inside: image tokens, layers of either tower, attention probabilities, hidden states.
+
+    One pass for all that is wanted; arrays keep the given shape. `logits` has its own method.
+
+    Args:
+      wants: e.g. `Wants(image=True, decoder_layers=(6, -1), attention=(3,))`; `models.outputs` says what
+        there is, and in which shapes.
+
+    Raises:
+      UserError: as `logits`; a layer that the model has not.
+    """
+    batch = self._batch(
+      input_ids, attention_mask, pixel_values, pixel_attention_mask, token_type_ids, padded=False
+    )
+    self._check_length(int(batch.valid_BT.sum(axis=1).max()))
+    graphdef, state = nnx.split(self.model)
+    with self._context():
+      return _read(graphdef, state, batch, wants)
 
   def generate(
     self,
@@ -328,6 +357,11 @@ class LoadedVlm:
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _logits(graphdef, state, batch: Batch) -> jax.Array:
   return nnx.merge(graphdef, state)(batch)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "wants"))
+def _read(graphdef, state, batch: Batch, wants: Wants) -> Outputs:
+  return nnx.merge(graphdef, state).read(batch, wants)
 
 
 def _request(encoded: Encoded, wanted: Wanted, bidirectional: bool) -> Request:

@@ -59,6 +59,20 @@ def test_logits_and_their_padding(vlm, photo):
   np.testing.assert_allclose(sides["left"][0], sides["right"][0], atol=1e-4)
 
 
+def test_the_inside_of_a_model(vlm, photo):
+  arrays = vlm.processor(text="<image>a b", images=photo)
+  wants = spatialvlm.Wants(image=True, decoder_layers=(-1,), attention=(1,), hidden=True)
+  out = vlm.read(wants, **arrays)
+  tiles, (B, T) = arrays["pixel_values"].shape[1], arrays["input_ids"].shape
+  width = vlm.model.config.text.block.width
+  assert out.image.shape == (tiles, vlm.processor.tokens_per_tile, width) and out.vision is None
+  assert out.attention[1].shape == (B, vlm.model.config.text.block.attention.heads, T, T)
+  np.testing.assert_allclose(vlm.model.decoder.norm(out.decoder_layers[-1]), out.hidden, atol=1e-5)
+  np.testing.assert_allclose(vlm.model.unembed(out.hidden), vlm.logits(**arrays), atol=1e-4)
+  with pytest.raises(spatialvlm.UserError, match="layer 99: this decoder has layers"):
+    vlm.read(spatialvlm.Wants(decoder_layers=(99,)), **arrays)
+
+
 def test_generate_is_greedy_over_the_logits(vlm, photo):
   arrays = vlm.processor(
     text=["<|im_start|>User: A<image>", "<image>cube"], images=[[photo], [photo]], padding_side="left"

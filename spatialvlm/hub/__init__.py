@@ -14,7 +14,7 @@ Contracts:
 - `identity(path) -> {id, revision, sha256}` tells base weights from others.
 - `rules` turns names in both directions, from one table per family
   (`models.registry.checkpoint(family).rules`): `to_ours(name, family)`, `to_hf(path, family)`, and
-  `module_to_ours`, `module_to_hf` for linear layers. The family is `vlm.config.family`.
+  `to_module` for the names that PEFT has. The family is `vlm.config.family`.
 - `assemble` writes a model with other encoders as a folder, which is then loaded like any other.
 """
 

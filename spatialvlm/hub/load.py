@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from spatialvlm.config import check_dtype
 from spatialvlm.core.axes import create_sharded, sharding_of
 from spatialvlm.hub import contents, rules
-from spatialvlm.hub.resolve import read_entries, read_json, resolve, weight_files
+from spatialvlm.hub.resolve import read_entries, resolve, weight_files
 from spatialvlm.hub.tensors import DTYPES, Entry
 from spatialvlm.models import registry
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
@@ -114,14 +114,7 @@ def read_config(folder: Path, *, dtype: str = "float32") -> VlmConfig:
   """The config of the model in a folder; its weights are not looked at."""
   file, source = folder / "config.json", contents.model_json(folder)
   family = registry.family(registry.family_of(source, str(file)))
-  config = family.parse_config(source, dtype=dtype, where=str(file))
-  preprocessor = folder / "preprocessor_config.json"
-  if preprocessor.is_file():
-    return dataclasses.replace(config, max_tiles=family.max_tiles(read_json(preprocessor)))
-  nested = folder / "processor_config.json"
-  if nested.is_file() and "image_processor" in (processor := read_json(nested)):
-    return dataclasses.replace(config, max_tiles=family.max_tiles(processor["image_processor"]))
-  return config
+  return family.parse_config(source, dtype=dtype, where=str(file))
 
 
 def match(

@@ -106,18 +106,6 @@ def to_module(path: str, family: str) -> str | None:
   return None if name is None else as_module(name, family)
 
 
-def module_to_hf(path: str, family: str) -> str | None:
-  """Hugging Face's name of a linear layer, as PEFT targets it: the name of its kernel without `.weight`."""
-  name = to_module(f"{path}.kernel", family)
-  return None if name is None else name.removesuffix(".weight")
-
-
-def module_to_ours(name: str, family: str) -> str | None:
-  """Our path of the linear layer that Hugging Face calls `name`."""
-  path = to_ours(f"{name}.weight", family)
-  return path.removesuffix(".kernel") if path is not None and path.endswith(".kernel") else None
-
-
 def operation(path: str, family: str) -> Operation:
   """What lies between the file's tensor and the parameter at our path."""
   return OPERATIONS[next(iter(_translate(path, _table(family, 1, 2))), "same")]

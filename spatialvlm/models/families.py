@@ -37,7 +37,6 @@ class Family(Checkpoint):
   Attributes:
     hf_type: `model_type` of its config.json.
     parse_config: config.json -> VlmConfig.
-    max_tiles: preprocessor_config.json -> most tiles of one image.
     vision: prefix of the vision tower's names in the file.
     modules: (regex, replacement) from the file's names to those of transformers' modules, which adapters use.
     head: path of the head, which a checkpoint with tied embeddings does not hold.
@@ -45,7 +44,6 @@ class Family(Checkpoint):
 
   hf_type: str
   parse_config: Callable[..., VlmConfig]
-  max_tiles: Callable[[Mapping[str, Any]], int]
   vision: str
   modules: tuple[tuple[str, str], ...] = ()
   head: str = "decoder.lm_head.kernel"
@@ -70,7 +68,6 @@ def _smolvlm(hf_type: str, hf_class: str) -> Family:
   return Family(
     hf_type=hf_type,
     parse_config=smolvlm.parse_config,
-    max_tiles=smolvlm.max_tiles,
     rules=smolvlm.RULES,
     aliases=smolvlm.ALIASES,
     ignored=smolvlm.IGNORED,
@@ -83,7 +80,6 @@ def _paligemma(second: bool) -> Family:
   return Family(
     hf_type="paligemma",
     parse_config=paligemma.parse_config,
-    max_tiles=paligemma.max_tiles,
     rules=paligemma.rules(second),
     aliases=paligemma.ALIASES,
     modules=paligemma.MODULES,
@@ -99,7 +95,6 @@ FAMILIES: dict[str, Family] = {
   "internvl": Family(
     hf_type="internvl",
     parse_config=internvl.parse_config,
-    max_tiles=internvl.max_tiles,
     rules=internvl.RULES,
     aliases=internvl.ALIASES,
     modules=internvl.MODULES,

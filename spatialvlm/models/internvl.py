@@ -81,12 +81,3 @@ def _feature_layer(source: Mapping[str, Any], depth: int, where: str) -> int | N
       f"{where}: vision_feature_layer {layer!r}: expected one layer, 1 to {depth}, or {-depth - 1} to -1"
     )
   return None if layer == -1 else layer % (depth + 1)
-
-
-def max_tiles(preprocessor: Mapping[str, Any]) -> int:
-  """Most tiles of one image under a preprocessor_config.json: a grid of tiles and the thumbnail.
-
-  Its crop_to_patches says nothing: the processor's own default is to cut.
-  """
-  most = whole(preprocessor, "max_patches", 12, "preprocessor_config.json")
-  return most + 1 if most > 1 else 1

@@ -76,8 +76,3 @@ def family(source: Mapping[str, Any]) -> str:
   text = source.get("text_config")
   second = isinstance(text, Mapping) and text.get("model_type") == "gemma2"
   return "paligemma2" if second else "paligemma"
-
-
-def max_tiles(_: Mapping[str, Any]) -> int:
-  """An image is one square."""
-  return 1

@@ -60,14 +60,3 @@ def parse_config(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmCon
     dtype=dtype,
     source=source,
   )
-
-
-def max_tiles(preprocessor: Mapping[str, Any]) -> int:
-  """Most tiles of one image under a preprocessor_config.json: a square of tiles and the global view."""
-  if not preprocessor.get("do_image_splitting", True):
-    return 1
-  where = "preprocessor_config.json"
-  longest = whole(group(preprocessor, "size", where), "longest_edge", 4 * 364, f"{where}: size")
-  tile = whole(group(preprocessor, "max_image_size", where), "longest_edge", 364, f"{where}: max_image_size")
-  side = -(-longest // tile)
-  return side * side + 1 if side > 1 else 1

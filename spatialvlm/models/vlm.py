@@ -17,7 +17,7 @@ from spatialvlm.models.decoder import Decoder, DecoderConfig
 from spatialvlm.models.encoders import VisionConfig, VisionEncoder
 from spatialvlm.models.joined import JoinedConfig, JoinedEncoder
 from spatialvlm.models.outputs import Outputs, Wants
-from spatialvlm.types import Batch, ImageLayout, UserError
+from spatialvlm.types import Batch, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,6 @@ class VlmConfig:
     prefix_lm: whether prompts are bidirectional, answers causal; else all is causal.
     tied: whether the head is the embedding's transpose.
     dtype: "float32" or "bfloat16", of weights and activations.
-    max_tiles: most tiles that the checkpoint's image processor makes of one image.
     source: the checkpoint's own config.json, kept for saving; not part of the model's identity.
   """
 
@@ -41,18 +40,7 @@ class VlmConfig:
   tied: bool
   prefix_lm: bool = False
   dtype: str = "float32"
-  max_tiles: int = 17
   source: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
-
-  def image_layout(self) -> ImageLayout:
-    """What the data side must know of this model."""
-    return ImageLayout(
-      tile_size=self.vision.image_size,
-      tokens_per_tile=(self.vision.grid // self.connector.factor) ** 2,
-      max_tiles=self.max_tiles,
-      image_token_id=self.image_token_id,
-      max_length=self.text.max_length,
-    )
 
 
 class Vlm(nnx.Module):

@@ -11,7 +11,7 @@ from spatialvlm.models.joined import nearest
 from spatialvlm.peft import surgery
 from tests import tiny_model
 from tests.hub.test_load_and_save import stored
-from tests.models.support import call
+from tests.models.support import call, tokens_per_tile
 from tests.tiny_encoder import COLOURS, write_encoder
 
 
@@ -70,7 +70,8 @@ def test_processor_and_tensors_follow_the_encoder(folders, joined, arrays):
   processor = load_processor(written)
   assert processor.tiler.tile_size == 18 and processor.tokens_per_tile == 9
   assert (arrays["input_ids"] == processor.image_id).sum() == 9 * arrays["pixel_values"].shape[1]
-  assert joined.model.config.image_layout() == processor.layout
+  config, layout = joined.model.config, processor.layout
+  assert (layout.tile_size, layout.tokens_per_tile) == (config.vision.image_size, tokens_per_tile(config))
   ours, base, dino = stored(written), stored(folder / "base"), stored(folder / "dino")
   name = "encoder.layer.0.attention.attention.query.weight"
   np.testing.assert_array_equal(ours[f"encoders.0.{name}"], dino[name])

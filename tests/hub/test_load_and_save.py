@@ -67,12 +67,6 @@ def test_every_rule_goes_both_ways():
       theirs, ours = theirs.replace("{i}", "17"), ours.replace("{i}", "17")
       assert rules.to_ours(theirs, family) == ours
       assert rules.to_hf(ours, family) == theirs
-  assert rules.module_to_hf("decoder.stack.layers.3.attn.q_proj", "smolvlm") == (
-    "model.text_model.layers.3.self_attn.q_proj"
-  )
-  assert rules.module_to_ours("model.vision_model.encoder.layers.0.mlp.fc2", "smolvlm") == (
-    "vision.stack.layers.0.mlp.down_proj"
-  )
   assert rules.to_ours("model.text_model.layers.x.mlp.up_proj.weight", "smolvlm") is None
 
 
@@ -351,14 +345,6 @@ def test_adapters_must_be_merged_before_saving(tmp_path):
   with pytest.raises(UserError, match=r"merge adapters first.*q_proj.lora_a"):
     hub.save_model(vlm, tmp_path / "out")
   assert not (tmp_path / "out").exists()
-
-
-def test_tile_budget_of_the_checkpoint(folder):
-  settings = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
-  (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-  assert hub.read_config(folder).image_layout().max_tiles == 17
-  (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "do_image_splitting": False}))
-  assert hub.read_config(folder).image_layout().max_tiles == 1
 
 
 def test_a_snapshot_without_safetensors_says_what_to_do(tmp_path):

@@ -32,7 +32,8 @@ def test_linear_layers_of_every_encoder():
   parts = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.up_proj", "mlp.down_proj")
   for encoder in (*ENCODERS, *(f"{family}/vision" for family in FAMILIES)):
     for part in parts:
-      name = rules.module_to_hf(f"vision.encoders.1.stack.layers.3.{part}", f"smolvlm+dinov2+{encoder}")
+      path = f"vision.encoders.1.stack.layers.3.{part}.kernel"
+      name = rules.to_module(path, f"smolvlm+dinov2+{encoder}").removesuffix(".weight")
       fused = name.endswith("weights_in")  # gate and value in one tensor: no layer that PEFT could adapt here
       assert name.startswith("encoders.1.") and bool(re.fullmatch(encoders.TOWER, name)) != fused, name
       assert not re.fullmatch(encoders.DECODER, name), name

@@ -59,3 +59,8 @@ def answer_loss(logits_BTV, labels_BT):
   logp = logp - jnp.log(jnp.sum(jnp.exp(logp), -1, keepdims=True))
   picked = jnp.take_along_axis(logp, jnp.where(kept, labels, 0)[..., None], axis=-1)[..., 0]
   return -jnp.sum(jnp.where(kept, picked, 0.0)) / jnp.sum(kept)
+
+
+def tokens_per_tile(config) -> int:
+  """Image tokens that a `VlmConfig`'s connector makes of one tile."""
+  return (config.vision.grid // config.connector.factor) ** 2

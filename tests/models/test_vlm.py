@@ -220,9 +220,3 @@ def test_initial_values(model):
   case = arrays()
   logits = np.asarray(run(model, "__call__", batch_of(case, IMAGE)))
   assert np.abs(logits[real(case)]).max() < 1.0
-
-
-def test_image_layout(model):
-  layout = model.config.image_layout()
-  assert (layout.tile_size, layout.tokens_per_tile, layout.image_token_id) == (16, 4, IMAGE)
-  assert layout.max_length == 128

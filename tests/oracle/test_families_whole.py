@@ -32,6 +32,7 @@ from spatialvlm.evaluation.run import run
 from spatialvlm.training import one_run, runs, stages
 from tests.evaluation import support
 from tests.launch import tiny
+from tests.models.support import tokens_per_tile
 from tests.oracle import hf_processor, reference
 from tests.tiny_encoder import write_encoder
 from tests.tiny_families import write_internvl, write_paligemma
@@ -89,7 +90,9 @@ def made(request, tmp_path_factory):
 
 def test_the_model_cuts_images_as_its_processor_does(made):
   _, _, ours, _ = made
-  assert ours.model.config.image_layout() == ours.processor.layout
+  config, layout = ours.model.config, ours.processor.layout
+  assert (layout.tile_size, layout.tokens_per_tile) == (config.vision.image_size, tokens_per_tile(config))
+  assert (layout.image_token_id, layout.max_length) == (config.image_token_id, config.text.max_length)
 
 
 def images():
