@@ -32,6 +32,7 @@ ROOMS = {
   "once": room(),
   "mixture": room("types", "numpy"),
   "shipped": room(),
+  "caches": room("types"),
   "config": room("types"),
   "workdir": room("types config", "jax"),
   "reporting": room("types workdir", "PIL matplotlib numpy"),
@@ -39,7 +40,7 @@ ROOMS = {
   "core": room("types config", "jax flax"),
   "models": room("types core", "jax flax numpy einops"),
   "generation": room("types core models", "jax flax numpy"),
-  "hub": room(f"{MODEL} shipped", "jax flax numpy ml_dtypes huggingface_hub"),
+  "hub": room(f"{MODEL} shipped caches", "jax flax numpy ml_dtypes huggingface_hub"),
   "peft": room(f"{MODEL} hub", "jax flax numpy"),
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
@@ -78,7 +79,7 @@ ROOMS = {
     f"{MODEL} generation hub peft export processing data loading serving encoder training", "jax flax numpy"
   ),
 }
-ROOMS["cli"] = room("types config shipped", "absl jax")
+ROOMS["cli"] = room("types config shipped caches", "absl jax")
 PARTS = frozenset(ROOMS)
 ROOMS["launch"] = Room(PARTS | {"launch", "configs"}, frozenset({"absl"}))
 ROOMS["configs"] = room("types config worlds")

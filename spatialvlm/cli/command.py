@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from spatialvlm import caches
 from spatialvlm.cli import compiled, interrupts, processes, recipes, screen
 from spatialvlm.types import UserError
 
@@ -40,6 +41,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
   # Pillow refuses images of twice this size, which is an error of ours; up to there they are read.
   warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
   screen.prepare()
+  caches.prepare()
   overrides: list[tuple[str, str]] = []
 
   def parse(argv: Sequence[str]) -> list[str]:
@@ -57,6 +59,10 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
       return interrupts.in_order(lambda: called(argv))
     except UserError as e:
       _fail(e)
+    except RuntimeError as e:  # pathlib's, about a `~` in a path
+      if "home directory" not in str(e):
+        raise
+      _fail(UserError("~: this user has no home folder; write the path in full"))
 
   def called(argv: list[str]) -> int:
     compiled.keep()

@@ -8,6 +8,8 @@ import pathlib
 import platform
 import tempfile
 
+from spatialvlm import caches
+
 FOLDER, LIMIT = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
 # Least recently used programs go first. A program is about 1 to 20 MB.
 MOST_BYTES = 2 << 30
@@ -24,13 +26,14 @@ def keep() -> pathlib.Path | None:
   """
   if FOLDER in os.environ:
     return None
-  caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~", ".cache")
+  if (own := caches.user()) is None:
+    return None
   try:
-    folder = pathlib.Path(caches).expanduser() / "spatialvlm" / "compiled" / _processor()
+    folder = own / "spatialvlm" / "compiled" / _processor()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
       pass
-  except (OSError, RuntimeError):  # RuntimeError: this user has no home folder
+  except OSError:
     return None
   import jax
 

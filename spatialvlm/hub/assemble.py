@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from spatialvlm import caches
 from spatialvlm.config import ModelConfig
 from spatialvlm.core.mlp import ACTIVATIONS
 from spatialvlm.hub import contents, rules
@@ -73,8 +73,7 @@ def assembled(model: ModelConfig) -> ModelConfig:
     **{key: getattr(model, key) for key in ("encoder_size", "connector", "seed", "from_scratch")},
   }
   digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-  caches = os.environ.get("XDG_CACHE_HOME") or Path("~", ".cache")
-  folder = Path(caches).expanduser() / "spatialvlm" / "joined" / f"{base.resolve().name}-{digest}"
+  folder = caches.folder() / "spatialvlm" / "joined" / f"{base.resolve().name}-{digest}"
   if not (folder / "config.json").is_file():
     assemble(
       model.path,

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +33,10 @@ HEADROOM = 1 << 20
 def cost(measured: float, by: str) -> float:
   """What is lower where it is better: a loss as it is, a score negated."""
   return measured if by == VALIDATION else -measured
+
+
+class Damaged(UserError):
+  """A checkpoint whose files cannot be read, though what is wanted of them is what they held."""
 
 
 class Checkpoints:
@@ -98,8 +104,46 @@ class Checkpoints:
         custom_metadata=dict(memory),
       )
 
+  def newest(self, like: TrainState, data: Any = None) -> tuple[TrainState, dict[str, Any], list[str]] | None:
+    """The newest state that can be read, what is remembered with it, and what was passed over; None: no save.
+
+    Damaged checkpoints after it are moved out of the way, into `damaged_checkpoints` beside the folder.
+
+    Raises:
+      UserError: none can be read, or one does not fit `like`. Nothing is moved then.
+    """
+    passed: dict[int, str] = {}
+    for step in reversed(self.steps):
+      try:
+        memory = self.memory(step)
+        found = self.restore(step, like, data)
+      except Damaged as error:
+        if jax.process_count() > 1:  # of which another one may have read it
+          raise
+        passed[step] = str(error)
+        continue
+      return found, memory, [self._put_away(number, why) for number, why in passed.items()]
+    if passed:
+      raise UserError(f"{'; '.join(passed.values())}; there is no other: name another --workdir")
+    return None
+
+  def _put_away(self, step: int, why: str) -> str:
+    folder = self.folder.with_name(f"damaged_{self.folder.name}")
+    with _saving(folder):
+      folder.mkdir(exist_ok=True)
+      place = next(p for n in range(1000) if not (p := folder / f"{step}{f'-{n}' if n else ''}").exists())
+      (self.folder / str(step)).rename(place)
+      self._orbax.reload()
+    return f"{why}; it was moved to {place}"
+
   def memory(self, step: int) -> dict[str, Any]:
-    """What `save` was told to remember."""
+    """What `save` was told to remember. Raises `Damaged` where it cannot be read."""
+    # Orbax takes a file that it cannot read for one that is not there.
+    file = self.folder / str(step) / "_CHECKPOINT_METADATA"
+    try:
+      json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+      raise Damaged(f"{self.folder / str(step)}: checkpoint is damaged ({file.name}: {error})") from None
     return dict(self._orbax.checkpointables_metadata(step).custom_metadata)
 
   def restore(self, step: int, like: TrainState, data: Any = None) -> TrainState:
@@ -127,10 +171,11 @@ class Checkpoints:
     Raises:
       UserError: the checkpoint cannot be read, or lacks one of these names or has it in another shape.
     """
-    try:
-      held = ocp.metadata(self.folder / str(step), checkpointable_name="state").metadata
-    except (ValueError, KeyError, FileNotFoundError) as e:
-      raise UserError(f"{self.folder / str(step)}: checkpoint cannot be read: {str(e)[:200]}") from e
+    held = self._held(step)
+    if not held:
+      others = ", ".join(str(self.folder / str(other)) for other in self.steps if other != step)
+      hint = f"; name another one: {others}" if others else ""
+      raise Damaged(f"{self.folder / str(step)}: checkpoint is damaged (it does not say what it holds){hint}")
     if missing := sorted(set(like) - set(held["params"])):
       raise UserError(
         f"{self.folder / str(step)}: checkpoint holds no {missing[0]}{_and_more(missing)}; it is of another "
@@ -161,11 +206,31 @@ class Checkpoints:
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
     try:
-      with context:
+      with context, _quiet():
         return self._orbax.load_checkpointables(step, wanted)["state"]
     except (ValueError, KeyError, FileNotFoundError) as e:
-      reason = str(e).splitlines()[0][:200]
+      reason = " ".join(str(_root(e)).split())[:300]
+      if self._holds(step, abstract):
+        raise Damaged(f"{self.folder / str(step)}: checkpoint is damaged ({reason})") from e
       raise UserError(f"{self.folder / str(step)}: checkpoint cannot be restored: {reason}") from e
+
+  def _held(self, step: int) -> Mapping[str, Any] | None:
+    """Names and shapes in a checkpoint's state; None where it does not say them."""
+    try:
+      return ocp.metadata(self.folder / str(step), checkpointable_name="state").metadata
+    except (ValueError, KeyError, FileNotFoundError):
+      return None
+
+  def _holds(self, step: int, abstract: Any) -> bool:
+    """Whether a checkpoint was saved with all of `abstract`, or does not even say what it was saved with."""
+    held = self._held(step)
+    if not held:
+      return True
+    shapes = lambda tree: {
+      jax.tree_util.keystr(path): tuple(leaf.shape)
+      for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+    return shapes(abstract).items() <= shapes(held).items()
 
   def wait(self) -> None:
     """Until everything is on the disk. Raises as `save`."""
@@ -248,6 +313,29 @@ def _saving(folder: pathlib.Path) -> Iterator[None]:
         "run the same command again"
       ) from e
     raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps from the screen what Orbax's threads say of a load that has failed: that their loop is closed."""
+  others = sys.unraisablehook
+
+  def hook(unraisable: sys.UnraisableHookArgs) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+      others(unraisable)
+
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    sys.unraisablehook = others
+
+
+def _root(error: BaseException) -> BaseException:
+  """What an error came of: Orbax says of all that goes wrong that a handler is incompatible."""
+  while cause := error.__cause__ or error.__context__:
+    error = cause
+  return error
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -109,15 +109,18 @@ def fit(
   by = config.train.best or VALIDATION
   with contextlib.closing(Checkpoints(folder / "checkpoints", config.train.keep, by)) as checkpoints:
     memory = Memory()
-    if (latest := checkpoints.latest) is not None:
+    passed: list[str] = []
+    if checkpoints.latest is not None:
       like = step_lib.abstract(state)
       # The fresh state must not lie beside the restored one: that would be the run's peak of memory.
       jax.tree.map(lambda x: x.delete(), state)
-      state = checkpoints.restore(latest, like, parts.stream)
-      memory = Memory(**checkpoints.memory(latest))
+      state, said, passed = checkpoints.newest(like, parts.stream)
+      memory = Memory(**said)
     start = int(state.step)
     metrics = Metrics(folder, config.log, step=start, name=config.name, settings=settings)
     with contextlib.closing(metrics), contextlib.closing(Screen(config.train.steps, start)) as screen:
+      for text in passed:
+        screen.say(f"{text}; step {start} is the newest that can be read")
       if 0 < start < config.train.steps:
         screen.say(f"continues at step {start}")
       loop = _Loop(config, parts, state, memory, checkpoints, metrics, screen)
