@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from spatialvlm.core.attention import AttentionConfig
+from spatialvlm.core.block import BlockConfig
 from spatialvlm.models import execution
+from spatialvlm.models.encoders import VisionConfig
+from spatialvlm.models.joined import Eye, JoinedConfig, JoinedEncoder
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.types import UserError
 from tests import tiny_model
@@ -166,3 +170,40 @@ def test_layers_that_are_not_there(model, batch, wants, message):
 def test_logits_without_targets(model, batch):
   with pytest.raises(UserError, match="logits: the batch has no target_index_BK"):
     model.read(dataclasses.replace(batch, target_index_BK=None), Wants(logits=True))
+
+
+def joined(count):
+  """Encoders of 16 pixels, each with a width of its own."""
+  block = lambda width: BlockConfig(
+    AttentionConfig(width, 2, 2, width // 2), 16, "layer", 1e-6, "gelu", gated=False, mlp_bias=True
+  )
+  visions = [
+    VisionConfig(block(8 * (j + 1)), depth=2 + j, image_size=16, patch_size=4, channels=3)
+    for j in range(count)
+  ]
+  eyes = tuple(Eye("siglip", vision, (2.0,) * 3, (0.5,) * 3) for vision in visions)
+  return JoinedEncoder(JoinedConfig(eyes, 16), dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+def test_layers_of_an_encoder_in_anothers_place(batch):
+  """One encoder has its layers, on pixels as it was trained on them; several joined have none in common."""
+  encoder = joined(1)
+  out = encoder.read(batch.pixels_NHWC, layers=(0, -1), attention=(1,))
+  want = encoder.encoders[0].read(2 * batch.pixels_NHWC + 0.5, layers=(0, -1), attention=(1,))
+  np.testing.assert_allclose(out.layers[-1], want.layers[-1], atol=1e-6)
+  np.testing.assert_allclose(out.attention[1], want.attention[1], atol=1e-6)
+  two = joined(2)
+  assert two.read(batch.pixels_NHWC).features.patches_NPD.shape == (2, 16, 24)
+  with pytest.raises(UserError, match="this model joins 2 encoders, whose layers have no number in common"):
+    two.read(batch.pixels_NHWC, layers=(1,))
+  with pytest.raises(UserError, match="joins 2 encoders"):
+    two.read(batch.pixels_NHWC, attention=(1,))
+
+
+def test_blocks_beyond_what_is_wanted_do_not_run(model, batch):
+  """Of the encoder alone, whose features may be those of an inner layer."""
+  read = lambda wants: lambda pixels: model.vision.read(pixels, **wants).layers
+  blocks = lambda **wants: str(jax.make_jaxpr(read(wants))(batch.pixels_NHWC)).count("tanh")  # one a block
+  assert blocks(layers=(0,), features=False) == 0
+  assert blocks(layers=(1,), features=False) == 1
+  assert blocks(layers=(2,), features=False) == blocks(layers=(1,)) == 2
