@@ -176,3 +176,15 @@ def test_a_config_of_an_earlier_version_is_read(run):
   said["peft"] = {**shared, **own}
   config = from_stored(said, RunConfig).peft
   assert config.options == own and peft.completed(config) == config
+
+
+def test_what_cannot_be_merged_leaves_its_adapter_and_no_stage_begins_from_it(
+  run, refused, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(type(peft.METHODS["ia3"]), "mergeable", False)
+  model = f"--model={run[0]}"
+  refused(
+    "method 'ia3' cannot be merged; --to=adapter", "export", model, "--to=merged", f"--out={tmp_path}/x"
+  )
+  stages = [f"--config.stages.{name}.peft.method=ia3" for name in ("1-a", "2-b")]
+  refused(r"config\.stages\.1-a\.peft\.method: .*'ia3' cannot be merged", "train", *stages)

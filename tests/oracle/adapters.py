@@ -98,6 +98,12 @@ OTHERS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
+def config_of(name: str) -> peft.PeftConfig:
+  """The config of one of `OTHERS`."""
+  kind, options = OTHERS[name]
+  return kind(**options)
+
+
 def adapt(base: torch.nn.Module, config: dict[str, Any] | peft.PeftConfig, seed: int = 1) -> peft.PeftModel:
   """A PeftModel around a copy of `base`, whose every trained value has moved from its start.
 

@@ -27,8 +27,9 @@ def main() -> None:
   stored = quantised(reference.cases()["plain"])
   case = {**stored, "pixel_values": from_bytes(stored["pixel_values"])}
   out: dict[str, np.ndarray] = {"peft": np.array(peft.__version__), **stored}
-  for name in RECORDED:
-    options, family = adapters.CASES[name]
+  cases = {name: adapters.CASES[name] for name in RECORDED}
+  cases |= {name: (adapters.config_of(name), "smolvlm") for name in adapters.OTHERS}
+  for name, (options, family) in cases.items():
     base = (
       reference.CLASSES[family][1].from_pretrained(f"tests/fixtures/{family}").eval()
     )  # peft notes the path

@@ -59,8 +59,7 @@ def logits(vlm, case):
 def test_their_folder_gives_their_logits(base, name, tmp_path):
   """Loaded, merged, written again and loaded by peft, and as a merged checkpoint in transformers."""
   model, folder, given, case = base
-  kind, options = adapters.OTHERS[name]
-  adapted = adapters.adapt(model, kind(**options))
+  adapted = adapters.adapt(model, adapters.config_of(name))
   expected = reference.logits(adapted, given)
   assert_moved(expected, reference.logits(model, given))
   vlm = peft.load_adapter(hub.load_model(folder), adapters.save(adapted, tmp_path / "a"))
@@ -99,8 +98,7 @@ def test_our_folder_gives_our_logits_in_peft(base, name, tmp_path):
 def test_gradients_are_those_of_peft(name, tmp_path):
   model = reference.build("smolvlm", tied=False)
   model.save_pretrained(tmp_path / "base")
-  kind, options = adapters.OTHERS[name]
-  adapted = adapters.adapt(model, kind(**options))
+  adapted = adapters.adapt(model, adapters.config_of(name))
   adapted(**reference.tensors(CASE), labels=torch.tensor(LABELS)).loss.backward()
   wanted = {
     n.replace(".default", ""): p.grad.numpy() for n, p in adapted.named_parameters() if p.requires_grad
