@@ -89,6 +89,7 @@ class LlavaConfig:
     path: the file.
     image_root: folder of images that the records name; empty for the file's own.
     size: only the first so many records, 0 for all.
+    ignore: keys of pictures, video or sound that nothing reads, on purpose; others are refused.
   """
 
   kind: Literal["llava"] = "llava"
@@ -96,6 +97,7 @@ class LlavaConfig:
   path: str = ""
   image_root: str = ""
   size: int = 0
+  ignore: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,8 @@ class HFConfig:
       separated by commas. An empty name: none, though a column carries our name.
     templates: our name -> text in which `{column}` stands for a row's cell, e.g. `Is it true? {caption}`.
     choices: options of every question, where no column has them.
-    answers: how an answer is written: "index" (from 0), "letter" or "text"; "" for whichever fits.
+    answers: how an answer is written: "index" (from 0), "ordinal" (from 1), "letter" or "text"; "" for the
+      one that fits all rows.
     shuffle_choices: put each question's options in an order drawn from `seed` and its row.
     several_images: a question with several images is refused ("refuse"), left out ("skip"), asked about all
       of them ("keep"), or about one in which they stand side by side ("join"). Examples keep all of theirs.
@@ -122,6 +125,7 @@ class HFConfig:
     size: only the first so many rows, 0 for all.
     image_root: folder of images that the rows name; empty for the data's own. A name (or URL) is looked up
       there whole, then without its first folder, its first two, ...
+    ignore: columns of pictures, video or sound that nothing reads, on purpose; others are refused.
   """
 
   kind: Literal["hf"] = "hf"
@@ -133,12 +137,13 @@ class HFConfig:
   columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
   templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
   choices: tuple[str, ...] = ()
-  answers: Literal["", "index", "letter", "text"] = ""
+  answers: Literal["", "index", "ordinal", "letter", "text"] = ""
   shuffle_choices: bool = False
   several_images: Literal["refuse", "skip", "keep", "join"] = "refuse"
   seed: int = 0
   size: int = 0
   image_root: str = ""
+  ignore: tuple[str, ...] = ()
 
 
 # The kinds that a config may name; `config.read` tells them apart by their `kind`.

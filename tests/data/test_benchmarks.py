@@ -261,7 +261,7 @@ def test_whatsup(tmp_path, recipe, file, images):
     (json.dumps([rows[0] | {"image_path": 3}]), "row 0, column 'image_path': expected an image"),
     (json.dumps([rows[0] | {"image_path": None}]), "row 0, column 'image_path'"),
     (json.dumps([rows[0] | {"caption_options": "on"}]), "row 0, column 'caption_options': expected 2 to 26"),
-    ("[{", "cannot be opened"),
+    ("[{", "not JSON"),
   ):
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=message):

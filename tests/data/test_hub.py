@@ -114,7 +114,7 @@ def test_mappings_that_do_not_hold_are_refused(tmp_path, mcq):
       dict(question=["Q"], choices=[["a"]], answer=["a"]),
       "row 0, column 'choices': expected 2 to 26 choices",
     ),
-    (dict(question=["Q"], answer=[""]), "row 0: an answer is empty"),
+    (dict(question=["Q"], answer=[""]), "row 0, column 'answer': the cell is empty"),
     (dict(question=["Q"], answer=["a"], image=[3]), "row 0, column 'image', image 0: expected an image"),
     (
       dict(question=["Q"], answer=["a"], image=["/gone.png"]),

@@ -66,8 +66,8 @@ GOOD = {"id": 1, "image": "a.png", "conversations": [HUMAN, GPT]}
   [
     ("{bad", "not JSON"),
     ("[1]", "expected an object, got list"),
-    (GOOD | {"image": "gone.png"}, "no image .*gone.png; is image_root right"),
-    (GOOD | {"image": 3}, "neither a path nor a list"),
+    (GOOD | {"image": "gone.png"}, "no such image file .*gone.png.; set image_root"),
+    (GOOD | {"image": 3}, "expected an image, its bytes or its path, got 3"),
     ({"id": 1}, "neither 'conversations' nor 'messages'"),
     (GOOD | {"conversations": []}, "expected a list of messages"),
     (GOOD | {"conversations": [GPT, HUMAN]}, "must take turns"),

@@ -12,6 +12,8 @@ cheaper (`registry.read` uses it). Whatever can be checked is checked when a sou
 error waits in the middle of a run; what users can mend is a `UserError` that names file and row. Questions
 may carry `row_order`, `content` and `note` (strings), which evaluation keeps with its results.
 
-`conversation` (messages into turns), `lettered` (questions into conversations), `hf_files`, `hf_rows` and
-`cvbench_files` are what several kinds, or a larger one, are made of.
+`cells` (typed cells into text, options and answers), `pictures` (cells into images), `json_files` (records
+as they are written), `conversation` (messages into turns), `lettered` (questions into conversations),
+`hf_files`, `hf_tables`, `hf_rows` and `cvbench_files` are what several kinds, or a larger one, are made of.
+What a cell means is decided in `cells` and `pictures` alone, for training and evaluation alike.
 """

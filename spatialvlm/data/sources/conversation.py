@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spatialvlm.data.sources.cells import text_of
+from spatialvlm.data.sources.pictures import is_nothing, row_cells
 from spatialvlm.types import IMAGE_MARK, Turn, UserError
 
 _ROLES = {
@@ -19,14 +21,55 @@ _ROLES = {
 # LLaVA separates its mark from the text by line breaks; SmolVLM's prompts have none there.
 _MARK = re.compile(rf"\n?{re.escape(IMAGE_MARK)}\n?")
 
+# LLaVA's marks of what nothing here sees or hears, on a line of their own.
+_OTHER_MARK = re.compile(r"^\s*<(video|audio|speech|sound)>\s*$", re.MULTILINE)
+_PICTURE_PARTS = ("image", "image_url")
+
+
+def picture_cells(row: Mapping[str, Any], where: str) -> tuple[str, list[Any]]:
+  """The pictures of a row, and which of `image`, `images` and `messages` they stand under.
+
+  Parts of messages may bring theirs: `{"type": "image", "image": ...}` (or `path`, `url`), or
+  `{"type": "image_url", "image_url": {"url": ...}}`.
+
+  Raises:
+    UserError: pictures in two places, or a part without one beside a part that has one.
+  """
+  name, cells = row_cells(row, where)
+  parts = [_carried(part) for part in _parts(row.get("messages"))]
+  inside = [cell for cell in parts if not is_nothing(cell)]
+  if not inside:
+    return name, cells
+  if cells:
+    raise UserError(
+      f"{where}: {name!r} and the parts of messages both hold pictures; leave out one of the two"
+    )
+  if len(inside) < len(parts):
+    raise UserError(f"{where}: {len(parts)} parts of messages are images, but {len(inside)} of them hold one")
+  return "messages", inside
+
+
+def _parts(messages: Any) -> list[Mapping[str, Any]]:
+  """Parts that are images, in their order."""
+  contents = (
+    [m.get("content") for m in messages if isinstance(m, Mapping)] if isinstance(messages, list) else []
+  )
+  parts = [part for content in contents if isinstance(content, list) for part in content]
+  return [part for part in parts if isinstance(part, Mapping) and part.get("type") in _PICTURE_PARTS]
+
+
+def _carried(part: Mapping[str, Any]) -> Any:
+  found = [part.get(key) for key in ("image", "image_url", "path", "url", "bytes")]
+  return next((cell for cell in found if not is_nothing(cell)), None)
+
 
 def parse_turns(messages: Any, images: int) -> tuple[Turn, ...]:
   """Turns of a conversation.
 
   Understood are LLaVA's `{"from": "human" | "gpt", "value"}`, `{"role", "content"}` with text or a list of
-  parts (`{"type": "image"}`, `{"type": "text", "text"}`), and The Cauldron's `{"user", "assistant"}` pairs.
-  A system message goes before the first prompt. One line break on either side of an `<image>` mark is taken
-  as part of the mark.
+  parts (`{"type": "image"}`, see `picture_cells`, `{"type": "text", "text"}`), and The Cauldron's
+  `{"user", "assistant"}` pairs. A system message goes before the first prompt. One line break on either side
+  of an `<image>` mark is taken as part of the mark.
 
   Args:
     images: how many images the example has.
@@ -51,6 +94,8 @@ def parse_turns(messages: Any, images: int) -> tuple[Turn, ...]:
       raise UserError(f"an answer holds an {IMAGE_MARK} mark; images stand in prompts only")
     if not answer.strip():
       raise UserError("an answer is empty; there is nothing to learn from it")
+    if other := _OTHER_MARK.search(prompt):
+      raise UserError(f"a prompt holds the mark <{other[1]}>, of which nothing is read; leave such rows out")
     prompt = _MARK.sub(IMAGE_MARK, prompt)
     prompt = "\n".join([*system, prompt]) if system and not turns else prompt
     turns.append(Turn(prompt, answer))
@@ -81,14 +126,14 @@ def _messages(message: Any) -> list[tuple[str, str]]:
 
 
 def _text(content: Any) -> str:
-  if isinstance(content, str):
-    return content
+  if isinstance(content, (str, bool, int, float)):
+    return text_of(content, "the content of a message") if content != "" else ""
   if not isinstance(content, Sequence):
     raise UserError(f"the content of a message is neither text nor a list of parts: {content!r}")
   texts = []
   for part in content:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "image":
+    if kind in _PICTURE_PARTS:
       texts.append(IMAGE_MARK)
     elif kind == "text" and isinstance(part.get("text"), str):
       texts.append(part["text"])

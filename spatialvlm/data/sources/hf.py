@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spatialvlm.config import HFConfig
+from spatialvlm.data.sources.cells import Answers, first_text, is_empty, options_of, text_of
 from spatialvlm.data.sources.conversation import parse_turns
 from spatialvlm.data.sources.hf_files import open_dataset
-from spatialvlm.data.sources.hf_rows import Rows, file_names
+from spatialvlm.data.sources.hf_rows import Rows
+from spatialvlm.data.sources.hf_tables import Table
+from spatialvlm.data.sources.pictures import file_names
 from spatialvlm.data.sources.registry import Source
 from spatialvlm.processing.images import side_by_side
 from spatialvlm.types import IMAGE_MARK, LETTERS, Example, Question, Turn, UserError, choice_prompt
@@ -37,7 +42,7 @@ class HubExamples(Sequence[Example]):
   becomes a lettered question (see `HubQuestions`). `image` or `images` may be absent.
 
   Args:
-    table: an opened data set (`open_dataset`).
+    table: an opened data set (`open_dataset`), as `hf_tables.Table`.
     config: `columns`, `templates`, `choices`, `answers`, `shuffle_choices`: what serves as what.
     root: folder of images that are named.
 
@@ -45,18 +50,22 @@ class HubExamples(Sequence[Example]):
     UserError: a column that is not there or cannot be used; when a row is read: its number and what is wrong.
   """
 
-  def __init__(self, table: Any, config: HFConfig, root: Path | None = None):
+  def __init__(self, table: Table, config: HFConfig, root: Path | None = None):
     self._rows, self._config = Rows(table, config, root), config
     self._size = min(config.size, len(table)) if config.size else len(table)
     if "messages" not in self._rows and not ("question" in self._rows and "answer" in self._rows):
       raise UserError(
         f"{config.path}: no column serves as messages, nor two as question and answer; there are "
-        f"{', '.join(table.column_names)}: map them in `columns`, e.g. columns.question='...'"
+        f"{', '.join(table.names)}: map them in `columns`, e.g. columns.question='...'"
       )
     if config.several_images != "refuse":
       raise UserError(
         f"{config.path}: several_images is for questions that are scored; examples keep all their images"
       )
+    self._rows.refuse_unread()
+    self._answers = Answers(config.answers, stated=bool(config.choices))
+    if "messages" not in self._rows and (config.choices or "choices" in self._rows):
+      learn(self._answers, self._rows, itertools.islice(self._rows.texts(), self._size), config)
 
   def __len__(self) -> int:
     return self._size
@@ -68,27 +77,31 @@ class HubExamples(Sequence[Example]):
     rows = self._rows.read(indices)
     return [self._example(row, index) for row, index in zip(rows, indices, strict=True)]
 
+  def picture_counts(self, size: int) -> np.ndarray:
+    """How many images each of the first `size` rows has."""
+    return self._rows.picture_counts(size=min(size, self._size))
+
   def _example(self, row: Mapping[str, Any], index: int) -> Example:
     images = self._rows.pixels(row, index)
     return Example(
       images=images,
       turns=self._turns(row, index, len(images)),
-      id=str(row.get("id", "")),
-      task=str(row.get("task") or ""),
-      source=str(row.get("source") or ""),
-      files=file_names(row),
+      id=tag_of(row.get("id")),
+      task=tag_of(row.get("task")),
+      source=tag_of(row.get("source")),
+      files=file_names(self._rows.pictures(row, index)[1]),
     )
 
   def _turns(self, row: Mapping[str, Any], index: int, images: int) -> tuple[Turn, ...]:
-    if "messages" not in row and (self._config.choices or row.get("choices")):
-      fields = question_fields(self._rows, row, index, self._config)
+    if "messages" not in row and (self._config.choices or not is_empty(row.get("choices"))):
+      fields = question_fields(self._rows, row, index, self._config, self._answers)
       return (Turn(fields["prompt"], LETTERS[fields["answer"]]),)
+    if "messages" not in row:
+      question = text_of(row["question"], self._rows.place(index, "question"))
+      answer = first_text(row["answer"], self._rows.place(index, "answer"))
+      row = {"messages": [{"user": question, "assistant": answer}]}
     try:
-      if "messages" in row:
-        return parse_turns(row["messages"], images)
-      answer = row["answer"]
-      answer = str(answer) if isinstance(answer, (int, float)) else answer
-      return parse_turns([{"user": row["question"], "assistant": answer}], images)
+      return parse_turns(row["messages"], images)
     except UserError as error:
       raise UserError(f"{self._rows.where}, row {index}: {error}") from error
 
@@ -110,16 +123,19 @@ class HubQuestions(Sequence[Question]):
       image.
   """
 
-  def __init__(self, table: Any, config: HFConfig, root: Path | None = None):
+  def __init__(self, table: Table, config: HFConfig, root: Path | None = None):
     self._rows, self._config = Rows(table, config, root), config
     _check_names(self._rows, config)
-    counts = self._rows.image_counts()
+    counts = self._rows.picture_counts(check=True)
     _refuse(self._rows, counts, config.several_images)
+    self._rows.refuse_unread()
     texts = list(self._rows.texts())
     _refuse_duplicates(self._rows, texts)
     kept = [i for i in range(len(texts)) if counts[i] == 1 or config.several_images != "skip"]
     self.ids = tuple(kept[: config.size or None])
-    self._fields = [question_fields(self._rows, texts[i], i, config) for i in self.ids]
+    answers = Answers(config.answers, stated=bool(config.choices))
+    learn(answers, self._rows, texts, config)
+    self._fields = [question_fields(self._rows, texts[i], i, config, answers) for i in self.ids]
     for idx, fields in zip(self.ids, self._fields, strict=True):
       shown = 1 if config.several_images == "join" else counts[idx]
       if (marks := fields["prompt"].count(IMAGE_MARK)) not in (0, shown):
@@ -137,7 +153,7 @@ class HubQuestions(Sequence[Question]):
     idx = self.ids[index]
     (row,) = self._rows.read([idx])
     images = self._rows.pixels(row, idx)
-    names = [name for name in file_names(row) if name]
+    names = [name for name in file_names(self._rows.pictures(row, idx)[1]) if name]
     return Question(
       idx=idx,
       images=(side_by_side(images),) if self._config.several_images == "join" and len(images) > 1 else images,
@@ -147,84 +163,75 @@ class HubQuestions(Sequence[Question]):
     )
 
 
-def question_fields(rows: Rows, row: Mapping[str, Any], index: int, config: HFConfig) -> dict[str, Any]:
-  """The fields of a `Question` that are not its number or its image.
+def learn(answers: Answers, rows: Rows, texts: Iterable[Mapping[str, Any]], config: HFConfig) -> None:
+  """Finds how all rows write their answers (`Answers.learn`); rows whose options are broken are not asked."""
+
+  def asked():
+    for index, row in enumerate(texts):
+      try:
+        yield (
+          row["answer"],
+          _options(rows, row, index, config),
+          functools.partial(rows.place, index, "answer"),
+        )
+      except UserError:
+        continue
+
+  answers.learn(asked())
+
+
+def question_fields(
+  rows: Rows, row: Mapping[str, Any], index: int, config: HFConfig, answers: Answers
+) -> dict[str, Any]:
+  """The fields of a `Question` that are not its number or its images.
 
   Raises:
     UserError: a cell that cannot be used, by row and column.
   """
-  question = row["question"]
-  if not isinstance(question, str) or not question.strip():
-    raise UserError(f"{rows.place(index, 'question')}: expected a text, got {question!r}")
-  choices = config.choices or _choices(row["choices"], rows.place(index, "choices"))
-  answer = parse_answer(row["answer"], choices, config.answers, rows.place(index, "answer"))
+  question = _text(rows, row["question"], index, "question")
+  choices = _options(rows, row, index, config)
+  answer = answers.index(row["answer"], choices, rows.place(index, "answer"))
   if config.shuffle_choices:
     order = shuffled(len(choices), f"{config.seed}/{index}")
     choices, answer = tuple(choices[i] for i in order), order.index(answer)
-  prompt = row.get("prompt", choice_prompt(question, choices))
-  if not isinstance(prompt, str) or not prompt.strip():
-    raise UserError(f"{rows.place(index, 'prompt')}: expected a text, got {prompt!r}")
+  prompt = (
+    _text(rows, row["prompt"], index, "prompt") if "prompt" in row else choice_prompt(question, choices)
+  )
   return dict(
-    type=str(row.get("type") or ""),
-    task=str(row.get("task") or "all"),
+    type=tag_of(row.get("type")),
+    task=tag_of(row.get("task")) or "all",
     question=question,
     choices=choices,
     answer=answer,
     prompt=prompt,
-    source=str(row.get("source") or rows.where),
-    source_dataset=str(row.get("source_dataset") or ""),
+    source=tag_of(row.get("source")) or str(rows.where),
+    source_dataset=tag_of(row.get("source_dataset")),
   )
 
 
-def parse_answer(answer: Any, choices: Sequence[str], how: str, where: str) -> int:
-  """The index of the right choice.
+def tag_of(cell: Any) -> str:
+  """What a cell that only sorts rows is called, "" for an empty one; a list by all of its items."""
+  if isinstance(cell, list):
+    return ", ".join(filter(None, map(tag_of, cell)))
+  if is_empty(cell):
+    return ""
+  return text_of(cell, "") if isinstance(cell, (str, bool, int, float)) else str(cell)
 
-  Args:
-    how: "index" (from 0), "letter" (with or without parentheses), "text" (of one choice), or "" for whichever
-      of them fits.
 
-  Raises:
-    UserError: none fits, or two of them say different things.
-  """
-  if answer is None or answer == "":
-    raise UserError(f"{where}: the cell is empty")
-  letter = str(answer).strip().strip("().").upper()
-  number = str(int(answer)) if isinstance(answer, int) else str(answer) if how == "index" else ""
-  text = str(answer) if how == "text" else answer
-  found = {
-    "index": int(number) if number.isdecimal() and int(number) < len(choices) else None,
-    "letter": LETTERS.index(letter) if letter in tuple(LETTERS[: len(choices)]) else None,
-    "text": list(choices).index(text) if list(choices).count(text) == 1 else None,
-  }
-  said = {value for kind, value in found.items() if value is not None and how in ("", kind)}
-  if len(said) == 1:
-    return said.pop()
-  if said:
-    raise UserError(
-      f"{where}: {answer!r} is the text of one of {list(choices)} and the letter of another; "
-      "set `answers` to 'letter' or 'text'"
-    )
-  if how in ("", "text") and list(choices).count(text) > 1:
-    raise UserError(f"{where}: {answer!r} stands twice among {list(choices)}")
-  kinds = {"": "neither an index, a letter nor the text", "text": "not the text"}.get(how, f"not the {how}")
-  raise UserError(f"{where}: {answer!r} is {kinds} of one of {list(choices)}")
+def _text(rows: Rows, cell: Any, index: int, name: str) -> str:
+  place = rows.place(index, name)
+  if is_empty(cell) or (isinstance(cell, str) and not cell.strip()):
+    raise UserError(f"{place}: expected a text, got {cell!r}")
+  return text_of(cell, place)
+
+
+def _options(rows: Rows, row: Mapping[str, Any], index: int, config: HFConfig) -> tuple[str, ...]:
+  return config.choices or options_of(row["choices"], rows.place(index, "choices"))
 
 
 def shuffled(count: int, key: str) -> list[int]:
   """A permutation that depends on `key` alone, the same on any machine."""
   return sorted(range(count), key=lambda i: hashlib.sha256(f"{key}/{i}".encode()).digest())
-
-
-def _choices(cell: Any, where: str) -> tuple[str, ...]:
-  if not isinstance(cell, list):
-    raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r}")
-  while cell and cell[-1] in (None, ""):  # fewer options than there are columns
-    cell = cell[:-1]
-  if not 1 < len(cell) <= len(LETTERS):
-    raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r}")
-  if any(choice is None or choice == "" for choice in cell):
-    raise UserError(f"{where}: a choice is empty: {cell!r}")
-  return tuple(str(choice) for choice in cell)
 
 
 def _check_names(rows: Rows, config: HFConfig) -> None:
@@ -258,6 +265,8 @@ def _refuse(rows: Rows, counts: np.ndarray, several: str) -> None:
 def _refuse_duplicates(rows: Rows, texts: Sequence[Mapping[str, Any]]) -> None:
   seen: dict[Any, int] = {}
   for index, row in enumerate(texts if "id" in rows else ()):
+    if is_empty(row["id"]):
+      continue
     if row["id"] in seen:
       raise UserError(
         f"{rows.place(index, 'id')}: {row['id']!r} stands already in row {seen[row['id']]}; "

@@ -1,33 +1,35 @@
-"""Data sets as files: from a folder, file or hub id to the opened rows of Hugging Face `datasets`.
+"""Data sets as files: from a folder, file or hub id to rows by columns (`hf_tables`).
 
-No code of a data set is ever run: `datasets` 4 and later has no loading scripts.
+Files of text (json, csv, tsv; metadata of image folders) are read as they are written, wherever they lie;
+Hugging Face `datasets` reads the rest. No code of a data set is ever run: `datasets` 4 and later has no
+loading scripts.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spatialvlm.config import nearest
+from spatialvlm.data.sources.hf_tables import ArrowTable, PlacedTable, RecordTable, Table
+from spatialvlm.data.sources.json_files import Records, open_records
 from spatialvlm.types import UserError
 
 _KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
-_LIST_OF_LISTS = re.compile(r"\s*\[\s*\[")
+_METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 def open_dataset(
   path: str, *, split: str, revision: str | None = None, files: str = ""
-) -> tuple[Any, Path | None]:
-  """Opens a `datasets.Dataset`.
+) -> tuple[Table, Path | None]:
+  """Opens the rows of a data set.
 
   Args:
     path: a folder that `save_to_disk` wrote, a folder or file of parquet, json, jsonl, csv or tsv, a folder
-      of images with a metadata file (`imagefolder`), or a hub id, its configuration after a colon
-      ("user/set:name").
+      of images with a metadata file or with a folder for each class (`imagefolder`), or a hub id, its
+      configuration after a colon ("user/set:name").
     files: which files of the folder, or of the hub repository, hold the rows, e.g. "Counting/val-*.parquet".
 
   Returns:
@@ -44,6 +46,7 @@ def open_dataset(
     )
   import datasets
 
+  datasets.disable_progress_bars()  # files on this disk are read in a moment
   local = Path(path).expanduser()
   try:
     if not local.exists() and files:
@@ -51,8 +54,8 @@ def open_dataset(
     if local.exists():
       return _open_local(datasets, local, split, files), local if local.is_dir() else local.parent
     identity, _, name = path.partition(":")
-    opened = datasets.load_dataset(identity, name or None, split=split, revision=revision)
-    return _split(opened, path, split), None
+    builder = datasets.load_dataset_builder(identity, name or None, revision=revision)
+    return _built(datasets, builder, path, split), None
   except UserError:
     raise
   except Exception as error:  # its own errors, the hub client's, fsspec's and pyarrow's
@@ -70,7 +73,7 @@ def _download(path: str, revision: str | None, files: str) -> Path:
   return Path(snapshot_download(path, repo_type="dataset", revision=revision, allow_patterns=[files]))
 
 
-def _open_local(datasets: Any, path: Path, split: str, files: str) -> Any:
+def _open_local(datasets: Any, path: Path, split: str, files: str) -> Table:
   if path.is_file():
     return _read(datasets, [path], split)
   if files:
@@ -79,8 +82,8 @@ def _open_local(datasets: Any, path: Path, split: str, files: str) -> Any:
       raise UserError(f"{path}: holds no {files}; give the folder that does as `path`, or set `files`")
     return _read(datasets, found, split)
   if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-    return _split(datasets.load_from_disk(str(path)), str(path), split)
-  return datasets.load_dataset(str(path), split=split)
+    return ArrowTable(_split(datasets.load_from_disk(str(path)), str(path), split))
+  return _built(datasets, datasets.load_dataset_builder(str(path)), str(path), split)
 
 
 def _split(opened: Any, path: str, split: str) -> Any:
@@ -93,44 +96,72 @@ def _split(opened: Any, path: str, split: str) -> Any:
   return opened[split]
 
 
-def _read(datasets: Any, files: Sequence[Path], split: str) -> Any:
+def _built(datasets: Any, builder: Any, path: str, split: str) -> Table:
+  """The rows that a builder of `datasets` finds files of; texts among them are read here."""
+  kind = type(builder).__module__.rsplit(".", 1)[-1]
+  files = {str(name): list(map(str, found)) for name, found in (builder.config.data_files or {}).items()}
+  metadata = {name: [file for file in found if Path(file).name in _METADATA] for name, found in files.items()}
+  placed = kind == "imagefolder" and any(metadata.values())
+  if kind not in ("json", "csv") and not placed:
+    builder.download_and_prepare()
+    return ArrowTable(builder.as_dataset(split=split))
+  wanted = metadata if placed else files
+  # A split may be a slice ("train[:100]"), which `datasets` knows how to read.
+  names = {name for name in wanted if name in split}
+  if not names:
+    raise UserError(f"data set {path!r}: no split {split!r}; {nearest(split, wanted)}")
+  local = {name: [Path(file) for file in datasets.DownloadManager().download(wanted[name])] for name in names}
+  table = PlacedTable if placed else RecordTable
+  tables = {name: table(list(map(_records, found)), builder.info.features) for name, found in local.items()}
+  if split in tables:
+    return tables[split]
+  parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(t) for name, t in tables.items()})
+  if len(parts) != 1:
+    raise UserError(f"data set {path!r}: split {split!r} is of several; name one")
+  return tables[parts[0].splitname].cut(parts[0].from_ or 0, parts[0].to)
+
+
+def _read(datasets: Any, files: Sequence[Path], split: str) -> Table:
   kinds = {_KINDS.get(file.suffix) for file in files}
   if None in kinds or len(kinds) > 1:
     raise UserError(f"{files[0]}: expected a file of {', '.join(_KINDS)}, and files of one kind alone")
   (kind,) = kinds
-  if kind == "json" and _holds_lists(files[0]):
-    return _from_lists(datasets, files)
-  options: dict[str, Any] = {}
-  if kind == "csv":
-    # As text, and empty alone is empty: "007", "None" and "1" are answers like any other.
-    separator = "\t" if files[0].suffix == ".tsv" else ","
-    text = datasets.Value("string")
-    features = datasets.Features({name: text for name in _header(files[0], separator)})
-    options = {"sep": separator, "features": features, "keep_default_na": False, "na_values": [""]}
-  names = {split: [str(file) for file in files]}
-  datasets.disable_progress_bars()  # files on this disk are read in a moment
-  return datasets.load_dataset(kind, data_files=names, split=split, **options)
+  if kind == "parquet":
+    names = {split: [str(file) for file in files]}
+    return ArrowTable(datasets.load_dataset(kind, data_files=names, split=split))
+  return RecordTable(list(map(_records, files)))
 
 
-def _header(file: Path, separator: str) -> list[str]:
-  with open(file, encoding="utf-8-sig", newline="") as stream:
-    names = next(csv.reader(stream, delimiter=separator), [])
+def _records(file: Path) -> Records:
+  return _rows_of_text(file) if _KINDS.get(file.suffix) == "csv" else open_records(file)
+
+
+def _rows_of_text(file: Path) -> Records:
+  """A csv or tsv file; every cell is the text that stands there, empty alone is empty."""
+  csv.field_size_limit(2**31 - 1)  # images in base64
+  try:
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+      rows = csv.reader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
+      names = _header(file, next(rows, []))
+      return Records(file, list(_filled(file, names, rows)))
+  except UnicodeDecodeError as error:
+    raise UserError(f"{file}: cannot be read as text ({error})") from error
+  except csv.Error as error:
+    raise UserError(f"{file}: cannot be read as a table ({error})") from error
+
+
+def _filled(
+  file: Path, names: Sequence[str], rows: Iterable[list[str]]
+) -> Iterable[Mapping[str, str | None]]:
+  for index, row in enumerate(filter(None, rows)):
+    if len(row) != len(names):
+      raise UserError(
+        f"{file}, row {index}: {len(row)} cells, where the first line names {len(names)} columns"
+      )
+    yield dict(zip(names, (cell or None for cell in row), strict=True))
+
+
+def _header(file: Path, names: list[str]) -> list[str]:
   if not names or len(set(names)) != len(names):
     raise UserError(f"{file}: its first line must name every column, each once; it is {names}")
   return names
-
-
-def _holds_lists(file: Path) -> bool:
-  if file.suffix != ".json":
-    return False
-  with open(file, encoding="utf-8") as stream:
-    return bool(_LIST_OF_LISTS.match(stream.read(1024)))
-
-
-def _from_lists(datasets: Any, files: Sequence[Path]) -> Any:
-  rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
-  width = len(rows[0])
-  for i, row in enumerate(rows):
-    if not isinstance(row, list) or len(row) != width:
-      raise UserError(f"{files[0]}, row {i}: expected a list of {width} cells like row 0, got {row!r:.80}")
-  return datasets.Dataset.from_dict({f"column{i}": [row[i] for row in rows] for i in range(width)})

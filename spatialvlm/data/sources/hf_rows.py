@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import string
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from spatialvlm.config import HFConfig, nearest
-from spatialvlm.processing.images import open_image
+from spatialvlm.data.sources import pictures
+from spatialvlm.data.sources.cells import is_empty, text_of
+from spatialvlm.data.sources.conversation import picture_cells
+from spatialvlm.data.sources.hf_tables import Table
 from spatialvlm.types import UserError
 
 # A column that carries one of these names serves without being mapped.
@@ -24,8 +22,6 @@ FOUND = ("image", "images", "question", "choices", "answer", "messages", "id", "
 OURS = (*FOUND, "prompt", "type", "source_dataset")
 _PICTURES = ("image", "images")
 _JOINED = ("image", "images", "choices")  # may be spread over several columns
-# Longer text is no file's name, but an image in base64.
-_LONGEST_NAME = 1024
 _BLOCK = 1000
 
 
@@ -33,7 +29,7 @@ class Rows:
   """Reads rows by our names.
 
   Args:
-    table: an opened `datasets.Dataset`.
+    table: `hf_tables.Table`.
     config: `columns`, `templates` and `image_root` say what serves as what.
     root: folder in which images' names are looked up, unless the config names one.
 
@@ -41,15 +37,14 @@ class Rows:
     UserError: a mapping that does not hold.
   """
 
-  def __init__(self, table: Any, config: HFConfig, root: Path | None = None):
+  def __init__(self, table: Table, config: HFConfig, root: Path | None = None):
     self.where = config.path
-    names = table.column_names
-    self._templates = _templates(names, config)
-    self._columns = _columns(names, config, self._templates)
+    self.names = table.names
+    self._templates = _templates(self.names, config)
+    self._columns = _columns(self.names, config, self._templates)
     self._root = Path(config.image_root).expanduser() if config.image_root else root
-    self._table = _with_encoded_images(table.select_columns(self._needed(OURS)))
-    self._texts = self._table.select_columns(self._needed([n for n in OURS if n not in _PICTURES]))
-    self.names = names
+    self._table = table
+    self._config = config
 
   def __len__(self) -> int:
     return len(self._table)
@@ -64,167 +59,130 @@ class Rows:
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Rows with what serves as each of our names; images are cells, for `pixels`."""
-    return list(self._assemble(self._table[list(indices)], indices, OURS))
+    return list(self._assemble(indices, OURS))
 
   def texts(self) -> Iterator[dict[str, Any]]:
     """All rows in order, without their images."""
     names = [name for name in OURS if name not in _PICTURES]
     for first in range(0, len(self), _BLOCK):
-      indices = range(first, min(first + _BLOCK, len(self)))
-      yield from self._assemble(self._texts[list(indices)], indices, names)
+      yield from self._assemble(range(first, min(first + _BLOCK, len(self))), names)
+
+  def pictures(self, row: Mapping[str, Any], index: int) -> tuple[str, list[Any]]:
+    """What errors call the pictures of a row, and their cells."""
+    name, cells = picture_cells(row, f"{self.where}, row {index}")
+    return (self.place(index, name) if cells else ""), cells
 
   def pixels(self, row: Mapping[str, Any], index: int) -> tuple[np.ndarray, ...]:
     """The images of a row, uint8 (H, W, 3)."""
-    cells = _cells(row)
-    name = "images" if row.get("images") is not None else "image"
-    place = f"{self.place(index, name)}, image" if cells else ""
-    return tuple(self._open(cell, f"{place} {i}") for i, cell in enumerate(cells))
+    place, cells = self.pictures(row, index)
+    return tuple(self._load(cell, f"{place}, image {i}") for i, cell in enumerate(cells))
 
-  def image_counts(self) -> np.ndarray:
+  def picture_counts(self, *, check: bool = False, size: int = 0) -> np.ndarray:
     """How many images each row has, int (N,), read off without decoding any.
 
-    Raises:
-      UserError: an image's file that is not there.
-    """
-    counts = np.zeros(len(self), int)
-    for name in _PICTURES:
-      if name in self._templates:
-        counts += 1
-        for index, row in enumerate(self._assemble(self._table[:], range(len(self)), [name])):
-          self._find(row[name], self.place(index, name))
-      for column in self._columns.get(name, ()):
-        values = self._table.data.column(column)
-        counts += _count(values)
-        self._check_names(values, column)
-    return counts
+    Args:
+      check: whether the images' files must be there.
+      size: only the first so many rows, 0 for all.
 
-  def _check_names(self, values: pa.ChunkedArray, column: str) -> None:
-    if pa.types.is_primitive(values.type):
-      raise UserError(
-        f"{self.where}, row 0, column {column!r}: expected an image, its bytes or its path, got {values[0]}"
-      )
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-      return
-    lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy()
-    for index in np.flatnonzero((lengths > 0) & (lengths <= _LONGEST_NAME)):
-      self._find(values[int(index)].as_py(), f"{self.where}, row {index}, column {column!r}")
+    Raises:
+      UserError: an image's file that is not there, or a cell that is no image.
+    """
+    names = (*_PICTURES, "messages")
+    sketches = [self._table.sketches(column) for column in self._needed(names)]
+    count = min(size or len(self), len(self))
+    counts = np.zeros(count, int)
+    rows = zip(*sketches, strict=True) if sketches else ()
+    for index, cells in zip(range(count), rows, strict=False):
+      row = self._row(dict(zip(self._needed(names), cells, strict=True)), index, names)
+      place, found = self.pictures(row, index)
+      counts[index] = len(found)
+      for i, cell in enumerate(found if check else ()):
+        self._check(cell, f"{place}, image {i}" if len(found) > 1 else place)
+    return counts
 
   def _needed(self, names: Sequence[str]) -> list[str]:
     found = [column for name in names for column in self._columns.get(name, ())]
     found += [column for name in names for column in _fields(self._templates.get(name, ""))]
     return list(dict.fromkeys(found))
 
-  def _assemble(
-    self, block: Mapping[str, list], indices: Sequence[int], names: Sequence[str]
-  ) -> Iterator[dict[str, Any]]:
+  def _assemble(self, indices: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    needed = self._needed(names)
+    block = self._table.read(indices, needed) if needed else {}
     for i, index in enumerate(indices):
-      row = {}
-      for name in names:
-        if name in self._columns:
-          cells = [block[column][i] for column in self._columns[name]]
-          row[name] = cells[0] if len(cells) == 1 else cells
-        elif name in self._templates:
-          row[name] = self._filled(name, {c: block[c][i] for c in _fields(self._templates[name])}, index)
-      yield row
+      yield self._row({column: block[column][i] for column in needed}, index, names)
+
+  def _row(self, cells: Mapping[str, Any], index: int, names: Sequence[str]) -> dict[str, Any]:
+    row = {}
+    for name in names:
+      if name in self._columns:
+        found = [cells[column] for column in self._columns[name]]
+        row[name] = found[0] if len(found) == 1 else found
+      elif name in self._templates:
+        row[name] = self._filled(name, {c: cells[c] for c in _fields(self._templates[name])}, index)
+    return row
 
   def _filled(self, name: str, cells: Mapping[str, Any], index: int) -> str:
     for column, cell in cells.items():
-      if cell is None or cell == "":
+      if is_empty(cell):
         raise UserError(f"{self.where}, row {index}, column {column!r}: the cell is empty")
     try:
-      return self._templates[name].format_map(cells)
+      return _Filler(f"{self.where}, row {index}, templates.{name}").vformat(self._templates[name], (), cells)
     except (ValueError, TypeError) as error:
       raise UserError(f"{self.where}, row {index}: templates.{name} does not fit ({error})") from error
 
-  def _open(self, cell: Any, where: str) -> np.ndarray:
-    if isinstance(cell, Mapping):
-      cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
-    if isinstance(cell, list):
-      cell = np.asarray(cell, np.uint8)
-    if isinstance(cell, str):
-      cell = self._find(cell, where)
-      if isinstance(cell, int):
-        (other,) = _cells(self.read([cell])[0])
-        return self._open(other, f"{where} (that of row {cell})")
-    if cell is None or isinstance(cell, (int, float)):
-      raise UserError(f"{where}: expected an image, its bytes or its path, got {cell!r}")
-    return open_image(cell, where)
+  def _load(self, cell: Any, where: str) -> np.ndarray:
+    other = self._row_of(cell)
+    if other is None:
+      return pictures.load(cell, self._root, where)
+    _, (found,) = self.pictures(self.read([other])[0], other)
+    return pictures.load(found, self._root, f"{where} (that of row {other})")
 
-  def _find(self, text: str, where: str) -> Path | bytes | int:
-    """What a text means as an image: a file, the number of the row that has it, or the image in base64."""
-    tails = _tails(text) if len(text) <= _LONGEST_NAME else []
-    for tail in tails:
-      file = Path(tail).expanduser()
-      file = file if file.is_absolute() or self._root is None else self._root / file
-      if file.is_file():
-        return file
-    if text in self._rows_of_ids:
-      return self._rows_of_ids[text]
-    try:
-      found = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-      found = b""
-    if len(found) > 32:
-      return found
-    below = f" below {self._root}" if self._root else ""
-    raise UserError(
-      f"{where}: no such image file{below}: {text!r:.120}; set image_root to the folder of the images"
-    )
+  def _check(self, cell: Any, where: str) -> None:
+    if self._row_of(cell) is None:
+      pictures.check(cell, self._root, where)
+
+  def _row_of(self, cell: Any) -> int | None:
+    """The number of the row whose image a cell names by that row's id, as 3DSRBench does."""
+    if not isinstance(cell, str) or len(cell) > 255 or "id" not in self:
+      return None
+    row = self._rows_of_ids.get(cell)
+    return None if row is None or pictures.is_there(cell, self._root) else row
 
   @functools.cached_property
   def _rows_of_ids(self) -> dict[str, int]:
     return {str(row["id"]): i for i, row in enumerate(self.texts())} if "id" in self else {}
 
+  def refuse_unread(self) -> None:
+    """Refuses columns that hold what a model should see, which nothing reads.
 
-def file_names(row: Mapping[str, Any]) -> tuple[str, ...]:
-  """The file name that each image of a row carries, empty where it carries none."""
-  paths = [cell.get("path") if isinstance(cell, Mapping) else cell for cell in _cells(row)]
-  return tuple(
-    PurePosixPath(path).name if isinstance(path, str) and len(path) <= _LONGEST_NAME else "" for path in paths
-  )
-
-
-def _cells(row: Mapping[str, Any]) -> list[Any]:
-  cells = row.get("images")
-  cells = [row.get("image")] if cells is None else cells
-  cells = cells if isinstance(cells, list) else [cells]
-  return [cell for cell in cells if not _is_empty(cell)]
-
-
-def _is_empty(cell: Any) -> bool:
-  if isinstance(cell, Mapping):
-    return cell.get("bytes") is None and not cell.get("path")
-  return cell is None or (isinstance(cell, (str, bytes)) and not cell)
-
-
-def _count(values: pa.ChunkedArray) -> np.ndarray:
-  """Images in each cell of a column."""
-  kind = values.type
-  if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
-    # A list of numbers is one image's pixels.
-    nested = pa.types.is_integer(kind.value_type) or pa.types.is_list(kind.value_type)
-    return (lengths > 0).astype(int) if nested else lengths
-  if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
-    parts = [pc.is_valid(pc.struct_field(values, [name])) for name in ("bytes", "path")]
-    return pc.and_(pc.is_valid(values), pc.or_(*parts)).to_numpy().astype(int)
-  if pa.types.is_string(kind) or _is_bytes(kind):
-    return (pc.fill_null(pc.binary_length(values), 0).to_numpy() > 0).astype(int)
-  return pc.is_valid(values).to_numpy().astype(int)
+    Raises:
+      UserError: the first such cell of a row.
+    """
+    config = self._config
+    used = {*self._needed(OURS), *config.ignore}
+    declined = any(config.columns.get(name) == "" for name in _PICTURES)
+    known = pictures.OTHER_KEYS if declined else pictures.OTHER_KEYS | pictures.PICTURE_KEYS
+    found = [
+      c for c in self.names if c not in used and (c.lower() in known or c in self._table.media - {*_PICTURES})
+    ]
+    if not found:
+      return
+    counts = self.picture_counts(size=config.size)
+    for column in found:
+      heard = column.lower() in pictures.OTHER_KEYS
+      for index, (cell, count) in enumerate(zip(self._table.sketches(column), counts, strict=False)):
+        if (heard or not count) and not pictures.is_nothing(cell):
+          raise UserError(f"{self.where}, row {index}: column {pictures.refusal(column)}")
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+class _Filler(string.Formatter):
+  """Fills templates with the text that cells read as, unless the template says how they are written."""
 
+  def __init__(self, where: str):
+    self._where = where
 
-def _tails(path: str) -> list[str]:
-  """A path, or that of a URL, and then without its first folder, its first two, ..."""
-  url = urllib.parse.urlparse(path)
-  if url.scheme in ("http", "https"):
-    path = urllib.parse.unquote(url.path).lstrip("/")
-  parts = PurePosixPath(path).parts
-  rest = parts[1:] if path.startswith("/") else parts
-  return [path, *("/".join(rest[i:]) for i in range(0 if path.startswith("/") else 1, len(rest)))]
+  def format_field(self, value: Any, format_spec: str) -> str:
+    return format(value, format_spec) if format_spec else text_of(value, self._where)
 
 
 def _fields(template: str) -> list[str]:
@@ -266,20 +224,11 @@ def _columns(
     other = _PICTURES[1 - _PICTURES.index(ours)]
     if (ours in config.columns or ours in templates) and other not in config.columns:
       found.pop(other, None)
+  asked = {name for name, theirs in config.columns.items() if theirs} | {*templates}
+  if asked & {"question", "answer", "choices", "prompt"} and "messages" not in asked:
+    found.pop("messages", None)  # what is mapped by hand counts, not a column that happens to be there
+    return found
   for usual in ("conversations", "texts"):
     if "messages" not in found and not {"question"} & {*found, *templates} and usual in names:
       found["messages"] = (usual,)
   return found
-
-
-def _with_encoded_images(table: Any) -> Any:
-  """The same rows, their images left as bytes, so that `open_image` alone decides how they are decoded."""
-  import datasets
-
-  for name, feature in table.features.items():
-    inner = getattr(feature, "feature", None)
-    if isinstance(feature, datasets.Image):
-      table = table.cast_column(name, datasets.Image(decode=False))
-    elif isinstance(inner, datasets.Image):
-      table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
-  return table

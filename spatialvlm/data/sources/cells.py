@@ -1,0 +1,267 @@
+"""What a cell of a data set says: text as it is written, options, and which of them is right.
+
+One reader for answers, options, tasks and templates, in training and in evaluation. A cell is what a file's
+reader gives: `str`, `bool`, `int`, `Written` (a number of a json file), `float`, `Label`, a list, None.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from spatialvlm.types import LETTERS, Note, UserError
+
+# How an answer may name an option, and what each is called.
+READINGS = {
+  "index": "an index from 0",
+  "ordinal": "a number from 1",
+  "letter": "a letter",
+  "text": "the text",
+}
+_SAID = {True: ("yes", "true"), False: ("no", "false")}
+# So many answers, none of them 0, are worth a word: they may count from 1.
+_TELLING = 3
+
+
+class Written(float):
+  """A number of a text file, which reads as it is written there: 1.10 stays "1.10"."""
+
+  text: str
+
+  def __new__(cls, text: str) -> Written:
+    number = super().__new__(cls, text)
+    number.text = text
+    return number
+
+  def __reduce__(self):
+    return Written, (self.text,)
+
+  def __str__(self) -> str:
+    return self.text
+
+  __repr__ = __str__
+
+
+class Label(str):
+  """A class of a `ClassLabel` column: its name, and its number among the classes."""
+
+  number: int
+
+  def __new__(cls, name: str, number: int) -> Label:
+    label = super().__new__(cls, name)
+    label.number = number
+    return label
+
+  def __reduce__(self):
+    return Label, (str(self), self.number)
+
+
+def is_empty(cell: Any) -> bool:
+  """Nothing, no text, no items, or not a number."""
+  if isinstance(cell, float):
+    return math.isnan(cell)
+  return cell is None or (isinstance(cell, (str, bytes, list)) and not cell)
+
+
+def text_of(cell: Any, where: str) -> str:
+  """The text of a cell.
+
+  Numbers of json files read as they stand there, `true` and `false` as json writes them.
+
+  Raises:
+    UserError: an empty cell, or one whose text nobody has written: a time, bytes, an object, a list.
+  """
+  if is_empty(cell):
+    raise UserError(f"{where}: the cell is empty")
+  if isinstance(cell, bool):
+    return "true" if cell else "false"
+  if isinstance(cell, (str, int, float)):
+    return str(cell)
+  kind = "a time" if isinstance(cell, (datetime.date, datetime.time)) else f"of type {type(cell).__name__}"
+  raise UserError(
+    f"{where}: expected a text, got {cell!r:.120}, which is {kind}; write it to the file as the text that a "
+    "model is to read"
+  )
+
+
+def first_text(cell: Any, where: str) -> str:
+  """The text of an answer that is taught: of several right ones, a list, the first.
+
+  Raises:
+    UserError: as `text_of`.
+  """
+  if isinstance(cell, list) and cell:
+    return text_of(cell[0], where)
+  return text_of(cell, where)
+
+
+def options_of(cell: Any, where: str) -> tuple[str, ...]:
+  """The options of a question, 2 to 26; empty ones at the end are left out.
+
+  Raises:
+    UserError: no list of options, or one of them is empty or no text.
+  """
+  if not isinstance(cell, list):
+    raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r:.120}")
+  while cell and is_empty(cell[-1]):  # fewer options than there are columns
+    cell = cell[:-1]
+  if not 1 < len(cell) <= len(LETTERS):
+    raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r:.120}")
+  if any(is_empty(choice) for choice in cell):
+    raise UserError(f"{where}: a choice is empty: {cell!r:.120}")
+  return tuple(text_of(choice, where) for choice in cell)
+
+
+class Answers:
+  """Which option an answer names, read alike in all rows of a data set.
+
+  Args:
+    how: "index" (from 0), "ordinal" (from 1), "letter" (with or without parentheses), "text" (of one option),
+      or "" for whichever of them fits.
+    stated: whether the options are those of the config, the same for every row.
+
+  With "", `learn` first looks at all rows. One reading that fits each of them is that of the data set; where
+  two do and differ in a row, none is guessed. Where no reading fits all rows, each row must have one alone.
+
+  `true` and `false` name the options yes, no, true and false, of which one must be there; numbers are they
+  with `how="index"` alone, or where the config's own options name neither. A `Label` is its name; its number
+  counts with `how="index"`.
+  """
+
+  def __init__(self, how: str, *, stated: bool):
+    self._how, self._stated = how, stated
+    self._fitting: set[str] = set()
+
+  def learn(self, rows: Iterable[tuple[Any, Sequence[str], Callable[[], str]]]) -> None:
+    """Finds the reading that fits all rows: their answers, options, and names for errors.
+
+    Rows that no reading fits are passed over; `index` refuses them.
+
+    Raises:
+      UserError: two readings fit all rows and differ, in the first row where they do.
+    """
+    if self._how:
+      return
+    fitting, count, lowest, where = set(READINGS) - {"ordinal"}, 0, len(LETTERS), None
+    torn: dict[tuple[str, str], tuple] = {}  # pairs of readings, and the first row in which they differ
+    for answer, choices, where in rows:
+      found = {kind: value for kind, value in self._readings(answer, choices).items() if value is not None}
+      if not found:
+        continue
+      fitting &= found.keys()
+      count, lowest = count + 1, min(lowest, found.get("index", 0))
+      for one, other in itertools.combinations(sorted(found), 2):
+        if found[one] != found[other] and (one, other) not in torn:
+          torn[one, other] = (answer, choices, where, found)
+    self._fitting = fitting
+    for pair, (answer, choices, where, found) in torn.items():
+      if fitting.issuperset(pair):
+        raise UserError(f"{where()}: " + _torn(answer, choices, {kind: found[kind] for kind in pair}))
+    if fitting == {"index"} and count >= _TELLING and lowest > 0:
+      warnings.warn(
+        Note(
+          f"{where()}: all {count} answers are numbers and none is 0; they are read as counted from 0. "
+          "If they count from 1, set answers='ordinal'"
+        ),
+        stacklevel=2,
+      )
+
+  def index(self, answer: Any, choices: Sequence[str], where: str) -> int:
+    """The index of the right option. Of a list of right answers, those that name an option name the same.
+
+    Raises:
+      UserError: no reading fits, or two of them say different things.
+    """
+    if is_empty(answer) or (isinstance(answer, Label) and answer.number < 0):
+      raise UserError(f"{where}: the cell is empty")
+    found = self._readings(answer, choices)
+    said = {k: v for k, v in found.items() if v is not None and (not self._fitting or k in self._fitting)}
+    said = said or {k: v for k, v in found.items() if v is not None}
+    if len(_distinct(said)) == 1:
+      return next(iter(said.values()))
+    if said:
+      raise UserError(f"{where}: " + _torn(answer, choices, said))
+    raise UserError(f"{where}: {_unfit(answer, choices, self._how)}")
+
+  def _readings(self, answer: Any, choices: Sequence[str]) -> dict[str, int | None]:
+    if isinstance(answer, list):
+      every = [self._readings(one, choices) for one in answer if not is_empty(one)]
+      return {kind: _agreed([one.get(kind) for one in every]) for kind in READINGS}
+    kinds = (self._how,) if self._how else ("index", "letter", "text")
+    return {kind: self._reading(kind, answer, choices) for kind in kinds}
+
+  def _reading(self, kind: str, answer: Any, choices: Sequence[str]) -> int | None:
+    if isinstance(answer, bool):
+      return self._bool(kind, answer, choices)
+    if kind in ("index", "ordinal"):
+      number = answer.number if self._how and isinstance(answer, Label) else _number(answer)
+      place = None if number is None else number - (kind == "ordinal")
+      return place if place is not None and 0 <= place < len(choices) else None
+    text = str(answer) if isinstance(answer, (str, int, float)) else ""
+    if kind == "letter":
+      letter = text.strip().strip("().").upper()
+      return LETTERS.index(letter) if letter in tuple(LETTERS[: len(choices)]) else None
+    return list(choices).index(text) if list(choices).count(text) == 1 else None
+
+  def _bool(self, kind: str, answer: bool, choices: Sequence[str]) -> int | None:
+    spoken = [choice.strip().rstrip(".").lower() for choice in choices]
+    named = [i for i, choice in enumerate(spoken) if choice in _SAID[answer]]
+    if kind == "text":
+      return named[0] if len(named) == 1 else None
+    said = {*_SAID[True], *_SAID[False]} & {*spoken}
+    if kind == "index" and (self._how or (self._stated and not said)):
+      return int(answer)
+    return None
+
+
+def _number(answer: Any) -> int | None:
+  """The whole number that a cell is, or that a text writes."""
+  if isinstance(answer, (bool, Label)):
+    return None
+  if isinstance(answer, int):
+    return answer
+  if isinstance(answer, float):
+    return int(answer) if answer.is_integer() else None
+  return int(answer) if isinstance(answer, str) and answer.isascii() and answer.isdecimal() else None
+
+
+def _agreed(values: Sequence[int | None]) -> int | None:
+  found = {value for value in values if value is not None}
+  return found.pop() if len(found) == 1 else None
+
+
+def _distinct(found: Mapping[str, int | None]) -> set[int]:
+  return {value for value in found.values() if value is not None}
+
+
+def _torn(answer: Any, choices: Sequence[str], said: Mapping[str, int]) -> str:
+  kinds = sorted((kind for kind in said), key=lambda kind: kind != "text")
+  names = {"text": "the text of one", "letter": "the letter of another", "index": "the index of another"}
+  also = ", or to 'ordinal' if they count from 1" if "index" in kinds else ""
+  return (
+    f"{answer!r} is {' and '.join(names[kind] for kind in kinds)} of {list(choices)}; "
+    f"set `answers` to {' or '.join(map(repr, sorted(kinds)))}{also}"
+  )
+
+
+def _unfit(answer: Any, choices: Sequence[str], how: str) -> str:
+  if how in ("", "text") and not isinstance(answer, list) and list(choices).count(str(answer)) > 1:
+    return f"{answer!r} stands twice among {list(choices)}"
+  if isinstance(answer, list):
+    return f"{answer!r:.120} names no single one of {list(choices)}, where a question has one right choice"
+  if isinstance(answer, bool):
+    said = text_of(answer, "")
+    return (
+      f"{said} names none of {list(choices)}; set answers='index' if false is the first and true the second"
+    )
+  kinds = {"": "neither an index, a letter nor the text", "text": "not the text"}.get(how, f"not the {how}")
+  ordinal = (
+    " (it may count from 1: answers='ordinal')"
+    if how != "ordinal" and _number(answer) == len(choices)
+    else ""
+  )
+  return f"{answer!r} is {kinds} of one of {list(choices)}{ordinal}"

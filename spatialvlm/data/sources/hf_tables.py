@@ -1,0 +1,203 @@
+"""Columns of opened data sets, as cells: those of Hugging Face `datasets`, and those of records of json.
+
+`hf_rows` reads either by the same names:
+
+- `names`: the columns;
+- `read(indices, names) -> {name: cells}`: cells as `cells` and `pictures` take them;
+- `sketches(name)`: the cells of a column in order, without their pictures' bytes, for checks of all rows;
+- `media`: columns that hold pictures, sound or video by their type.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from spatialvlm.data.sources.cells import Label
+from spatialvlm.data.sources.json_files import Records
+from spatialvlm.data.sources.pictures import LONGEST_NAME
+from spatialvlm.types import UserError
+
+_BLOCK = 1000
+
+
+class Table(Protocol):
+  names: tuple[str, ...]
+  media: frozenset[str]
+
+  def __len__(self) -> int: ...
+
+  def read(self, indices: Sequence[int], names: Sequence[str]) -> dict[str, list]: ...
+
+  def sketches(self, name: str) -> Iterator[Any]: ...
+
+
+class ArrowTable:
+  """A `datasets.Dataset`: its images stay bytes, its classes become `cells.Label`."""
+
+  def __init__(self, dataset: Any):
+    self.names = tuple(dataset.column_names)
+    self._dataset = _with_encoded_images(dataset)
+    self._read = {name: _reader(feature) for name, feature in dataset.features.items()}
+    self.media = frozenset(name for name, feature in dataset.features.items() if _is_media(feature))
+
+  def __len__(self) -> int:
+    return len(self._dataset)
+
+  def read(self, indices: Sequence[int], names: Sequence[str]) -> dict[str, list]:
+    block = self._dataset.select_columns(list(names))[list(indices)]
+    return {
+      name: list(map(self._read[name], block[name])) if self._read[name] else block[name] for name in names
+    }
+
+  def sketches(self, name: str) -> Iterator[Any]:
+    dataset = self._dataset.select_columns([name])
+    dataset = dataset.flatten_indices() if dataset._indices is not None else dataset
+    for chunk in dataset.data.column(name).chunks:
+      for first in range(0, len(chunk), _BLOCK):
+        yield from _sketch(chunk.slice(first, _BLOCK)).to_pylist()
+
+
+class RecordTable:
+  """Records of json files; their columns are the keys of all of them.
+
+  Raises:
+    UserError: a record is no object.
+  """
+
+  media: frozenset[str] = frozenset()
+
+  def __init__(self, files: Sequence[Records], features: Mapping[str, Any] | None = None):
+    self._places = [(file, row) for file in files for row in range(len(file))]
+    self._reader = {name: _reader(feature) for name, feature in (features or {}).items()}
+    names: dict[str, None] = {}
+    width = None
+    for index, (file, row) in enumerate(self._places):
+      record = file[row]
+      if isinstance(record, list) and (index == 0 or width is not None):
+        width = len(record) if width is None else width
+        if len(record) != width:
+          raise UserError(
+            f"{file.where(row)}: expected a list of {width} cells like row 0, got {record!r:.80}"
+          )
+      elif not isinstance(record, dict) or width is not None:
+        raise UserError(f"{file.where(row)}: expected an object, got {type(record).__name__}")
+      names |= dict.fromkeys(self._named(record))
+    self.names = tuple(names)
+
+  def cut(self, first: int, end: int | None) -> RecordTable:
+    """The rows from `first` to before `end`."""
+    part = copy.copy(self)
+    part._places = self._places[first:end]
+    return part
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def read(self, indices: Sequence[int], names: Sequence[str]) -> dict[str, list]:
+    found: dict[str, list] = {name: [] for name in names}
+    for index in indices:
+      record = self._record(index)
+      for name in names:
+        reader, cell = self._reader.get(name), record.get(name)
+        found[name].append(reader(cell) if reader else cell)
+    return found
+
+  def sketches(self, name: str) -> Iterator[Any]:
+    for index in range(len(self)):
+      yield self._record(index).get(name)
+
+  def _record(self, index: int) -> Mapping[str, Any]:
+    file, row = self._places[index]
+    return self._named(file[row])
+
+  def _named(self, record: Any) -> Mapping[str, Any]:
+    """Lists get the names column0, column1, ..."""
+    return record if isinstance(record, dict) else {f"column{i}": cell for i, cell in enumerate(record)}
+
+
+class PlacedTable(RecordTable):
+  """Records that name their images' files as `datasets` has it for folders of images: `file_name`.
+
+  The column `file_name` becomes `image`, `x_file_name` becomes `x`, and `file_names` becomes `images`.
+  """
+
+  def _named(self, record: Any) -> Mapping[str, Any]:
+    return {_served(key): cell for key, cell in super()._named(record).items()}
+
+  def _record(self, index: int) -> Mapping[str, Any]:
+    file, row = self._places[index]
+    placed = lambda cell: str(file.path.parent / cell) if isinstance(cell, str) and cell else cell
+    found = {}
+    for key, cell in super()._named(file[row]).items():
+      if _served(key) != key:
+        cell = [placed(one) for one in cell] if isinstance(cell, list) else placed(cell)
+      found[_served(key)] = cell
+    return found
+
+
+def _served(key: str) -> str:
+  for usual, ours in (("file_name", "image"), ("file_names", "images")):
+    if key == usual:
+      return ours
+    if key.endswith(f"_{usual}"):
+      return key.removesuffix(f"_{usual}")
+  return key
+
+
+def _with_encoded_images(dataset: Any) -> Any:
+  """The same rows, their images left as bytes, so that `open_image` alone decides how they are decoded."""
+  import datasets
+
+  for name, feature in dataset.features.items():
+    inner = getattr(feature, "feature", None)
+    if isinstance(feature, datasets.Image):
+      dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    elif isinstance(inner, datasets.Image):
+      dataset = dataset.cast_column(name, datasets.List(datasets.Image(decode=False)))
+  return dataset
+
+
+def _is_media(feature: Any) -> bool:
+  import datasets
+
+  kinds = tuple(getattr(datasets, name) for name in ("Image", "Audio", "Video") if hasattr(datasets, name))
+  return isinstance(feature, kinds) or isinstance(getattr(feature, "feature", None), kinds)
+
+
+def _reader(feature: Any) -> Callable[[Any], Any] | None:
+  """What makes `cells.Label` of a feature's classes; None where it has none."""
+  import datasets
+
+  if isinstance(feature, datasets.ClassLabel):
+    names = feature.names
+    return lambda cell: None if cell is None else Label(names[cell] if cell >= 0 else "", cell)
+  inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+  if inner is not None and (read := _reader(inner)):
+    return lambda cell: [read(one) for one in cell] if isinstance(cell, list) else cell
+  return None
+
+
+def _sketch(values: pa.Array) -> pa.Array:
+  """The same cells with `True` for bytes (null for none), and long texts cut short after `LONGEST_NAME`."""
+  kind = values.type
+  if isinstance(values, pa.ExtensionArray):
+    return _sketch(values.storage)
+  if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    return pc.if_else(pc.fill_null(pc.greater(pc.binary_length(values), 0), False), True, None)
+  if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    return pc.utf8_slice_codeunits(values, 0, LONGEST_NAME + 1)
+  if pa.types.is_struct(kind):
+    parts = [_sketch(pc.struct_field(values, [i])) for i in range(kind.num_fields)]
+    names = [kind.field(i).name for i in range(kind.num_fields)]
+    return pa.StructArray.from_arrays(parts, names, mask=pc.is_null(values))
+  if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and not pa.types.is_primitive(kind.value_type):
+    inner = _sketch(values.flatten())
+    lengths = pc.fill_null(pc.list_value_length(values), 0)
+    offsets = pa.concat_arrays([pa.array([0], pa.int64()), pc.cumulative_sum(lengths).cast(pa.int64())])
+    return pa.LargeListArray.from_arrays(offsets, inner, mask=pc.is_null(values))
+  return values

@@ -1,0 +1,134 @@
+"""Records of json files, read as they stand there.
+
+A file is a list of records or has one a line, whatever its name ends in; a byte-order mark is passed over.
+Values keep what is written: numbers are `cells.Written` or int, texts that look like dates stay texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatialvlm.data.sources.cells import Written
+from spatialvlm.types import UserError
+
+_MARK = b"\xef\xbb\xbf"
+
+
+def open_records(path: str | Path) -> Records:
+  """The records of a file, parsed when they are asked for where the file has one a line.
+
+  Raises:
+    UserError: no such file, no text, no json; a file that is one object alone.
+  """
+  path = Path(path).expanduser()
+  try:
+    first = _first_byte(path)
+  except FileNotFoundError:
+    raise UserError(f"{path}: no such file; give a .json or .jsonl file") from None
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read as text ({error.strerror or error})") from error
+  if first == b"[":
+    found = _list(path)
+    if found is not None:
+      return Records(path, found)
+  if first == b"{" and path.suffix == ".json" and isinstance(_whole(path), dict):
+    raise UserError(
+      f"{path}: expected a list of records, or one a line; a file of one record a line is named .jsonl"
+    )
+  return Lines(path)
+
+
+class Records(Sequence[Any]):
+  """The records of a list, in memory."""
+
+  def __init__(self, path: Path, records: Sequence[Any]):
+    self.path, self._records = path, records
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Any:
+    return self._records[index]
+
+  def where(self, index: int) -> str:
+    """What errors call a record."""
+    return f"{self.path}, row {index}"
+
+
+class Lines(Records):
+  """The records of a file of lines: only where they begin is kept. Safe to read from several threads."""
+
+  def __init__(self, path: Path):
+    self.path = path
+    self._spans, self._numbers = _spans(path)
+
+  def __len__(self) -> int:
+    return len(self._spans)
+
+  def __getitem__(self, index: int) -> Any:
+    start, end = map(int, self._spans[index])
+    with open(self.path, "rb") as stream:
+      stream.seek(start)
+      return _parse(_decoded(stream.read(end - start), self.path), self.where(index))
+
+  def where(self, index: int) -> str:
+    return f"{self.path}:{self._numbers[index]}"
+
+
+def _first_byte(path: Path) -> bytes:
+  with open(path, "rb") as stream:
+    return stream.read(4096).removeprefix(_MARK).lstrip()[:1]
+
+
+def _spans(path: Path) -> tuple[np.ndarray, np.ndarray]:
+  """Start and end in bytes of each line that is not blank, and its number from 1."""
+  spans, numbers = [], []
+  with open(path, "rb") as stream:
+    start = len(_MARK) if stream.read(len(_MARK)) == _MARK else 0
+    stream.seek(start)
+    for number, line in enumerate(stream, start=1):
+      end = start + len(line)
+      if line.strip():
+        spans.append((start, end))
+        numbers.append(number)
+      start = end
+  return np.array(spans, np.int64).reshape(-1, 2), np.array(numbers, np.int64)
+
+
+def _list(path: Path) -> list[Any] | None:
+  """The list that a file is, None where it has a list a line."""
+  text = _decoded(path.read_bytes(), path)
+  try:
+    return json.loads(text, parse_float=Written)
+  except json.JSONDecodeError as error:
+    if error.msg == "Extra data":
+      return None
+    raise UserError(f"{path}: not JSON ({error.msg}, line {error.lineno}, column {error.colno})") from error
+
+
+def _whole(path: Path) -> Any:
+  try:
+    return json.loads(_decoded(path.read_bytes(), path))
+  except json.JSONDecodeError:
+    return None
+
+
+def _decoded(raw: bytes, path: Path) -> str:
+  try:
+    return raw.removeprefix(_MARK).decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}: cannot be read as text ({error})") from error
+
+
+def _parse(text: str, where: str) -> Any:
+  try:
+    return json.loads(text, parse_float=Written)
+  except json.JSONDecodeError as error:
+    raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+  except RecursionError:
+    raise UserError(f"{where}: not JSON that can be read (nested too deep)") from None
