@@ -104,6 +104,8 @@ class DataConfig:
     seed: added to the run's: of the shuffles and of which source gives the next example.
     workers: threads that read and preprocess; 0 for none beside the training's own.
     prefetch: batches that are prepared ahead.
+    bad_rows: "refuse" ends a run at the first row that cannot be used; "skip" puts the next good row of its
+      source in its place, and names the rows that were left out.
   """
 
   sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
@@ -116,6 +118,7 @@ class DataConfig:
   seed: int = 0
   workers: int = 2
   prefetch: int = 4
+  bad_rows: Literal["refuse", "skip"] = "refuse"
 
 
 @dataclasses.dataclass(frozen=True)

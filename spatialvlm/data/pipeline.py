@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import grain
@@ -18,10 +19,15 @@ from spatialvlm.data.checks import check_encoded
 from spatialvlm.data.sources.lettered import question_to_example
 from spatialvlm.data.sources.registry import Source, open_questions, open_source, read
 from spatialvlm.mixture import ENDLESS, Mixture
-from spatialvlm.types import Batch, Example, UserError
+from spatialvlm.types import Batch, Example, Note, UserError
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded, Processor
+
+# Rows of a source that are looked at before a run, to say how many have no picture.
+_FIRST = 100
+# So many broken rows in succession are no accident.
+_MOST_BROKEN = 100
 
 __all__ = [
   "BatchInfo",
@@ -35,6 +41,7 @@ __all__ = [
   "open_source",
   "question_to_example",
   "read",
+  "read_good",
   "suited",
   "training_mixture",
   "training_stream",
@@ -57,6 +64,8 @@ class BatchInfo:
     tasks: examples by task.
     epoch: by source with an end, how often it was seen before this batch.
     ids: which examples: `source[index]`, and the source's own id in parentheses where it has one.
+    blind: examples without a picture, by source.
+    skipped: what stood in these places and was left out (`DataConfig.bad_rows`): by source[index], why.
   """
 
   bucket: batches.Bucket
@@ -68,6 +77,8 @@ class BatchInfo:
   tasks: Mapping[str, int]
   epoch: Mapping[str, float]
   ids: tuple[str, ...]
+  blind: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,6 +117,18 @@ class Mixed:
         samples[row] = Sample(self.mixture.names[source], places[row].index, example)
     return samples
 
+  def after(self, position: int) -> Iterator[tuple[str, int, Callable[[], Sample]]]:
+    """The row at a position and those behind it in its source: the source's name, the row, and its reader.
+
+    From the last row of a source it goes on with the first.
+    """
+    place = self.mixture[position]
+    name, source = self.mixture.names[place.source], self._sources[place.source]
+    length = len(source)
+    for step in range(length):
+      index = place.index + step if length == ENDLESS else (place.index + step) % length
+      yield name, index, lambda index=index: Sample(name, index, read(source, [index])[0])
+
 
 def encode(sample: Sample, processor: Processor, longest: int) -> Encoded:
   """What the model will read of a sample, checked (`checks.check_encoded`).
@@ -120,6 +143,45 @@ def encode(sample: Sample, processor: Processor, longest: int) -> Encoded:
     where = f" (id {sample.example.id!r})" if sample.example.id else ""
     raise UserError(f"data source {sample.source!r}, example {sample.index}{where}: {error}") from error
   return encoded
+
+
+def read_good(
+  mixed: Mixed, positions: Sequence[int], processor: Processor, longest: int, *, skip: bool
+) -> tuple[list[Sample], list[Encoded], dict[str, str]]:
+  """The samples at `positions`, encoded; and why rows were left out, by `source[index]`.
+
+  Args:
+    skip: whether a broken row is left out; in its place stands the next good one of its source. That depends
+      on the position and the data alone, so that a stream goes on with the same bits after an interruption.
+
+  Raises:
+    UserError: a broken row, or with `skip` so many of them in succession that the config must be wrong.
+  """
+  try:
+    samples = mixed.read(positions)
+    return samples, [encode(sample, processor, longest) for sample in samples], {}
+  except UserError:
+    if not skip:
+      raise
+  good, skipped = [], {}
+  for position in positions:
+    for tried, (name, index, reader) in enumerate(mixed.after(position)):
+      try:
+        sample = reader()
+        good.append((sample, encode(sample, processor, longest)))
+        break
+      except UserError as error:
+        skipped[f"{name}[{index}]"] = str(error)
+        if tried + 1 >= _MOST_BROKEN:
+          raise UserError(
+            f"data source {name!r}: {tried + 1} rows in succession cannot be used, up to {index}: {error}"
+          ) from error
+    else:
+      raise UserError(
+        f"data source {name!r}: not one row can be used; the last: {skipped[f'{name}[{index}]']}"
+      )
+  samples, encoded = map(list, zip(*good, strict=True)) if good else ([], [])
+  return samples, encoded, skipped
 
 
 def suited(config: DataConfig, processor: Processor) -> DataConfig:
@@ -167,9 +229,21 @@ def open_mixed(configs: Mapping[str, SourceConfig], *, shuffle: bool, seed: int)
         opened[name] = open_source(config)
       except UserError as error:
         raise UserError(f"data source {name!r}: {error}") from error
+      _say_pictures(name, opened[name])
   lengths = {name: len(opened[name]) if name in opened else 0 for name in configs}
   weights = {name: config.weight for name, config in configs.items()}
   return Mixed(opened, Mixture(lengths, weights, shuffle=shuffle, seed=seed))
+
+
+def _say_pictures(name: str, source: Source) -> None:
+  """How many of the first rows of somebody's data have no picture, where there are such."""
+  if not hasattr(source, "picture_counts"):
+    return
+  counts = source.picture_counts(_FIRST)
+  none = int(np.count_nonzero(np.asarray(counts) == 0))
+  if none:
+    said = f"{none} of its first {len(counts)} rows have no picture"
+    warnings.warn(Note(f"data source {name!r}: {said}; they train on their text alone"), stacklevel=2)
 
 
 def training_stream(
@@ -198,7 +272,7 @@ def training_stream(
   config = suited(config, processor)
   mixed = training_mixture(config, seed)
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
-  encode(mixed.read([0])[0], processor, config.lengths[-1])
+  read_good(mixed, [0], processor, config.lengths[-1], skip=config.bad_rows == "skip")
   shares = {"process_index": process_index, "process_count": process_count}
   return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
@@ -276,8 +350,13 @@ class BatchSequence:
     if not 0 <= number < len(self):
       raise IndexError(number)
     first = number * self._batch_size + self._process_index * self._rows
-    samples = self._mixed.read(range(first, max(first, min(first + self._rows, self._mixed.count))))
-    encoded = [encode(sample, self._processor, self._config.lengths[-1]) for sample in samples]
+    samples, encoded, skipped = read_good(
+      self._mixed,
+      range(first, max(first, min(first + self._rows, self._mixed.count))),
+      self._processor,
+      self._config.lengths[-1],
+      skip=self._config.bad_rows == "skip",
+    )
     bucket = self._bucket(encoded)
     batch = batches.collate(
       encoded,
@@ -296,6 +375,8 @@ class BatchSequence:
       tasks=Counter(s.example.task for s in samples),
       epoch=self._mixed.mixture.epoch(number * self._batch_size),
       ids=tuple(s.id for s in samples),
+      blind=Counter(s.source for s in samples if not s.example.images),
+      skipped=skipped,
     )
     return batch, info
 

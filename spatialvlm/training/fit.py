@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from spatialvlm.config import RunConfig
 from spatialvlm.data import batch as batch_lib
+from spatialvlm.data.pipeline import BatchInfo
 from spatialvlm.training import guards
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION, Checkpoints, cost
@@ -71,6 +72,8 @@ class Memory:
     best: the best measurement (`TrainConfig.best`), and `best_step` where it was first seen.
     waited: measurements since then.
     stopped: early stopping has ended the run.
+    seen: by source, the rows that this process has read, and how many of them had no picture.
+    skipped: why rows were left out (`DataConfig.bad_rows`), by source[index].
   """
 
   window: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -78,6 +81,14 @@ class Memory:
   best_step: int | None = None
   waited: int = 0
   stopped: bool = False
+  seen: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def count(self, info: BatchInfo) -> None:
+    for name, rows in info.sources.items():
+      read, blind = self.seen.get(name, (0, 0))
+      self.seen[name] = [read + rows, blind + info.blind.get(name, 0)]
+    self.skipped.update(info.skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +206,7 @@ class _Loop:
       self.announce(program, info)
     self.state, figures = program.run(self.state, self.parts.frozen, on_device)
     self.pending.append((step + 1, figures, info.ids))
+    self.memory.count(info)
     self.clock.count(info.samples, info.tokens, program.flops)
     if len(self.pending) > AHEAD:
       jax.block_until_ready(self.pending[-1 - AHEAD][1])

@@ -24,7 +24,7 @@ from spatialvlm.training import export, objectives, optim, phases, plots
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION
-from spatialvlm.training.fit import Parts, fit
+from spatialvlm.training.fit import Memory, Parts, fit
 from spatialvlm.training.scores import Scores
 from spatialvlm.types import UserError
 
@@ -121,6 +121,15 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     say(f"stopped by signal {outcome.signal} at step {step}; the same command continues")
     return {"finished": False, "step": step, "signal": outcome.signal}
   return finish(config, split, terms, outcome, scores, folder, workdir)
+
+
+def say_rows(memory: Memory) -> None:
+  """What was read of each source: rows without a picture, and those that were left out."""
+  for name, (read, blind) in sorted(memory.seen.items()):
+    say(f"data source {name!r}: {read:,} rows read, {blind:,} of them without a picture")
+  if memory.skipped:
+    say(f"{len(memory.skipped):,} broken rows were left out; {SUMMARY_FILE} names them, the first:")
+    say("\n".join(f"  {reason}" for reason in list(memory.skipped.values())[:3]))
 
 
 def say(text: str) -> None:
@@ -242,9 +251,14 @@ def finish(
     "seconds": outcome.seconds,
     "compilations": outcome.compilations,
     "exported": exported,
+    "data": {
+      name: {"rows": read, "without_picture": blind} for name, (read, blind) in sorted(memory.seen.items())
+    },
+    "skipped_rows": dict(sorted(memory.skipped.items())),
     "scores": scores.after(state),
   }
   if jax.process_index() == 0:
     workdir_lib.write_json(workdir / SUMMARY_FILE, summary)
+  say_rows(memory)
   say(f"ends with the parameters of step {summary['step']}; results are in {workdir}")
   return summary

@@ -92,6 +92,9 @@ class Stream:
     valid = np.ones((mine, LENGTH), bool)
     batch = Batch(tokens_BT=tokens[rows], valid_BT=valid, target_index_BK=index[rows])
     info = types.SimpleNamespace(
+      sources={"fake": mine},
+      blind={},
+      skipped={},
       bucket=Bucket(LENGTH, 0, TARGETS),
       samples=len(batch.tokens_BT),
       tokens=batch.tokens_BT.size,

@@ -111,6 +111,8 @@ class _Column:
 
 
 def _is_text(kind: pa.DataType) -> bool:
+  if pa.types.is_dictionary(kind):  # as pandas writes categories
+    return _is_text(kind.value_type)
   return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 

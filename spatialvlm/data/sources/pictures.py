@@ -49,7 +49,9 @@ def row_cells(row: Mapping[str, Any], where: str) -> tuple[str, list[Any]]:
 def file_names(cells: Sequence[Any]) -> tuple[str, ...]:
   """The file name that each picture carries, empty where it carries none."""
   paths = [cell.get("path") if isinstance(cell, Mapping) else cell for cell in cells]
-  return tuple(PurePosixPath(path).name if may_be_name(path) else "" for path in paths)
+  return tuple(
+    PurePosixPath(path).name if may_be_name(path) and not _begins_as_image(path) else "" for path in paths
+  )
 
 
 def locate(cell: Any, root: Path | None, where: str) -> Path | bytes | np.ndarray:

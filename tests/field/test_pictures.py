@@ -1,0 +1,218 @@
+"""Rows whose pictures were written in many ways: read, or refused by name; never passed over."""
+
+import base64
+import io
+import json
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from spatialvlm.config import HFConfig, LlavaConfig
+from spatialvlm.data import pipeline
+from spatialvlm.types import Turn, UserError
+
+ASKED = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Grey."}]}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def png(value, side=3):
+  buffer = io.BytesIO()
+  pixels = np.random.default_rng(0).integers(0, 255, (2, side, 3), np.uint8)
+  pixels[:, 0] = value
+  Image.fromarray(pixels).save(buffer, "PNG")
+  return buffer.getvalue()
+
+
+def text64(value, **size):
+  return base64.b64encode(png(value, **size)).decode()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for i in range(3):
+    (tmp_path / f"{i}.png").write_bytes(png(i))
+  return tmp_path
+
+
+def jsonl(folder, *records):
+  (folder / "rows.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+  return str(folder / "rows.jsonl")
+
+
+def both(path):
+  """Two kinds of source that read the same file of conversations."""
+  return [pipeline.open_source(kind(path=path)) for kind in (LlavaConfig, HFConfig)]
+
+
+def values(example):
+  return [int(image[0, 0, 0]) for image in example.images]
+
+
+def refused(path, kinds=(LlavaConfig, HFConfig), **settings):
+  """The message with which each kind refuses a file, when it is opened or its first row read."""
+  found = []
+  for kind in kinds:
+    with pytest.raises(UserError) as error:
+      pipeline.open_source(kind(path=path, **settings))[0]
+    found.append(str(error.value))
+    assert "\n" not in found[-1] and len(found[-1]) < 500
+  return found
+
+
+def test_base64_and_data_urls_are_pictures_in_every_kind(folder):
+  cells = [text64(7), f"data:image/png;base64,{text64(7, side=400)}", "0.png", text64(7, side=900)]
+  assert len(text64(7)) < 255 < 1024 < len(text64(7, side=900))
+  for source in both(jsonl(folder, *({"image": cell} | ASKED for cell in cells))):
+    assert [values(source[i]) for i in range(4)] == [[7], [7], [0], [7]]
+    assert [source[i].files for i in range(4)] == [("",), ("",), ("0.png",), ("",)]
+
+
+@pytest.mark.parametrize(
+  ("cell", "said"),
+  [
+    ("x" * 300 + "?", "neither the name of an image file nor an image in base64"),
+    (base64.b64encode(b"no picture at all" * 200).decode(), "neither the name of an image file nor"),
+    ("data:image/png;base64,????", "no image in base64 follows 'data:image/png;base64,????'"),
+    ("data:text/plain,hello", "no image in base64 follows 'data:text/plain,hello'"),
+    ("https://example.org/a.png", "nothing is downloaded: fetch it and set image_root"),
+    ("a\nb", "neither the name of an image file nor"),
+    ("gone.png", "no such image file"),
+  ],
+)
+def test_text_that_is_no_picture_gets_one_line(folder, cell, said):
+  for message in refused(jsonl(folder, {"image": cell} | ASKED)):
+    assert said in message and "image" in message
+
+
+def test_a_record_of_llava_with_a_video_is_refused_by_name(folder):
+  path = jsonl(folder, {"image": "0.png"} | ASKED, {"video": "a.mp4"} | ASKED)
+  for message in refused(path):
+    assert "'video' holds video or sound, which nothing reads" in message
+  for kind in (LlavaConfig, HFConfig):
+    assert values(pipeline.open_source(kind(path=path, ignore=("video",)))[1]) == []
+  path = jsonl(folder, {"conversations": [{"from": "human", "value": "<video>\nWhat?"},
+                                          {"from": "gpt", "value": "A dog."}]})  # fmt: skip
+  assert all("the mark <video>" in message for message in refused(path))
+
+
+@pytest.mark.parametrize("key", ["img", "image_path", "Image_URL"])
+def test_pictures_under_a_name_that_nobody_reads_are_refused(folder, key):
+  path = jsonl(folder, {key: "1.png", "question": "What?", "answer": "Grey."})
+  (message,) = refused(path, [HFConfig])
+  assert f"row 0: column {key!r} holds pictures that nothing reads" in message
+  example = pipeline.open_source(HFConfig(path=path, columns={"image": key}))[0]
+  assert values(example) == [1]
+  for settings in (dict(ignore=(key,)), dict(columns={"image": ""})):
+    if "columns" in settings:
+      (folder / "rows.jsonl").write_text(
+        json.dumps({key: "1.png", "image": None, "question": "Q", "answer": "A"})
+      )
+    assert pipeline.open_source(HFConfig(path=path, **settings))[0].images == ()
+
+
+def test_a_column_of_the_type_image_is_never_passed_over(folder):
+  table = datasets.Dataset.from_dict({"question": ["Q"], "answer": ["A"], "scan": [str(folder / "2.png")]})
+  table.cast_column("scan", datasets.Image()).save_to_disk(folder / "d")
+  (message,) = refused(str(folder / "d"), [HFConfig])
+  assert "row 0: column 'scan' holds" in message
+  assert values(pipeline.open_source(HFConfig(path=str(folder / "d"), columns={"image": "scan"}))[0]) == [2]
+
+
+def test_what_an_image_was_made_of_may_stand_beside_it(folder):
+  path = jsonl(folder, {"image": "1.png", "image_path": "/elsewhere/1.png"} | ASKED)
+  assert all(values(source[0]) == [1] for source in both(path))
+  path = jsonl(folder, {"image": None, "image_path": "/elsewhere/1.png"} | ASKED)
+  assert all("'image_path' holds pictures that nothing reads" in message for message in refused(path))
+
+
+def test_image_counts_where_images_is_empty(folder):
+  path = jsonl(
+    folder, {"image": "1.png", "images": []} | ASKED, {"image": "", "images": ["0.png", "2.png"]} | ASKED
+  )
+  assert all([values(source[0]), values(source[1])] == [[1], [0, 2]] for source in both(path))
+  path = jsonl(
+    folder, {"image": "1.png", "images": [], "question": "Q", "choices": ["a", "b"], "answer": "a"}
+  )
+  (question,) = pipeline.open_questions(HFConfig(path=path))
+  assert values(question) == [1]
+  path = jsonl(folder, {"image": "1.png", "images": ["0.png"]} | ASKED)
+  assert all("'image' and 'images' both hold pictures" in message for message in refused(path))
+
+
+def test_rows_of_text_alone_may_say_so_in_any_way(folder):
+  empty = [{}, {"image": None}, {"image": ""}, {"images": []}, {"images": None, "image": []}]
+  for source in both(jsonl(folder, *(row | ASKED for row in empty))):
+    assert [len(source[i].images) for i in range(5)] == [0] * 5
+
+
+def test_pictures_inside_of_messages(folder):
+  """As trl and unsloth write them, and OpenAI's form."""
+  parts = [
+    {"type": "image", "image": "2.png"},
+    {"type": "text", "text": "or"},
+    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{text64(9)}"}},
+    {"type": "text", "text": "?"},
+  ]
+  talk = [
+    {"role": "user", "content": parts},
+    {"role": "assistant", "content": [{"type": "text", "text": "both"}]},
+  ]
+  for source in both(jsonl(folder, {"messages": talk})):
+    assert values(source[0]) == [2, 9] and source[0].turns == (Turn("<image>or<image>?", "both"),)
+  unlike = [{"role": "user", "content": [parts[0], {"type": "image"}]}, talk[1]]
+  assert all(
+    "2 parts of messages are images, but 1" in m for m in refused(jsonl(folder, {"messages": unlike}))
+  )
+  twice = {"messages": talk, "image": "0.png"}
+  assert all("the parts of messages both hold pictures" in m for m in refused(jsonl(folder, twice)))
+  apart = [{"role": "user", "content": [{"type": "image"}, parts[1]]}, talk[1]]
+  for source in both(jsonl(folder, {"messages": apart, "images": ["1.png"]})):
+    assert values(source[0]) == [1]
+
+
+def test_columns_that_were_mapped_count_more_than_one_named_messages(folder):
+  row = {"query": "How many?", "label": "three"} | ASKED
+  config = HFConfig(path=jsonl(folder, row), columns={"question": "query", "answer": "label"})
+  assert pipeline.open_source(config)[0].turns == (Turn("How many?", "three"),)
+  assert pipeline.open_source(HFConfig(path=config.path))[0].turns == (Turn("What?", "Grey."),)
+
+
+def test_a_list_named_jsonl_and_lines_named_json_and_a_byte_order_mark(folder):
+  rows = [{"image": f"{i}.png"} | ASKED for i in range(2)]
+  written = {
+    "list.jsonl": json.dumps(rows),
+    "lines.json": "\n\n".join(map(json.dumps, rows)),
+    "mark.jsonl": "\ufeff" + "\r\n".join(map(json.dumps, rows)),
+    "mark.json": "\ufeff" + json.dumps(rows, indent=2),
+  }
+  for name, text in written.items():
+    (folder / name).write_bytes(text.encode())
+    for source in both(str(folder / name)):
+      assert len(source) == 2 and [values(source[i]) for i in range(2)] == [[0], [1]], name
+  (folder / "mark.csv").write_bytes("\ufeffquestion,answer\nQ,A\n".encode())
+  assert pipeline.open_source(HFConfig(path=str(folder / "mark.csv")))[0].turns == (Turn("Q", "A"),)
+
+
+def parquet(folder, cells, **columns):
+  kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+  pq.write_table(pa.table({"image": pa.array(cells, kind), **columns}), folder / "rows.parquet")
+  return HFConfig(path=str(folder / "rows.parquet"))
+
+
+def test_a_file_that_a_row_of_parquet_names_is_missed_before_the_first_answer(folder):
+  cells = [{"bytes": png(4), "path": "never/looked/at.png"}, {"bytes": None, "path": "1.png"}]
+  asked = dict(question=["Q"] * 3, choices=[["a", "b"]] * 3, answer=["a"] * 3)
+  questions = pipeline.open_questions(parquet(folder, [*cells, {"bytes": None, "path": "2.png"}], **asked))
+  assert [values(q) for q in questions] == [[4], [1], [2]]
+  with pytest.raises(UserError, match=r"row 2, column 'image': no such image file .*'gone.png'"):
+    pipeline.open_questions(parquet(folder, [*cells, {"bytes": None, "path": "gone.png"}], **asked))
+  with pytest.raises(UserError, match=r"row 2, column 'image': the cell is empty, where an image is wanted"):
+    pipeline.open_questions(parquet(folder, [*cells, None], **asked))
