@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from spatialvlm.types import LETTERS, Question, UserError
+from spatialvlm.data.sources import pictures
+from spatialvlm.types import IMAGE_MARK, LETTERS, Note, Question, UserError
 
 
 def write_cvbench(path: str | Path, questions: Iterable[Question], *, row_group: int = 100) -> None:
@@ -65,11 +67,30 @@ class File:
       with pq.ParquetFile(path) as file:
         _check_schema(path, file.schema_arrow)
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
-        table = file.read(columns=[name for name in COLUMNS if name != "image"])
+        read = [name for name in COLUMNS if name != "image" and name in file.schema_arrow.names]
+        table = file.read(columns=read)
     except (OSError, pa.ArrowInvalid) as error:
       raise UserError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
     self._starts = np.cumsum([0, *sizes])
-    self.rows = [_question_fields(row, f"{path}, row {i}") for i, row in enumerate(table.to_pylist())]
+    self.rows = [_question_fields(row, f"{path}, row {i}") for i, row in enumerate(_rows(table))]
+    self._check_pictures()
+
+  def _check_pictures(self) -> None:
+    """Refuses rows without a picture: what a row names must be there, where it holds no bytes itself."""
+    with pq.ParquetFile(self.path) as file:
+      groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
+    for number, group in enumerate(groups):
+      columns = [group.column(c) for c in range(group.num_columns)]
+      holds = next(c.statistics for c in columns if c.path_in_schema == "image.bytes")
+      if holds is not None and holds.has_null_count and holds.null_count == 0:
+        continue  # told by the file's end, without reading a picture
+      for row, cell in enumerate(self.read_images(number), start=int(self._starts[number])):
+        if not cell.is_valid or not cell["bytes"].is_valid:
+          where = f"{self.path}, row {row}, column 'image'"
+          name = cell["path"].as_py() if cell.is_valid else None
+          if not name:
+            raise UserError(f"{where}: the cell holds neither bytes nor a path")
+          pictures.check(name, self.path.parent, where)
 
   def group_of(self, row: int) -> tuple[int, int]:
     group = int(np.searchsorted(self._starts, row, "right")) - 1
@@ -81,6 +102,30 @@ class File:
         return file.read_row_group(group, columns=["image"]).column("image")
     except (OSError, pa.ArrowInvalid) as error:
       raise UserError(f"{self.path}, row group {group}: cannot be read ({first_line(error)})") from error
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+  """Rows with every column of the schema; those that no score needs are None where they cannot be read.
+
+  Whole numbers that pandas wrote as floats, beside empty cells, are whole again.
+  """
+  for name in set(COLUMNS) & set(table.column_names):
+    column, kind = COLUMNS[name], table.schema.field(name).type
+    place = table.column_names.index(name)
+    if column.unread and not column.fits(kind):
+      cells = _whole(table.column(name)) if column.wanted == "int32" else None
+      table = table.set_column(place, name, pa.nulls(len(table)) if cells is None else cells)
+  missing = dict.fromkeys(name for name in COLUMNS if name != "image" and name not in table.column_names)
+  return [missing | row for row in table.to_pylist()]
+
+
+def _whole(values: pa.ChunkedArray) -> pa.Array | None:
+  if not pa.types.is_floating(values.type):
+    return None
+  cells = [None if v is None or v != v else v for v in values.to_pylist()]
+  if any(v is not None and not v.is_integer() for v in cells):
+    return None
+  return pa.array([None if v is None else int(v) for v in cells], pa.int64())
 
 
 def _question_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -95,6 +140,8 @@ def _question_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     raise UserError(
       f"{where}, column 'answer': {row['answer']!r} is not one of {letters[0]} to {letters[-1]}"
     )
+  if (marks := row["prompt"].count(IMAGE_MARK)) > 1:
+    raise UserError(f"{where}, column 'prompt': {marks} {IMAGE_MARK} marks for one image")
   boxes = row["bbox"]
   if boxes is not None and any(box is None or None in box for box in boxes):
     raise UserError(f"{where}, column 'bbox': a box or a number in it is missing")
@@ -108,6 +155,7 @@ class _Column:
   wanted: str
   fits: Callable[[pa.DataType], bool]
   nullable: bool = False
+  unread: bool = False  # by every score, so that nothing of it stops a run
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -154,20 +202,27 @@ COLUMNS: dict[str, _Column] = {
   "source": _TEXT,
   "source_dataset": _TEXT,
   "source_filename": _TEXT,
-  "target_class": _Column("string", _or_null(_is_text), nullable=True),
-  "target_size": _Column("int32", _or_null(pa.types.is_integer), nullable=True),
+  "target_class": _Column("string", _or_null(_is_text), nullable=True, unread=True),
+  "target_size": _Column("int32", _or_null(pa.types.is_integer), nullable=True, unread=True),
   "bbox": _Column("list<list<float>>", _or_null(_is_boxes), nullable=True),
 }
 
 
 def _check_schema(path: Path, schema: pa.Schema) -> None:
-  missing = [name for name in COLUMNS if name not in schema.names]
+  missing = [name for name, column in COLUMNS.items() if name not in schema.names and not column.unread]
   if missing:
     raise UserError(f"{path}: column {', '.join(map(repr, missing))} of CV-Bench's schema is missing")
   for name, column in COLUMNS.items():
-    kind = schema.field(name).type
-    if not column.fits(kind):
+    kind = schema.field(name).type if name in schema.names else None
+    if kind is not None and column.fits(kind):
+      continue
+    if not column.unread:
       raise UserError(f"{path}, column {name!r}: expected {column.wanted}, got {kind}")
+    if kind is None or not (column.wanted == "int32" and pa.types.is_floating(kind)):
+      said = "is missing" if kind is None else f"is {kind}, not {column.wanted}"
+      warnings.warn(
+        Note(f"{path}: column {name!r} {said}; no score needs it, so it is left out"), stacklevel=2
+      )
 
 
 def _hugging_face_schema() -> pa.Schema:
