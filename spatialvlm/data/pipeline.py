@@ -242,8 +242,8 @@ def _say_pictures(name: str, source: Source) -> None:
   counts = source.picture_counts(_FIRST)
   none = int(np.count_nonzero(np.asarray(counts) == 0))
   if none:
-    said = f"{none} of its first {len(counts)} rows have no picture"
-    warnings.warn(Note(f"data source {name!r}: {said}; they train on their text alone"), stacklevel=2)
+    said = f"without a picture are {none} of its first {len(counts)} rows; they train on their text alone"
+    warnings.warn(Note(f"data source {name!r}: {said}"), stacklevel=2)
 
 
 def training_stream(
