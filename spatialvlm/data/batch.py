@@ -7,6 +7,8 @@ keep. Padding stands on the right.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +18,10 @@ from spatialvlm.types import Batch, Extra, PixelTable, UserError, missing_value
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded
+
+
+# Of the description of a batch's extra arrays that processes tell each other.
+_KINDS_BYTES = 2048
 
 
 class Bucket(NamedTuple):
@@ -134,6 +140,40 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
     pixel_mask_NHW=more_tiles(batch.pixel_mask_NHW, True),
     extra={name: grown(extra) for name, extra in batch.extra.items()},
   )
+
+
+def extra_kinds(batch: Batch) -> np.ndarray:
+  """What the arrays of `Batch.extra` are (axis, shape behind it, type), as bytes of one size to exchange."""
+  kinds = {
+    name: (extra.axis, extra.array.shape[1 + (extra.axis == "target") :], extra.array.dtype.str)
+    for name, extra in batch.extra.items()
+  }
+  text = json.dumps(kinds).encode()
+  if len(text) > _KINDS_BYTES:
+    raise ValueError(f"Batch.extra: too many arrays to be told to other processes: {sorted(kinds)}")
+  return np.frombuffer(text.ljust(_KINDS_BYTES), np.uint8)
+
+
+def with_extra(batch: Batch, kinds: Sequence[np.ndarray]) -> Batch:
+  """The batch with every array that another process's share of the step has, holding no value for any row.
+
+  Processes run one program, and an array that only some of them brought would make two.
+
+  Args:
+    kinds: `extra_kinds` of all processes, in their order.
+  """
+  wanted = {name: kind for text in kinds for name, kind in json.loads(bytes(text)).items()}
+  rows = batch.tokens_BT.shape[0]
+  sizes = {
+    "sample": (rows,),
+    "tile": (0 if batch.pixels_NHWC is None else batch.pixels_NHWC.shape[0],),
+    "target": (rows, 0 if batch.target_index_BK is None else batch.target_index_BK.shape[1]),
+  }
+  found = dict(batch.extra)
+  for name, (axis, shape, dtype) in wanted.items():
+    if name not in found:
+      found[name] = Extra(np.full((*sizes[axis], *shape), missing_value(np.dtype(dtype)), dtype), axis)
+  return dataclasses.replace(batch, extra={name: found[name] for name in sorted(found)})
 
 
 def _smallest(sizes: Sequence[int], needed: int, what: str, setting: str) -> int:

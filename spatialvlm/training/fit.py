@@ -219,6 +219,9 @@ class _Loop:
       return batch, info
     buckets = multihost_utils.process_allgather(np.array(info.bucket, np.int32))
     largest = batch_lib.largest([batch_lib.Bucket(*map(int, b)) for b in buckets])
+    if self.parts.extra:
+      kinds = multihost_utils.process_allgather(batch_lib.extra_kinds(batch))
+      batch = batch_lib.with_extra(batch, kinds)
     if largest == info.bucket:
       return batch, info
     return batch_lib.grow(batch, largest, pad_id=self.parts.pad_id, tile_size=self.parts.tile_size), info

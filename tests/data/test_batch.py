@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from spatialvlm.data.batch import Bucket, bucket_of, collate, grow, largest
+from spatialvlm.data.batch import Bucket, bucket_of, collate, extra_kinds, grow, largest, with_extra
 from spatialvlm.processing.tiling import dense_tiles
 from spatialvlm.types import Extra, PixelTable, UserError
 from tests.data.fakes import FakeEncoded
@@ -186,3 +186,23 @@ def test_growing_gives_pixels_to_a_batch_without_any():
   small = collate([encoded(3, 0, 1)], length=4, tiles=0, targets=1, pad_id=0, batch_size=2)
   grown = grow(small, Bucket(4, 3, 1), pad_id=0, tile_size=2)
   assert grown.pixels_NHWC.shape == (6, 2, 2, 3) and not grown.pixels_NHWC.any()
+
+
+def test_processes_that_brought_no_extra_array_get_one_without_values():
+  """One process has labelled tiles, the other text alone: both must run one program."""
+  shape = dict(length=8, targets=2, pad_id=0, batch_size=2)
+  mine = collate([encoded(3, 0, 1)], tiles=0, **shape)
+  others = collate([encoded(4, 1, 2, extra=extras(1, 2))], tiles=1, **shape)
+  kinds = [extra_kinds(mine), extra_kinds(others)]
+  assert kinds[0].shape == kinds[1].shape
+  bucket = Bucket(8, 1, 2)
+  grown = [grow(with_extra(batch, kinds), bucket, pad_id=0, tile_size=2) for batch in (mine, others)]
+  shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), batch) for batch in grown]
+  assert jax.tree.structure(grown[0]) == jax.tree.structure(grown[1]) and shapes[0] == shapes[1]
+  for name, extra in grown[1].extra.items():
+    np.testing.assert_array_equal(extra.array, others.extra[name].array)
+  missing = {name: extra.array for name, extra in grown[0].extra.items()}
+  assert np.isnan(missing["reward"]).all() and np.isnan(missing["teacher"]).all()
+  assert (missing["rank"] == -1).all() and not missing["mask"].any()
+  same = collate([encoded(3, 0, 1)], tiles=0, **shape)
+  assert with_extra(same, [extra_kinds(same)] * 2).extra == {}
