@@ -203,7 +203,8 @@ def training_mixture(config: DataConfig, seed: int = 0) -> Mixed:
     UserError: as `open_mixed`, or settings that make no sense, such as buckets that do not ascend.
   """
   _check(config)
-  return open_mixed(config.sources, shuffle=config.shuffle, seed=config.seed + seed)
+  defer = config.bad_rows == "skip"
+  return open_mixed(config.sources, shuffle=config.shuffle, seed=config.seed + seed, defer=defer)
 
 
 def validation_mixture(config: DataConfig) -> Mixed | None:
@@ -211,13 +212,15 @@ def validation_mixture(config: DataConfig) -> Mixed | None:
   if not config.validation:
     return None
   _check(config)
-  mixed = open_mixed(config.validation, shuffle=False, seed=config.seed)
+  mixed = open_mixed(config.validation, shuffle=False, seed=config.seed, defer=config.bad_rows == "skip")
   mixed.count = min(config.validation_size, mixed.mixture.once())
   return mixed
 
 
-def open_mixed(configs: Mapping[str, SourceConfig], *, shuffle: bool, seed: int) -> Mixed:
-  """Opens the sources that have a weight.
+def open_mixed(
+  configs: Mapping[str, SourceConfig], *, shuffle: bool, seed: int, defer: bool = False
+) -> Mixed:
+  """Opens the sources that have a weight; `defer` as `registry.open_source` has it.
 
   Raises:
     UserError: a source cannot be opened (named), or they make no mixture.
@@ -226,7 +229,7 @@ def open_mixed(configs: Mapping[str, SourceConfig], *, shuffle: bool, seed: int)
   for name, config in configs.items():
     if config.weight:
       try:
-        opened[name] = open_source(config)
+        opened[name] = open_source(config, defer=defer)
       except UserError as error:
         raise UserError(f"data source {name!r}: {error}") from error
       _say_pictures(name, opened[name])

@@ -70,6 +70,16 @@ def test_an_interrupted_stream_goes_on_with_the_same_bits(source, threads):
   assert seen == {"mine[2]", "mine[3]"}
 
 
+def test_a_picture_that_is_not_there_and_a_broken_record_are_left_out_too(source, tmp_path):
+  rows = json.loads((tmp_path / "rows.json").read_text())
+  rows[2]["image"], rows[3] = "gone.png", {"id": "r3", "image": "0.png", "conversations": TALK[:1]}
+  (tmp_path / "rows.json").write_text(json.dumps(rows))
+  with pytest.raises(UserError, match=r"row 2: image gone.png: no such image file"):
+    stream(source)
+  skipped = next(stream(source, bad_rows="skip"))[1].skipped
+  assert "gone.png" in skipped["mine[2]"] and "must take turns" in skipped["mine[3]"]
+
+
 def test_data_of_which_nothing_can_be_used_ends_the_run_all_the_same(source, tmp_path):
   for i in range(8):
     (tmp_path / f"{i}.png").write_bytes(b"gone wrong")

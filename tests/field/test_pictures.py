@@ -13,6 +13,8 @@ from PIL import Image
 
 from spatialvlm.config import HFConfig, LlavaConfig
 from spatialvlm.data import pipeline
+from spatialvlm.data.sources.hf import HubExamples
+from spatialvlm.data.sources.hf_tables import ArrowTable
 from spatialvlm.types import Turn, UserError
 
 ASKED = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Grey."}]}
@@ -216,3 +218,43 @@ def test_a_file_that_a_row_of_parquet_names_is_missed_before_the_first_answer(fo
     pipeline.open_questions(parquet(folder, [*cells, {"bytes": None, "path": "gone.png"}], **asked))
   with pytest.raises(UserError, match=r"row 2, column 'image': the cell is empty, where an image is wanted"):
     pipeline.open_questions(parquet(folder, [*cells, None], **asked))
+
+
+def test_pictures_inside_of_messages_of_parquet(folder):
+  """Arrow gives every part all keys, null where it has none; rows may be chosen and in another order."""
+  text = datasets.Value("string")
+  part = {"type": text, "text": text, "image": {"bytes": datasets.Value("binary"), "path": text}}
+  features = datasets.Features({"messages": datasets.List({"role": text, "content": datasets.List(part)})})
+
+  def talk(*cells):
+    asked = [{"type": "image", "text": None, "image": cell} for cell in cells]
+    said = {"type": "text", "text": "Q", "image": None}
+    answer = [said | {"text": "A"}]
+    return [{"role": "user", "content": [*asked, said]}, {"role": "assistant", "content": answer}]
+
+  rows = [talk(), talk({"bytes": png(5), "path": None}), talk({"bytes": None, "path": "2.png"})]
+  table = datasets.Dataset.from_dict({"messages": rows}, features=features)
+  table.to_parquet(folder / "rows.parquet")
+  source = pipeline.open_source(HFConfig(path=str(folder / "rows.parquet")))
+  assert [values(source[i]) for i in range(3)] == [[], [5], [2]] and list(source.picture_counts(9)) == [
+    0,
+    1,
+    1,
+  ]
+  table.select([2, 0]).save_to_disk(folder / "d")
+  source = pipeline.open_source(HFConfig(path=str(folder / "d"), image_root=str(folder)))
+  assert [values(source[i]) for i in range(2)] == [[2], []] and list(source.picture_counts(1)) == [1]
+  assert source[0].turns == (Turn("<image>Q", "A"),)
+
+
+def test_counts_are_of_the_rows_that_were_chosen(folder):
+  """A data set that was shuffled or cut keeps its whole table and a list of rows."""
+  cells = [[str(folder / "0.png")], [], [str(folder / "1.png"), str(folder / "2.png")]]
+  images, answer = datasets.List(datasets.Image()), datasets.ClassLabel(names=["no", "yes"])
+  features = datasets.Features({"images": images, "question": datasets.Value("string"), "answer": answer})
+  table = datasets.Dataset.from_dict(
+    {"images": cells, "question": ["Q"] * 3, "answer": [0, 1, 1]}, features=features
+  )
+  chosen = HubExamples(ArrowTable(table.select([2, 1])), HFConfig(path="chosen"))
+  assert [values(chosen[i]) for i in range(2)] == [[1, 2], []] and list(chosen.picture_counts(5)) == [2, 0]
+  assert chosen[0].turns == (Turn("Q", "yes"),)

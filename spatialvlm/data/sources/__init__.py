@@ -3,7 +3,8 @@
 A kind is a config of its own (`config.sources`), a module here, and a line in `registry.KINDS`. The module
 has one function for each thing that the kind can be opened as:
 
-- `examples(config) -> registry.Source`: a random-access sequence of `types.Example`, for training;
+- `examples(config, *, defer=False) -> registry.Source`: a random-access sequence of `types.Example`, for
+  training; with `defer` a broken row is refused when it is read, not when the source is opened;
 - `questions(config) -> Sequence[types.Question]`, for evaluation.
 
 Both are sequences: `len` is `mixture.ENDLESS` where any index is good, item i is always the same, and

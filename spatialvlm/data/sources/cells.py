@@ -88,6 +88,15 @@ def text_of(cell: Any, where: str) -> str:
   )
 
 
+def tag_of(cell: Any) -> str:
+  """What a cell that only sorts rows is called, "" for an empty one; a list by all of its items."""
+  if isinstance(cell, list):
+    return ", ".join(filter(None, map(tag_of, cell)))
+  if is_empty(cell):
+    return ""
+  return text_of(cell, "") if isinstance(cell, (str, bool, int, float)) else str(cell)
+
+
 def first_text(cell: Any, where: str) -> str:
   """The text of an answer that is taught: of several right ones, a list, the first.
 

@@ -157,7 +157,7 @@ def questions(config: CVBenchConfig) -> CVBench:
   )
 
 
-def examples(config: CVBenchConfig) -> Source:
+def examples(config: CVBenchConfig, *, defer: bool = False) -> Source:
   return QuestionExamples(questions(config))
 
 

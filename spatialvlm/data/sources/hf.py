@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.config import HFConfig
-from spatialvlm.data.sources.cells import Answers, first_text, is_empty, options_of, text_of
+from spatialvlm.data.sources.cells import Answers, first_text, is_empty, options_of, tag_of, text_of
 from spatialvlm.data.sources.conversation import parse_turns
 from spatialvlm.data.sources.hf_files import open_dataset
 from spatialvlm.data.sources.hf_rows import Rows
@@ -25,7 +25,7 @@ from spatialvlm.types import IMAGE_MARK, LETTERS, Example, Question, Turn, UserE
 __all__ = ["HubExamples", "HubQuestions", "examples", "open_dataset", "questions"]
 
 
-def examples(config: HFConfig) -> Source:
+def examples(config: HFConfig, *, defer: bool = False) -> Source:
   rows, root = open_dataset(config.path, split=config.split, revision=config.revision, files=config.files)
   return HubExamples(rows, config, root)
 
@@ -207,15 +207,6 @@ def question_fields(
     source=tag_of(row.get("source")) or str(rows.where),
     source_dataset=tag_of(row.get("source_dataset")),
   )
-
-
-def tag_of(cell: Any) -> str:
-  """What a cell that only sorts rows is called, "" for an empty one; a list by all of its items."""
-  if isinstance(cell, list):
-    return ", ".join(filter(None, map(tag_of, cell)))
-  if is_empty(cell):
-    return ""
-  return text_of(cell, "") if isinstance(cell, (str, bool, int, float)) else str(cell)
 
 
 def _text(rows: Rows, cell: Any, index: int, name: str) -> str:

@@ -42,6 +42,7 @@ class ArrowTable:
   def __init__(self, dataset: Any):
     self.names = tuple(dataset.column_names)
     self._dataset = _with_encoded_images(dataset)
+    self._views: dict[tuple[str, ...], Any] = {}
     self._read = {name: _reader(feature) for name, feature in dataset.features.items()}
     self.media = frozenset(name for name, feature in dataset.features.items() if _is_media(feature))
 
@@ -49,17 +50,23 @@ class ArrowTable:
     return len(self._dataset)
 
   def read(self, indices: Sequence[int], names: Sequence[str]) -> dict[str, list]:
-    block = self._dataset.select_columns(list(names))[list(indices)]
+    block = self._view(tuple(names))[list(indices)]
     return {
       name: list(map(self._read[name], block[name])) if self._read[name] else block[name] for name in names
     }
 
   def sketches(self, name: str) -> Iterator[Any]:
-    dataset = self._dataset.select_columns([name])
-    dataset = dataset.flatten_indices() if dataset._indices is not None else dataset
-    for chunk in dataset.data.column(name).chunks:
-      for first in range(0, len(chunk), _BLOCK):
-        yield from _sketch(chunk.slice(first, _BLOCK)).to_pylist()
+    read = self._read[name]
+    dataset = self._view((name,)).with_format("arrow")
+    for first in range(0, len(self), _BLOCK):
+      for chunk in dataset[first : first + _BLOCK].column(name).chunks:
+        yield from map(read, _sketch(chunk).to_pylist()) if read else _sketch(chunk).to_pylist()
+
+  def _view(self, names: tuple[str, ...]) -> Any:
+    """The data set with these columns alone, so that no other is decoded."""
+    if names not in self._views:
+      self._views[names] = self._dataset.select_columns(list(names))
+    return self._views[names]
 
 
 class RecordTable:

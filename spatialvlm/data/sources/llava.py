@@ -11,6 +11,7 @@ import numpy as np
 
 from spatialvlm.config import LlavaConfig
 from spatialvlm.data.sources import pictures
+from spatialvlm.data.sources.cells import tag_of
 from spatialvlm.data.sources.conversation import parse_turns, picture_cells
 from spatialvlm.data.sources.json_files import open_records
 from spatialvlm.data.sources.registry import Source
@@ -27,10 +28,10 @@ class _Record:
   task: str
 
 
-def examples(config: LlavaConfig) -> Source:
+def examples(config: LlavaConfig, *, defer: bool = False) -> Source:
   if not config.path:
     raise UserError("a source of kind 'llava' needs a `path`: a .json or .jsonl file")
-  return Llava(config.path, config.image_root, config.size, config.ignore)
+  return Llava(config.path, config.image_root, config.size, config.ignore, defer=defer)
 
 
 class Llava(Sequence[Example]):
@@ -45,29 +46,41 @@ class Llava(Sequence[Example]):
     image_root: empty for the folder of the file.
     size: only the first so many records, 0 for all.
     ignore: keys of pictures, video or sound that are left unread on purpose.
+    defer: whether a broken record is refused when it is read, not when the file is opened.
 
   Raises:
     UserError: a broken record, named by file and line (file and number of the record in a list).
   """
 
   def __init__(
-    self, path: str | Path, image_root: str | Path = "", size: int = 0, ignore: Sequence[str] = ()
+    self,
+    path: str | Path,
+    image_root: str | Path = "",
+    size: int = 0,
+    ignore: Sequence[str] = (),
+    *,
+    defer: bool = False,
   ):
     self._file = open_records(path)
     self._root = Path(image_root).expanduser() if image_root else Path(path).expanduser().parent
-    self._records = []
+    self._records: list[_Record | UserError] = []
     for index in range(min(size or len(self._file), len(self._file))):
       try:
         self._records.append(self._record(index, ignore))
       except UserError as error:
         where = self._file.where(index)
-        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+        named = UserError(str(error) if str(error).startswith(where) else f"{where}: {error}")
+        if not defer:
+          raise named from error
+        self._records.append(named)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Example:
     record = self._records[index]
+    if isinstance(record, UserError):
+      raise record
     where = self._file.where(index % len(self))
     images = tuple(
       pictures.load(cell, self._root, f"{where}, {_called(cell)}") for cell in self._cells(index % len(self))
@@ -77,7 +90,8 @@ class Llava(Sequence[Example]):
 
   def picture_counts(self, size: int) -> np.ndarray:
     """How many images each of the first `size` records has."""
-    return np.array([len(record.images) for record in self._records[:size]], int)
+    good = [record for record in self._records[:size] if isinstance(record, _Record)]
+    return np.array([len(record.images) for record in good], int)
 
   def _cells(self, index: int) -> Sequence[Any]:
     """The pictures of a record; those that are not names of files are read from the file once more."""
@@ -98,11 +112,10 @@ class Llava(Sequence[Example]):
       raise UserError(pictures.refusal(key))
     if row["messages"] is None:
       raise UserError(f"neither 'conversations' nor 'messages' among the keys {', '.join(map(repr, raw))}")
-    task = raw.get("task") or raw.get("source") or ""
-    named = raw.get("id")
+    task = tag_of(raw.get("task")) or tag_of(raw.get("source"))
     kept = tuple(cell if pictures.may_be_name(cell) else None for cell in cells)
     turns = parse_turns(row["messages"], len(cells))
-    return _Record("" if named is None else str(named), kept, turns, str(task))
+    return _Record(tag_of(raw.get("id")), kept, turns, task)
 
 
 def _served(raw: dict[str, Any]) -> dict[str, Any]:

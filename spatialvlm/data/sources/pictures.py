@@ -22,6 +22,7 @@ OURS = ("image", "images")
 # Names under which data sets are known to keep what a model should see or hear.
 _SEEN = (
   "img imgs image_path image_paths img_path images_path image_file image_url image_urls picture pictures"
+  " image_bytes image_base64 image_data jpg jpeg png webp frames"
 )
 _HEARD = "video videos video_path video_url audio audios audio_path sound"
 PICTURE_KEYS, OTHER_KEYS = frozenset(_SEEN.split()), frozenset(_HEARD.split())

@@ -38,7 +38,8 @@ def _module(name: str, *what: str) -> Kind:
   """The openers of a module here, imported when first asked: scenes need neither pyarrow nor `datasets`."""
 
   def opener(function: str) -> Callable:
-    return lambda config: getattr(importlib.import_module(f"{__package__}.{name}"), function)(config)
+    module = lambda: importlib.import_module(f"{__package__}.{name}")
+    return lambda config, **settings: getattr(module(), function)(config, **settings)
 
   return Kind(**{function: opener(function) for function in what})
 
@@ -52,13 +53,18 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def open_source(config: SourceConfig) -> Source:
+def open_source(config: SourceConfig, *, defer: bool = False) -> Source:
   """Opens a source of examples.
+
+  Args:
+    defer: whether a row that cannot be used is refused when it is read, also where the source looks at all
+      rows when it is opened.
 
   Raises:
     UserError: an unknown kind, or a source that cannot be read.
   """
-  return _opener(config, "examples")(config)
+  opener = _opener(config, "examples")
+  return opener(config, defer=True) if defer else opener(config)
 
 
 def open_questions(config: SourceConfig) -> Sequence[Question]:

@@ -17,7 +17,7 @@ def questions(config: ScenesConfig) -> SceneQuestions:
   return SceneQuestions(config.seed, tasks, config.image_size, config.size)
 
 
-def examples(config: ScenesConfig) -> Source:
+def examples(config: ScenesConfig, *, defer: bool = False) -> Source:
   return SceneExamples(questions(config))
 
 
