@@ -170,8 +170,10 @@ def test_a_head_that_does_not_fit_is_refused(vlm, tmp_path):
   file = tmp_path / "depth.json"
   with pytest.raises(UserError, match=r"other\.json: no such head"):
     heads.load_head(tmp_path / "other.safetensors", vlm.config)
-  block = dataclasses.replace(vlm.config.text.block, width=48)
+  block = vlm.config.text.block
+  block = dataclasses.replace(block, attention=dataclasses.replace(block.attention, width=48))
   wider = dataclasses.replace(vlm.config, text=dataclasses.replace(vlm.config.text, block=block))
+  assert wider.text.block.width == 48
   with pytest.raises(UserError, match=r"holds bias \[1\], kernel \[24, 1\], but on this model .* \[48, 1\]"):
     heads.load_head(file, wider)
   about = json.loads(file.read_text())
