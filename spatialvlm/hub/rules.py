@@ -100,6 +100,18 @@ def as_module(name: str, family: str) -> str:
   return name
 
 
+def todays_name(name: str, family: str) -> str:
+  """A module's name in transformers today, from any spelling that files and older versions have for it."""
+  return as_module(canonical(name, family), family)
+
+
+def older_names(name: str, family: str) -> tuple[str, ...]:
+  """Other spellings of a module's name today: its published one, and those without the outer `model.`."""
+  published = canonical(name, family)
+  others = dict.fromkeys((published, name.removeprefix("model."), published.removeprefix("model.")))
+  return tuple(other for other in others if other != name and canonical(other, family) == published)
+
+
 def to_module(path: str, family: str) -> str | None:
   """The name in transformers' own model of the parameter at our dotted path; None if it has none."""
   name = to_hf(path, family)

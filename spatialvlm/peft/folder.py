@@ -76,6 +76,7 @@ def restore(vlm: Vlm, folder: str | Path, method: Method | None = None, options:
   found, said = read_config(folder / CONFIG)
   if method is not None and found is not method:
     raise UserError(f"{folder}: an adapter of method {found.name!r}; set config.peft.method to it")
+  said = foreign.with_todays_names(said, vlm.config.family)
   entries = _read_entries(folder, vlm.config.family)
   full.join_or_untie(vlm, entries)
   parameters, head = select.parameter_paths(vlm), full.head(vlm)

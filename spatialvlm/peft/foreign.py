@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from spatialvlm.hub import rules
 from spatialvlm.types import UserError
 
 # What is read below, of any method.
@@ -164,15 +165,41 @@ def without_adapter_names(names: Iterable[str], where: str) -> dict[str, str]:
   return found
 
 
-def targets(config: Mapping[str, Any], name: str, head: str, linear: bool = True) -> bool:
+def with_todays_names(said: Mapping[str, Any], family: str) -> dict[str, Any]:
+  """An adapter's config in which modules that it names in full, as older versions called them, go by today's.
+
+  A key of `rank_pattern` or `alpha_pattern` is a name in full where it is nothing but a name, escaped or not.
+  """
+  said = dict(said)
+  for key in ("target_modules", "exclude_modules", "modules_to_save", "feedforward_modules"):
+    if isinstance(said.get(key), list):
+      said[key] = [rules.todays_name(name, family) for name in said[key]]
+  for key in ("rank_pattern", "alpha_pattern"):
+    if said.get(key):
+      plain = {name: re.sub(r"\\(.)", r"\1", name) for name in said[key]}
+      mere = {name for name, bare in plain.items() if re.fullmatch(r"[\w.]+", bare)}
+      said[key] = {
+        re.escape(rules.todays_name(plain[name], family)) if name in mere else name: value
+        for name, value in said[key].items()
+      }
+  return said
+
+
+def targets(
+  config: Mapping[str, Any], name: str, head: str, linear: bool = True, older: Iterable[str] = ()
+) -> bool:
   """Whether the layer `name` is adapted: peft's `check_target_module_exists`, and its "all-linear".
 
   Args:
     head: name of the head, which "all-linear" leaves out.
     linear: whether the layer is one of those that "all-linear" means.
+    older: other spellings of its name, which a regex may mean.
   """
   excluded = config.get("exclude_modules") or ()
-  if re.fullmatch(excluded, name) if isinstance(excluded, str) else _ends(name, excluded):
+  if isinstance(excluded, str):
+    if any(re.fullmatch(excluded, spelling) for spelling in (name, *older)):
+      return False
+  elif _ends(name, excluded):
     return False
   if any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in config.get("modules_to_save") or ()):
     return False
@@ -180,7 +207,7 @@ def targets(config: Mapping[str, Any], name: str, head: str, linear: bool = True
   if isinstance(target, str):
     if target.lower() == "all-linear":
       return linear and name != head
-    return re.fullmatch(target, name) is not None
+    return any(re.fullmatch(target, spelling) for spelling in (name, *older))
   if name in target:
     return True
   return _ends(name, target) and _layer_is_chosen(config, name)

@@ -8,7 +8,7 @@ merging, the command line) follows from that and from the functions here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm.config import PeftConfig
+from spatialvlm.hub import rules
 from spatialvlm.peft import foreign, select
 from spatialvlm.peft.variables import AdapterParam, FullParam, layer_id
 
@@ -205,7 +206,8 @@ class LayerMethod(Method):
   def plan(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> dict[str, Any]:
     """Name -> spec of every layer that a run adapts. A layer trained in full gets no adapter, as in PEFT."""
     free = {name: site for name, site in self.sites(vlm).items() if not _in_full(site.module)}
-    return self.specs(config, options, select.match(target_of(self, config), free, "peft.target"))
+    found = select.match(target_of(self, config), free, "peft.target", _older(vlm))
+    return self.specs(config, options, found)
 
   def check_layers(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:
     self.plan(vlm, config, options)
@@ -216,20 +218,28 @@ class LayerMethod(Method):
       select.put(vlm, sites[name].path, self.fresh(sites[name], spec, config.seed))
 
   def specs_of_folder(
-    self, said: Mapping[str, Any], sites: Iterable[str], head: str, options: Any = None
+    self,
+    said: Mapping[str, Any],
+    sites: Iterable[str],
+    head: str,
+    options: Any = None,
+    older: Callable[[str], Iterable[str]] = lambda name: (),
   ) -> dict[str, Any]:
-    """Name -> spec for those of the layers `sites` that an adapter_config.json adapts."""
-    names = [name for name in sites if foreign.targets(said, name, head, self.linear)]
+    """Name -> spec for those of the layers `sites` that an adapter_config.json adapts.
+
+    `older` gives other spellings of a name.
+    """
+    names = [n for n in sites if foreign.targets(said, n, head, self.linear, older(n))]
     return self.said_specs(said, names, options)
 
   def wanted(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, tuple[int, ...]]:
     sites = self.sites(vlm)
-    specs = self.specs_of_folder(said, sites, head, None)
+    specs = self.specs_of_folder(said, sites, head, None, _older(vlm))
     return {n + end: s for n, spec in specs.items() for end, s in self.shapes(sites[n], spec).items()}
 
   def restore(self, vlm: nnx.Module, folder: Folder, options: Any = None) -> None:
     sites = self.sites(vlm)
-    for name, spec in self.specs_of_folder(folder.said, sites, folder.head, options).items():
+    for name, spec in self.specs_of_folder(folder.said, sites, folder.head, options, _older(vlm)).items():
       arrays = {end: folder.arrays[name + end] for end in self.shapes(sites[name], spec)}
       select.put(vlm, sites[name].path, self.restored(sites[name], spec, arrays))
 
@@ -282,6 +292,11 @@ def target_of(method: Method, config: PeftConfig) -> str:
 def sites_at(vlm: nnx.Module, paths: Mapping[str, select.Path]) -> dict[str, Site]:
   """The layers at some paths, by transformers' names of them."""
   return {n: Site(n, path, select.get(vlm, path), vlm.config.family) for n, path in paths.items()}
+
+
+def _older(vlm: nnx.Module) -> Callable[[str], Iterable[str]]:
+  """Other spellings of a layer's name, in the model's family."""
+  return lambda name: rules.older_names(name, vlm.config.family)
 
 
 def _in_full(module: nnx.Module) -> bool:

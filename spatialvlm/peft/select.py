@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -59,21 +60,48 @@ def put(root: Any, path: Path, value: Any) -> None:
     setattr(parent, path[-1], value)
 
 
-def match(pattern: str, names: Iterable[str], where: str) -> list[str]:
-  """The names that `pattern` matches in full.
+def match(
+  pattern: str, names: Iterable[str], where: str, older: Callable[[str], Iterable[str]] = lambda name: ()
+) -> list[str]:
+  """The names that `pattern` matches in full; where it is written as a list, those that end so, as in PEFT.
+
+  Args:
+    older: other spellings of a name, which count where no name of today matches.
 
   Raises:
-    UserError: the pattern is no regex, or matches none; the nearest names are shown.
+    UserError: the pattern is no regex, or it or an end of the list matches none; the nearest names are shown.
   """
   names = list(names)
+  if ends := _listed(pattern):
+    matching = {
+      end: [n for n in names if any(f".{s}".endswith(f".{end}") for s in (n, *older(n)))] for end in ends
+    }
+    for end, found in matching.items():
+      if not found:
+        raise UserError(
+          f"{where}: no layer's name ends in {end!r}; {near_misses(re.compile(re.escape(end)), names)}"
+        )
+    return [name for name in names if any(name in found for found in matching.values())]
   try:
     compiled = re.compile(pattern)
   except re.error as error:
     raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}") from None
   found = [name for name in names if compiled.fullmatch(name)]
   if not found:
+    found = [name for name in names if any(map(compiled.fullmatch, older(name)))]
+  if not found:
     raise UserError(f"{where}: {pattern!r} matches no layer in full; {near_misses(compiled, names)}")
   return found
+
+
+def _listed(pattern: str) -> list[str]:
+  """The names in a pattern that is a list, `['q_proj', 'v_proj']`; as a regex it would match nothing."""
+  try:
+    found = ast.literal_eval(pattern)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    return []
+  listed = isinstance(found, (list, tuple)) and all(isinstance(name, str) for name in found)
+  return list(found) if listed else []
 
 
 def match_parameters(pattern: str, names: Iterable[str], where: str) -> list[str]:

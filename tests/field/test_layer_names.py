@@ -1,0 +1,91 @@
+"""Layers by the names that users have for them: lists as in PEFT, names of older versions of transformers."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from spatialvlm import hub, peft
+from spatialvlm.config import PeftConfig
+from spatialvlm.peft import select
+from spatialvlm.peft.variables import AdapterParam
+from spatialvlm.types import UserError
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+# What older versions of transformers call the language model's layers, by family, and today's name.
+OLDER = {
+  "paligemma": (
+    "language_model.model.layers.0.self_attn.q_proj",
+    "model.language_model.layers.0.self_attn.q_proj",
+  ),
+  "internvl": (
+    "language_model.model.layers.0.self_attn.q_proj",
+    "model.language_model.layers.0.self_attn.q_proj",
+  ),
+  "smolvlm": ("text_model.layers.0.self_attn.q_proj", "model.text_model.layers.0.self_attn.q_proj"),
+}
+
+
+def adapted(vlm):
+  """Names of the layers that carry an adapter."""
+  return {name for name, path in select.linear_paths(vlm).items() if hasattr(select.get(vlm, path), "lora_a")}
+
+
+def trained(family, target):
+  return peft.apply(hub.load_model(FIXTURES / family), PeftConfig(target=target, options={"rank": 2}))
+
+
+@pytest.mark.parametrize("written", ["['q_proj','v_proj']", "('q_proj', 'v_proj')", '["q_proj", "v_proj"]'])
+def test_a_list_of_names_is_meant_as_a_list(written):
+  found = adapted(trained("smolvlm", written))
+  assert found == adapted(trained("smolvlm", r".*\.(q_proj|v_proj)")) and len(found) == 8
+
+
+def test_a_list_of_longer_ends_and_of_whole_names():
+  found = adapted(trained("smolvlm", "['0.self_attn.q_proj', 'model.text_model.layers.1.mlp.up_proj']"))
+  assert {n.split("model.")[-1] for n in found} == {
+    "layers.1.mlp.up_proj", "layers.0.self_attn.q_proj", "encoder.layers.0.self_attn.q_proj"
+  }  # fmt: skip
+
+
+def test_an_end_that_is_none_is_named():
+  with pytest.raises(
+    UserError, match=r"peft\.target: no layer's name ends in 'vproj'; did you mean .*v_proj"
+  ):
+    trained("smolvlm", "['q_proj', 'vproj']")
+  with pytest.raises(UserError, match=r"no layer's name ends in '_proj'"):  # parts of a name are no end of it
+    trained("smolvlm", "['_proj']")
+
+
+@pytest.mark.parametrize("family", OLDER)
+def test_a_regex_of_older_names(family):
+  older, today = OLDER[family]
+  for target in (older.replace(".", r"\."), f"^{older}$", older.replace("0", r"\d+"), f"['{older}']"):
+    found = adapted(trained(family, target))
+    assert today in found and all(name.startswith(today.split("layers")[0]) for name in found)
+  assert adapted(trained(family, today.replace(".", r"\."))) == {today}
+
+
+@pytest.mark.parametrize("family", OLDER)
+def test_an_adapter_whose_config_has_older_names(family, tmp_path):
+  older, today = OLDER[family]
+  vlm = trained(family, today.replace(".", r"\."))
+  for _, variable in nnx.iter_graph(vlm):
+    if isinstance(variable, AdapterParam):
+      variable.set_raw_value(variable.get_raw_value() * 0 + 0.1)
+  peft.save_adapter(vlm, tmp_path)
+  file = tmp_path / "adapter_config.json"
+  said = json.loads(file.read_text())
+  for change in (
+    {"target_modules": [older]},
+    {"target_modules": older.replace(".", r"\.")},
+    {"target_modules": [older], "alpha_pattern": {older: 64}},
+  ):
+    file.write_text(json.dumps(said | change))
+    again = peft.load_adapter(hub.load_model(FIXTURES / family), tmp_path)
+    assert adapted(again) == {today}
+    layer = select.get(again, select.linear_paths(again)[today])
+    assert layer.spec.alpha == (64 if "alpha_pattern" in change else said["lora_alpha"])
+    np.testing.assert_allclose(layer.lora_a[...], 0.1)
