@@ -178,6 +178,13 @@ def test_of_several_right_answers_the_first_is_taught_and_any_counts(tmp_path):
     pipeline.open_questions(HFConfig(path=lines(tmp_path, {"choices": choices, "answer": ["14", "15"]})))
 
 
+def test_ids_that_are_lists_or_missing_are_ids_all_the_same(tmp_path):
+  rows = [{"choices": ["a", "b"], "answer": "a", "id": name} for name in (["x", 1], None, None, {"k": 1})]
+  assert gold(lines(tmp_path, *rows)) == ["a"] * 4
+  with pytest.raises(UserError, match=r"row 4, column 'id': \['x', 1\] stands already in row 0"):
+    gold(lines(tmp_path, *rows, rows[0]))
+
+
 @pytest.mark.parametrize(
   ("answers", "choices", "expected"),
   [

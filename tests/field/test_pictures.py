@@ -180,6 +180,21 @@ def test_pictures_inside_of_messages(folder):
     assert values(source[0]) == [1]
 
 
+def test_pictures_beside_the_content_of_a_message_are_refused(folder):
+  """As ollama writes them."""
+  for key in ("images", "image", "video"):
+    talk = [{"role": "user", "content": "What?", key: ["0.png"]}, ASKED["messages"][1]]
+    for message in refused(jsonl(folder, {"messages": talk})):
+      assert f"a message holds {key!r}, of which nothing is read there" in message
+    talk = [{"role": "user", "content": "What?", key: []}, ASKED["messages"][1] | {key: None}]
+    assert all(source[0].images == () for source in both(jsonl(folder, {"messages": talk})))
+
+
+@pytest.mark.parametrize("name", ["http://[bad", "//", "~nobody/x.png", "a\0b", "file:///gone.png"])
+def test_odd_names_are_no_files(folder, name):
+  assert all("image" in message for message in refused(jsonl(folder, {"image": name} | ASKED)))
+
+
 def test_columns_that_were_mapped_count_more_than_one_named_messages(folder):
   row = {"query": "How many?", "label": "three"} | ASKED
   config = HFConfig(path=jsonl(folder, row), columns={"question": "query", "answer": "label"})

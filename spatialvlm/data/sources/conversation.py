@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spatialvlm.data.sources.cells import text_of
-from spatialvlm.data.sources.pictures import is_nothing, row_cells
+from spatialvlm.data.sources.pictures import MEDIA_KEYS, is_nothing, listed, row_cells
 from spatialvlm.types import IMAGE_MARK, Turn, UserError
 
 _ROLES = {
@@ -111,6 +111,11 @@ def _messages(message: Any) -> list[tuple[str, str]]:
   """(role, text) of one message, or of a pair."""
   if not isinstance(message, Mapping):
     raise UserError(f"a message is not an object: {message!r}")
+  if unseen := [key for key in message if key.lower() in MEDIA_KEYS and listed(message[key])]:
+    raise UserError(
+      f"a message holds {unseen[0]!r}, of which nothing is read there; pictures stand in the row's `images`, or "
+      "in parts of the content"
+    )
   if "user" in message and "assistant" in message:
     return [("user", _text(message["user"])), ("assistant", _text(message["assistant"]))]
   for role_key, text_key in (("from", "value"), ("role", "content")):

@@ -256,11 +256,11 @@ def _refuse(rows: Rows, counts: np.ndarray, several: str) -> None:
 def _refuse_duplicates(rows: Rows, texts: Sequence[Mapping[str, Any]]) -> None:
   seen: dict[Any, int] = {}
   for index, row in enumerate(texts if "id" in rows else ()):
-    if is_empty(row["id"]):
-      continue
-    if row["id"] in seen:
+    name = tag_of(row["id"])
+    if name in seen:
       raise UserError(
-        f"{rows.place(index, 'id')}: {row['id']!r} stands already in row {seen[row['id']]}; "
+        f"{rows.place(index, 'id')}: {row['id']!r} stands already in row {seen[name]}; "
         "if it is no id of questions, set columns.id to another column, or to ''"
       )
-    seen[row["id"]] = index
+    if name:
+      seen[name] = index

@@ -12,7 +12,7 @@ import numpy as np
 
 from spatialvlm.config import HFConfig, nearest
 from spatialvlm.data.sources import pictures
-from spatialvlm.data.sources.cells import is_empty, text_of
+from spatialvlm.data.sources.cells import is_empty, tag_of, text_of
 from spatialvlm.data.sources.conversation import picture_cells
 from spatialvlm.data.sources.hf_tables import Table
 from spatialvlm.types import UserError
@@ -150,7 +150,7 @@ class Rows:
 
   @functools.cached_property
   def _rows_of_ids(self) -> dict[str, int]:
-    return {str(row["id"]): i for i, row in enumerate(self.texts())} if "id" in self else {}
+    return {tag_of(row["id"]): i for i, row in enumerate(self.texts())} if "id" in self else {}
 
   def refuse_unread(self) -> None:
     """Refuses columns that hold what a model should see, which nothing reads.

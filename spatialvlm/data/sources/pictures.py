@@ -26,6 +26,7 @@ _SEEN = (
 )
 _HEARD = "video videos video_path video_url audio audios audio_path sound"
 PICTURE_KEYS, OTHER_KEYS = frozenset(_SEEN.split()), frozenset(_HEARD.split())
+MEDIA_KEYS = PICTURE_KEYS | OTHER_KEYS | {*OURS}
 _MAGIC = re.compile(
   rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|P[1-7]\s|\0\0\0\x0cjP|\0\0\0.ftyp|\xff\x0a",
   re.DOTALL,
@@ -210,7 +211,10 @@ def _body(text: str) -> str:
 
 def _tails(path: str) -> list[str]:
   """A path, or that of a URL, and then without its first folder, its first two, ..."""
-  url = urllib.parse.urlparse(path)
+  try:
+    url = urllib.parse.urlparse(path)
+  except ValueError:  # no URL
+    return [path]
   if url.scheme in ("http", "https"):
     path = urllib.parse.unquote(url.path).lstrip("/")
   elif url.scheme == "file":
