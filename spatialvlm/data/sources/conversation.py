@@ -113,8 +113,8 @@ def _messages(message: Any) -> list[tuple[str, str]]:
     raise UserError(f"a message is not an object: {message!r}")
   if unseen := [key for key in message if key.lower() in MEDIA_KEYS and listed(message[key])]:
     raise UserError(
-      f"a message holds {unseen[0]!r}, of which nothing is read there; pictures stand in the row's `images`, or "
-      "in parts of the content"
+      f"a message holds {unseen[0]!r}, of which nothing is read there; pictures stand in the row's "
+      "`images`, or in parts of the content"
     )
   if "user" in message and "assistant" in message:
     return [("user", _text(message["user"])), ("assistant", _text(message["assistant"]))]
