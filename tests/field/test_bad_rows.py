@@ -95,3 +95,8 @@ def test_rows_without_a_picture_are_counted_before_and_while_they_are_read(sourc
   with pytest.warns(Note, match="data source 'mine': without a picture are 3 of its first 8 rows"):
     batches = stream(source)
   assert [next(batches)[1].blind for _ in range(2)] == [{"mine": 1}, {"mine": 2}]
+  for row in rows:
+    row["image"] = "0.png"
+  (tmp_path / "rows.json").write_text(json.dumps(rows))
+  with pytest.warns(Note, match="data source 'mine': its first 8 rows all have pictures"):
+    stream(source)

@@ -1,0 +1,138 @@
+"""Samples of a mixture: read by position, encoded and checked, broken rows left out where that is wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spatialvlm.data.checks import check_encoded
+from spatialvlm.data.sources.registry import Source, read
+from spatialvlm.mixture import ENDLESS, Mixture
+from spatialvlm.types import Example, Note, UserError
+
+if TYPE_CHECKING:
+  from spatialvlm.processing.processor import Encoded, Processor
+
+# Rows of a source that are looked at before a run, to say how many have no picture.
+_FIRST = 100
+# So many broken rows in succession are no accident.
+_MOST_BROKEN = 100
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+  """An example and where it stands: `index` within the source `source`."""
+
+  source: str
+  index: int
+  example: Example
+
+  @property
+  def id(self) -> str:
+    return f"{self.source}[{self.index}]" + (f" ({self.example.id})" if self.example.id else "")
+
+
+class Mixed:
+  """The opened sources of a mixture, read by position.
+
+  Attributes:
+    mixture: the order.
+    count: positions there are; `ENDLESS` for a stream without an end.
+  """
+
+  def __init__(self, sources: Mapping[str, Source], mixture: Mixture, count: int = ENDLESS):
+    self._sources = [sources[name] for name in mixture.names]
+    self.mixture, self.count = mixture, count
+
+  def read(self, positions: Sequence[int]) -> list[Sample]:
+    """The samples at `positions`, in order; each source reads its part in one go."""
+    places = [self.mixture[p] for p in positions]
+    samples: list = [None] * len(places)
+    for source in sorted({p.source for p in places}):
+      rows = [row for row, p in enumerate(places) if p.source == source]
+      indices = [places[row].index for row in rows]
+      for row, example in zip(rows, read(self._sources[source], indices), strict=True):
+        samples[row] = Sample(self.mixture.names[source], places[row].index, example)
+    return samples
+
+  def say_pictures(self) -> None:
+    """Says how many of the first rows of each source of somebody's rows have no picture (`types.Note`)."""
+    for name, source in zip(self.mixture.names, self._sources, strict=True):
+      if not hasattr(source, "picture_counts"):
+        continue
+      counts = np.asarray(source.picture_counts(_FIRST))
+      none = int(np.count_nonzero(counts == 0))
+      said = f"its first {len(counts)} rows all have pictures"
+      if none:
+        said = f"without a picture are {none} of its first {len(counts)} rows; they train on their text alone"
+      warnings.warn(Note(f"data source {name!r}: {said}"), stacklevel=2)
+
+  def after(self, position: int) -> Iterator[tuple[str, int, Callable[[], Sample]]]:
+    """The row at a position and those behind it in its source: the source's name, the row, and its reader.
+
+    From the last row of a source it goes on with the first.
+    """
+    place = self.mixture[position]
+    name, source = self.mixture.names[place.source], self._sources[place.source]
+    length = len(source)
+    for step in range(length):
+      index = place.index + step if length == ENDLESS else (place.index + step) % length
+      yield name, index, lambda index=index: Sample(name, index, read(source, [index])[0])
+
+
+def encode(sample: Sample, processor: Processor, longest: int) -> Encoded:
+  """What the model will read of a sample, checked (`checks.check_encoded`).
+
+  Raises:
+    UserError: the example is broken, would train wrongly, or is too long; named.
+  """
+  try:
+    encoded = processor.encode(sample.example)
+    check_encoded(encoded, sample.example, processor.layout, longest=longest)
+  except UserError as error:
+    where = f" (id {sample.example.id!r})" if sample.example.id else ""
+    raise UserError(f"data source {sample.source!r}, example {sample.index}{where}: {error}") from error
+  return encoded
+
+
+def read_good(
+  mixed: Mixed, positions: Sequence[int], processor: Processor, longest: int, *, skip: bool
+) -> tuple[list[Sample], list[Encoded], dict[str, str]]:
+  """The samples at `positions`, encoded; and why rows were left out, by `source[index]`.
+
+  Args:
+    skip: whether a broken row is left out; in its place stands the next good one of its source. That depends
+      on the position and the data alone, so that a stream goes on with the same bits after an interruption.
+
+  Raises:
+    UserError: a broken row, or with `skip` so many of them in succession that the config must be wrong.
+  """
+  try:
+    samples = mixed.read(positions)
+    return samples, [encode(sample, processor, longest) for sample in samples], {}
+  except UserError:
+    if not skip:
+      raise
+  good, skipped = [], {}
+  for position in positions:
+    for tried, (name, index, reader) in enumerate(mixed.after(position)):
+      try:
+        sample = reader()
+        good.append((sample, encode(sample, processor, longest)))
+        break
+      except UserError as error:
+        skipped[f"{name}[{index}]"] = str(error)
+        if tried + 1 >= _MOST_BROKEN:
+          raise UserError(
+            f"data source {name!r}: {tried + 1} rows in succession cannot be used, up to {index}: {error}"
+          ) from error
+    else:
+      raise UserError(
+        f"data source {name!r}: not one row can be used; the last: {skipped[f'{name}[{index}]']}"
+      )
+  samples, encoded = map(list, zip(*good, strict=True)) if good else ([], [])
+  return samples, encoded, skipped
