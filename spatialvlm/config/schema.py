@@ -68,8 +68,8 @@ class PeftConfig:
   """What is trained. Patterns are regexes over Hugging Face module names, matched in full.
 
   Attributes:
-    method: a key of `peft.METHODS`: "lora", "ia3", "ln_tuning", or "none" (only what `full` names is
-      trained). Another one than a recipe's, from the command line, begins with its own target and options.
+    method: a key of `peft.METHODS`, "lora" and others; "none": only what `full` names is
+      trained. Another one than a recipe's, from the command line, begins with its own target and options.
     target: layers that are adapted; None for the method's own default.
     full: parameters trained in full, beside adapters (PEFT's modules_to_save): regex over names of
       parameters, or of modules at any height.

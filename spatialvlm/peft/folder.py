@@ -77,7 +77,7 @@ def restore(vlm: Vlm, folder: str | Path, method: Method | None = None, options:
   if method is not None and found is not method:
     raise UserError(f"{folder}: an adapter of method {found.name!r}; set config.peft.method to it")
   said = foreign.with_todays_names(said, vlm.config.family)
-  entries = _read_entries(folder, vlm.config.family)
+  entries = _read_entries(folder, vlm.config.family, found)
   full.join_or_untie(vlm, entries)
   parameters, head = select.parameter_paths(vlm), full.head(vlm)
   whole = foreign.whole_parameters(said, parameters, entries)
@@ -175,7 +175,7 @@ def _export(vlm: Vlm, base_id: str | None) -> tuple[dict[str, Any], dict[str, te
   return config, {PREFIX + name: tensors.lazy(value) for name, value in arrays.items()}
 
 
-def _read_entries(folder: Path, family: str) -> dict[str, tensors.Entry]:
+def _read_entries(folder: Path, family: str, method: Method) -> dict[str, tensors.Entry]:
   """The folder's tensors by the names of transformers' modules, whichever spelling they come in."""
   file = folder / WEIGHTS
   if not file.is_file():
@@ -186,7 +186,7 @@ def _read_entries(folder: Path, family: str) -> dict[str, tensors.Entry]:
       )
     raise UserError(f"{file}: missing; a PEFT folder needs it")
   entries = tensors.read_header(file)
-  plain = foreign.without_adapter_names(entries, str(file))
+  plain = foreign.without_adapter_names(entries, str(file), method.kinds)
   entries = {plain[name]: entry for name, entry in entries.items() if name in plain}
   strange = [name for name in entries if not name.startswith(PREFIX)]
   if strange:

@@ -36,12 +36,6 @@ _HARMLESS = (
 )
 
 
-# A tensor's name with its adapter's in it: module, kind, adapter, what follows.
-_NAMED = re.compile(
-  r"(.*)\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|ln_tuning_layers|modules_to_save)\.(?!(?:weight|bias)$)([^.]+)(\..*)?"
-)
-
-
 def is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -136,20 +130,26 @@ def base_of(name: str) -> str | None:
   return name.replace(".base_layer.", ".") if ".base_layer." in name else None
 
 
-def without_adapter_names(names: Iterable[str], where: str) -> dict[str, str]:
+def without_adapter_names(names: Iterable[str], where: str, kinds: Iterable[str]) -> dict[str, str]:
   """Tensor's name -> as peft's `save_pretrained` writes it, without an adapter's (`lora_A.default.weight`).
 
   Such names come from a plain `state_dict()`, which holds `modules_to_save.default` too, and beside it the
   `original_module` that it replaces, which is left out.
 
+  Args:
+    kinds: what stands before an adapter's name, such as `lora_A`.
+
   Raises:
     UserError: there are several adapters' names.
   """
+  kinds = "|".join([*map(re.escape, kinds), "lora_embedding_[AB]", "modules_to_save"])
+  # module, kind, adapter, what follows
+  pattern = re.compile(rf"(.*)\.({kinds})\.(?!(?:weight|bias)$)([^.]+)(\..*)?")
   found, adapters = {}, set()
   for name in names:
     if ".original_module." in name:
       continue
-    named = _NAMED.fullmatch(name)
+    named = pattern.fullmatch(name)
     if named is None:
       found[name] = name
       continue

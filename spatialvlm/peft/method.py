@@ -67,6 +67,7 @@ class Method:
     Options: frozen dataclass of its own settings; their names stand beside those of `PeftConfig`.
     target: the default of `PeftConfig.target`.
     fields: what it reads of adapter_config.json.
+    kinds: what stands between a layer's name and an adapter's in names of tensors, such as `lora_A`.
     ties: whether such a folder can hold a tied embedding that is trained in full.
     mergeable: whether plain layers can compute what the adapted ones do.
   """
@@ -76,6 +77,7 @@ class Method:
   Options: ClassVar[type] = NoOptions
   target: ClassVar[str] = ""
   fields: ClassVar[foreign.Fields] = foreign.Fields()
+  kinds: ClassVar[Names] = ()
   ties: ClassVar[bool] = False
   mergeable: ClassVar[bool] = True
 
@@ -160,6 +162,9 @@ class LayerMethod(Method):
 
   endings: ClassVar[Names] = ()
   linear: ClassVar[bool] = True
+
+  def __init_subclass__(cls) -> None:
+    cls.kinds = tuple(dict.fromkeys(ending.split(".")[1] for ending in cls.endings))
 
   def sites(self, vlm: nnx.Module) -> dict[str, Site]:
     """Name -> layer, adapted ones included: all linear layers, unless a subclass says otherwise."""

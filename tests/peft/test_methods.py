@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from spatialvlm import hub, peft
 from spatialvlm.config import PeftConfig, from_config_dict, to_dict
@@ -231,8 +232,6 @@ def test_what_cannot_be_merged_says_so_and_offers_the_adapter(monkeypatch):
 
 
 def test_unmapped_tensors_of_other_methods_are_told(tmp_path):
-  from safetensors.numpy import load_file, save_file
-
   for name, tensor in (
     ("ia3", "model.text_model.norm.ia3_l"),
     ("ln_tuning", "lm_head.ln_tuning_layers.weight"),
@@ -276,3 +275,21 @@ def test_an_adapter_made_from_a_saved_model_is_the_same(tmp_path):
   again = peft.load_adapter(hub.load_model(tmp_path / "base"), tmp_path / "a")
   assert np.array_equal(support.logits(again), support.logits(vlm))
   assert dataclasses.asdict(again.config)["tied"] is False
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_tensors_may_carry_the_adapters_name(name, tmp_path):
+  """As a plain `state_dict()` of peft's model has them, e.g. `ln_tuning_layers.default.bias`."""
+  vlm = support.moved(adapted(name, full=r"model\.connector"))
+  folder = peft.save_adapter(vlm, tmp_path / "a")
+  found = load_file(folder / "adapter_model.safetensors")
+  kinds = peft.METHODS[name].kinds
+  named = {}
+  for key, value in found.items():
+    kind = next((kind for kind in kinds if f".{kind}" in key), None)
+    renamed = key.replace(f".{kind}", f".{kind}.default") if kind else key
+    named[renamed + (".weight" if renamed.endswith("vector.default") else "")] = value
+  assert set(named) != set(found)
+  save_file(named, folder / "adapter_model.safetensors")
+  again = peft.load_adapter(support.build(), folder)
+  assert np.array_equal(support.logits(again), support.logits(vlm))
