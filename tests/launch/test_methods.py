@@ -136,14 +136,19 @@ def test_stages_of_two_methods(world, typed, tmp_path):
       r"peft\.rank: .*belongs to method 'lora', not 'ia3'",
     ),
     (["--config.stages.1-a.peft.methd=ia3"], r"config\.stages\.1-a\.peft\.methd: .*did you mean 'method'"),
-    (["--config.peft.method=none"], "nothing is trained with method 'none'"),
   ],
 )
 def test_settings_of_methods_that_cannot_be(refused, arguments, message):
   refused(message, "train", *arguments)
 
 
-def test_what_nothing_would_export_is_refused_before_anything_is_written(refused, monkeypatch):
+def test_a_run_that_trains_nothing_is_refused(typed, tmp_path):
+  done = typed("train", "--config.peft.method=none")
+  assert done.code == 2 and "nothing is trained with method 'none'" in done.err.splitlines()[-1], done
+  assert not (tmp_path / "run").exists()
+
+
+def test_what_nothing_would_export_is_refused_before_anything_is_written(typed, tmp_path, monkeypatch):
   """As a soft prompt without an exporter: it would be trained, and missing from all that the run leaves."""
   before = surgery.apply
 
@@ -153,7 +158,10 @@ def test_what_nothing_would_export_is_refused_before_anything_is_written(refused
     return vlm
 
   monkeypatch.setattr(peft, "apply", planted)
-  refused(r"trained, but nothing would export it: decoder\.prompt", "train")
+  done = typed("train")
+  message = "error: trained, but nothing would export it: decoder.prompt"
+  assert done.code == 2 and done.err.splitlines()[-1] == message, done
+  assert not (tmp_path / "run").exists()
 
 
 def test_another_method_drops_what_the_recipe_says_of_its_own_alone():
