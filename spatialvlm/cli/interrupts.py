@@ -73,7 +73,7 @@ def _end() -> None:
   """Ends the process here: on the ordinary way out, threads of libraries may crash or wait."""
   _State.ending.acquire()  # for good: it is said once
   if threading.current_thread() is threading.main_thread():  # another one might wait for it
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(OSError, ValueError):
       sys.stdout.flush()
   with contextlib.suppress(OSError):
     os.write(2, b"interrupted\n")
