@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import grain
@@ -136,6 +136,7 @@ def training_stream(
   process_index: int = 0,
   process_count: int = 1,
   seed: int = 0,
+  on_note: Callable[[str], None] | None = None,
 ) -> grain.DatasetIterator[tuple[Batch, BatchInfo]]:
   """An endless, deterministic, prefetched iterator of (batch, info).
 
@@ -146,6 +147,7 @@ def training_stream(
   Args:
     batch_size: examples of a batch over all processes.
     seed: of the run; together with `config.seed` it fixes the order.
+    on_note: called with what the user should know of each source; None for a `types.Note`.
 
   Raises:
     UserError: a source that cannot be opened, or a batch that the processes do not divide; the first example
@@ -153,7 +155,7 @@ def training_stream(
   """
   config = suited(config, processor)
   mixed = training_mixture(config, seed)
-  mixed.say_pictures()
+  mixed.say_pictures(on_note)
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
   read_good(mixed, [0], processor, config.lengths[-1], skip=config.bad_rows == "skip")
   shares = {"process_index": process_index, "process_count": process_count}
@@ -167,17 +169,19 @@ def validation_batches(
   *,
   process_index: int = 0,
   process_count: int = 1,
+  on_note: Callable[[str], None] | None = None,
 ) -> Iterable[tuple[Batch, BatchInfo]] | None:
   """The held-out stream: the same batches at every pass, in order; None where none is configured.
 
   It ends as `validation_mixture` says; the last batch is filled with rows of `example_mask_B` false. Batches
-  of up to 256 MB in all are kept after the first pass; they are not to be written to.
+  of up to 256 MB in all are kept after the first pass; they are not to be written to. `on_note` as in
+  `training_stream`.
   """
   config = suited(config, processor)
   mixed = validation_mixture(config)
   if mixed is None:
     return None
-  mixed.say_pictures()
+  mixed.say_pictures(on_note)
   shares = {"process_index": process_index, "process_count": process_count}
   return Kept(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 

@@ -59,8 +59,13 @@ class Mixed:
         samples[row] = Sample(self.mixture.names[source], places[row].index, example)
     return samples
 
-  def say_pictures(self) -> None:
-    """Says how many of the first rows of each source of somebody's rows have no picture (`types.Note`)."""
+  def say_pictures(self, on_note: Callable[[str], None] | None) -> None:
+    """Says how many of the first rows of each source of somebody's rows have no picture.
+
+    Args:
+      on_note: takes each text; None for a `types.Note`.
+    """
+    on_note = on_note or (lambda text: warnings.warn(Note(text), stacklevel=4))
     for name, source in zip(self.mixture.names, self._sources, strict=True):
       if not hasattr(source, "picture_counts"):
         continue
@@ -69,7 +74,7 @@ class Mixed:
       said = f"its first {len(counts)} rows all have pictures"
       if none:
         said = f"without a picture are {none} of its first {len(counts)} rows; they train on their text alone"
-      warnings.warn(Note(f"data source {name!r}: {said}"), stacklevel=2)
+      on_note(f"data source {name!r}: {said}")
 
   def after(self, position: int) -> Iterator[tuple[str, int, Callable[[], Sample]]]:
     """The row at a position and those behind it in its source: the source's name, the row, and its reader.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -64,7 +64,8 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   terms = objectives.make_objectives(config.losses)
   steps_phases = make_phases(config, terms)
   check_data(config, terms)
-  streams = open_streams(config, processor)
+  notes: list[str] = []
+  streams = open_streams(config, processor, notes.append)
   model = build_model(config, mesh)
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
@@ -89,6 +90,8 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     f"{begins} in {workdir}: {counts[0]:,} of {counts[1]:,} parameters are trained "
     f"({counts[0] / counts[1]:.2%}){beside}, mesh {dict(mesh.shape)}"
   )
+  for note in notes:
+    say(note)
   scores.before(fresh)
   train_step = step_lib.make_train_step(
     split,
@@ -128,7 +131,7 @@ def say_rows(memory: Memory) -> None:
   for name, (read, blind) in sorted(memory.seen.items()):
     say(f"data source {name!r}: {read:,} rows read, {blind:,} of them without a picture")
   if memory.skipped:
-    say(f"{len(memory.skipped):,} broken rows were left out; {SUMMARY_FILE} names them, the first:")
+    say(f"broken rows left out: {len(memory.skipped):,}; {SUMMARY_FILE} names them, the first:")
     say("\n".join(f"  {reason}" for reason in list(memory.skipped.values())[:3]))
 
 
@@ -137,9 +140,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def open_streams(config: RunConfig, processor: Processor) -> tuple[Iterator, Iterable | None]:
+def open_streams(
+  config: RunConfig, processor: Processor, on_note: Callable[[str], None]
+) -> tuple[Iterator, Iterable | None]:
   """This process's share of the training stream and of the validation batches."""
-  share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_note": on_note}
   size = config.train.batch_size
   read = phases.examples_read(phases.make_phases(config.phases), size)
   training = pipeline.training_stream(config.data, processor, read, seed=config.seed, **share)
