@@ -19,6 +19,7 @@ from spatialvlm.config import PeftConfig
 from spatialvlm.hub import rules
 from spatialvlm.peft import foreign, select
 from spatialvlm.peft.variables import AdapterParam, FullParam, layer_id
+from spatialvlm.types import UserError
 
 Names = tuple[str, ...]
 
@@ -209,9 +210,21 @@ class LayerMethod(Method):
   # What follows is the same for all of them.
 
   def plan(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> dict[str, Any]:
-    """Name -> spec of every layer that a run adapts. A layer trained in full gets no adapter, as in PEFT."""
-    free = {name: site for name, site in self.sites(vlm).items() if not _in_full(site.module)}
-    found = select.match(target_of(self, config), free, "peft.target", _older(vlm))
+    """Name -> spec of every layer that a run adapts.
+
+    Raises:
+      UserError: the pattern matches nothing, or a layer of which something is trained in full. PEFT would
+        leave the adapter out; but where two settings claim a weight, one of them is a mistake.
+    """
+    sites = self.sites(vlm)
+    found = select.match(target_of(self, config), sites, "peft.target", _older(vlm))
+    twice = [name for name in found if _in_full(sites[name].module)]
+    if twice:
+      more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
+      raise UserError(
+        f"peft: {twice[0]}{more} is named by peft.full and by peft.target; a weight is trained in one way:"
+        " narrow one of the two patterns"
+      )
     return self.specs(config, options, found)
 
   def check_layers(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:

@@ -19,13 +19,14 @@ def apply(vlm: nnx.Module, config: PeftConfig) -> nnx.Module:
   """Makes `vlm` ready for training as `config` says, in place, and returns it.
 
   Parameters that `config.full` names become float32 `FullParam`; the layers that `config.target` names are
-  adapted by `config.method`. A layer named by both is trained in full and gets no adapter, as in PEFT. With
-  `config.resume_from` the adapter and its layers come from that PEFT folder, and of `config` only `full`,
-  `seed`, and what of the method's options leaves the adapter's shape alone (dropout) are used.
+  adapted by `config.method`. With `config.resume_from` the adapter and its layers come from that PEFT folder,
+  and of `config` only `full`, `seed`, and what of the method's options leaves the adapter's shape alone
+  (dropout) are used.
 
   Raises:
-    UserError: an unknown method or option, a pattern that matches nothing (near misses are shown), a model
-      that already carries an adapter, or a folder that does not fit or is of another method.
+    UserError: an unknown method or option, a pattern that matches nothing (near misses are shown), a layer
+      that `full` and `target` both name, a model that already carries an adapter, or a folder that does not
+      fit or is of another method.
   """
   options = methods.options_of(config)
   method = methods.named(config.method)

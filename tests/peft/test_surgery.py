@@ -87,10 +87,11 @@ def test_counts_and_filter(plain):
   assert len(jax.tree.leaves(frozen)) == len(jax.tree.leaves(nnx.state(plain))) - 2
 
 
-def test_what_is_trained_in_full_gets_no_adapter(plain):
-  vlm = peft.apply(nnx.clone(plain), PeftConfig(target=r"lm_head|.*text_model.*q_proj", full="lm_head"))
-  assert isinstance(vlm.decoder.lm_head.kernel, peft.FullParam)
-  assert "lm_head" not in adapters(vlm)
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_a_weight_is_trained_in_one_way(plain, method):
+  vlm, config = nnx.clone(plain), PeftConfig(method=method, target=r"lm_head|.*q_proj", full="lm_head")
+  with pytest.raises(UserError, match=r"lm_head is named by peft\.full and by peft\.target"):
+    peft.apply(vlm, config)
 
 
 def test_full_training_alone_and_of_one_parameter(plain):
