@@ -43,7 +43,7 @@ class BlockConfig:
 
   @property
   def width(self) -> int:
-    """Of the residual stream."""
+    """Width of the residual stream."""
     return self.attention.width
 
 

@@ -1,4 +1,4 @@
-"""A vision-language model with other eyes: base and encoders put together as a checkpoint of its own."""
+"""A vision-language model with other encoders: base and encoders put together as a checkpoint of its own."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _tile(first: _Part, base: VlmConfig, size: int) -> dict[str, int]:
 
 
 def _scale(config: VlmConfig, entries: Mapping[str, Entry], two_layers: bool) -> float:
-  """Of the last layer's weights, so that fresh image tokens are as large as the embeddings of words.
+  """The scale of the last layer's weights, so that fresh image tokens are as large as embedded words.
 
   The layer norm gives a single layer inputs of unit size; after a first layer they are those of a normal
   variable behind the activation.

@@ -69,7 +69,7 @@ def load_encoder(
 ) -> tuple[VisionEncoder, EncoderConfig]:
   """Loads a vision encoder that stands alone, or the vision tower of a vision-language model.
 
-  Args and errors are those of `load_model`; of a model with other eyes none is taken.
+  Args and errors are those of `load_model`; of a model with other encoders none is taken.
   """
   check_dtype(dtype, "dtype")
   folder = resolve(path_or_id, revision)

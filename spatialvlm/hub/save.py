@@ -58,7 +58,7 @@ def save_model(vlm: Vlm, folder: str | Path, source: str | Path | None = None) -
 def save_encoder(
   encoder: VisionEncoder, config: EncoderConfig, folder: str | Path, source: str | Path | None = None
 ) -> Path:
-  """The same of an encoder that stands alone; a head that pools its tokens is left out.
+  """Writes an encoder that stands alone, as `save_model` does a model; a pooling head is left out.
 
   Raises:
     UserError: as `save_model`.

@@ -1,4 +1,4 @@
-"""Other eyes for a vision-language model: one encoder instead of its own, or several joined by channels.
+"""Other encoders for a vision-language model: one encoder instead of its own, or several joined by channels.
 
 Joining by channels on one grid is what studies of encoders do (Tong et al., 2024, "Cambrian-1"; Shi et al.,
 2024, "Eagle").
@@ -20,7 +20,7 @@ _EPS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class Eye:
+class JoinedPart:
   """One encoder of several.
 
   Attributes:
@@ -45,20 +45,20 @@ class JoinedConfig:
   """What `VisionConfig` is to one encoder, for several.
 
   Attributes:
-    eyes: the first one's grid is that of all.
+    parts: the first one's grid is that of all.
     image_size: side of a tile in pixels.
   """
 
-  eyes: tuple[Eye, ...]
+  parts: tuple[JoinedPart, ...]
   image_size: int
 
   @property
   def patch_size(self) -> int:
-    return self.eyes[0].vision.patch_size
+    return self.parts[0].vision.patch_size
 
   @property
   def channels(self) -> int:
-    return self.eyes[0].vision.channels
+    return self.parts[0].vision.channels
 
   @property
   def grid(self) -> int:
@@ -66,7 +66,7 @@ class JoinedConfig:
 
   @property
   def width(self) -> int:
-    return sum(eye.vision.width for eye in self.eyes)
+    return sum(part.vision.width for part in self.parts)
 
 
 class JoinedEncoder(nnx.Module):
@@ -74,7 +74,7 @@ class JoinedEncoder(nnx.Module):
 
   def __init__(self, config: JoinedConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.config = config
-    self.encoders = nnx.List([VisionEncoder(eye.vision, dtype=dtype, rngs=rngs) for eye in config.eyes])
+    self.encoders = nnx.List([VisionEncoder(part.vision, dtype=dtype, rngs=rngs) for part in config.parts])
 
   def __call__(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None) -> Features:
     """Patches on the first encoder's grid, the encoders' features joined by channels.
@@ -123,16 +123,16 @@ class JoinedEncoder(nnx.Module):
     self, number: int, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None
   ) -> tuple[jax.Array, jax.Array | None]:
     """Pixels and mask as one encoder wants them."""
-    eye = self.config.eyes[number]
+    part = self.config.parts[number]
     N, H, W, C = pixels_NHWC.shape
     x_NHWC = pixels_NHWC.astype(jnp.float32)
-    height, width = (side if number == 0 else nearest(side, eye.vision.patch_size) for side in (H, W))
+    height, width = (side if number == 0 else nearest(side, part.vision.patch_size) for side in (H, W))
     if (height, width) != (H, W):
       x_NHWC = jax.image.resize(x_NHWC, (N, height, width, C), "cubic")
       if pixel_mask_NHW is not None:
         pixel_mask_NHW = jax.image.resize(pixel_mask_NHW, (N, height, width), "nearest")
-    if not eye.keeps_pixels:
-      x_NHWC = x_NHWC * jnp.asarray(eye.scale, jnp.float32) + jnp.asarray(eye.shift, jnp.float32)
+    if not part.keeps_pixels:
+      x_NHWC = x_NHWC * jnp.asarray(part.scale, jnp.float32) + jnp.asarray(part.shift, jnp.float32)
     return x_NHWC, pixel_mask_NHW
 
 

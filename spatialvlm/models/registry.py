@@ -1,4 +1,4 @@
-"""From a config.json, or the name of a family, to what reads it; models with other eyes among them."""
+"""From a config.json, or the name of a family, to what reads it; models with other encoders among them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from spatialvlm.models.fields import activation, group, linear, norm, number, un
 from spatialvlm.models.vlm import VlmConfig
 from spatialvlm.types import UserError
 
-# `model_type` of a model whose eyes were changed, which no other library knows.
+# `model_type` of a model whose encoder was replaced, which no other library knows.
 JOINED = "spatialvlm"
 _TYPES = sorted({family.hf_type for family in FAMILIES.values()})
 
 
 @functools.cache
 def family(name: str) -> Family:
-  """A family by its key; `BASE+ENCODER`, `BASE+ENCODER+ENCODER`...: that of a model with other eyes.
+  """A family by its key; `BASE+ENCODER`, `BASE+ENCODER+ENCODER`...: that of a model with other encoders.
 
   Its decoder's tensors have the base's names, an encoder's its own behind `encoders.NUMBER.`.
   """
   if name in FAMILIES:
     return FAMILIES[name]
-  base, *eyes = name.split("+")
+  base, *parts = name.split("+")
   rules = [rule for rule in FAMILIES[base].rules if rule[1].startswith("decoder.")]
-  for place, eye in enumerate(eyes):
-    rules += under(f"encoders.{place}.", f"vision.encoders.{place}.", CHECKPOINTS[eye].rules)
+  for place, part in enumerate(parts):
+    rules += under(f"encoders.{place}.", f"vision.encoders.{place}.", CHECKPOINTS[part].rules)
   for part in (norm("norm", "norm"), linear("hidden", "hidden"), linear("proj", "proj")):
     rules += under("model.connector.", "connector.", part)
   return dataclasses.replace(
@@ -54,8 +54,8 @@ def _parse_joined(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmCo
   base = group(source, "base", where)
   config = FAMILIES[family_of(base, f"{where}: base")].parse_config(base, dtype=dtype, where=f"{where}: base")
   tile, parts = group(source, "tile", where), source["encoders"]
-  eyes = tuple(_eye(part, tile, config.vision, f"{where}: encoders[{i}]") for i, part in enumerate(parts))
-  vision = joined.JoinedConfig(eyes, whole(tile, "size", 0, f"{where}: tile"))
+  parts = tuple(_part(part, tile, config.vision, f"{where}: encoders[{i}]") for i, part in enumerate(parts))
+  vision = joined.JoinedConfig(parts, whole(tile, "size", 0, f"{where}: tile"))
   said, at = group(source, "connector", where), f"{where}: connector"
   connector = ConnectorConfig(
     factor=whole(said, "factor", 1, at),
@@ -74,7 +74,9 @@ def _parse_joined(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmCo
   )
 
 
-def _eye(part: Mapping[str, Any], tile: Mapping[str, Any], own: VisionConfig, where: str) -> joined.Eye:
+def _part(
+  part: Mapping[str, Any], tile: Mapping[str, Any], own: VisionConfig, where: str
+) -> joined.JoinedPart:
   """One entry of `encoders`: an encoder that stands alone, or a tower, of the base without a config."""
   name, source = part["family"], group(part, "config", where)
   if not name.endswith("/vision"):
@@ -86,7 +88,7 @@ def _eye(part: Mapping[str, Any], tile: Mapping[str, Any], own: VisionConfig, wh
     vision = own
   colours = zip(tile["mean"], tile["std"], part["mean"], part["std"], strict=True)
   affine = [(std / own_std, (mean - own_mean) / own_std) for mean, std, own_mean, own_std in colours]
-  return joined.Eye(name, vision, *map(tuple, zip(*affine, strict=True)))
+  return joined.JoinedPart(name, vision, *map(tuple, zip(*affine, strict=True)))
 
 
 def family_of(source: Mapping[str, Any], where: str) -> str:

@@ -88,7 +88,7 @@ def head(vlm: Vlm) -> str:
 
 
 def join_or_untie(vlm: Vlm, entries: dict[str, tensors.Entry]) -> None:
-  """Of a tied pair that was trained as one, drops the head; unties `vlm` where an adapter parts the two."""
+  """Drops the head of a tied pair that was trained as one; unties `vlm` where an adapter parts the two."""
   if not vlm.config.tied:
     return
   embedding, top = embedding_name(vlm), head(vlm)

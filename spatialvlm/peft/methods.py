@@ -77,7 +77,7 @@ def options_of(config: PeftConfig, where: str = "config.peft") -> Any:
 
 
 def completed(config: PeftConfig, where: str = "config.peft") -> PeftConfig:
-  """The same settings with the method's defaults written out, so that a run's config.json says them all.
+  """The settings with the method's defaults written out, so that a run's config.json says them all.
 
   Raises:
     UserError: as `options_of`.

@@ -103,7 +103,7 @@ def seed_dropout(model: nnx.Module, key: jax.Array) -> nnx.Module:
 
 
 def _check_apart(vlm: nnx.Module) -> None:
-  """Of a layer with an adapter no weight may be trained in full as well: PEFT would load only one of them."""
+  """Holds that no weight of a layer with an adapter is trained in full too: PEFT would load one of them."""
   adapted = {path[:-1] for method in methods.carried(vlm) for path in method.claims(vlm)}
   twice = sorted(".".join(map(str, path)) for path in full.claims(vlm) if path[:-1] in adapted)
   if twice:

@@ -83,7 +83,7 @@ def see(
 
 
 def drawn(encoder: LoadedEncoder, seed: int) -> LoadedEncoder:
-  """The same encoder with weights drawn from `seed`: what its shape alone gives."""
+  """An encoder of this shape with weights drawn from `seed`: what its shape alone gives."""
   config = encoder.config
   model = VisionEncoder(config.vision, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(seed))
   return LoadedEncoder(model, config, encoder.folder)

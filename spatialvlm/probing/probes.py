@@ -61,7 +61,7 @@ def run(cells_NCD: np.ndarray, worlds: Worlds, penalties: Sequence[float]) -> di
 
 
 def guessing(worlds: Worlds) -> dict[str, Measured]:
-  """The same scores of one answer for all: the mean depth, the mean place, a coin."""
+  """The scores that one answer for all would get: the mean depth, the mean place, a coin."""
   target, image, part = _depth_rows(worlds)
   mean = target[part == FIT].mean()
   test = part == TEST
@@ -144,7 +144,7 @@ def _distance(found_M2: np.ndarray, true_M2: np.ndarray) -> np.ndarray:
 
 
 def _place_scores(found_M2: np.ndarray, worlds: Worlds) -> tuple[Measured, Measured]:
-  """Of the test's objects, in their order."""
+  """How far off the test's objects are placed, and the share of pairs that lie right, by image."""
   test = worlds.part_N[worlds.named_M2[:, 0]] == TEST
   scene, true_M2 = worlds.named_M2[test, 0], worlds.centres_M2[test]
   sums = _by_image(scene, _distance(found_M2, true_M2))

@@ -31,7 +31,7 @@ def _product(x_ND: np.ndarray, y_NE: np.ndarray) -> np.ndarray:
 
 
 def debiased_cka(x_ND: np.ndarray, y_NE: np.ndarray) -> float | None:
-  """The same, estimated so that unrelated features give 0 on average, whatever their width.
+  """Linear CKA, estimated so that unrelated features give 0 on average, whatever their width.
 
   By the unbiased estimator of HSIC (Song et al., JMLR 2012, equation 4), as Nguyen et al. (ICLR 2021) have
   it; it may fall a little below 0. For few rows, since it compares each with each. None where a side does not

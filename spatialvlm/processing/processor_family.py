@@ -20,10 +20,10 @@ class Files:
   """JSON files of a folder, each empty where it is missing.
 
   Attributes:
-    config: config.json; of a model whose eyes were changed, its base's.
+    config: config.json; of a model whose encoder was replaced, its base's.
     outer: processor_config.json.
     inner: the image processor's part of it, or else preprocessor_config.json.
-    tile: of a model whose eyes were changed: `size` in pixels, and `tokens` that it makes; else None.
+    tile: of a model whose encoder was replaced: `size` in pixels, and `tokens` that it makes; else None.
   """
 
   folder: Path

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from spatialvlm.processing import numbers
 from spatialvlm.types import UserError
 
 Pair = tuple[int, int]
@@ -74,7 +75,7 @@ class Resizer:
     return self.crop or (self.size if isinstance(self.size, tuple) else None)
 
   def at(self, size: Pair | int) -> Resizer:
-    """The same at another size: a pair is what every image is stretched to, with nothing cut off.
+    """This resizer for another size: a pair is what every image is stretched to, with nothing cut off.
 
     One number is the edge of a square and keeps what is done by and large: where the shortest edge is resized
     and a square cut out, both grow alike.
@@ -136,7 +137,7 @@ def resizer_from_config(config: Mapping[str, Any], where: str) -> Resizer:
   return Resizer(
     size=size if config.get("do_resize", True) else None,
     crop=crop,
-    resample=_resample(config.get("resample", kind.resample), where),
+    resample=numbers.resample(config.get("resample", kind.resample), where),
     **_colours(config, kind.colours, where),
   )
 
@@ -146,7 +147,7 @@ def _of_tiles(config: Mapping[str, Any], default: int, where: str) -> Resizer:
   edge = tile.get("longest_edge") if isinstance(tile, Mapping) else tile
   if not _whole(edge):
     raise UserError(f"{where}: max_image_size must name a longest_edge in pixels, got {tile!r}")
-  resample = _resample(config.get("resample", Image.Resampling.LANCZOS), where)
+  resample = numbers.resample(config.get("resample", Image.Resampling.LANCZOS), where)
   return Resizer((edge, edge), None, resample, **_colours(config, _HALF, where))
 
 
@@ -154,10 +155,12 @@ def _colours(config: Mapping[str, Any], defaults: tuple, where: str) -> dict[str
   """The arguments of the normalisation."""
   found: dict[str, Any] = {"rescale": None, "mean": None, "std": None}
   if config.get("do_rescale", True):
-    found["rescale"] = _rescale(config.get("rescale_factor", 1 / 255), where)
+    found["rescale"] = numbers.number(config.get("rescale_factor", 1 / 255), f"{where}: rescale_factor")
   if config.get("do_normalize", True):
-    found["mean"] = _triple(config.get("image_mean", defaults[0]), f"{where}: image_mean")
-    found["std"] = _triple(config.get("image_std", defaults[1]), f"{where}: image_std", above=True)
+    found["mean"] = numbers.channels(config.get("image_mean", defaults[0]), f"{where}: image_mean")
+    found["std"] = numbers.channels(
+      config.get("image_std", defaults[1]), f"{where}: image_std", above_zero=True
+    )
   return found
 
 
@@ -225,24 +228,3 @@ def _size(value: Any, square: bool, where: str) -> Pair | int:
 
 def _whole(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _resample(value: Any, where: str) -> int:
-  if isinstance(value, bool) or value not in list(Image.Resampling):
-    raise UserError(f"{where}: resample: expected a number of Pillow's filters, 0 to 5, got {value!r}")
-  return int(value)
-
-
-def _rescale(value: Any, where: str) -> float:
-  if not isinstance(value, (int, float)) or isinstance(value, bool):
-    raise UserError(f"{where}: rescale_factor: expected a number, got {value!r}")
-  return float(value)
-
-
-def _triple(value: Any, where: str, above: bool = False) -> tuple[float, ...]:
-  values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
-  if len(values) != 3 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-    raise UserError(f"{where}: expected a number, or one for each of three channels, got {value!r}")
-  if above and min(values) <= 0:
-    raise UserError(f"{where}: must be above 0, got {value!r}")
-  return tuple(map(float, values))

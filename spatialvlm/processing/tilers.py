@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from spatialvlm.processing import numbers
 from spatialvlm.processing.tiling import (
   Normaliser,
   TileOptions,
@@ -256,27 +257,14 @@ def _refuse(options: TileOptions, names: tuple[str, ...], where: str, why: str) 
 
 def _numbers(config: Mapping[str, Any], where: str, resample: int, mean: Any, std: Any) -> dict[str, Any]:
   """The fields of a `Normaliser`; what the file leaves out is the class's own."""
-  resample = config.get("resample", resample)
-  if isinstance(resample, bool) or resample not in list(Image.Resampling):
-    raise UserError(f"{where}: resample must be a number of Pillow's filters, 0 to 5, got {resample!r}")
-  found: dict[str, Any] = {"resample": int(resample), "rescale": None, "mean": None, "std": None}
+  found: dict[str, Any] = {"rescale": None, "mean": None, "std": None}
+  found["resample"] = numbers.resample(config.get("resample", resample), where)
   if config.get("do_rescale", True):
-    (found["rescale"],) = _channels(config, "rescale_factor", 1 / 255, 1, where)
+    found["rescale"] = numbers.number(config.get("rescale_factor", 1 / 255), f"{where}: rescale_factor")
   if config.get("do_normalize", True):
-    found["mean"] = _channels(config, "image_mean", mean, 3, where)
-    found["std"] = _channels(config, "image_std", std, 3, where)
+    found["mean"] = numbers.channels(config.get("image_mean", mean), f"{where}: image_mean")
+    found["std"] = numbers.channels(config.get("image_std", std), f"{where}: image_std", above_zero=True)
   return found
-
-
-def _channels(
-  config: Mapping[str, Any], name: str, default: Any, count: int, where: str
-) -> tuple[float, ...]:
-  value = config.get(name, default)
-  values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * count
-  numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-  if len(values) != count or not numbers or (name == "image_std" and min(values) <= 0):
-    raise UserError(f"{where}: {name} must be a number{' or three' * (count > 1)}, got {value!r}")
-  return values
 
 
 def _longest_edge(size: Any) -> int | None:

@@ -170,7 +170,7 @@ def check_data(config: RunConfig, terms: objectives.Terms) -> None:
 
 
 def assembled(model: ModelConfig) -> ModelConfig:
-  """The same with a plain path where it names encoders (`hub.assembled`); process 0 writes, others wait."""
+  """The model with a plain path where it names encoders (`hub.assembled`); process 0 writes, others wait."""
   if model.encoders and jax.process_count() > 1:
     if jax.process_index() == 0:
       hub.assembled(model)

@@ -84,7 +84,7 @@ def _model(run: ModelConfig, asked: ModelConfig) -> ModelConfig:
 
 
 def _find_stage(workdir: Path, config: RunConfig, model: ModelConfig) -> Found:
-  """Of a run of several stages the last one that has begun."""
+  """What `find` finds in the last stage that has begun."""
   begun = [name for name in sorted(config.stages) if (workdir / name / CHECKPOINTS).is_dir()]
   if not begun:
     raise UserError(f"{workdir}: a training run without checkpoints yet; wait for its first, or name a model")

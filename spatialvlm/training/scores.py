@@ -88,7 +88,7 @@ class Scores:
     return result.summary["scores"]
 
   def _write_comparison(self) -> None:
-    """The same report as `launch/compare.py` makes, in `evaluation/comparison`."""
+    """The report that `launch/compare.py` makes, in `evaluation/comparison`."""
     folder = self._workdir / FOLDER
     runs = between_runs.open_runs([str(folder / name) for name in ("before", "after")])
     changes = between_runs.paired_changes(runs, resamples=self._config.bootstrap, seed=self._config.seed)

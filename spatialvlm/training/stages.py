@@ -63,7 +63,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def completed(config: RunConfig) -> RunConfig:
-  """The same run with the defaults of its PEFT methods written out, so that config.json says all of it.
+  """A run with the defaults of its PEFT methods written out, so that config.json says all of it.
 
   Raises:
     UserError: an unknown method or option, or a value without sense.

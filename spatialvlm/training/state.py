@@ -154,7 +154,7 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, ema: bool, m
 
 
 def opt_shardings(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
-  """Of the optimizer's state: the parameter's own where the shapes are equal, else everywhere."""
+  """Shardings of the optimizer's state: the parameter's own where the shapes are equal, else everywhere."""
   everywhere = NamedSharding(mesh, PartitionSpec())
 
   def place(path, leaf):

@@ -210,7 +210,7 @@ def abstract(state: TrainState) -> TrainState:
 
 
 def batch_sharding(mesh: Mesh, accumulation: int = 1) -> NamedSharding:
-  """Of every array of a step's batch: microbatches, if there are several, stand before what is sharded."""
+  """Where every array of a step's batch lies; several microbatches stand before what is sharded."""
   sharding = axes.batch_sharding(mesh)
   return NamedSharding(mesh, PartitionSpec(None, *sharding.spec)) if accumulation > 1 else sharding
 

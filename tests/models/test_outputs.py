@@ -12,7 +12,7 @@ from spatialvlm.core.attention import AttentionConfig
 from spatialvlm.core.block import BlockConfig
 from spatialvlm.models import execution
 from spatialvlm.models.encoders import VisionConfig
-from spatialvlm.models.joined import Eye, JoinedConfig, JoinedEncoder
+from spatialvlm.models.joined import JoinedConfig, JoinedEncoder, JoinedPart
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.types import UserError
 from tests import tiny_model
@@ -181,8 +181,8 @@ def joined(count):
     VisionConfig(block(8 * (j + 1)), depth=2 + j, image_size=16, patch_size=4, channels=3)
     for j in range(count)
   ]
-  eyes = tuple(Eye("siglip", vision, (2.0,) * 3, (0.5,) * 3) for vision in visions)
-  return JoinedEncoder(JoinedConfig(eyes, 16), dtype=jnp.float32, rngs=nnx.Rngs(0))
+  parts = tuple(JoinedPart("siglip", vision, (2.0,) * 3, (0.5,) * 3) for vision in visions)
+  return JoinedEncoder(JoinedConfig(parts, 16), dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 
 def test_layers_of_an_encoder_in_anothers_place(batch):

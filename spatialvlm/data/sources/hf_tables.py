@@ -157,7 +157,7 @@ def _served(key: str) -> str:
 
 
 def _with_encoded_images(dataset: Any) -> Any:
-  """The same rows, their images left as bytes, so that `open_image` alone decides how they are decoded."""
+  """The rows with their images left as bytes, so that `open_image` alone decides how they are decoded."""
   import datasets
 
   for name, feature in dataset.features.items():
@@ -190,7 +190,7 @@ def _reader(feature: Any) -> Callable[[Any], Any] | None:
 
 
 def _sketch(values: pa.Array) -> pa.Array:
-  """The same cells with `True` for bytes (null for none), and long texts cut short after `LONGEST_NAME`."""
+  """The cells with `True` for bytes (null for none), and long texts cut short after `LONGEST_NAME`."""
   kind = values.type
   if isinstance(values, pa.ExtensionArray):
     return _sketch(values.storage)

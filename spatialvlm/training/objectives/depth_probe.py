@@ -78,7 +78,7 @@ class DepthProbe(Objective):
     read, layer = self.settings.read, self.settings.layer
     if read == "image":
       return
-    encoders = [eye.vision for eye in getattr(model.vision, "eyes", ())] or [model.vision]
+    encoders = [part.vision for part in getattr(model.vision, "parts", ())] or [model.vision]
     if read == "encoder" and len(encoders) > 1:
       raise UserError(f"{self.where}.kwargs.read: this model joins {len(encoders)} encoders; use 'image'")
     most = encoders[0].depth if read == "encoder" else model.text.depth

@@ -53,7 +53,7 @@ class Models:
 
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
-  """Of an objective that has none."""
+  """The settings of an objective that has none."""
 
 
 class Objective:

@@ -33,7 +33,7 @@ class PhaseParts:
   gives: int
 
   def giving(self, gives: int) -> PhaseParts:
-    """The same parts for another number of examples."""
+    """These parts for another number of examples."""
     return dataclasses.replace(self, gives=gives)
 
 
