@@ -33,7 +33,11 @@ OURS = {
     "full": r".*(connector|projector).*",
   },
   "ln_tuning": {"method": "ln_tuning"},
-  "ln_tuning_all": {"method": "ln_tuning", "target": r".*norm.*", "full": r".*(connector|projector).*"},
+  "ln_tuning_all": {
+    "method": "ln_tuning",
+    "target": r"(?!.*projector).*norm.*",
+    "full": r".*(connector|projector).*",
+  },
 }
 
 
