@@ -152,7 +152,7 @@ def lora(vlm, torch_model):
 
   arrays = inputs(1, 2, 120)
   mesh = make_mesh({"data": 1}, jax.devices()[:1])
-  config = PeftConfig(options={"rank": 8, "alpha": 16.0})
+  config = peft.completed(PeftConfig(options={"rank": 8, "alpha": 16.0}))
   vlm = peft.apply(vlm, config)
   split = state.Split(vlm, peft.trainable_filter(vlm, config), mesh)
   tx = optax.adamw(1e-4)
