@@ -54,6 +54,11 @@ def test_a_kind_that_holds_no_questions_says_which_do():
     open_questions(CONFIGS["llava"]())
 
 
+def test_questions_are_of_no_mixture():
+  with pytest.raises(UserError, match=r"weight: 0\.5: questions come from one source alone"):
+    open_questions(ScenesConfig(weight=0.5))
+
+
 @pytest.mark.parametrize("size", [64, 160])
 def test_scene_examples_bring_their_pictures_depth_in_metres(size):
   """Depth belongs to the very scene that is shown: rendered anew by its number it is the same to the bit."""

@@ -143,6 +143,7 @@ def test_what_cannot_be_read_is_refused(vlm):
       r"losses\.depth\.kwargs\.read: 'pixels' is not one of 'image', 'encoder', 'decoder'",
     ),
     ({"laier": 1}, r"losses\.depth\.kwargs\.laier: unknown key; did you mean 'layer'"),
+    ({"layer": 1}, r"losses\.depth\.kwargs\.layer: image tokens have no layers"),
     ({"share": 0.0}, r"share in \(0, 1\]"),
     ({"detach": 2}, r"kwargs\.detach: expected bool, got 2"),
   ):

@@ -71,8 +71,13 @@ def open_questions(config: SourceConfig) -> Sequence[Question]:
   """Opens a source of multiple-choice questions.
 
   Raises:
-    UserError: a kind that holds no questions, or a source that cannot be read.
+    UserError: a kind that holds no questions, a source that cannot be read, or a weight, since the questions are
+      those of one source.
   """
+  if config.weight != 1:
+    raise UserError(
+      f"weight: {config.weight:g}: questions come from one source alone, in no mixture; leave it out"
+    )
   return _opener(config, "questions")(config)
 
 

@@ -66,6 +66,10 @@ class DepthProbe(Objective):
     settings = self.settings
     if not settings.target or not 0 < settings.share <= 1 or min(settings.farthest, settings.start) <= 0:
       raise UserError(f"{where}.kwargs: target must be named, share in (0, 1], farthest and start above 0")
+    if settings.read == "image" and settings.layer != -1:
+      raise UserError(
+        f"{where}.kwargs.layer: image tokens have no layers; set read to 'encoder' or 'decoder'"
+      )
     self.extra = (settings.target,)
     layer = (settings.layer,)
     self.wants = {
