@@ -71,8 +71,8 @@ def open_questions(config: SourceConfig) -> Sequence[Question]:
   """Opens a source of multiple-choice questions.
 
   Raises:
-    UserError: a kind that holds no questions, a source that cannot be read, or a weight, since the questions are
-      those of one source.
+    UserError: a kind that holds no questions, a source that cannot be read, or a weight: the questions of an
+      evaluation are those of one source.
   """
   if config.weight != 1:
     raise UserError(
