@@ -218,6 +218,10 @@ class Processor:
 
   # Conversations of ours.
 
+  def token_ids(self, text: str) -> list[int]:
+    """Ids of a text by itself: no template, no special tokens added."""
+    return self.tokenizer.encode(text, add_special_tokens=False).ids
+
   def encode(self, example: Example) -> Encoded:
     """A conversation with the loss on its answers.
 

@@ -62,6 +62,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   loading.check_base(plain, folder, resumes=bool(config.peft.resume_from))
   processor = load_processor(folder, **plain.tiling)
   terms = objectives.make_objectives(config.losses)
+  objectives.read_vocabulary(terms, processor.token_ids)
   steps_phases = make_phases(config, terms)
   check_data(config, terms)
   notes: list[str] = []

@@ -15,6 +15,7 @@ from spatialvlm import hub, peft
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
 from spatialvlm.models.vlm import Vlm
+from spatialvlm.processing.processor import load_processor
 from spatialvlm.training import objectives, one_run
 from spatialvlm.types import UserError
 
@@ -118,12 +119,14 @@ def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
   """Raises a UserError where a late stage fits not the model or the data: the first would run in vain."""
   terms = objectives.make_objectives(run.losses)
   built = one_run.assembled(model)
-  config = hub.read_config(hub.resolve(built.path, built.revision), dtype=model.dtype)
+  folder = hub.resolve(built.path, built.revision)
+  config = hub.read_config(folder, dtype=model.dtype)
   abstract = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
   try:
     peft.check_layers(abstract, run.peft)
     for _, objective in terms.values():
       objective.check(config)
+    objectives.read_vocabulary(terms, load_processor(folder, **built.tiling).token_ids)
     one_run.check_data(run, terms)
   except UserError as error:
     raise UserError(f"config.stages.{stage}: {error}") from None

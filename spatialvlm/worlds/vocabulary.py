@@ -8,6 +8,7 @@ classes of `skills.dense_targets`: a loss then needs only the first id of each g
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -28,6 +29,10 @@ DENSE_WORDS = {
   "depth_step": ("nearest", "nearer", "near", "close", "middling", "far", "farther", "farthest"),
   "row": skills.ROWS,
   "column": skills.COLUMNS,
+}
+# The same for published tokenizers, to which "middling" is three tokens.
+SPOKEN_WORDS = DENSE_WORDS | {
+  "depth_step": tuple(w.replace("middling", "medium") for w in DENSE_WORDS["depth_step"])
 }
 _TEMPLATES = (
   "How many {}s are in the image?",
@@ -109,6 +114,18 @@ def dense_losses(objects: bool = False, **weights: float) -> dict[str, LossConfi
     kwargs = {"first": word_id(words[0]), "classes": len(words)}
     if target == "box" or (objects and target != "depth_step"):
       kwargs["none"] = word_id(NONE)
+    terms[target] = LossConfig("words", target=target, weight=weight, kwargs=kwargs)
+  return terms
+
+
+def spoken_losses(objects: bool = False, **weights: float) -> dict[str, LossConfig]:
+  """As `dense_losses`, for a model with any tokenizer: the words are named; the tokenizer gives their ids."""
+  terms = {}
+  for target, weight in weights.items():
+    words = [word for word in SPOKEN_WORDS[target] if word != NONE]
+    kwargs: dict[str, Any] = {"words": words}
+    if target == "box" or (objects and target != "depth_step"):
+      kwargs["none_word"] = NONE
     terms[target] = LossConfig("words", target=target, weight=weight, kwargs=kwargs)
   return terms
 

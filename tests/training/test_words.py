@@ -7,7 +7,7 @@ import pytest
 
 from spatialvlm.config import LossConfig
 from spatialvlm.models.outputs import Outputs
-from spatialvlm.training.objectives import Models, check_data, make_objectives
+from spatialvlm.training.objectives import Models, check_data, make_objectives, read_vocabulary
 from spatialvlm.training.objectives.words import Words, WordsSettings, token_labels
 from spatialvlm.types import Batch, Extra, UserError
 
@@ -131,3 +131,19 @@ def test_missing_target_and_bad_settings_are_named(maps):
     token_labels(jnp.asarray(maps), 16, CLASSES, False, 0.1)
   with pytest.raises(UserError, match="needs a target"):
     make_objectives({"shape": LossConfig(kind="words", target="shape")})
+
+
+def test_words_of_a_tokenizer_are_the_ids_that_it_gives():
+  ids = {" left": [4, 9], " right": [7], " none": [2]}
+  settings = {"words": ["left", "right"], "none_word": "none"}
+  named = make_objectives({"side": LossConfig("words", target="side", kwargs=settings)})
+  read_vocabulary(named, ids.__getitem__)
+  assert named["side"][1].ids.tolist() == [4, 7, 2]
+  assert named["side"][1].background and named["side"][1].classes == 2
+  with pytest.raises(UserError, match="'left' and 'right' begin with the same token"):
+    read_vocabulary(named, lambda text: [5])
+  with pytest.raises(UserError, match="'left' is no word"):
+    read_vocabulary(named, lambda text: [])
+  both = {"words": ["left", "right"], "first": 4, "classes": 2}
+  with pytest.raises(UserError, match="either words or first and classes"):
+    make_objectives({"side": LossConfig("words", target="side", kwargs=both)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ __all__ = [
   "make_heads",
   "make_objective",
   "make_objectives",
+  "read_vocabulary",
   "typed",
   "wants_of",
 ]
@@ -72,6 +73,16 @@ def make_objective(name: str, config: LossConfig) -> Objective:
       raise UserError(f"{where}.target: a loss of kind {config.kind!r} has no target; leave it out")
     settings["target"] = config.target
   return kind(typed(kind.Settings, settings, f"{where}.kwargs"), where)
+
+
+def read_vocabulary(terms: Terms, encode: Callable[[str], Sequence[int]]) -> None:
+  """Tells the terms the ids of the words that their settings name; `encode` gives those of a text.
+
+  Raises:
+    UserError: words that the tokenizer cannot tell apart.
+  """
+  for _, objective in terms.values():
+    objective.read_vocabulary(encode)
 
 
 def wants_of(terms: Terms) -> Wants:

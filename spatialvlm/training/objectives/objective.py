@@ -22,7 +22,7 @@ use what is cheap, such as the vocabulary product of a few vectors.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -75,6 +75,12 @@ class Objective:
 
   def check(self, model: VlmConfig) -> None:
     """Raises a UserError where this model cannot give what is wanted; called before anything is written."""
+
+  def read_vocabulary(self, encode: Callable[[str], Sequence[int]]) -> None:
+    """Called once before the first step with the ids of a text, for objectives whose settings are words.
+
+    Raises a UserError for words that the model's tokenizer cannot tell apart.
+    """
 
   def head(self, model: VlmConfig, rngs: nnx.Rngs) -> nnx.Module | None:
     """Fresh parameters of its own, every one a float32 `nnx.Param`; None where it needs none."""

@@ -9,6 +9,7 @@ The readout is a "logit lens" (nostalgebraist, 2020) applied to the connector's 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,12 @@ class WordsSettings:
     target: an array of `Batch.extra` of axis "tile": integers (N, H, W), -1 where there is nothing; it is cut
       into the grid of image tokens, and a token's class is the commonest of its pixels.
     first: vocabulary id of the first class's word.
-    classes: number of classes, whose words have neighbouring ids.
+    classes: number of classes, whose words have neighbouring ids from `first`.
     none: vocabulary id of the word for tokens with less than `share` of labelled pixels; -1 leaves them out.
     share: least part of a token's pixels that must be labelled.
+    words: in place of `first` and `classes`, for any tokenizer: the classes' words, in the order of the map's
+      numbers. Each is said as it stands behind a space, by its first token, which must be its alone.
+    none_word: in place of `none`, beside `words`; empty leaves such tokens out.
   """
 
   target: str = ""
@@ -38,10 +42,12 @@ class WordsSettings:
   classes: int = 0
   none: int = -1
   share: float = 0.1
+  words: tuple[str, ...] = ()
+  none_word: str = ""
 
 
 class Words(Objective):
-  """Cross-entropy over neighbouring words of the vocabulary, at every image token.
+  """Cross-entropy over a few words of the vocabulary, at every image token.
 
   Metrics: `accuracy` of the likeliest of the words, where there is something to say.
   """
@@ -52,24 +58,49 @@ class Words(Objective):
   def __init__(self, settings: WordsSettings, where: str = "config.losses"):
     super().__init__(settings, where)
     first, classes, none = settings.first, settings.classes, settings.none
-    if not settings.target or first < 0 or classes < 2:
-      raise UserError(f"{where}: a loss of kind 'words' needs a target, first and classes of 2 or more")
+    by_id = first >= 0 or classes or none >= 0
+    if not settings.target or bool(settings.words or settings.none_word) == by_id:
+      raise UserError(
+        f"{where}: a loss of kind 'words' needs a target, and either words or first and classes"
+      )
+    if (by_id and (first < 0 or classes < 2)) or (not by_id and len(settings.words) < 2):
+      raise UserError(f"{where}: a loss of kind 'words' needs two classes or more")
+    self.classes = len(settings.words) or classes
+    self.background = none >= 0 or bool(settings.none_word)
     words = range(first, first + classes)
-    self.words = np.array([*words, none] if none >= 0 else words)
+    self.ids = np.array([*words, none] if none >= 0 else words)
     self.extra = (settings.target,)
+
+  def read_vocabulary(self, encode: Callable[[str], Sequence[int]]) -> None:
+    settings = self.settings
+    if not settings.words:
+      return
+    words = [*settings.words, settings.none_word] if settings.none_word else list(settings.words)
+    firsts: dict[int, str] = {}
+    for word in words:
+      ids = encode(f" {word}")
+      if not word.strip() or not ids:
+        raise UserError(f"{self.where}.kwargs.words: {word!r} is no word of the model's tokenizer")
+      if ids[0] in firsts:
+        raise UserError(
+          f"{self.where}.kwargs.words: {firsts[ids[0]]!r} and {word!r} begin with the same token of the"
+          " model's tokenizer, and an image token says one token; use another word for one of them"
+        )
+      firsts[ids[0]] = word
+    self.ids = np.array(list(firsts))
 
   def __call__(self, outputs: Outputs, models: Models, batch: Batch, key: jax.Array):
     del key
     settings, features_NPD = self.settings, outputs.image
     if features_NPD is None or settings.target not in batch.extra:  # text alone, or nothing that is labelled
       return jnp.float32(0), jnp.float32(0), {"accuracy": (jnp.float32(0), jnp.float32(0))}
-    map_NHW, classes = batch.extra[settings.target].array, settings.classes
+    map_NHW, classes = batch.extra[settings.target].array, self.classes
     label_NP, weight_NP = token_labels(
-      map_NHW, features_NPD.shape[1], classes, settings.none >= 0, settings.share
+      map_NHW, features_NPD.shape[1], classes, self.background, settings.share
     )
     x_NPD = features_NPD.astype(jnp.float32)
     x_NPD *= jax.lax.rsqrt(jnp.square(x_NPD).mean(-1, keepdims=True) + 1e-6)
-    logits_NPK = models.vlm.unembed(x_NPD)[..., self.words].astype(jnp.float32)
+    logits_NPK = models.vlm.unembed(x_NPD)[..., self.ids].astype(jnp.float32)
     log_p_NPK = jax.nn.log_softmax(logits_NPK)
     nll_NP = -jnp.take_along_axis(log_p_NPK, label_NP[..., None], axis=-1)[..., 0]
     foreground_NP = weight_NP * (label_NP < classes)
