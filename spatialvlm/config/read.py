@@ -223,16 +223,22 @@ def _without_unread(hint: Any, values: Any) -> Any:
 
 def _literal(hint: Any, text: str, optional: bool) -> Any:
   """Text as a value; what is no literal stays text, and is refused later if it should be something else."""
-  if text in ("None", "none") and (optional or hint is not str):
+  kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+  if text in ("None", "none") and (optional or str not in kinds):
     return None
-  if hint is str:
+  if str in kinds and not (len(kinds) > 1 and text[:1] in ("[", "(")):
     return text
   if text in ("true", "false"):
     return text == "true"
   try:
-    return ast.literal_eval(text)
+    found = ast.literal_eval(text)
   except (ValueError, SyntaxError):
     return text
+  return text if str in kinds and not isinstance(found, (list, tuple)) else found
+
+
+def _is_list(hint: Any) -> bool:
+  return typing.get_origin(hint) is tuple
 
 
 def to_dict(config: Any) -> Any:
@@ -317,7 +323,9 @@ def _value(hint: Any, value: Any, where: str, base: Any = None) -> Any:
       return None
     if len(classes := _classes(hint)) > 1:
       return _build(_chosen(classes, value, where, base), value, where, base)
-    return _value(_without_none(hint), value, where, base)
+    kinds = [kind for kind in args if kind is not type(None)]
+    listed = isinstance(value, (tuple, list))  # where one text or a list of them may stand
+    return _value(next((k for k in kinds if _is_list(k) == listed), kinds[0]), value, where, base)
   if origin is Literal:
     if value in args:
       return value

@@ -65,14 +65,15 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PeftConfig:
-  """What is trained. Patterns are regexes over Hugging Face module names, matched in full.
+  """What is trained: regexes over Hugging Face module names, matched in full, or lists of the ends of names.
 
   Attributes:
     method: a key of `peft.METHODS`, "lora" and others; "none": only what `full` names is
       trained. Another one than a recipe's, from the command line, begins with its own target and options.
-    target: layers that are adapted; None for the method's own default.
+    target: layers that are adapted: a regex, or a list (`["q_proj", "v_proj"]`) as in PEFT; None for the
+      method's own default.
     full: parameters trained in full, beside adapters (PEFT's modules_to_save): regex over names of
-      parameters, or of modules at any height.
+      parameters, or of modules at any height, or a list of their ends.
     resume_from: PEFT folder, of the same method, whose adapter is the start; None for a fresh one. Its layers
       and their shapes then hold, and of these settings `full`, `seed` and dropout.
     seed: of first values.
@@ -82,8 +83,8 @@ class PeftConfig:
   """
 
   method: str = dataclasses.field(default="lora", metadata={SELECTS: ("target",)})
-  target: str | None = None
-  full: str = ""
+  target: str | tuple[str, ...] | None = None
+  full: str | tuple[str, ...] = ""
   resume_from: str | None = None
   seed: int = 0
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={REST: True})

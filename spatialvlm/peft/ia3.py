@@ -32,10 +32,10 @@ class Ia3Options:
 
   Attributes:
     feedforward: which of the target layers have their input rescaled instead of their output: regex over
-      module names, matched in full.
+      module names, matched in full, or a list of their ends.
   """
 
-  feedforward: str = _FEEDFORWARD
+  feedforward: str | tuple[str, ...] = _FEEDFORWARD
 
 
 @dataclasses.dataclass(frozen=True)

@@ -302,8 +302,8 @@ class LayerMethod(Method):
     return {name: (site, spec) for name, site, spec in found if spec is not None}
 
 
-def target_of(method: Method, config: PeftConfig) -> str:
-  """Which layers, as a regex: what the settings say, else the method's own default."""
+def target_of(method: Method, config: PeftConfig) -> str | tuple[str, ...]:
+  """Which layers, as `select.match` reads it: what the settings say, else the method's own default."""
   return method.target if config.target is None else config.target
 
 

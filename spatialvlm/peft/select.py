@@ -1,11 +1,11 @@
-"""Which layers: regexes over Hugging Face module names, as transformers and PEFT see them."""
+"""Which layers: regexes over Hugging Face module names, or lists of their ends, as PEFT has them."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -61,18 +61,25 @@ def put(root: Any, path: Path, value: Any) -> None:
 
 
 def match(
-  pattern: str, names: Iterable[str], where: str, older: Callable[[str], Iterable[str]] = lambda name: ()
+  pattern: str | Sequence[str],
+  names: Iterable[str],
+  where: str,
+  older: Callable[[str], Iterable[str]] = lambda name: (),
 ) -> list[str]:
-  """The names that `pattern` matches in full; where it is written as a list, those that end so, as in PEFT.
+  """The names that a regex matches in full; for a list, those that end as one of it says, as in PEFT.
 
   Args:
+    pattern: a regex, a list, or a text that writes a list (`"['q_proj', 'v_proj']"`).
     older: other spellings of a name, which count where no name of today matches.
 
   Raises:
     UserError: the pattern is no regex, or it or an end of the list matches none; the nearest names are shown.
+      An empty list.
   """
-  names = list(names)
-  if ends := _listed(pattern):
+  names, ends = list(names), _listed(pattern)
+  if ends is not None:
+    if not ends:
+      raise UserError(f"{where}: an empty list names no layer; leave it out for the default")
     matching = {
       end: [n for n in names if any(f".{s}".endswith(f".{end}") for s in (n, *older(n)))] for end in ends
     }
@@ -94,17 +101,19 @@ def match(
   return found
 
 
-def _listed(pattern: str) -> list[str]:
-  """The names in a pattern that is a list, `['q_proj', 'v_proj']`; as a regex it would match nothing."""
+def _listed(pattern: str | Sequence[str]) -> list[str] | None:
+  """The names of a list, or of a text that writes one, which matches nothing as a regex; None for a regex."""
+  if not isinstance(pattern, str):
+    return list(pattern)
   try:
     found = ast.literal_eval(pattern)
   except (ValueError, SyntaxError, MemoryError, RecursionError):
-    return []
+    return None
   listed = isinstance(found, (list, tuple)) and all(isinstance(name, str) for name in found)
-  return list(found) if listed else []
+  return list(found) if listed else None
 
 
-def match_parameters(pattern: str, names: Iterable[str], where: str) -> list[str]:
+def match_parameters(pattern: str | Sequence[str], names: Iterable[str], where: str) -> list[str]:
   """The parameter names that `pattern` matches in full, or of which it matches a module (at any height)."""
   enclosing = {name: ["", name] for name in names}
   for name, above in enclosing.items():

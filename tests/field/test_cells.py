@@ -178,6 +178,42 @@ def test_of_several_right_answers_the_first_is_taught_and_any_counts(tmp_path):
     pipeline.open_questions(HFConfig(path=lines(tmp_path, {"choices": choices, "answer": ["14", "15"]})))
 
 
+def test_options_may_be_the_text_of_a_list_or_stand_by_letters(tmp_path):
+  written = [
+    """['it is "left"', "the cat's"]""",
+    '["it is \\"left\\"", "the cat\'s"]',
+    {"A": 'it is "left"', "B": "the cat's", "C": None},
+    {"label": ["B", "A"], "text": ["the cat's", 'it is "left"']},
+  ]
+  for options in written:
+    (question,) = pipeline.open_questions(HFConfig(path=lines(tmp_path, {"choices": options, "answer": "B"})))
+    assert question.choices == ('it is "left"', "the cat's") and question.answer == 1
+  assert gold(lines(tmp_path, {"choices": "[1.10, 7]", "answer": "A"})) == ["1.10"]
+  assert gold(lines(tmp_path, {"choices": "[1.10, '7',]", "answer": "A"})) == ["1.10"]
+  table = datasets.Dataset.from_dict(
+    {
+      "question": ["Q?"],
+      "image": [Image.new("RGB", (3, 2))],
+      "options": [{"A": "x", "B": "y"}],
+      "answer": ["y"],
+    }
+  )
+  table.save_to_disk(tmp_path / "d")
+  assert gold(str(tmp_path / "d"), columns={"choices": "options"}) == ["y"]
+
+
+@pytest.mark.parametrize(
+  "options",
+  ["left, right", "[left, right]", {"A": "x", "C": "y"}, {"label": ["A", "A"], "text": ["x", "y"]}, 7],
+)
+def test_options_that_are_no_list_are_refused_by_name(tmp_path, options):
+  path = lines(tmp_path, {"choices": options, "answer": "A"})
+  with pytest.raises(
+    UserError, match=r"row 0, column 'choices': expected 2 to 26 choices \(a list, the text"
+  ):
+    pipeline.open_questions(HFConfig(path=path))
+
+
 def test_ids_that_are_lists_or_missing_are_ids_all_the_same(tmp_path):
   rows = [{"choices": ["a", "b"], "answer": "a", "id": name} for name in (["x", 1], None, None, {"k": 1})]
   assert gold(lines(tmp_path, *rows)) == ["a"] * 4

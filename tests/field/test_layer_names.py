@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from spatialvlm import hub, peft
-from spatialvlm.config import PeftConfig
+from spatialvlm.config import PeftConfig, RunConfig, from_config_dict, overrides, to_dict
 from spatialvlm.peft import select
 from spatialvlm.peft.variables import AdapterParam
 from spatialvlm.types import UserError
@@ -41,6 +41,21 @@ def trained(family, target):
 def test_a_list_of_names_is_meant_as_a_list(written):
   found = adapted(trained("smolvlm", written))
   assert found == adapted(trained("smolvlm", r".*\.(q_proj|v_proj)")) and len(found) == 8
+
+
+def test_a_list_in_a_recipe_is_a_list_and_comes_back_from_its_config_json():
+  recipe = {"peft": {"target": ["q_proj", "v_proj"], "full": ["norm"], "rank": 2}}
+  config = from_config_dict(json.loads(json.dumps(to_dict(from_config_dict(recipe)))))
+  assert config.peft.target == ("q_proj", "v_proj") and config.peft.full == ("norm",)
+  overrides(recipe, [("peft.target", "['k_proj']"), ("peft.full", r"(lm_head|.*\.norm)")], RunConfig)
+  config = from_config_dict(recipe)
+  assert config.peft.target == ("k_proj",) and config.peft.full == r"(lm_head|.*\.norm)"
+  assert len(adapted(trained("smolvlm", ["q_proj", "v_proj"]))) == 8
+  for target, said in ((3, "expected str, got 3"), (["q_proj", 3], r"target\[1\]: expected str, got 3")):
+    with pytest.raises(UserError, match=said):
+      from_config_dict({"peft": {"target": target}})
+  with pytest.raises(UserError, match=r"peft\.target: an empty list names no layer"):
+    trained("smolvlm", [])
 
 
 def test_a_list_of_longer_ends_and_of_whole_names():

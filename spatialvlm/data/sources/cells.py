@@ -6,8 +6,10 @@ reader gives: `str`, `bool`, `int`, `Written` (a number of a json file), `float`
 
 from __future__ import annotations
 
+import ast
 import datetime
 import itertools
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,11 +113,19 @@ def first_text(cell: Any, where: str) -> str:
 def options_of(cell: Any, where: str) -> tuple[str, ...]:
   """The options of a question, 2 to 26; empty ones at the end are left out.
 
+  Args:
+    cell: a list; the text of one, as MMMU has it (`"['left', 'right']"`); or an object, by letters
+      (`{"A": "left", "B": "right"}`) or of two lists as ARC has it (`{"label": ["A", "B"], "text": [...]}`).
+
   Raises:
     UserError: no list of options, or one of them is empty or no text.
   """
-  if not isinstance(cell, list):
-    raise UserError(f"{where}: expected 2 to 26 choices, got {cell!r:.120}")
+  said, cell = cell, _list_of(cell)
+  if cell is None:
+    raise UserError(
+      f"{where}: expected 2 to 26 choices (a list, the text of one, or an object whose keys are A, B, ...), "
+      f"got {said!r:.120}"
+    )
   while cell and is_empty(cell[-1]):  # fewer options than there are columns
     cell = cell[:-1]
   if not 1 < len(cell) <= len(LETTERS):
@@ -123,6 +133,44 @@ def options_of(cell: Any, where: str) -> tuple[str, ...]:
   if any(is_empty(choice) for choice in cell):
     raise UserError(f"{where}: a choice is empty: {cell!r:.120}")
   return tuple(text_of(choice, where) for choice in cell)
+
+
+def _list_of(cell: Any) -> list[Any] | None:
+  """The list of options that a cell is, writes or holds by letters; else None."""
+  if isinstance(cell, str):
+    return _written_list(cell)
+  if not isinstance(cell, Mapping):
+    return cell if isinstance(cell, list) else None
+  if cell.keys() == {"label", "text"}:
+    labels, texts = cell["label"], cell["text"]
+    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
+      return None
+    cell = dict(zip(map(str, labels), texts, strict=True))
+    if len(cell) < len(labels):
+      return None
+  letters = sorted(cell)
+  return [cell[letter] for letter in letters] if letters == list(LETTERS[: len(letters)]) else None
+
+
+def _written_list(text: str) -> list[Any] | None:
+  """The list that a text writes, as Python or json do; numbers in it read as they stand there."""
+  if not (text.strip().startswith("[") and text.strip().endswith("]")):
+    return None
+  try:
+    return json.loads(text, parse_float=Written)
+  except (ValueError, RecursionError):
+    pass
+  try:
+    found = ast.parse(text.strip(), mode="eval").body
+    values = [ast.literal_eval(node) for node in found.elts] if isinstance(found, ast.List) else None
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    return None
+  if values is None:
+    return None
+  return [
+    Written(ast.get_source_segment(text.strip(), node)) if type(value) is float else value
+    for node, value in zip(found.elts, values, strict=True)
+  ]
 
 
 class Answers:
