@@ -76,6 +76,46 @@ def test_the_name_of_a_class_counts_not_its_number(tmp_path):
   assert gold(path, choices=("wrong", "right"), answers="index") == ["wrong", "right"]
 
 
+def test_classes_deep_in_messages_and_in_files_of_text_are_names_too(tmp_path):
+  text = datasets.Value("string")
+  said = {"role": text, "content": datasets.ClassLabel(names=["no", "yes"])}
+  talk = [{"role": "user", "content": "no"}, {"role": "assistant", "content": "yes"}]
+  features = datasets.Features({"messages": datasets.List(said)})
+  datasets.Dataset.from_dict({"messages": [talk]}, features=features).to_parquet(tmp_path / "a.parquet")
+  source = pipeline.open_source(HFConfig(path=str(tmp_path / "a.parquet")))
+  assert source[0].turns == (Turn("no", "yes"),) and list(source.picture_counts(9)) == [0]
+  folder = tmp_path / "d"
+  folder.mkdir()
+  (folder / "README.md").write_text(
+    "---\ndataset_info:\n  features:\n  - {name: question, dtype: string}\n"
+    "  - name: answer\n    dtype: {class_label: {names: {'0': 'no', '1': 'yes'}}}\n---\n"
+  )
+  for answer, read in (("1", "yes"), ('"yes"', "yes"), ('"0"', "no"), ("true", "true")):
+    (folder / "train.jsonl").write_text(f'{{"question": "Q", "answer": {answer}}}')
+    assert taught(str(folder)) == [read]
+  (folder / "train.jsonl").write_text('{"question": "Q", "answer": 7}')
+  with pytest.raises(UserError, match=r"train.jsonl:1, column 'answer': 7 is none of the classes no, yes"):
+    taught(str(folder))
+  (folder / "train.jsonl").unlink()
+  (folder / "train.csv").write_text("question,answer\nQ,1\nQ,no\n")
+  assert taught(str(folder)) == ["yes", "no"]
+
+
+def test_short_floats_read_as_they_were_written(tmp_path):
+  table = datasets.Dataset.from_dict(
+    {"question": ["Q"] * 2, "answer": [1.1, 2.0], "choices": [[1.1, 2.0]] * 2}
+  )
+  short = datasets.Value("float32")
+  table = table.cast_column("answer", short).cast_column("choices", datasets.List(short))
+  table.to_parquet(tmp_path / "a.parquet")
+  assert taught(str(tmp_path / "a.parquet"), columns={"choices": ""}) == ["1.1", "2.0"]
+  assert (
+    pipeline.open_source(HFConfig(path=str(tmp_path / "a.parquet")))[0]
+    .turns[0]
+    .prompt.endswith("(A) 1.1\n(B) 2.0")
+  )
+
+
 def test_a_folder_for_each_class_teaches_its_name(tmp_path):
   for name in ("cat", "dog"):
     (tmp_path / "d" / "train" / name).mkdir(parents=True)
@@ -96,6 +136,19 @@ def test_options_that_are_numbers_leave_no_guess(tmp_path):
     assert gold(path, answers="ordinal") == ["2", "3"]
 
 
+@pytest.mark.parametrize("numbers", [(1, 0), ("1", "0"), (1.0, 0.0), ([1], [0])])
+def test_1_and_0_for_yes_and_no_leave_no_guess(tmp_path, numbers):
+  rows = [{"choices": ["Yes", "No"], "answer": number} for number in numbers]
+  said = r"row 0, column 'answer': .*1.* may be the index of 'No' or mean the other.*answers='index'"
+  for more in ([], [{"choices": ["Yes", "No"], "answer": "Yes"}]):
+    with pytest.raises(UserError, match=said):
+      gold(lines(tmp_path, *rows, *more))
+  assert gold(lines(tmp_path, *rows), answers="index") == ["No", "Yes"]
+  turned = [row | {"choices": ["No", "Yes"]} for row in rows]  # both readings say the same
+  assert gold(lines(tmp_path, *turned)) == ["Yes", "No"]
+  assert gold(lines(tmp_path, *rows, {"choices": ["a", "b", "c"], "answer": 2})) == ["No", "Yes", "c"]
+
+
 def test_another_row_may_tell_how_all_are_written(tmp_path):
   count = {"choices": ["1", "2", "3", "4"], "answer": 2}
   assert gold(lines(tmp_path, count, {"choices": ["left", "right"], "answer": "left"})) == ["2", "left"]
@@ -105,8 +158,10 @@ def test_another_row_may_tell_how_all_are_written(tmp_path):
 
 def test_answers_that_may_count_from_1_are_said(tmp_path):
   rows = [{"choices": ["a cube", "a ball", "a cone"], "answer": answer} for answer in (1, 2, 1)]
-  with pytest.warns(Note, match=r"all 3 answers are numbers and none is 0.*set answers='ordinal'"):
+  with pytest.warns(Note, match=r"none of the 3 answers that are numbers is 0.*set answers='ordinal'"):
     pipeline.open_questions(HFConfig(path=lines(tmp_path, *rows)))
+  with pytest.warns(Note, match=r"none of the 2 answers that are numbers is 0"):
+    assert gold(lines(tmp_path, *rows[:2], rows[0] | {"answer": "a cube"})) == ["a ball", "a cone", "a cube"]
   with pytest.raises(UserError, match=r"row 0.*3 is neither.*it may count from 1: answers='ordinal'"):
     pipeline.open_questions(HFConfig(path=lines(tmp_path, rows[0] | {"answer": 3})))
   assert gold(lines(tmp_path, *rows), answers="ordinal") == ["a cube", "a ball", "a cube"]
@@ -128,6 +183,11 @@ def test_what_stands_in_a_json_file_is_what_the_model_reads(tmp_path):
   assert taught(path, size=3) == ["12:30", "007", "true"]
   with pytest.raises(UserError, match=r"row 3, column 'answer': the cell is empty"):
     taught(path)
+  odd = ("-0", "Infinity", "9" * 5000)
+  assert taught(lines(tmp_path, *(f'{{"question": "Q", "answer": {number}}}' for number in odd))) == [*odd]
+  with pytest.raises(UserError, match=r"rows.jsonl:1: a text holds \\ud83d, half of a character"):
+    taught(lines(tmp_path, {"answer": "\ud83d"}))
+  assert taught(lines(tmp_path, {"answer": "\U0001f600"})) == ["\U0001f600"]
   # Rows of one file need not be of one type.
   assert taught(lines(tmp_path, {"answer": 3}, {"answer": "three"}, '{"question": "Q", "answer": 2.50}')) == [
     "3",

@@ -25,8 +25,6 @@ READINGS = {
   "text": "the text",
 }
 _SAID = {True: ("yes", "true"), False: ("no", "false")}
-# So many answers, none of them 0, are worth a word: they may count from 1.
-_TELLING = 3
 
 
 class Written(float):
@@ -186,7 +184,8 @@ class Answers:
 
   `true` and `false` name the options yes, no, true and false, of which one must be there; numbers are they
   with `how="index"` alone, or where the config's own options name neither. A `Label` is its name; its number
-  counts with `how="index"`.
+  counts with `how="index"`. Where all answers are 0 or 1 and all options yes and no, an index that
+  is not what 1 for yes and 0 for no would be is not guessed either.
   """
 
   def __init__(self, how: str, *, stated: bool):
@@ -203,14 +202,20 @@ class Answers:
     """
     if self._how:
       return
-    fitting, count, lowest, where = set(READINGS) - {"ordinal"}, 0, len(LETTERS), None
+    fitting, numbers, where = set(READINGS) - {"ordinal"}, [], None
+    spoken, inverted = True, ()  # 1 as yes, 0 as no fit all numbers; the first whose index is the other
     torn: dict[tuple[str, str], tuple] = {}  # pairs of readings, and the first row in which they differ
     for answer, choices, where in rows:
       found = {kind: value for kind, value in self._readings(answer, choices).items() if value is not None}
       if not found:
         continue
       fitting &= found.keys()
-      count, lowest = count + 1, min(lowest, found.get("index", 0))
+      if (place := found.get("index")) is not None:
+        numbers.append(place)
+        said = _named(bool(place), choices) if place < 2 == len(choices) else []
+        spoken = spoken and len(said) == 1
+        if said != [place] and not inverted:
+          inverted = (answer, choices[place], where)
       for one, other in itertools.combinations(sorted(found), 2):
         if found[one] != found[other] and (one, other) not in torn:
           torn[one, other] = (answer, choices, where, found)
@@ -218,11 +223,17 @@ class Answers:
     for pair, (answer, choices, where, found) in torn.items():
       if fitting.issuperset(pair):
         raise UserError(f"{where()}: " + _torn(answer, choices, {kind: found[kind] for kind in pair}))
-    if fitting == {"index"} and count >= _TELLING and lowest > 0:
+    if spoken and inverted and fitting <= {"index"}:
+      answer, choice, where = inverted
+      raise UserError(
+        f"{where()}: {answer!r} may be the index of {choice!r} or mean the other, 1 for yes and 0 for no; "
+        "set answers='index' if it is the index, else write true and false, or the options themselves"
+      )
+    if fitting <= {"index"} and numbers and min(numbers) > 0:
       warnings.warn(
         Note(
-          f"{where()}: all {count} answers are numbers and none is 0; they are read as counted from 0. "
-          "If they count from 1, set answers='ordinal'"
+          f"{where()}: up to here none of the {len(numbers)} answers that are numbers is 0; they are read as "
+          "counted from 0. If they count from 1, set answers='ordinal'"
         ),
         stacklevel=2,
       )
@@ -265,11 +276,10 @@ class Answers:
     return list(choices).index(text) if list(choices).count(text) == 1 else None
 
   def _bool(self, kind: str, answer: bool, choices: Sequence[str]) -> int | None:
-    spoken = [choice.strip().rstrip(".").lower() for choice in choices]
-    named = [i for i, choice in enumerate(spoken) if choice in _SAID[answer]]
     if kind == "text":
+      named = _named(answer, choices)
       return named[0] if len(named) == 1 else None
-    said = {*_SAID[True], *_SAID[False]} & {*spoken}
+    said = _named(True, choices) + _named(False, choices)
     if kind == "index" and (self._how or (self._stated and not said)):
       return int(answer)
     return None
@@ -284,6 +294,11 @@ def _number(answer: Any) -> int | None:
   if isinstance(answer, float):
     return int(answer) if answer.is_integer() else None
   return int(answer) if isinstance(answer, str) and answer.isascii() and answer.isdecimal() else None
+
+
+def _named(answer: bool, choices: Sequence[str]) -> list[int]:
+  """The options that say what a bool says: yes or true, no or false."""
+  return [i for i, choice in enumerate(choices) if choice.strip().rstrip(".").lower() in _SAID[answer]]
 
 
 def _agreed(values: Sequence[int | None]) -> int | None:

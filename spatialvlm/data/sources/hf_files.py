@@ -82,7 +82,7 @@ def _open_local(datasets: Any, path: Path, split: str, files: str) -> Table:
       raise UserError(f"{path}: holds no {files}; give the folder that does as `path`, or set `files`")
     return _read(datasets, found, split)
   if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-    return ArrowTable(_split(datasets.load_from_disk(str(path)), str(path), split))
+    return ArrowTable(_split(datasets.load_from_disk(str(path)), str(path), split), str(path))
   return _built(datasets, datasets.load_dataset_builder(str(path)), str(path), split)
 
 
@@ -104,7 +104,7 @@ def _built(datasets: Any, builder: Any, path: str, split: str) -> Table:
   placed = kind == "imagefolder" and any(metadata.values())
   if kind not in ("json", "csv") and not placed:
     builder.download_and_prepare()
-    return ArrowTable(builder.as_dataset(split=split))
+    return ArrowTable(builder.as_dataset(split=split), path)
   wanted = metadata if placed else files
   # A split may be a slice ("train[:100]"), which `datasets` knows how to read.
   names = {name for name in wanted if name in split}
@@ -128,7 +128,7 @@ def _read(datasets: Any, files: Sequence[Path], split: str) -> Table:
   (kind,) = kinds
   if kind == "parquet":
     names = {split: [str(file) for file in files]}
-    return ArrowTable(datasets.load_dataset(kind, data_files=names, split=split))
+    return ArrowTable(datasets.load_dataset(kind, data_files=names, split=split), str(files[0]))
   return RecordTable(list(map(_records, files)))
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spatialvlm.data.sources.cells import Label
+from spatialvlm.data.sources.hf_features import reader
 from spatialvlm.data.sources.json_files import Records
 from spatialvlm.data.sources.pictures import LONGEST_NAME
 from spatialvlm.types import UserError
@@ -37,13 +37,18 @@ class Table(Protocol):
 
 
 class ArrowTable:
-  """A `datasets.Dataset`: its images stay bytes, its classes become `cells.Label`."""
+  """A `datasets.Dataset`: its images stay bytes, its cells are read as their types say (`hf_features`).
 
-  def __init__(self, dataset: Any):
+  Args:
+    where: what errors call it.
+  """
+
+  def __init__(self, dataset: Any, where: str = "the data set"):
+    self._where = where
     self.names = tuple(dataset.column_names)
     self._dataset = _with_encoded_images(dataset)
     self._views: dict[tuple[str, ...], Any] = {}
-    self._read = {name: _reader(feature) for name, feature in dataset.features.items()}
+    self._readers = {name: reader(feature) for name, feature in dataset.features.items()}
     self.media = frozenset(name for name, feature in dataset.features.items() if _is_media(feature))
 
   def __len__(self) -> int:
@@ -51,16 +56,21 @@ class ArrowTable:
 
   def read(self, indices: Sequence[int], names: Sequence[str]) -> dict[str, list]:
     block = self._view(tuple(names))[list(indices)]
-    return {
-      name: list(map(self._read[name], block[name])) if self._read[name] else block[name] for name in names
-    }
+    return {name: self._cells(name, block[name], indices) for name in names}
 
   def sketches(self, name: str) -> Iterator[Any]:
-    read = self._read[name]
     dataset = self._view((name,)).with_format("arrow")
     for first in range(0, len(self), _BLOCK):
-      for chunk in dataset[first : first + _BLOCK].column(name).chunks:
-        yield from map(read, _sketch(chunk).to_pylist()) if read else _sketch(chunk).to_pylist()
+      chunks = dataset[first : first + _BLOCK].column(name).chunks
+      cells = [cell for chunk in chunks for cell in _sketch(chunk).to_pylist()]
+      yield from self._cells(name, cells, range(first, first + len(cells)))
+
+  def _cells(self, name: str, cells: list, indices: Sequence[int]) -> list:
+    read = self._readers[name]
+    if read is None:
+      return cells
+    places = zip(indices, cells, strict=True)
+    return [_understood(read, cell, f"{self._where}, row {index}", name) for index, cell in places]
 
   def _view(self, names: tuple[str, ...]) -> Any:
     """The data set with these columns alone, so that no other is decoded."""
@@ -80,7 +90,7 @@ class RecordTable:
 
   def __init__(self, files: Sequence[Records], features: Mapping[str, Any] | None = None):
     self._places = [(file, row) for file in files for row in range(len(file))]
-    self._reader = {name: _reader(feature) for name, feature in (features or {}).items()}
+    self._readers = {name: reader(feature) for name, feature in (features or {}).items()}
     names: dict[str, None] = {}
     width = None
     for index, (file, row) in enumerate(self._places):
@@ -110,13 +120,19 @@ class RecordTable:
     for index in indices:
       record = self._record(index)
       for name in names:
-        reader, cell = self._reader.get(name), record.get(name)
-        found[name].append(reader(cell) if reader else cell)
+        found[name].append(self._cell(record, index, name))
     return found
 
   def sketches(self, name: str) -> Iterator[Any]:
     for index in range(len(self)):
-      yield self._record(index).get(name)
+      yield self._cell(self._record(index), index, name)
+
+  def _cell(self, record: Mapping[str, Any], index: int, name: str) -> Any:
+    read, cell = self._readers.get(name), record.get(name)
+    if read is None:
+      return cell
+    file, row = self._places[index]
+    return _understood(read, cell, file.where(row), name)
 
   def _record(self, index: int) -> Mapping[str, Any]:
     file, row = self._places[index]
@@ -176,17 +192,11 @@ def _is_media(feature: Any) -> bool:
   return isinstance(feature, kinds) or isinstance(getattr(feature, "feature", None), kinds)
 
 
-def _reader(feature: Any) -> Callable[[Any], Any] | None:
-  """What makes `cells.Label` of a feature's classes; None where it has none."""
-  import datasets
-
-  if isinstance(feature, datasets.ClassLabel):
-    names = feature.names
-    return lambda cell: None if cell is None else Label(names[cell] if cell >= 0 else "", cell)
-  inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-  if inner is not None and (read := _reader(inner)):
-    return lambda cell: [read(one) for one in cell] if isinstance(cell, list) else cell
-  return None
+def _understood(read: Callable[[Any], Any], cell: Any, where: str, name: str) -> Any:
+  try:
+    return read(cell)
+  except ValueError as error:
+    raise UserError(f"{where}, column {name!r}: {error}") from error
 
 
 def _sketch(values: pa.Array) -> pa.Array:

@@ -7,6 +7,7 @@ Values keep what is written: numbers are `cells.Written` or int, texts that look
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from spatialvlm.data.sources.cells import Written
 from spatialvlm.types import UserError
 
 _MARK = b"\xef\xbb\xbf"
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_LONGEST_INTEGER = 1000
 
 
 def open_records(path: str | Path) -> Records:
@@ -104,17 +107,19 @@ def _list(path: Path) -> list[Any] | None:
   """The list that a file is, None where it has a list a line."""
   text = _decoded(path.read_bytes(), path)
   try:
-    return json.loads(text, parse_float=Written)
+    return _loads(text, str(path))
   except json.JSONDecodeError as error:
     if error.msg == "Extra data":
       return None
     raise UserError(f"{path}: not JSON ({error.msg}, line {error.lineno}, column {error.colno})") from error
+  except RecursionError:
+    raise UserError(f"{path}: not JSON that can be read (nested too deep)") from None
 
 
 def _whole(path: Path) -> Any:
   try:
-    return json.loads(_decoded(path.read_bytes(), path))
-  except json.JSONDecodeError:
+    return json.loads(_decoded(path.read_bytes(), path), parse_int=_integer)
+  except (json.JSONDecodeError, RecursionError):
     return None
 
 
@@ -125,9 +130,25 @@ def _decoded(raw: bytes, path: Path) -> str:
     raise UserError(f"{path}: cannot be read as text ({error})") from error
 
 
+def _loads(text: str, where: str) -> Any:
+  found = json.loads(text, parse_float=Written, parse_int=_integer, parse_constant=Written)
+  if _HALF.search(text):  # half a character, where its other half is missing
+    try:
+      json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+      half = error.object[error.start].encode("ascii", "backslashreplace").decode()
+      raise UserError(f"{where}: a text holds {half}, half of a character, which no model can read") from None
+  return found
+
+
+def _integer(text: str) -> int | Written:
+  """A whole number; what Python would write otherwise, or not read at all, stays as it is written."""
+  return Written(text) if text == "-0" or len(text) > _LONGEST_INTEGER else int(text)
+
+
 def _parse(text: str, where: str) -> Any:
   try:
-    return json.loads(text, parse_float=Written)
+    return _loads(text, where)
   except json.JSONDecodeError as error:
     raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
   except RecursionError:
