@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,37 @@ def open_image(source: ImageSource, name: str = "") -> np.ndarray:
   return _to_rgb(_decode(source, name), name)
 
 
+def check_image(source: ImageSource, name: str = "") -> None:
+  """Finds out whether `open_image` can read an image, where that is possible in a fraction of its time.
+
+  All of a JPEG is read, but drawn at an eighth of its size; of a PNG the checksums of all its parts. Anything
+  else is opened.
+
+  Raises:
+    UserError: as `open_image`.
+  """
+  if isinstance(source, (str, os.PathLike)):
+    name = name or str(source)
+    source = _read(Path(source).expanduser(), name)
+  if not isinstance(source, bytes) or not _is_sound(source, name or "image"):
+    open_image(source, name)
+
+
+def _is_sound(data: bytes, name: str) -> bool:
+  """Whether an encoded image was found whole; False where only opening it can tell."""
+  if data.startswith(b"\xff\xd8\xff"):
+    with _named(name), Image.open(io.BytesIO(data)) as image:
+      image.draft(None, (1, 1))
+      ImageOps.exif_transpose(image)
+    return True
+  if data.startswith(b"\x89PNG"):
+    # What is wrong behind its last row stops nobody from reading a picture.
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+      image.verify()
+      return image.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
+  return False
+
+
 def _read(path: Path, name: str) -> bytes:
   try:
     return path.read_bytes()
@@ -65,13 +97,20 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _decode(source: bytes | Image.Image, name: str) -> Image.Image:
-  try:
+  with _named(name):
     if isinstance(source, Image.Image):
       return ImageOps.exif_transpose(source)
     with Image.open(io.BytesIO(source)) as image:
       turned = ImageOps.exif_transpose(image)
       turned.format = image.format  # which a turned copy forgets
       return turned
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+  """What Pillow says of a file becomes one line with the image's name."""
+  try:
+    yield
   except UnidentifiedImageError:
     raise UserError(f"{name}: cannot be read as an image (its format is not known)") from None
   except Image.DecompressionBombError as error:

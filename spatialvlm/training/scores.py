@@ -13,6 +13,7 @@ import numpy as np
 from spatialvlm.config import EvalConfig, RunConfig, TrainConfig, nearest
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources import registry
+from spatialvlm.evaluation import pictures
 from spatialvlm.evaluation.asking import controls, protocols
 from spatialvlm.evaluation.before_after import compare
 from spatialvlm.evaluation.evaluate import Result, evaluate
@@ -46,8 +47,15 @@ class Scores:
     self._prompter = protocols.ProcessorPrompter(processor)
 
   def check(self, config: TrainConfig) -> None:
-    """Raises a UserError where `train.best` is a score that the questions asked in training do not give."""
-    if self._config is None or config.best in (None, VALIDATION):
+    """Looks at the questions' pictures, and whether `train.best` is a score that those in training give.
+
+    Raises:
+      UserError: it is not, or a picture cannot be read.
+    """
+    if self._config is None:
+      return
+    pictures.check(self._questions, self._config.limit)
+    if config.best in (None, VALIDATION):
       return
     table = aggregation.aggregation(list(_labels(self._some)))
     if config.best not in table.scores:

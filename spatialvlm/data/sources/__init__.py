@@ -11,7 +11,8 @@ Both are sequences: `len` is `mixture.ENDLESS` where any index is good, item i i
 several threads read at once. `__getitems__(indices)` may be offered where reading or rendering in blocks is
 cheaper (`registry.read` uses it). Whatever can be checked is checked when a source is opened, so that no
 error waits in the middle of a run; what users can mend is a `UserError` that names file and row. Questions
-may carry `row_order`, `content` and `note` (strings), which evaluation keeps with its results.
+may carry `row_order`, `content` and `note` (strings), which evaluation keeps with its results, and
+`check_pictures(index)`, which tells at little cost whether the pictures of a question can be read.
 
 `cells` (typed cells into text, options and answers), `pictures` (cells into images), `json_files` (records
 as they are written), `conversation` (messages into turns), `lettered` (questions into conversations),

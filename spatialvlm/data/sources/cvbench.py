@@ -21,7 +21,7 @@ from spatialvlm.config import CVBenchConfig
 from spatialvlm.data.sources.cvbench_files import File, first_line, write_cvbench
 from spatialvlm.data.sources.lettered import QuestionExamples
 from spatialvlm.data.sources.registry import Source
-from spatialvlm.processing.images import open_image
+from spatialvlm.processing.images import check_image, open_image
 from spatialvlm.types import Question, UserError
 
 __all__ = ["CVBench", "examples", "open_cvbench", "questions", "unlike_the_pinned", "write_cvbench"]
@@ -84,8 +84,12 @@ class CVBench(Sequence[Question]):
 
   def __getitem__(self, index: int) -> Question:
     file, row = self._places[index]
-    image = open_image(self._image(file, row), f"{file.path}, row {row}, column 'image'")
+    image = open_image(self._image(file, row), _cell(file, row))
     return Question(images=(image,), **file.rows[row])
+
+  def check_pictures(self, index: int) -> None:
+    file, row = self._places[index]
+    check_image(self._image(file, row), _cell(file, row))
 
   def _image(self, file: File, row: int) -> bytes | Path:
     group, within = file.group_of(row)
@@ -101,7 +105,11 @@ class CVBench(Sequence[Question]):
       return cell["bytes"]
     if cell and cell["path"]:
       return file.path.parent / cell["path"]
-    raise UserError(f"{file.path}, row {row}, column 'image': the cell holds neither bytes nor a path")
+    raise UserError(f"{_cell(file, row)}: the cell holds neither bytes nor a path")
+
+
+def _cell(file: File, row: int) -> str:
+  return f"{file.path}, row {row}, column 'image'"
 
 
 def open_cvbench(

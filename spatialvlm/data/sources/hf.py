@@ -149,6 +149,9 @@ class HubQuestions(Sequence[Question]):
   def __len__(self) -> int:
     return len(self.ids)
 
+  def check_pictures(self, index: int) -> None:
+    self._rows.check_pictures(self.ids[index])
+
   def __getitem__(self, index: int) -> Question:
     idx = self.ids[index]
     (row,) = self._rows.read([idx])
