@@ -153,13 +153,15 @@ class Decoder(nnx.Module):
     x_BTD, grown = self.stack.extend(x_BTD, masks, self._angles(places_BT), grown)
     return self.norm(x_BTD), grown
 
-  def unembed(self, x: jax.Array) -> jax.Array:
-    """Logits (..., V) in float32 of hidden states (..., D)."""
+  def unembed(self, x: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+    """Logits (..., V) in float32 of hidden states (..., D); with `ids` (K,) of those alone, (..., K)."""
     if self.tied:
       table = self.embed.embedding[...]
+      table = table if ids is None else table[ids]
       logits = jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)
-    else:
+    else:  # a whole product: an adapter may stand around the layer
       logits = self.lm_head(x).astype(jnp.float32)
+      logits = logits if ids is None else logits[..., ids]
     cap = self.config.softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 

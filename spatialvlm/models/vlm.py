@@ -104,9 +104,9 @@ class Vlm(nnx.Module):
     """(B, T, D) after the decoder's final norm; of prompts, where no `mask_ar_BT` says what else there is."""
     return self.read(batch, Wants(hidden=True)).hidden
 
-  def unembed(self, x: jax.Array) -> jax.Array:
-    """Float32 logits (..., V) of hidden states (..., D)."""
-    return self.decoder.unembed(x)
+  def unembed(self, x: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+    """Float32 logits (..., V) of hidden states (..., D); with `ids` (K,) of those alone, (..., K)."""
+    return self.decoder.unembed(x, ids)
 
   def __call__(self, batch: Batch) -> jax.Array:
     """Float32 logits (B, T, V) at every position."""

@@ -107,6 +107,8 @@ def test_cached_decoding_equals_reading_all_again(model, left):
   cache = model.init_cache(4, 12 + 3 + 2)  # longer than needed
   hidden, cache = run(model, "prefill", batch_of(case, IMAGE), cache)
   got = [np.asarray(model.unembed(hidden))]
+  some = np.array([7, 3])
+  np.testing.assert_allclose(model.unembed(hidden, some), got[0][:, some], rtol=1e-5, atol=1e-6)
   for i in range(3):
     hidden, cache = run(model, "decode_step", jnp.asarray(new[:, i]), cache)
     got.append(np.asarray(model.unembed(hidden)))

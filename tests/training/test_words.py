@@ -20,8 +20,8 @@ class Readout:
   def __init__(self, table_VD):
     self.table_VD = table_VD
 
-  def unembed(self, x):
-    return x @ self.table_VD.T
+  def unembed(self, x, ids=None):
+    return x @ self.table_VD.T[:, slice(None) if ids is None else ids]
 
 
 def words_loss(target, first, classes, **settings):

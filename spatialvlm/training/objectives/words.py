@@ -100,7 +100,7 @@ class Words(Objective):
     )
     x_NPD = features_NPD.astype(jnp.float32)
     x_NPD *= jax.lax.rsqrt(jnp.square(x_NPD).mean(-1, keepdims=True) + 1e-6)
-    logits_NPK = models.vlm.unembed(x_NPD)[..., self.ids].astype(jnp.float32)
+    logits_NPK = models.vlm.unembed(x_NPD, self.ids).astype(jnp.float32)
     log_p_NPK = jax.nn.log_softmax(logits_NPK)
     nll_NP = -jnp.take_along_axis(log_p_NPK, label_NP[..., None], axis=-1)[..., 0]
     foreground_NP = weight_NP * (label_NP < classes)
