@@ -51,6 +51,7 @@ ROOMS = {
   "export": room(f"{MODEL} hub peft"),
   "loading": room(f"{MODEL} hub peft", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
+  "wheels": room("types workdir hub", "numpy onnx"),
   "encoder": room(f"{MODEL} hub processing", "jax flax numpy"),
   "evaluation.records": room("types config workdir", "numpy"),
   "evaluation.asking": room("types config processing serving evaluation.records", "numpy"),
