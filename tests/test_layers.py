@@ -40,7 +40,8 @@ ROOMS = {
   "core": room("types config", "jax flax"),
   "models": room("types core", "jax flax numpy einops"),
   "generation": room("types core models", "jax flax numpy"),
-  "hub": room(f"{MODEL} shipped caches", "jax flax numpy ml_dtypes huggingface_hub"),
+  # The tokenizer and prompts that an assembled model gets are written by who reads them.
+  "hub": room(f"{MODEL} shipped caches processing", "jax flax numpy ml_dtypes huggingface_hub"),
   "peft": room(f"{MODEL} hub", "jax flax numpy"),
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),

@@ -21,9 +21,9 @@ COLOURS = {
 
 
 def write_encoder(
-  folder: str | Path, kind: str = "dinov2", patch: int = 4, width: int = 8, seed: int = 0
+  folder: str | Path, kind: str = "dinov2", patch: int = 4, width: int = 8, seed: int = 0, image: int = 0
 ) -> Path:
-  """A folder as the hub has it: config, weights, image settings."""
+  """A folder as the hub has it: config, weights, image settings; by itself images of 3 x 3 patches."""
   source = {
     "model_type": kind,
     "hidden_size": width,
@@ -31,7 +31,7 @@ def write_encoder(
     "num_attention_heads": 2,
     "intermediate_size": 2 * width,
     "mlp_ratio": 2,
-    "image_size": 3 * patch,
+    "image_size": image or 3 * patch,
     "patch_size": patch,
   }
   config = encoder_config(source, dtype="float32", where="test")

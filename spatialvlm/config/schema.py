@@ -21,6 +21,7 @@ class ModelConfig:
 
   Attributes:
     path: local folder or hub id, in Hugging Face's format, or a model that comes with the project, by name.
+      With `encoders` also a language model by itself, which they are put before.
       Of an evaluation also a PEFT adapter's, which names its base, or a training run's workdir, or one of its
       `checkpoints/STEP`.
     revision: hub revision, None for the default branch.
@@ -37,9 +38,15 @@ class ModelConfig:
       were trained with true. SmolVLM alone enlarges.
     encoders: folders or hub ids of vision encoders that take the place of the model's own, joined by channels
       in this order behind a fresh connector; "own" is the model's own. Empty: the model as it is.
-    encoder_size: with `encoders`: side of a tile in pixels; 0 for the one nearest to the model's that the
-      first encoder's patches and the connector's shuffle divide.
-    connector: with `encoders`: the fresh connector, "linear" or "mlp" (two layers with a GELU between them).
+    encoder_size: with `encoders`: side of a tile in pixels; 0 for the one nearest to the model's (of a
+      language model by itself: to the first encoder's) that the first encoder's patches and the connector's
+      shuffle divide.
+    connector: with `encoders`: the fresh connector, "linear" or "mlp" (two layers with a GELU between them),
+      both behind a layer norm, or "smolvlm": SmolVLM's single layer without norm or bias. With that one a
+      SigLIP before a Llama or SmolLM2 is a SmolVLM, which transformers reads.
+    connector_factor: with `encoders`: each square of so many by so many patches becomes one image token; 0
+      for the model's own, of a language model by itself for about 8 x 8 tokens a tile.
+    text_only: `path` must be a language model by itself; one that sees already is refused.
   """
 
   path: str = "checkpoints/smolvlm-tiny"
@@ -54,7 +61,9 @@ class ModelConfig:
   enlarge: bool = True
   encoders: tuple[str, ...] = ()
   encoder_size: int = 0
-  connector: Literal["linear", "mlp"] = "mlp"
+  connector: Literal["linear", "mlp", "smolvlm"] = "mlp"
+  connector_factor: int = 0
+  text_only: bool = False
 
   @property
   def tiling(self) -> dict[str, Any]:

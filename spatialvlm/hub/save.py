@@ -74,13 +74,13 @@ def write_folder(
   tensors: Mapping[str, Lazy] | None,
   folder: str | Path,
   source: str | Path | None,
-  companions: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({}),
+  companions: Mapping[str, Mapping[str, Any] | str | None] = MappingProxyType({}),
 ) -> Path:
   """Writes a checkpoint's folder, whole or not at all.
 
   Args:
     tensors: None for a folder without weights.
-    companions: JSON files instead of those of `source`; None for one that is left out.
+    companions: files instead of those of `source`, JSON values or text; None for one that is left out.
 
   Raises:
     UserError: the disk is full or not writable.
@@ -98,7 +98,8 @@ def write_folder(
     for name, value in companions.items():
       (scratch / name).unlink(missing_ok=True)
       if value is not None:
-        (scratch / name).write_text(json.dumps(value, indent=2) + "\n")
+        text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
+        (scratch / name).write_text(text, encoding="utf-8")
     _move(scratch, folder)
   except OSError as error:
     raise UserError(

@@ -31,7 +31,7 @@ DTYPES: dict[str, np.dtype] = {
   "U8": np.dtype(np.uint8),
   "BOOL": np.dtype(np.bool_),
 }
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MOST_HEADER = 100_000_000  # the library's own limit
 
 
@@ -123,7 +123,7 @@ def write(file: Path, tensors: Mapping[str, Lazy]) -> None:
   for name, tensor in tensors.items():
     offsets = [place, place + tensor.count]
     header[name] = {
-      "dtype": _CODES[tensor.dtype],
+      "dtype": CODES[tensor.dtype],
       "shape": list(tensor.shape),
       "data_offsets": offsets,
     }

@@ -64,11 +64,11 @@ class Encoder(Checkpoint):
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _smolvlm(hf_type: str, hf_class: str) -> Family:
+def _smolvlm(hf_type: str, hf_class: str, gemma2: bool = False) -> Family:
   return Family(
     hf_type=hf_type,
     parse_config=smolvlm.parse_config,
-    rules=smolvlm.RULES,
+    rules=smolvlm.rules(gemma2),
     aliases=smolvlm.ALIASES,
     ignored=smolvlm.IGNORED,
     hf_class=hf_class,
@@ -92,6 +92,7 @@ def _paligemma(second: bool) -> Family:
 FAMILIES: dict[str, Family] = {
   "idefics3": _smolvlm("idefics3", "Idefics3ForConditionalGeneration"),
   "smolvlm": _smolvlm("smolvlm", "SmolVLMForConditionalGeneration"),
+  "smolvlm-gemma2": _smolvlm("smolvlm", "SmolVLMForConditionalGeneration", gemma2=True),
   "internvl": Family(
     hf_type="internvl",
     parse_config=internvl.parse_config,

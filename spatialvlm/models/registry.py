@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from spatialvlm.models import joined, paligemma
+from spatialvlm.models import joined, paligemma, smolvlm
 from spatialvlm.models.connector import ConnectorConfig
 from spatialvlm.models.encoders import EncoderConfig, VisionConfig
 from spatialvlm.models.families import CHECKPOINTS, ENCODERS, FAMILIES, Checkpoint, Family
@@ -100,6 +100,8 @@ def family_of(source: Mapping[str, Any], where: str) -> str:
   kind = source.get("model_type")
   if kind == "paligemma":
     return paligemma.family(source)
+  if kind == "smolvlm":
+    return smolvlm.family(source)
   if kind == JOINED:
     return _joined_family(source, where)
   if kind in FAMILIES:

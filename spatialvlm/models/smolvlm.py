@@ -20,19 +20,30 @@ _VISION_DEFAULTS = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size"
 _VISION = "model.vision_model."
 _TEXT = "model.text_model."
 
+
 # (name in the file, path here, what turns the one into the other: see `hub.rules.OPERATIONS`)
-RULES: tuple[Rule, ...] = (
-  *under(_VISION, "vision.", vits.siglip_rules()),
-  ("model.connector.modality_projection.proj.weight", "connector.proj.kernel", "transpose"),
-  *under(_TEXT, "decoder.", texts.rules()),
-  ("lm_head.weight", "decoder.lm_head.kernel", "transpose"),
-)
+def rules(out_norms: bool = False) -> tuple[Rule, ...]:
+  """`out_norms`: with Gemma 2 as its language model."""
+  return (
+    *under(_VISION, "vision.", vits.siglip_rules()),
+    ("model.connector.modality_projection.proj.weight", "connector.proj.kernel", "transpose"),
+    *under(_TEXT, "decoder.", texts.rules(out_norms)),
+    ("lm_head.weight", "decoder.lm_head.kernel", "transpose"),
+  )
+
 
 # Other spellings, by regex, of the names above: a base model saved without its head has no `model.` prefix.
 ALIASES: tuple[tuple[str, str], ...] = ((r"^(vision_model|connector|text_model)\.", r"model.\1."),)
 
 # Buffers that old files hold and nobody needs.
 IGNORED: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.embeddings\.position_ids")
+
+
+def family(source: Mapping[str, Any]) -> str:
+  """Gemma 2 as its language model has tensors of its own; none is published, but one may be assembled."""
+  text = source.get("text_config")
+  second = isinstance(text, Mapping) and text.get("model_type") == "gemma2"
+  return f"{source['model_type']}-gemma2" if second else source["model_type"]
 
 
 def parse_config(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmConfig:
@@ -51,9 +62,9 @@ def parse_config(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmCon
   if source.get("text_config") is None:  # transformers: without a text config its norm has another default
     text_source = {"rms_norm_eps": 1e-5}
   return VlmConfig(
-    family=source["model_type"],
+    family=family(source),
     vision=vision,
-    text=texts.parse(text_source, ("llama",), f"{where}: text_config"),
+    text=texts.parse(text_source, texts.KINDS, f"{where}: text_config"),
     connector=ConnectorConfig(factor),
     image_token_id=whole(source, "image_token_id", 128257, where, least=0),
     tied=bool(source.get("tie_word_embeddings", False)),

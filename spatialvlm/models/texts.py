@@ -103,6 +103,10 @@ _READERS: dict[str, Callable[[Source, str], DecoderConfig]] = {
 }
 
 
+# What is known, by `model_type`.
+KINDS = tuple(_READERS)
+
+
 def _windowed(config: DecoderConfig, layers: Sequence[bool], size: int) -> DecoderConfig:
   return dataclasses.replace(config, windows=tuple(size if windowed else 0 for windowed in layers))
 

@@ -99,6 +99,16 @@ PALIGEMMA = PromptFormat(
   family="PaliGemma", mark=IMAGE_MARK, end="<eos>", apart=(_BOS,), block=_paligemma_block,
   bare=False, bidirectional=True,
 )  # fmt: skip
+# What SmolVLM-256M and -500M add to the 49,152 tokens of SmolLM2, in the order of their ids; the 88 between
+# `<image>` and `<end_of_utterance>` mean nothing.
+SMOLVLM_TOKENS = (
+  _GLOBAL,
+  *(_MARKER.format(row=row, col=col) for row in range(1, 7) for col in range(1, 7)),
+  _FAKE,
+  IMAGE_MARK,
+  *(f"<|reserved_image_token_{i}|>" for i in range(88)),
+  SMOLVLM.end,
+)
 # Tokens for places and shapes that transformers' processor adds to a tokenizer that lacks them.
 PALIGEMMA_PLACES = tuple(f"<loc{i:0>4}>" for i in range(1024)) + tuple(f"<seg{i:0>3}>" for i in range(128))
 

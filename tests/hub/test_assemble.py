@@ -144,7 +144,7 @@ def test_nearest():
   ("names", "options", "message"),
   [
     (["dino"], {"size": 20}, r"encoder_size 20: .* multiple of 6; near it are 12, 18, 24"),
-    (["dino"], {"connector": "cross"}, "connector 'cross': expected linear or mlp"),
+    (["dino"], {"connector": "cross"}, "connector 'cross': expected one of linear, mlp, smolvlm"),
     ([], {}, "encoders: there are none"),
     (["joined"], {}, "joined: its encoders were changed already"),
     (["nothing"], {}, "nothing: no such folder"),
