@@ -116,7 +116,7 @@ def test_what_is_no_language_model_by_itself(parts, written, tmp_path):
       UserError, match=rf"{folder.name}: a vision-language model \({kind}\), where a language"
     ):
       hub.assembled(ModelConfig(path=str(folder), encoders=("own",), text_only=True))
-  with pytest.raises(UserError, match=r"encoders: own: .*text is a language model by itself, without a tower"):
+  with pytest.raises(UserError, match=r"own: .*text is a language model by itself, without a tower"):
     hub.assemble(parts / "text", ["own"], tmp_path / "new")
   with pytest.raises(UserError, match="text: a language model by itself, where an encoder is wanted"):
     hub.assemble(parts / "text", [parts / "text"], tmp_path / "new")
