@@ -339,4 +339,8 @@ def _value(hint: Any, value: Any, where: str, base: Any = None) -> Any:
   if isinstance(hint, type) and type(value) is hint:
     return value
   wanted = getattr(origin or hint, "__name__", str(hint))
-  raise UserError(f"{where}: expected {wanted}, got {value!r}")
+  quoted = ""
+  if origin is tuple and args[0] is str and isinstance(value, str):  # a shell took its quotes
+    items = [item.strip(" '\"") for item in value.strip("()[]").split(",")]
+    quoted = f'; write {where}="{tuple(item for item in items if item)!r}", in double quotes'
+  raise UserError(f"{where}: expected {wanted}, got {value!r}{quoted}")

@@ -105,11 +105,25 @@ def test_a_record_of_llava_with_a_video_is_refused_by_name(folder):
   assert all("the mark <video>" in message for message in refused(path))
 
 
-@pytest.mark.parametrize("key", ["img", "image_path", "Image_URL"])
+KNOWN = [
+  "img",
+  "image_path",
+  "Image_URL",
+  "Image",
+  "imagePath",
+  "image-list",
+  "image_id",
+  "photo",
+  "video_id",
+]
+
+
+@pytest.mark.parametrize("key", KNOWN)
 def test_pictures_under_a_name_that_nobody_reads_are_refused(folder, key):
   path = jsonl(folder, {key: "1.png", "question": "What?", "answer": "Grey."})
   (message,) = refused(path, [HFConfig])
-  assert f"row 0: column {key!r} holds pictures that nothing reads" in message
+  held = "video or sound, which nothing reads" if "video" in key else "pictures that nothing reads"
+  assert f"row 0: column {key!r} holds {held}" in message
   example = pipeline.open_source(HFConfig(path=path, columns={"image": key}))[0]
   assert values(example) == [1]
   for settings in (dict(ignore=(key,)), dict(columns={"image": ""})):
@@ -118,6 +132,92 @@ def test_pictures_under_a_name_that_nobody_reads_are_refused(folder, key):
         json.dumps({key: "1.png", "image": None, "question": "Q", "answer": "A"})
       )
     assert pipeline.open_source(HFConfig(path=path, **settings))[0].images == ()
+
+
+@pytest.mark.parametrize(
+  "cell",
+  [
+    "1.png",
+    "/elsewhere/b.JPG",
+    ["x", "a.webp?w=3"],
+    {"path": "a.tif"},
+    "data:image/png;base64,",
+    text64(3),
+    "a.mp4",
+  ],
+)
+def test_pictures_are_known_by_what_stands_in_a_cell_under_whatever_name(folder, cell):
+  row = {"thing": cell, "question": "What?", "answer": "Grey.", "note": "see a.png for more"}
+  held = "video or sound, which" if cell == "a.mp4" else "pictures that"
+  for message in refused(jsonl(folder, row | ASKED)):
+    assert f"'thing' holds {held} nothing reads" in message
+  for settings in (dict(ignore=("thing",)), dict(columns={"image": ""})):
+    assert pipeline.open_source(HFConfig(path=jsonl(folder, row), **settings))[0].images == ()
+  # Beside a picture that is read it may be what that was made of.
+  assert all(values(source[0]) == [1] for source in both(jsonl(folder, row | ASKED | {"image": "1.png"})))
+  for message in refused(
+    jsonl(folder, {"messages": [ASKED["messages"][0] | {"thing": cell}, ASKED["messages"][1]]})
+  ):
+    assert "a message holds 'thing', of which nothing is read there" in message
+
+
+def test_texts_that_only_speak_of_pictures_are_texts(folder):
+  row = {"thing": "a.png b.png", "page": "https://a.org/png", "n": 3, "id": "7.png", "none": {"path": None}}
+  assert all(values(source[0]) == [] for source in both(jsonl(folder, row | ASKED)))
+  (folder / "my photo.png").write_bytes(png(6))
+  assert all("'thing' holds" in m for m in refused(jsonl(folder, {"thing": "my photo.png"} | ASKED)))
+
+
+def test_pictures_that_are_counted_are_not_dropped_beside_one_that_is_read(folder):
+  path = jsonl(folder, {"image": "0.png", "image_2": "1.png"} | ASKED)
+  assert all("'image_2' holds a picture that nothing reads" in message for message in refused(path))
+  config = HFConfig(path=path, columns={"images": "image,image_2"})
+  assert values(pipeline.open_source(config)[0]) == [0, 1]
+
+
+def test_objects_that_hold_a_picture_under_another_key_are_not_empty(folder):
+  source = {"type": "base64", "media_type": "image/png", "data": text64(8)}
+  for cell in ({"file_name": "1.png"}, {"base64": text64(1)}, {"data": text64(1)}):
+    assert all(values(opened[0]) == [1] for opened in both(jsonl(folder, {"image": cell} | ASKED)))
+  asked = {"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "Q"}]}
+  for opened in both(jsonl(folder, {"messages": [asked, ASKED["messages"][1]]})):
+    assert values(opened[0]) == [8]
+  for message in refused(jsonl(folder, {"image": {"key": "1.png"}} | ASKED)):
+    assert "expected an image, its bytes or its path, got {'key': '1.png'}" in message
+
+
+MARKS = [
+  "<image_1>",
+  "<image 1>",
+  "<|image_1|>",
+  "<ImageHere>",
+  "<IMAGE>",
+  "<image_placeholder>",
+  "<img>0.png</img>",
+]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_marks_of_others_are_no_text(folder, mark):
+  talk = [{"role": "user", "content": f"{mark} What?"}, ASKED["messages"][1]]
+  for message in refused(jsonl(folder, {"image": "0.png", "messages": talk})):
+    assert f"the mark {mark}" in message and "<image>" in message
+  path = jsonl(folder, {"messages": talk})  # without a picture they are, but for one that names a picture
+  if mark.endswith("</img>"):
+    refused(path)
+  else:
+    assert all(source[0].turns[0].prompt == f"{mark} What?" for source in both(path))
+
+
+def test_a_column_of_bytes_or_objects_of_them_is_seen(folder):
+  kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+  columns = {"scan": pa.array([png(3)]), "view": pa.array([{"bytes": png(3), "path": None}], kind)}
+  for name, column in columns.items():
+    pq.write_table(pa.table({"question": ["Q"], "answer": ["A"], name: column}), folder / "rows.parquet")
+    (message,) = refused(str(folder / "rows.parquet"), [HFConfig])
+    assert f"row 0: column {name!r} holds pictures that nothing reads" in message
+    config = HFConfig(path=str(folder / "rows.parquet"), columns={"image": name})
+    assert values(pipeline.open_source(config)[0]) == [3]
 
 
 def test_a_column_of_the_type_image_is_never_passed_over(folder):
@@ -182,7 +282,7 @@ def test_pictures_inside_of_messages(folder):
 
 def test_pictures_beside_the_content_of_a_message_are_refused(folder):
   """As ollama writes them."""
-  for key in ("images", "image", "video"):
+  for key in ("images", "image", "video", "Image_1"):
     talk = [{"role": "user", "content": "What?", key: ["0.png"]}, ASKED["messages"][1]]
     for message in refused(jsonl(folder, {"messages": talk})):
       assert f"a message holds {key!r}, of which nothing is read there" in message

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spatialvlm.data.sources.cells import text_of
-from spatialvlm.data.sources.pictures import MEDIA_KEYS, is_nothing, listed, row_cells
+from spatialvlm.data.sources.pictures import is_nothing, row_cells
+from spatialvlm.data.sources.unread import unread
 from spatialvlm.types import IMAGE_MARK, Turn, UserError
 
 _ROLES = {
@@ -21,15 +22,24 @@ _ROLES = {
 # LLaVA separates its mark from the text by line breaks; SmolVLM's prompts have none there.
 _MARK = re.compile(rf"\n?{re.escape(IMAGE_MARK)}\n?")
 
-# LLaVA's marks of what nothing here sees or hears, on a line of their own.
-_OTHER_MARK = re.compile(r"^\s*<(video|audio|speech|sound)>\s*$", re.MULTILINE)
+# LLaVA's marks of what nothing here sees or hears, on a line of their own; Qwen-VL's pictures within texts.
+_OTHER_MARK = re.compile(r"^\s*<(?:video|audio|speech|sound)>\s*$|<img>[^<\s]+</img>", re.MULTILINE)
+# How others mark the place of a picture; text where there are no pictures.
+_FOREIGN_MARK = re.compile(
+  r"<\|?(?:image|img)[ _]?\d+\|?>|<\|image\|>|<\|image_pad\|>|<image_placeholder>|<imagehere>|<img>"
+  r"|<image>",
+  re.IGNORECASE,
+)
 _PICTURE_PARTS = ("image", "image_url")
+# Under what a part may bring its picture.
+_CARRIED = ("image", "image_url", "path", "url", "bytes", "base64", "data", "source")
+_SPOKEN = ("from", "value", "role", "content", "user", "assistant")
 
 
 def picture_cells(row: Mapping[str, Any], where: str) -> tuple[str, list[Any]]:
   """The pictures of a row, and which of `image`, `images` and `messages` they stand under.
 
-  Parts of messages may bring theirs: `{"type": "image", "image": ...}` (or `path`, `url`), or
+  Parts of messages may bring theirs: `{"type": "image", "image": ...}` (or `path`, `url`, `base64`), or
   `{"type": "image_url", "image_url": {"url": ...}}`.
 
   Raises:
@@ -59,7 +69,7 @@ def _parts(messages: Any) -> list[Mapping[str, Any]]:
 
 
 def _carried(part: Mapping[str, Any]) -> Any:
-  found = [part.get(key) for key in ("image", "image_url", "path", "url", "bytes")]
+  found = [part.get(key) for key in _CARRIED]
   return next((cell for cell in found if not is_nothing(cell)), None)
 
 
@@ -75,8 +85,8 @@ def parse_turns(messages: Any, images: int) -> tuple[Turn, ...]:
     images: how many images the example has.
 
   Raises:
-    UserError: no conversation, an unknown role, no alternation, an empty answer, or marks that are not as
-      many as the images.
+    UserError: no conversation, an unknown role, no alternation, an empty answer, marks that are not as many
+      as the images, or others' marks.
   """
   if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
     raise UserError(f"expected a list of messages, got {messages!r}")
@@ -95,7 +105,12 @@ def parse_turns(messages: Any, images: int) -> tuple[Turn, ...]:
     if not answer.strip():
       raise UserError("an answer is empty; there is nothing to learn from it")
     if other := _OTHER_MARK.search(prompt):
-      raise UserError(f"a prompt holds the mark <{other[1]}>, of which nothing is read; leave such rows out")
+      raise UserError(
+        f"a prompt holds the mark {other[0].strip()}, of which nothing is read; leave such rows out, and "
+        f"name pictures in `images`, with {IMAGE_MARK} in their place"
+      )
+    if images and (other := _FOREIGN_MARK.search(prompt.replace(IMAGE_MARK, ""))):
+      raise UserError(f"a prompt holds the mark {other[0]}; the place of a picture is marked {IMAGE_MARK}")
     prompt = _MARK.sub(IMAGE_MARK, prompt)
     prompt = "\n".join([*system, prompt]) if system and not turns else prompt
     turns.append(Turn(prompt, answer))
@@ -111,9 +126,9 @@ def _messages(message: Any) -> list[tuple[str, str]]:
   """(role, text) of one message, or of a pair."""
   if not isinstance(message, Mapping):
     raise UserError(f"a message is not an object: {message!r}")
-  if unseen := [key for key in message if key.lower() in MEDIA_KEYS and listed(message[key])]:
+  if unseen := unread(message, pictures=False, read=_SPOKEN):
     raise UserError(
-      f"a message holds {unseen[0]!r}, of which nothing is read there; pictures stand in the row's "
+      f"a message holds {unseen!r}, of which nothing is read there; pictures stand in the row's "
       "`images`, or in parts of the content"
     )
   if "user" in message and "assistant" in message:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.config import HFConfig, nearest
-from spatialvlm.data.sources import pictures
+from spatialvlm.data.sources import pictures, unread
 from spatialvlm.data.sources.cells import is_empty, tag_of, text_of
 from spatialvlm.data.sources.conversation import picture_cells
 from spatialvlm.data.sources.hf_tables import Table
@@ -169,18 +169,16 @@ class Rows:
     config = self._config
     used = {*self._needed(OURS), *config.ignore}
     declined = any(config.columns.get(name) == "" for name in _PICTURES)
-    known = pictures.OTHER_KEYS if declined else pictures.OTHER_KEYS | pictures.PICTURE_KEYS
-    found = [
-      c for c in self.names if c not in used and (c.lower() in known or c in self._table.media - {*_PICTURES})
-    ]
-    if not found:
-      return
-    counts = self.picture_counts(size=config.size)
-    for column in found:
-      heard = column.lower() in pictures.OTHER_KEYS
-      for index, (cell, count) in enumerate(zip(self._table.sketches(column), counts, strict=False)):
-        if (heard or not count) and not pictures.is_nothing(cell):
-          raise UserError(f"{self.where}, row {index}: column {pictures.refusal(column)}")
+    columns = [c for c in self.names if c not in used]
+    counts = self.picture_counts(size=config.size) if columns else np.zeros(0, int)
+    if declined or counts.all():  # then those alone that nothing excuses
+      columns = [c for c in columns if unread.always(c)]
+    cells = zip(*map(self._table.sketches, columns), strict=True) if columns else ()
+    for index, (found, count) in enumerate(zip(cells, counts, strict=False)):
+      row = dict(zip(columns, found, strict=True))
+      seen = bool(count) or declined
+      if key := unread.unread(row, pictures=seen, media=self._table.media, root=self._root):
+        raise UserError(f"{self.where}, row {index}: column {unread.refusal(key, row[key])}")
 
 
 class _Filler(string.Formatter):

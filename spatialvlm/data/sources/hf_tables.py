@@ -5,7 +5,7 @@
 - `names`: the columns;
 - `read(indices, names) -> {name: cells}`: cells as `cells` and `pictures` take them;
 - `sketches(name)`: the cells of a column in order, without their pictures' bytes, for checks of all rows;
-- `media`: columns that hold pictures, sound or video by their type.
+- `media`: columns that hold pictures, sound or video, or bytes, by their type.
 """
 
 from __future__ import annotations
@@ -105,11 +105,12 @@ class RecordTable:
         raise UserError(f"{file.where(row)}: expected an object, got {type(record).__name__}")
       names |= dict.fromkeys(self._named(record))
     self.names = tuple(names)
+    self._last: tuple[int, Mapping[str, Any]] = (-1, {})  # a row is parsed once for all of its columns
 
   def cut(self, first: int, end: int | None) -> RecordTable:
     """The rows from `first` to before `end`."""
     part = copy.copy(self)
-    part._places = self._places[first:end]
+    part._places, part._last = self._places[first:end], (-1, {})
     return part
 
   def __len__(self) -> int:
@@ -125,7 +126,10 @@ class RecordTable:
 
   def sketches(self, name: str) -> Iterator[Any]:
     for index in range(len(self)):
-      yield self._cell(self._record(index), index, name)
+      last = self._last
+      if last[0] != index:
+        last = self._last = (index, self._record(index))
+      yield self._cell(last[1], index, name)
 
   def _cell(self, record: Mapping[str, Any], index: int, name: str) -> Any:
     read, cell = self._readers.get(name), record.get(name)
@@ -188,8 +192,15 @@ def _with_encoded_images(dataset: Any) -> Any:
 def _is_media(feature: Any) -> bool:
   import datasets
 
+  if isinstance(inner := getattr(feature, "feature", None), (dict, datasets.Value)) or isinstance(
+    feature, list
+  ):
+    return _is_media(feature[0] if isinstance(feature, list) else inner)
+  if isinstance(feature, dict):  # an image's cell whose type was lost
+    return {"bytes", "path"} <= {*feature}
   kinds = tuple(getattr(datasets, name) for name in ("Image", "Audio", "Video") if hasattr(datasets, name))
-  return isinstance(feature, kinds) or isinstance(getattr(feature, "feature", None), kinds)
+  kinds_of_bytes = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+  return kinds_of_bytes or isinstance(feature, kinds) or isinstance(inner, kinds)
 
 
 def _understood(read: Callable[[Any], Any], cell: Any, where: str, name: str) -> Any:

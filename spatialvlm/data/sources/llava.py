@@ -15,7 +15,10 @@ from spatialvlm.data.sources.cells import tag_of
 from spatialvlm.data.sources.conversation import parse_turns, picture_cells
 from spatialvlm.data.sources.json_files import open_records
 from spatialvlm.data.sources.registry import Source
+from spatialvlm.data.sources.unread import refusal, unread
 from spatialvlm.types import Example, Turn, UserError
+
+_READ = ("id", "image", "images", "conversations", "messages", "task", "source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +111,8 @@ class Llava(Sequence[Example]):
     _, cells = picture_cells(row, self._file.where(index))
     for cell in cells:
       pictures.check(cell, self._root, _called(cell))
-    if key := pictures.unread(raw, pictures=bool(cells), ignore=ignore):
-      raise UserError(pictures.refusal(key))
+    if key := unread(raw, pictures=bool(cells), read=(*_READ, *ignore), root=self._root):
+      raise UserError(refusal(key, raw[key]))
     if row["messages"] is None:
       raise UserError(f"neither 'conversations' nor 'messages' among the keys {', '.join(map(repr, raw))}")
     task = tag_of(raw.get("task")) or tag_of(raw.get("source"))

@@ -19,14 +19,8 @@ from spatialvlm.types import UserError
 # Longer text is no file's name, but an image in base64.
 LONGEST_NAME = 1024
 OURS = ("image", "images")
-# Names under which data sets are known to keep what a model should see or hear.
-_SEEN = (
-  "img imgs image_path image_paths img_path images_path image_file image_url image_urls picture pictures"
-  " image_bytes image_base64 image_data jpg jpeg png webp frames"
-)
-_HEARD = "video videos video_path video_url audio audios audio_path sound"
-PICTURE_KEYS, OTHER_KEYS = frozenset(_SEEN.split()), frozenset(_HEARD.split())
-MEDIA_KEYS = PICTURE_KEYS | OTHER_KEYS | {*OURS}
+# Under what an object holds a picture; what comes first counts.
+_HELD = ("bytes", "path", "url", "base64", "data", "file_name")
 _MAGIC = re.compile(
   rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|P[1-7]\s|\0\0\0\x0cjP|\0\0\0.ftyp|\xff\x0a",
   re.DOTALL,
@@ -52,7 +46,7 @@ def file_names(cells: Sequence[Any]) -> tuple[str, ...]:
   """The file name that each picture carries, empty where it carries none."""
   paths = [cell.get("path") if isinstance(cell, Mapping) else cell for cell in cells]
   return tuple(
-    PurePosixPath(path).name if may_be_name(path) and not _begins_as_image(path) else "" for path in paths
+    PurePosixPath(path).name if may_be_name(path) and not begins_as_image(path) else "" for path in paths
   )
 
 
@@ -67,7 +61,7 @@ def locate(cell: Any, root: Path | None, where: str) -> Path | bytes | np.ndarra
     UserError: no such file, or nothing that is a picture.
   """
   if isinstance(cell, Mapping):
-    cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path", cell.get("url"))
+    cell = next((cell[key] for key in _HELD if not is_empty(cell.get(key))), cell.get("bytes", cell))
   if isinstance(cell, list):
     try:
       return np.asarray(cell, np.uint8)
@@ -104,44 +98,19 @@ def check(cell: Any, root: Path | None, where: str) -> None:
   Raises:
     UserError: as `locate`.
   """
-  if isinstance(cell, str) and len(cell) > LONGEST_NAME and _begins_as_image(cell):
+  if isinstance(cell, str) and len(cell) > LONGEST_NAME and begins_as_image(cell):
     return  # the sketch is cut short, the rest of it is read with the row
   if not isinstance(cell, list):
     locate(cell, root, where)
 
 
-def unread(keys: Mapping[str, Any], *, pictures: bool, ignore: Sequence[str] = ()) -> str:
-  """The first key of a row that is known to hold pictures, sound or video, is filled, and is read by nobody.
-
-  Args:
-    pictures: whether the row has pictures that are read; others of them may then be what they were made of.
-  """
-  for key, cell in keys.items():
-    known = key.lower()
-    blind = known in OTHER_KEYS or (known in PICTURE_KEYS and not pictures)
-    if blind and key not in ignore and not is_empty(cell):
-      return key
-  return ""
-
-
-def refusal(key: str) -> str:
-  """What is said of such a key."""
-  if key.lower() in OTHER_KEYS:
-    return f"{key!r} holds video or sound, which nothing reads; leave such rows out, or set {_ignoring(key)}"
-  return (
-    f"{key!r} holds pictures that nothing reads; name it `image` or `images` (kind 'hf' maps columns too: "
-    f"columns.image={key!r}), or set {_ignoring(key)}"
-  )
-
-
-def _ignoring(key: str) -> str:
-  return f"ignore='({key!r},)' to do without"
-
-
 def is_nothing(cell: Any) -> bool:
   """Whether a cell holds no picture at all."""
   if isinstance(cell, Mapping):
-    return cell.get("bytes") is None and not cell.get("path") and not cell.get("url")
+    known = [key for key in _HELD if key in cell] or [
+      *cell
+    ]  # of another object that is filled, `locate` says so
+    return all(cell[key] is None if key == "bytes" else is_empty(cell[key]) for key in known)
   return is_empty(cell)
 
 
@@ -186,9 +155,9 @@ def _file(name: str, root: Path | None) -> Path | None:
 def _located(text: str, root: Path | None, where: str) -> Path | bytes:
   if (file := _file(text, root)) is not None:
     return file
-  if text.startswith("data:") and not _begins_as_image(text):
+  if text.startswith("data:") and not begins_as_image(text):
     raise UserError(f"{where}: no image in base64 follows {text[:40]!r}")
-  if _begins_as_image(text):
+  if begins_as_image(text):
     try:
       return base64.b64decode("".join(_body(text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -205,7 +174,7 @@ def _located(text: str, root: Path | None, where: str) -> Path | bytes:
   )
 
 
-def _begins_as_image(text: str) -> bool:
+def begins_as_image(text: str) -> bool:
   """Whether base64 that a text is, or that follows `data:...,`, begins as image files do."""
   begin = "".join(_body(text)[:256].split())[:64]
   try:
