@@ -229,6 +229,8 @@ class Batch:
     pixels_NHWC: tiles, uint8 where there is a table `normal`, else normalised float32; tiles that pad a
       bucket are zero. None without images.
     pixel_mask_NHW: bool, true at real pixels; None means that all are.
+    vision: what the vision tower makes of the tiles, before the connector, instead of `pixels_NHWC`, where it
+      is known: patches (N, P', D of the tower) and their grid.
     features_NPD: image tokens after the connector, instead of `pixels_NHWC`, where they are cached.
     tile_index_BI: int32, the tiles of each sample as indices into N, -1 for none. None means that the
       tiles are aligned with their samples: N = B * I in order (training, so that a sample's tiles lie on
@@ -245,6 +247,7 @@ class Batch:
   valid_BT: Any
   pixels_NHWC: Any = None
   pixel_mask_NHW: Any = None
+  vision: Features | None = None
   features_NPD: Any = None
   tile_index_BI: Any = None
   image_slot_BT: Any = None

@@ -215,6 +215,10 @@ class TrainConfig:
     patience: measurements without a better one before training stops early, with the best step's parameters,
       0 for never. They are validations, where `best` names no score.
     remat: recompute activations of decoder layers in the backward pass: less memory, more time.
+    cache_vision: whether what a frozen vision tower makes of a picture is kept for when it comes again:
+      "auto", where nothing trained stands before the connector and no loss reads the tower's layers; "on",
+      the same, and refused where that is not so; "off" keeps nothing. It changes no bit of a run.
+    cache_vision_mib: memory for that, in MiB of each process; what finds no room is made again.
     export: write the PEFT adapter and the merged model into the workdir at the end.
   """
 
@@ -229,6 +233,8 @@ class TrainConfig:
   keep: int = 2
   patience: int = 0
   remat: bool = False
+  cache_vision: Literal["auto", "on", "off"] = "auto"
+  cache_vision_mib: int = 2048
   export: bool = True
 
 

@@ -17,6 +17,7 @@ from spatialvlm.data import batch as batches
 from spatialvlm.data.samples import Mixed, Sample, encode, read_good
 from spatialvlm.data.sources.lettered import question_to_example
 from spatialvlm.data.sources.registry import open_questions, open_source, read
+from spatialvlm.data.tile_keys import with_keys
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Batch, UserError
 
@@ -136,6 +137,7 @@ def training_stream(
   process_index: int = 0,
   process_count: int = 1,
   seed: int = 0,
+  keys: bool = False,
   on_note: Callable[[str], None] | None = None,
 ) -> grain.DatasetIterator[tuple[Batch, BatchInfo]]:
   """An endless, deterministic, prefetched iterator of (batch, info).
@@ -147,6 +149,7 @@ def training_stream(
   Args:
     batch_size: examples of a batch over all processes.
     seed: of the run; together with `config.seed` it fixes the order.
+    keys: whether batches name their tiles (`data.tile_keys`), for a cache of features.
     on_note: called with what the user should know of each source; None for a `types.Note`.
 
   Raises:
@@ -158,7 +161,7 @@ def training_stream(
   mixed.say_pictures(on_note)
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
   read_good(mixed, [0], processor, config.lengths[-1], skip=config.bad_rows == "skip")
-  shares = {"process_index": process_index, "process_count": process_count}
+  shares = {"process_index": process_index, "process_count": process_count, "keys": keys}
   return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
@@ -169,20 +172,21 @@ def validation_batches(
   *,
   process_index: int = 0,
   process_count: int = 1,
+  keys: bool = False,
   on_note: Callable[[str], None] | None = None,
 ) -> Iterable[tuple[Batch, BatchInfo]] | None:
   """The held-out stream: the same batches at every pass, in order; None where none is configured.
 
   It ends as `validation_mixture` says; the last batch is filled with rows of `example_mask_B` false. Batches
-  of up to 256 MB in all are kept after the first pass; they are not to be written to. `on_note` as in
-  `training_stream`.
+  of up to 256 MB in all are kept after the first pass; they are not to be written to. `keys` and
+  `on_note` as in `training_stream`.
   """
   config = suited(config, processor)
   mixed = validation_mixture(config)
   if mixed is None:
     return None
   mixed.say_pictures(on_note)
-  shares = {"process_index": process_index, "process_count": process_count}
+  shares = {"process_index": process_index, "process_count": process_count, "keys": keys}
   return Kept(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
@@ -221,6 +225,7 @@ class BatchSequence:
     *,
     process_index: int = 0,
     process_count: int = 1,
+    keys: bool = False,
   ):
     if batch_size < 1 or batch_size % process_count:
       raise UserError(
@@ -228,7 +233,7 @@ class BatchSequence:
       )
     self._mixed, self._config, self._processor = mixed, config, processor
     self._batch_size, self._rows = batch_size, batch_size // process_count
-    self._process_index = process_index
+    self._process_index, self._keys = process_index, keys
 
   def __len__(self) -> int:
     count = self._mixed.count
@@ -245,6 +250,10 @@ class BatchSequence:
       self._config.lengths[-1],
       skip=self._config.bad_rows == "skip",
     )
+    if self._keys:
+      encoded = [
+        with_keys(e, again=self._mixed.again(s.source)) for e, s in zip(encoded, samples, strict=True)
+      ]
     bucket = self._bucket(encoded)
     batch = batches.collate(
       encoded,

@@ -59,6 +59,13 @@ class Mixed:
         samples[row] = Sample(self.mixture.names[source], places[row].index, example)
     return samples
 
+  def again(self, name: str) -> bool:
+    """Whether a source's pictures may be read more than once: it has an end, or draws on a few pictures."""
+    if self.count != ENDLESS:  # all positions are, at every pass
+      return True
+    source = self._sources[self.mixture.names.index(name)]
+    return len(source) != ENDLESS or bool(getattr(source, "pictures", 0))
+
   def say_pictures(self, on_note: Callable[[str], None] | None) -> None:
     """Says how many of the first rows of each source of somebody's rows have no picture.
 

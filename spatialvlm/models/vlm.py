@@ -139,6 +139,14 @@ class Vlm(nnx.Module):
 
   def _see(self, batch: Batch, wants: Wants) -> Outputs:
     """The wanted fields of `Outputs` that come of images; all are None where the batch has none."""
+    if batch.vision is not None:
+      if wants.encoder_layers or wants.encoder_attention:
+        raise UserError(
+          "encoder_layers, encoder_attention: the batch holds what the vision tower made, not pixels; give"
+          " pixels_NHWC instead of vision"
+        )
+      image_NPD = self.connector(batch.vision) if wants.image else None
+      return Outputs(vision=batch.vision if wants.vision else None, image=image_NPD)
     if batch.pixels_NHWC is None:
       if batch.features_NPD is not None and wants.of_encoder:
         raise UserError(

@@ -19,9 +19,11 @@ from jax.sharding import Mesh
 from spatialvlm.config import RunConfig
 from spatialvlm.data import batch as batch_lib
 from spatialvlm.data.pipeline import BatchInfo
+from spatialvlm.data.tile_keys import TILE_KEY
 from spatialvlm.training import guards
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION, Checkpoints, cost
+from spatialvlm.training.frozen_vision import FrozenVision
 from spatialvlm.training.metrics import SCORES, Metrics, Screen, scaled
 from spatialvlm.training.phases import Prepare
 from spatialvlm.training.state import Params, TrainState
@@ -43,6 +45,7 @@ class Parts:
     train_step, loss_step: functions of `step.make_train_step` and `step.make_loss_step`.
     frozen: the arrays that are not trained.
     extra: the arrays of `Batch.extra` that go to the devices; the others are left behind.
+    vision: makes features of a batch's pixels, where the vision tower is frozen; None where it is not.
     prepares: what is done to a step's batch before it (`training.phases`), in order.
     stream: endless iterator of (Batch, BatchInfo) that a checkpoint can hold.
     validation: an iterable of the same, equal at every pass; None for no validation.
@@ -58,6 +61,7 @@ class Parts:
   validation: Iterable | None = None
   evaluate: Evaluate | None = None
   extra: frozenset[str] = frozenset()
+  vision: FrozenVision | None = None
   prepares: tuple[Prepare, ...] = ()
   pad_id: int = 0
   tile_size: int = 0
@@ -197,6 +201,7 @@ class _Loop:
 
   def advance(self, step: int, batch: Batch, info) -> None:
     """Sends one step to the devices, and waits for an earlier one so that the host stays near."""
+    batch, flops = self.seen(batch)
     on_device = step_lib.to_devices(batch, self.parts.mesh, self.config.train.accumulation)
     for number, prepare in enumerate(self.parts.prepares):
       key = phase_key(self.config.seed, step, number)
@@ -207,24 +212,33 @@ class _Loop:
     self.state, figures = program.run(self.state, self.parts.frozen, on_device)
     self.pending.append((step + 1, figures, info.ids))
     self.memory.count(info)
-    self.clock.count(info.samples, info.tokens, program.flops)
+    self.clock.count(info.samples, info.tokens, program.flops + flops)
     if len(self.pending) > AHEAD:
       jax.block_until_ready(self.pending[-1 - AHEAD][1])
 
   def agreed(self, batch: Batch, info) -> tuple[Batch, Any]:
     """All processes take the largest of their buckets, since they run one program; unread arrays go."""
-    if unread := set(batch.extra) - self.parts.extra:
+    read = self.parts.extra | ({TILE_KEY} if self.parts.vision else frozenset())
+    if unread := set(batch.extra) - read:
       batch = dataclasses.replace(batch, extra={k: v for k, v in batch.extra.items() if k not in unread})
     if jax.process_count() == 1:
       return batch, info
     buckets = multihost_utils.process_allgather(np.array(info.bucket, np.int32))
     largest = batch_lib.largest([batch_lib.Bucket(*map(int, b)) for b in buckets])
-    if self.parts.extra:
+    if read:
       kinds = multihost_utils.process_allgather(batch_lib.extra_kinds(batch))
       batch = batch_lib.with_extra(batch, kinds)
     if largest == info.bucket:
       return batch, info
     return batch_lib.grow(batch, largest, pad_id=self.parts.pad_id, tile_size=self.parts.tile_size), info
+
+  def seen(self, batch: Batch) -> tuple[Batch, float]:
+    """The batch with features for its pixels, where the vision tower is frozen; FLOPs that they took."""
+    if self.parts.vision is None:
+      return batch, 0.0
+    batch, seconds, flops = self.parts.vision(self.state, self.parts.frozen, batch)
+    self.clock.pause(seconds)
+    return batch, flops
 
   def announce(self, program: step_lib.Program, info) -> None:
     self.clock.pause(program.seconds)
@@ -274,7 +288,7 @@ class _Loop:
       return
     started, parts, sums = time.perf_counter(), [], {}
     for batch, info in self.parts.validation:
-      batch, _ = self.agreed(batch, info)
+      batch, _ = self.seen(self.agreed(batch, info)[0])
       on_device = step_lib.to_devices(batch, self.parts.mesh)
       program, _ = self.loss_programs.get(self.state, self.parts.frozen, on_device)
       parts.append(program.run(self.state, self.parts.frozen, on_device))

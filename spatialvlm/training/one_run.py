@@ -20,7 +20,7 @@ from spatialvlm.data import pipeline
 from spatialvlm.models import execution
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import Processor, load_processor
-from spatialvlm.training import export, objectives, optim, phases, plots
+from spatialvlm.training import export, frozen_vision, objectives, optim, phases, plots
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION
@@ -73,6 +73,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
   split = state_lib.Split(model, trainable, mesh, heads)
+  vision = frozen_vision.make(config.train, split, terms, mesh)
   del model, heads
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
@@ -110,6 +111,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     loss_step=step_lib.make_loss_step(split, terms),
     frozen=split.frozen,
     extra=objectives.extra_of(terms),
+    vision=vision,
     prepares=phases.start(
       steps_phases, phases.PhaseParts(split, mesh, config.train.accumulation, config.train.batch_size)
     ),
@@ -120,6 +122,8 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     tile_size=processor.layout.tile_size,
   )
   outcome = fit(config, parts, fresh, workdir, config_lib.to_dict(config))
+  if vision is not None and vision.encoded + vision.reused:
+    say(vision.said())
   if outcome.signal:
     step = int(outcome.state.step)
     say(f"stopped by signal {outcome.signal} at step {step}; the same command continues")
@@ -146,6 +150,7 @@ def open_streams(
 ) -> tuple[Iterator, Iterable | None]:
   """This process's share of the training stream and of the validation batches."""
   share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_note": on_note}
+  share["keys"] = True  # of tiles, for what may be kept of them
   size = config.train.batch_size
   read = phases.examples_read(phases.make_phases(config.phases), size)
   training = pipeline.training_stream(config.data, processor, read, seed=config.seed, **share)
@@ -196,6 +201,8 @@ def check(config: RunConfig) -> None:
   train = config.train
   if train.steps < 1 or train.batch_size < 1 or train.accumulation < 1:
     raise UserError("config.train: steps, batch_size and accumulation must be at least 1")
+  if train.cache_vision_mib < 0:
+    raise UserError(f"config.train.cache_vision_mib: {train.cache_vision_mib} is below 0; 0 keeps nothing")
   if train.evaluate_every and config.eval is None:
     raise UserError(
       "config.train.evaluate_every: there are no questions to ask; set eval, e.g. eval.source.kind"
