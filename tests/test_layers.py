@@ -71,7 +71,7 @@ ROOMS = {
   "training": room(
     f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub peft export"
     " processing data data.sources loading serving",
-    "jax flax numpy optax orbax matplotlib tensorboardX wandb",
+    "jax flax numpy optax orbax tensorstore matplotlib tensorboardX wandb",
   ),
   "probing": room(
     f"{GROUND} {MODEL} reporting reporting.terminal hub processing worlds encoder",

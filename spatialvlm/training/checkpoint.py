@@ -14,10 +14,12 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
@@ -114,36 +116,77 @@ class Checkpoints:
     """
     passed: dict[int, str] = {}
     for step in reversed(self.steps):
-      try:
-        memory = self.memory(step)
-        found = self.restore(step, like, data)
-      except Damaged as error:
-        if jax.process_count() > 1:  # of which another one may have read it
-          raise
-        passed[step] = str(error)
-        continue
-      return found, memory, [self._put_away(number, why) for number, why in passed.items()]
+      found = self._attempt(step, like, data)
+      if not isinstance(found, str):
+        return *found, [self._put_away(number, why) for number, why in passed.items()]
+      passed[step] = found
     if passed:
       raise UserError(f"{'; '.join(passed.values())}; there is no other: name another --workdir")
     return None
 
+  def restore_or_put_away(self, step: int, like: TrainState) -> TrainState | str:
+    """The state of a step as `restore` gives it; where it is damaged, what is to be said of that.
+
+    A damaged one is moved out of the way as by `newest`.
+    """
+    found = self._attempt(step, like)
+    return self._put_away(step, found) if isinstance(found, str) else found[0]
+
+  def _attempt(
+    self, step: int, like: TrainState, data: Any = None
+  ) -> tuple[TrainState, dict[str, Any]] | str:
+    """A state and what is remembered with it, or why the checkpoint is damaged: of all processes alike."""
+    several = jax.process_count() > 1
+    # One process may read what another cannot, and would wait for it: the first looks for all of them.
+    if several and (why := _told_by_first(lambda: self._damage(step))):
+      return why
+    try:
+      memory = self.memory(step)
+      return self.restore(step, like, data), memory
+    except Damaged as error:
+      if several:
+        raise
+      return str(error)
+
+  def _damage(self, step: int) -> str:
+    """What of a checkpoint's files this process cannot read, or "".
+
+    Without Orbax, whose every call waits for the other processes.
+    """
+    import tensorstore
+
+    folder = self.folder / str(step)
+    try:
+      for file in (folder / "_CHECKPOINT_METADATA", folder / "state/_METADATA", *folder.glob("data/*.json")):
+        _read_json(file, folder)
+      files = {"driver": "file", "path": f"{folder}/state/"}
+      values = tensorstore.KvStore.open({"driver": "ocdbt", "base": files}).result()
+      for key in values.list().result():
+        values.read(key).result()
+    except Damaged as error:
+      return str(error)
+    except ValueError as error:
+      return f"{folder}: checkpoint is damaged ({' '.join(str(error).split())[:300]})"
+    return ""
+
   def _put_away(self, step: int, why: str) -> str:
+    place = _told_by_first(lambda: self._moved(step))
+    self._orbax.reload()
+    return f"{why}; it was moved to {place}"
+
+  def _moved(self, step: int) -> str:
     folder = self.folder.with_name(f"damaged_{self.folder.name}")
     with _saving(folder):
       folder.mkdir(exist_ok=True)
       place = next(p for n in range(1000) if not (p := folder / f"{step}{f'-{n}' if n else ''}").exists())
       (self.folder / str(step)).rename(place)
-      self._orbax.reload()
-    return f"{why}; it was moved to {place}"
+    return str(place)
 
   def memory(self, step: int) -> dict[str, Any]:
     """What `save` was told to remember. Raises `Damaged` where it cannot be read."""
     # Orbax takes a file that it cannot read for one that is not there.
-    file = self.folder / str(step) / "_CHECKPOINT_METADATA"
-    try:
-      json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-      raise Damaged(f"{self.folder / str(step)}: checkpoint is damaged ({file.name}: {error})") from None
+    folder = self.folder / str(step)
+    _read_json(folder / "_CHECKPOINT_METADATA", folder)
     return dict(self._orbax.checkpointables_metadata(step).custom_metadata)
 
   def restore(self, step: int, like: TrainState, data: Any = None) -> TrainState:
@@ -288,6 +331,23 @@ def _unnamed(found: Mapping[str, Any], like: TrainState) -> TrainState:
   leaves = [found["opt_state"][jax.tree_util.keystr(path)] for path, _ in flat]
   opt_state = jax.tree_util.tree_unflatten(structure, leaves)
   return TrainState(found["step"], found["params"], opt_state, found.get("ema") or {})
+
+
+def _read_json(file: pathlib.Path, checkpoint: pathlib.Path) -> Any:
+  try:
+    return json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise Damaged(f"{checkpoint}: checkpoint is damaged ({file.name}: {error})") from None
+
+
+def _told_by_first(say: Callable[[], str]) -> str:
+  """What the first process says; all others wait for it."""
+  if jax.process_count() == 1:
+    return say()
+  said = np.frombuffer((say() if jax.process_index() == 0 else "").encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
+  padded = said if jax.process_index() == 0 else np.zeros(size, np.uint8)
+  return bytes(multihost_utils.broadcast_one_to_all(padded)).decode()
 
 
 def _and_more(names: list[str]) -> str:

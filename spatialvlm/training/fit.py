@@ -148,8 +148,12 @@ def fit(
       state, compilations = loop.state, len(loop.programs) + len(loop.loss_programs)
       best = checkpoints.best if _ends_with_best(config) and not received.number else None
       if best is not None and best != int(state.step):
-        screen.say(f"takes the parameters of step {best}, the best by {_called(by)}")
-        state = checkpoints.restore(best, state)
+        found = checkpoints.restore_or_put_away(best, state)
+        if isinstance(found, str):
+          screen.say(f"{found}; takes the parameters of step {int(state.step)}, the newest, in its place")
+        else:
+          screen.say(f"takes the parameters of step {best}, the best by {_called(by)}")
+          state = found
       return Outcome(state, memory, received.number, loop.clock.total(), compilations)
 
 

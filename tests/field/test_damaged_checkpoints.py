@@ -90,3 +90,19 @@ def test_a_whole_checkpoint_of_another_optimizer_is_not_passed_over(folder, like
   with pytest.raises(UserError, match="cannot be restored") as error:
     Checkpoints(folder / "checkpoints", keep=3).newest(strange, Stream(16))
   assert not isinstance(error.value, Damaged) and (folder / "checkpoints" / "6").exists()
+
+
+def test_a_damaged_best_one_at_the_end_gives_way_to_the_newest(tmp_path, capsys):
+  def evaluate(state):
+    if int(state.step) == 6:
+      harm(tmp_path, "arrays cut", step=2)
+    return {"plain": 1 / int(state.step)}
+
+  config = make_config(steps=6, keep=1, checkpoint_every=2, evaluate_every=2, best="plain")
+  outcome = run(config, tmp_path, evaluate=evaluate)
+  assert int(outcome.state.step) == 6 and outcome.memory.best_step == 2
+  shown = " ".join(capsys.readouterr().out.split())
+  assert "/checkpoints/2: checkpoint is damaged (" in shown
+  assert "takes the parameters of step 6, the newest, in its place" in shown
+  assert list((tmp_path / "damaged_checkpoints" / "2").iterdir())
+  assert Checkpoints(tmp_path / "checkpoints", keep=1, reads=True).steps == [6]

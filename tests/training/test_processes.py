@@ -6,12 +6,15 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from spatialvlm.training import metrics as metrics_lib
+from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import Checkpoints
 from tests.training import fakes
-from tests.training.helpers import make_config, run
+from tests.training.helpers import make_config, make_parts, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = """
@@ -20,9 +23,11 @@ from spatialvlm.cli import processes
 processes.join()
 import jax
 from tests.training import fakes
-from tests.training.test_processes import config, parts_of
+from tests.training.test_processes import fall_back, parts_of
 assert jax.process_count() == 2 and len(jax.devices()) == 2
-parts_of(pathlib.Path(sys.argv[1]), jax.process_index(), 2)
+folder = pathlib.Path(sys.argv[1])
+parts_of(folder, jax.process_index(), 2)
+fall_back(folder)
 """
 
 
@@ -34,6 +39,18 @@ def parts_of(folder, process, processes, steps=4):
   share = {"process": process, "processes": processes}
   held_out = fakes.Stream(16, seed=5, count=2, **share)
   return run(config(steps), folder, stream=fakes.Stream(16, **share), validation=held_out)
+
+
+def fall_back(folder):
+  """The last checkpoint is damaged: all processes go on from the one before."""
+  if jax.process_index() == 0:
+    (file,) = (folder / "checkpoints" / "4" / "state" / "d").iterdir()
+    file.write_bytes(file.read_bytes()[:999])
+  multihost_utils.sync_global_devices("damaged")
+  stream, kept = fakes.Stream(16), Checkpoints(folder / "checkpoints", keep=2)
+  state, _, (said,) = kept.newest(step_lib.abstract(make_parts(config())[1]), stream)
+  assert int(state.step) == stream.next == 2 and kept.steps == [2]
+  assert "/4: checkpoint is damaged (" in said and said.endswith(f"{folder}/damaged_checkpoints/4")
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path):
@@ -65,4 +82,6 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     for key in set(a) - set(metrics_lib.TIMED):
       assert b[key] == pytest.approx(a[key], rel=1e-5), (a["step"], key)
   # What two processes saved together, one restores.
-  assert Checkpoints(tmp_path / "two" / "checkpoints", keep=2).steps == [2, 4]
+  kept = Checkpoints(tmp_path / "two" / "checkpoints", keep=2)
+  assert kept.steps == [2] and (tmp_path / "two" / "damaged_checkpoints" / "4").is_dir()
+  assert int(kept.newest(step_lib.abstract(make_parts(config())[1]), fakes.Stream(16))[0].step) == 2
