@@ -115,17 +115,21 @@ def test_mappings_that_do_not_hold_are_refused(tmp_path, mcq):
       "row 0, column 'choices': expected 2 to 26 choices",
     ),
     (dict(question=["Q"], answer=[""]), "row 0, column 'answer': the cell is empty"),
-    (dict(question=["Q"], answer=["a"], image=[3]), "row 0, column 'image', image 0: expected an image"),
+    (dict(question=["Q"], answer=["a"], image=[3]), "row 0, column 'image': expected an image"),
     (
       dict(question=["Q"], answer=["a"], image=["/gone.png"]),
-      "row 0, column 'image', image 0: no such image file",
+      "row 0, column 'image': no such image file",
     ),
   ],
 )
 def test_broken_rows_are_named(tmp_path, columns, message):
-  source = pipeline.open_source(HFConfig(**save(tmp_path, **columns)))
+  """When the data set is opened, or where that is wanted, when they are read."""
+  config = HFConfig(**save(tmp_path, **{name: cells * 2 for name, cells in columns.items()}))
   with pytest.raises(UserError, match=message):
-    source[0]
+    pipeline.open_source(config)
+  source = pipeline.open_source(config, defer=True)
+  with pytest.raises(UserError, match=message.replace("row 0", "row 1")):
+    source[1]
 
 
 def test_corrupt_images_are_named(tmp_path):

@@ -2,14 +2,18 @@
 
 import json
 
+import datasets
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from spatialvlm.config import LlavaConfig
+from spatialvlm.config import CVBenchConfig, HFConfig, LlavaConfig
 from spatialvlm.data import pipeline
-from spatialvlm.types import Note, UserError
+from spatialvlm.data.sources.cvbench_files import write_cvbench
+from spatialvlm.types import Note, Question, UserError
 from tests.data.fakes import FakeProcessor, config
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Grey."}]
@@ -100,3 +104,91 @@ def test_rows_without_a_picture_are_counted_before_and_while_they_are_read(sourc
   (tmp_path / "rows.json").write_text(json.dumps(rows))
   with pytest.warns(Note, match="data source 'mine': its first 8 rows all have pictures"):
     stream(source)
+
+
+def left_out(source, *, whole):
+  """Which rows of a source are skipped, and why, once all were read; `whole` is the first error without."""
+  with pytest.raises(UserError, match=whole):
+    stream(source)
+  batches = stream(source, bad_rows="skip", lengths=(64,))
+  skipped = {}
+  for _ in range(4):
+    skipped |= next(batches)[1].skipped
+  return {int(name[len("mine[") : -1]): reason for name, reason in skipped.items()}
+
+
+@pytest.mark.filterwarnings("ignore:data source")
+def test_lines_that_are_no_json_and_rows_that_teach_nothing(source, tmp_path):
+  """The same file for both kinds that read it; a picture that is gone is found before it is read."""
+  records = json.loads((tmp_path / "rows.json").read_text())
+  records[5]["image"] = "gone.png"
+  lines = [json.dumps(record) for record in records]
+  lines[1], lines[4], lines[6] = '{"image": "0.png", "conv', '["a list"]', lines[6].replace("Grey.", " ")
+  (tmp_path / "rows.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"id": "\xff"}')
+  for kind in (LlavaConfig, HFConfig):
+    config = kind(path=str(tmp_path / "rows.jsonl"))
+    found = left_out(config, whole="rows.jsonl:2: not JSON")
+    assert list(found) == [1, 2, 3, 4, 5, 6, 8]
+    said = ["rows.jsonl:2: not JSON", *["cannot be read as an image"] * 2, "expected an object, got"]
+    said += ["no such image file", "an answer is empty", "rows.jsonl:9: cannot be read as text"]
+    assert all(map(str.__contains__, found.values(), said)), found
+
+
+@pytest.mark.filterwarnings("ignore:data source")
+def test_rows_of_csv_files_with_too_few_cells(tmp_path):
+  (tmp_path / "a.csv").write_text("question,answer\nQ,A\nQ\nQ,\nQ,B\n")
+  found = left_out(
+    HFConfig(path=str(tmp_path / "a.csv")), whole="a.csv, row 1: 1 cells, where the first line"
+  )
+  assert list(found) == [1, 2] and "column 'answer': the cell is empty" in found[2]
+  settings = dict(templates={"question": "{x}?"}, choices=("yes", "no"))
+  (tmp_path / "a.csv").write_text("x,answer\nQ,yes\n,no\nQ,maybe\n")
+  found = left_out(HFConfig(path=str(tmp_path / "a.csv"), **settings), whole="row 1, column 'x': the cell is")
+  assert "'maybe' is neither an index, a letter nor the text" in found[2]
+
+
+@pytest.mark.filterwarnings("ignore:data source")
+def test_pictures_that_rows_of_parquet_name(source, tmp_path, monkeypatch):
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+  cells = [{"bytes": None, "path": name} for name in ("0.png", "gone.png", "1.png")]
+  table = pa.table({"image": pa.array(cells, kind), "question": ["Q"] * 3, "answer": ["A"] * 3})
+  pq.write_table(table, tmp_path / "rows.parquet")
+  found = left_out(
+    HFConfig(path=str(tmp_path / "rows.parquet")), whole="row 1, column 'image': no such image"
+  )
+  assert list(found) == [1]
+
+
+@pytest.mark.filterwarnings("ignore:data source")
+def test_rows_of_cvbench_files(tmp_path):
+  image = np.zeros((4, 4, 3), np.uint8)
+  asked = dict(type="2D", task="Count", images=(image,), question="Q", choices=("1", "2"), answer=1)
+  asked |= dict(prompt="Q?", source="ADE20K")
+  file = tmp_path / "x.parquet"
+  write_cvbench(file, [Question(idx=i, **asked) for i in range(8)], row_group=3)
+  table = pq.read_table(file)
+  rows = table.to_pylist()
+  rows[1]["answer"], rows[2]["image"], rows[4]["idx"], rows[6]["idx"] = "(C)", {"path": "gone.png"}, None, 5
+  rows[3]["image"]["bytes"] = rows[3]["image"]["bytes"][:40]
+  rows[7]["image"] = None
+  pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file, row_group_size=3)
+  found = left_out(CVBenchConfig(path=str(file)), whole=r"x.parquet, row 1, column 'answer': '\(C\)'")
+  assert list(found) == [1, 2, 3, 4, 6, 7]
+  said = ["'answer'", "no such image file", "cannot be read as an image", "'idx': the cell is empty"]
+  said += ["5 stands already in", "neither bytes nor a path"]
+  assert all(map(str.__contains__, found.values(), said)), found
+  file.write_bytes(file.read_bytes()[:900])
+  with pytest.raises(UserError, match=r"x.parquet: cannot be read as parquet"):
+    stream(CVBenchConfig(path=str(file)), bad_rows="skip")
+
+
+@pytest.mark.filterwarnings("ignore:data source")
+def test_a_text_of_parquet_that_is_no_utf8(tmp_path, monkeypatch):
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  raw = pa.array([b"Q", b"\xff\xfe", b"Q"], pa.binary())
+  asked = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+  pq.write_table(pa.table({"question": asked, "answer": ["A"] * 3}), tmp_path / "rows.parquet")
+  said = "row 1: a text that is no UTF-8"
+  found = left_out(HFConfig(path=str(tmp_path / "rows.parquet")), whole=said)
+  assert list(found) == [1] and said in found[1]

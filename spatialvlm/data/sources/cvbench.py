@@ -43,9 +43,12 @@ class CVBench(Sequence[Question]):
 
   Safe to read from several threads. Row groups that were read stay in memory up to 512 MB.
 
+  Args:
+    defer: whether a row that cannot be used is refused when it is read, not when the files are opened.
+
   Attributes:
     row_order: SHA-1 over the comma-joined `idx`, to be kept with any result.
-    ids: the `idx` of all questions, in order.
+    ids: the `idx` of all questions, in order; cells that are empty (with `defer` alone) left out.
     note: how these differ from the pinned revision's, where they seem to be CV-Bench's own questions.
 
   Raises:
@@ -54,12 +57,15 @@ class CVBench(Sequence[Question]):
       read: a corrupt image.
   """
 
-  def __init__(self, files: Sequence[Path], size: int = 0):
+  def __init__(self, files: Sequence[Path], size: int = 0, *, defer: bool = False):
     self._files = [File(Path(path)) for path in files]
     places = [(file, row) for file in self._files for row in range(len(file.rows))]
     self._places = places[: size or None]
-    _refuse_duplicates(self._places)
-    self.ids = tuple(file.rows[row]["idx"] for file, row in self._places)
+    _mark_duplicates(self._places)
+    broken = [file.rows[row] for file, row in places if isinstance(file.rows[row], UserError)]
+    if broken and not defer:
+      raise broken[0]
+    self.ids = tuple(file.ids[row] for file, row in self._places if file.ids[row] is not None)
     self.row_order = hashlib.sha1(",".join(map(str, self.ids)).encode()).hexdigest()
     self.note = ""
     self._groups: collections.OrderedDict[tuple[Path, int], pa.ChunkedArray] = collections.OrderedDict()
@@ -77,13 +83,16 @@ class CVBench(Sequence[Question]):
   @property
   def sources(self) -> set[str]:
     """The `source` of all questions."""
-    return {file.rows[row]["source"] for file, row in self._places}
+    rows = (file.rows[row] for file, row in self._places)
+    return {row["source"] for row in rows if not isinstance(row, UserError)}
 
   def __len__(self) -> int:
     return len(self._places)
 
   def __getitem__(self, index: int) -> Question:
     file, row = self._places[index]
+    if isinstance(file.rows[row], UserError):
+      raise file.rows[row]
     image = open_image(self._image(file, row), _cell(file, row))
     return Question(images=(image,), **file.rows[row])
 
@@ -119,6 +128,7 @@ def open_cvbench(
   split: str = "test",
   size: int = 0,
   partial: bool = False,
+  defer: bool = False,
 ) -> CVBench:
   """Opens CV-Bench from the hub, or a local file or folder of its schema.
 
@@ -128,13 +138,14 @@ def open_cvbench(
     split: where the files of a folder carry a split in their names (`test_2d.parquet`), which are read.
     size: only the first so many rows, 0 for all.
     partial: takes a local copy of CV-Bench that lacks questions, has more, or has them in another order.
+    defer: as of `CVBench`.
 
   Raises:
     UserError: nothing there, no network, such a copy, or what `CVBench` raises.
   """
   path = os.path.expanduser(path)  # a shell leaves the ~ of --config.data.path=~/x as it is
   if path and Path(path).exists():
-    found = CVBench(local_files(Path(path), split), size)
+    found = CVBench(local_files(Path(path), split), size, defer=defer)
     if not size:
       _check_copy(found, path, partial)
     return found
@@ -143,7 +154,7 @@ def open_cvbench(
   repository = path or HUB_ID
   if repository != HUB_ID:
     files = _download(repository, revision, None)
-    return CVBench([f for f in files if _of_split(f, files, split)], size)
+    return CVBench([f for f in files if _of_split(f, files, split)], size, defer=defer)
   files = _download(HUB_ID, revision or HUB_REVISION, HUB_FILES)
   if (revision or HUB_REVISION) == HUB_REVISION:
     found = CVBench(files)
@@ -155,18 +166,19 @@ def open_cvbench(
   return CVBench(files, size)
 
 
-def questions(config: CVBenchConfig) -> CVBench:
+def questions(config: CVBenchConfig, *, defer: bool = False) -> CVBench:
   return open_cvbench(
     config.path,
     revision=config.revision,
     split=config.split,
     size=config.size,
     partial=config.partial,
+    defer=defer,
   )
 
 
 def examples(config: CVBenchConfig, *, defer: bool = False) -> Source:
-  return QuestionExamples(questions(config))
+  return QuestionExamples(questions(config, defer=defer))
 
 
 def _check_copy(found: CVBench, path: str, partial: bool) -> None:
@@ -206,13 +218,15 @@ def local_files(path: Path, split: str) -> list[Path]:
   return chosen
 
 
-def _refuse_duplicates(places: Sequence[tuple[File, int]]) -> None:
+def _mark_duplicates(places: Sequence[tuple[File, int]]) -> None:
   seen: dict[int, str] = {}
   for file, row in places:
-    idx = file.rows[row]["idx"]
+    idx, where = file.ids[row], f"{file.path}, row {row}"
+    if isinstance(file.rows[row], UserError):
+      continue
     if idx in seen:
-      raise UserError(f"{file.path}, row {row}, column 'idx': {idx} stands already in {seen[idx]}")
-    seen[idx] = f"{file.path}, row {row}"
+      file.rows[row] = UserError(f"{where}, column 'idx': {idx} stands already in {seen[idx]}")
+    seen.setdefault(idx, where)
 
 
 def _of_split(file: Path, files: Sequence[Path], split: str) -> bool:

@@ -20,6 +20,9 @@ from PIL import Image
 from spatialvlm.data.sources import pictures
 from spatialvlm.types import IMAGE_MARK, LETTERS, Note, Question, UserError
 
+# What pyarrow raises on a damaged file.
+_DAMAGED = (OSError, ValueError, LookupError, pa.ArrowException)
+
 
 def write_cvbench(path: str | Path, questions: Iterable[Question], *, row_group: int = 100) -> None:
   """Writes questions as one parquet file in CV-Bench's schema, images as PNG, whole or not at all.
@@ -59,7 +62,15 @@ def _to_row(question: Question) -> dict[str, Any]:
 
 
 class File:
-  """One parquet file: `rows` holds the fields of `Question` but the image, checked."""
+  """One parquet file.
+
+  Attributes:
+    rows: the fields of `Question` but the image, checked; or why a row cannot be used.
+    ids: the `idx` of each row, None for an empty cell.
+
+  Raises:
+    UserError: a file that cannot be read, or whose columns are not those of the schema.
+  """
 
   def __init__(self, path: Path):
     self.path = path
@@ -68,29 +79,48 @@ class File:
         _check_schema(path, file.schema_arrow)
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
         read = [name for name in COLUMNS if name != "image" and name in file.schema_arrow.names]
-        table = file.read(columns=read)
-    except (OSError, pa.ArrowInvalid) as error:
+        rows = _rows(file.read(columns=read))
+    except _DAMAGED as error:
       raise UserError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
     self._starts = np.cumsum([0, *sizes])
-    self.rows = [_question_fields(row, f"{path}, row {i}") for i, row in enumerate(_rows(table))]
+    self.ids = [row["idx"] for row in rows]
+    self.rows: list[dict[str, Any] | UserError] = []
+    for i, row in enumerate(rows):
+      try:
+        self.rows.append(_question_fields(row, f"{path}, row {i}"))
+      except UserError as error:
+        self.rows.append(error)
     self._check_pictures()
 
   def _check_pictures(self) -> None:
-    """Refuses rows without a picture: what a row names must be there, where it holds no bytes itself."""
-    with pq.ParquetFile(self.path) as file:
-      groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
-    for number, group in enumerate(groups):
-      columns = [group.column(c) for c in range(group.num_columns)]
-      holds = next(c.statistics for c in columns if c.path_in_schema == "image.bytes")
+    """Marks rows without a picture: what a row names must be there, where it holds no bytes itself."""
+    for number, holds in enumerate(self._told_of_bytes()):
       if holds is not None and holds.has_null_count and holds.null_count == 0:
         continue  # told by the file's end, without reading a picture
       for row, cell in enumerate(self.read_images(number), start=int(self._starts[number])):
-        if not cell.is_valid or not cell["bytes"].is_valid:
-          where = f"{self.path}, row {row}, column 'image'"
-          name = cell["path"].as_py() if cell.is_valid else None
-          if not name:
-            raise UserError(f"{where}: the cell holds neither bytes nor a path")
-          pictures.check(name, self.path.parent, where)
+        try:
+          self._check_picture(cell, f"{self.path}, row {row}, column 'image'")
+        except UserError as error:
+          self.rows[row] = error
+
+  def _told_of_bytes(self) -> list[pq.Statistics | None]:
+    """What the file's end says of the pictures' bytes, for each row group."""
+    try:
+      with pq.ParquetFile(self.path) as file:
+        groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
+        columns = [[group.column(c) for c in range(group.num_columns)] for group in groups]
+        names = [[column.path_in_schema for column in of] for of in columns]
+        return [of[found.index("image.bytes")].statistics for of, found in zip(columns, names, strict=True)]
+    except _DAMAGED as error:
+      raise UserError(f"{self.path}: cannot be read as parquet ({first_line(error)})") from error
+
+  def _check_picture(self, cell: pa.StructScalar, where: str) -> None:
+    if cell.is_valid and cell["bytes"].is_valid:
+      return
+    name = cell["path"].as_py() if cell.is_valid else None
+    if not name:
+      raise UserError(f"{where}: the cell holds neither bytes nor a path")
+    pictures.check(name, self.path.parent, where)
 
   def group_of(self, row: int) -> tuple[int, int]:
     group = int(np.searchsorted(self._starts, row, "right")) - 1
@@ -99,9 +129,12 @@ class File:
   def read_images(self, group: int) -> pa.ChunkedArray:
     try:
       with pq.ParquetFile(self.path) as file:
-        return file.read_row_group(group, columns=["image"]).column("image")
-    except (OSError, pa.ArrowInvalid) as error:
+        column = file.read_row_group(group, columns=["image"]).column("image")
+    except _DAMAGED as error:
       raise UserError(f"{self.path}, row group {group}: cannot be read ({first_line(error)})") from error
+    if len(column) != self._starts[group + 1] - self._starts[group]:
+      raise UserError(f"{self.path}, row group {group}: holds {len(column)} pictures, fewer than its rows")
+    return column
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
@@ -236,4 +269,4 @@ def _hugging_face_schema() -> pa.Schema:
 
 
 def first_line(error: Exception) -> str:
-  return str(error).strip().split("\n")[0]
+  return str(error).strip().split("\n")[0] or type(error).__name__

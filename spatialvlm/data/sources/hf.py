@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from spatialvlm.config import HFConfig
 from spatialvlm.data.sources.cells import Answers, first_text, is_empty, options_of, tag_of, text_of
 from spatialvlm.data.sources.conversation import parse_turns
 from spatialvlm.data.sources.hf_files import open_dataset
-from spatialvlm.data.sources.hf_rows import Rows
+from spatialvlm.data.sources.hf_rows import Rows, sound
 from spatialvlm.data.sources.hf_tables import Table
 from spatialvlm.data.sources.pictures import file_names
 from spatialvlm.data.sources.registry import Source
@@ -27,7 +26,7 @@ __all__ = ["HubExamples", "HubQuestions", "examples", "open_dataset", "questions
 
 def examples(config: HFConfig, *, defer: bool = False) -> Source:
   rows, root = open_dataset(config.path, split=config.split, revision=config.revision, files=config.files)
-  return HubExamples(rows, config, root)
+  return HubExamples(rows, config, root, defer=defer)
 
 
 def questions(config: HFConfig) -> Sequence[Question]:
@@ -39,18 +38,21 @@ class HubExamples(Sequence[Example]):
   """The rows of a data set as conversations.
 
   A row has `messages` (see `conversation.parse_turns`), or `question` and `answer`; with `choices` as well it
-  becomes a lettered question (see `HubQuestions`). `image` or `images` may be absent.
+  becomes a lettered question (see `HubQuestions`). `image` or `images` may be absent. All rows are checked
+  when the data set is opened, also that files of images are there; images are decoded when they are read.
 
   Args:
     table: an opened data set (`open_dataset`), as `hf_tables.Table`.
     config: `columns`, `templates`, `choices`, `answers`, `shuffle_choices`: what serves as what.
     root: folder of images that are named.
+    defer: whether a row that cannot be used is refused when it is read, not when the data set is opened.
 
   Raises:
-    UserError: a column that is not there or cannot be used; when a row is read: its number and what is wrong.
+    UserError: a column that is not there or cannot be used; the first row that cannot be used, by its number.
   """
 
-  def __init__(self, table: Table, config: HFConfig, root: Path | None = None):
+  def __init__(self, table: Table, config: HFConfig, root: Path | None = None, *, defer: bool = False):
+    _refuse_broken(table, but_all=defer)
     self._rows, self._config = Rows(table, config, root), config
     self._size = min(config.size, len(table)) if config.size else len(table)
     if "messages" not in self._rows and not ("question" in self._rows and "answer" in self._rows):
@@ -62,10 +64,24 @@ class HubExamples(Sequence[Example]):
       raise UserError(
         f"{config.path}: several_images is for questions that are scored; examples keep all their images"
       )
-    self._rows.refuse_unread()
+    self._broken = {index: error for index, error in table.broken.items() if index < self._size}
+    self._counts = self._rows.picture_counts(size=self._size, broken=self._broken if defer else None)
+    self._rows.refuse_unread(self._counts)
     self._answers = Answers(config.answers, stated=bool(config.choices))
     if "messages" not in self._rows and (config.choices or "choices" in self._rows):
-      learn(self._answers, self._rows, itertools.islice(self._rows.texts(), self._size), config)
+      learn(self._answers, self._rows, self._rows.texts(self._size), config)
+    self._check_texts(defer)
+
+  def _check_texts(self, defer: bool) -> None:
+    for index, row in enumerate(self._rows.texts(self._size)):
+      if index in self._broken:
+        continue
+      try:
+        self._turns(sound(row), index, int(self._counts[index]))
+      except UserError as error:
+        if not defer:
+          raise
+        self._broken[index] = error
 
   def __len__(self) -> int:
     return self._size
@@ -74,12 +90,15 @@ class HubExamples(Sequence[Example]):
     return self.__getitems__([index])[0]
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+    for index in indices:
+      if index in self._broken:
+        raise self._broken[index]
     rows = self._rows.read(indices)
     return [self._example(row, index) for row, index in zip(rows, indices, strict=True)]
 
   def picture_counts(self, size: int) -> np.ndarray:
-    """How many images each of the first `size` rows has."""
-    return self._rows.picture_counts(size=min(size, self._size))
+    """How many images each of the first `size` rows has; those that are broken are left out."""
+    return np.array([n for i, n in enumerate(self._counts[:size]) if i not in self._broken], int)
 
   def _example(self, row: Mapping[str, Any], index: int) -> Example:
     images = self._rows.pixels(row, index)
@@ -124,12 +143,13 @@ class HubQuestions(Sequence[Question]):
   """
 
   def __init__(self, table: Table, config: HFConfig, root: Path | None = None):
+    _refuse_broken(table)
     self._rows, self._config = Rows(table, config, root), config
     _check_names(self._rows, config)
-    counts = self._rows.picture_counts(check=True)
+    counts = self._rows.picture_counts()
     _refuse(self._rows, counts, config.several_images)
-    self._rows.refuse_unread()
-    texts = list(self._rows.texts())
+    self._rows.refuse_unread(counts[: config.size or None])
+    texts = list(map(sound, self._rows.texts()))
     _refuse_duplicates(self._rows, texts)
     kept = [i for i in range(len(texts)) if counts[i] == 1 or config.several_images != "skip"]
     self.ids = tuple(kept[: config.size or None])
@@ -166,11 +186,15 @@ class HubQuestions(Sequence[Question]):
     )
 
 
-def learn(answers: Answers, rows: Rows, texts: Iterable[Mapping[str, Any]], config: HFConfig) -> None:
-  """Finds how all rows write their answers (`Answers.learn`); rows whose options are broken are not asked."""
+def learn(
+  answers: Answers, rows: Rows, texts: Iterable[Mapping[str, Any] | UserError], config: HFConfig
+) -> None:
+  """Finds how all rows write their answers (`Answers.learn`); rows that are broken are not asked."""
 
   def asked():
     for index, row in enumerate(texts):
+      if isinstance(row, UserError):
+        continue
       try:
         yield (
           row["answer"],
@@ -226,6 +250,12 @@ def _options(rows: Rows, row: Mapping[str, Any], index: int, config: HFConfig) -
 def shuffled(count: int, key: str) -> list[int]:
   """A permutation that depends on `key` alone, the same on any machine."""
   return sorted(range(count), key=lambda i: hashlib.sha256(f"{key}/{i}".encode()).digest())
+
+
+def _refuse_broken(table: Table, *, but_all: bool = False) -> None:
+  """Refuses rows that cannot be read: the first of them, or with `but_all` only where all are such."""
+  if table.broken and (not but_all or len(table.broken) == len(table)):
+    raise table.broken[min(table.broken)]
 
 
 def _check_names(rows: Rows, config: HFConfig) -> None:

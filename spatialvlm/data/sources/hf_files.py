@@ -152,13 +152,13 @@ def _rows_of_text(file: Path) -> Records:
 
 def _filled(
   file: Path, names: Sequence[str], rows: Iterable[list[str]]
-) -> Iterable[Mapping[str, str | None]]:
+) -> Iterable[Mapping[str, str | None] | UserError]:
   for index, row in enumerate(filter(None, rows)):
-    if len(row) != len(names):
-      raise UserError(
-        f"{file}, row {index}: {len(row)} cells, where the first line names {len(names)} columns"
-      )
-    yield dict(zip(names, (cell or None for cell in row), strict=True))
+    if len(row) == len(names):
+      yield dict(zip(names, (cell or None for cell in row), strict=True))
+    else:
+      said = f"{len(row)} cells, where the first line names {len(names)} columns"
+      yield UserError(f"{file}, row {index}: {said}")
 
 
 def _header(file: Path, names: list[str]) -> list[str]:

@@ -59,13 +59,14 @@ class Rows:
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Rows with what serves as each of our names; images are cells, for `pixels`."""
-    return list(self._assemble(indices, OURS))
+    return list(map(sound, self._assemble(indices, OURS)))
 
-  def texts(self) -> Iterator[dict[str, Any]]:
-    """All rows in order, without their images."""
+  def texts(self, size: int = 0) -> Iterator[dict[str, Any] | UserError]:
+    """All rows in order, or the first so many, without their images; or why one cannot be read."""
     names = [name for name in OURS if name not in _PICTURES]
-    for first in range(0, len(self), _BLOCK):
-      yield from self._assemble(range(first, min(first + _BLOCK, len(self))), names)
+    count = min(size or len(self), len(self))
+    for first in range(0, count, _BLOCK):
+      yield from self._assemble(range(first, min(first + _BLOCK, count)), names)
 
   def pictures(self, row: Mapping[str, Any], index: int) -> tuple[str, list[Any]]:
     """What errors call the pictures of a row, and their cells."""
@@ -79,33 +80,39 @@ class Rows:
 
   def check_pictures(self, index: int) -> None:
     """Raises the UserError that `pixels` of a row would, in a fraction of its time."""
-    (row,) = self._assemble([index], (*_PICTURES, "messages"))
+    (row,) = map(sound, self._assemble([index], (*_PICTURES, "messages")))
     place, cells = self.pictures(row, index)
     for i, cell in enumerate(cells):
       if self._row_of(cell) is None:  # another row's, which is looked at by itself
         pictures.check_whole(cell, self._root, f"{place}, image {i}")
 
-  def picture_counts(self, *, check: bool = False, size: int = 0) -> np.ndarray:
-    """How many images each row has, int (N,), read off without decoding any.
+  def picture_counts(self, *, size: int = 0, broken: dict[int, UserError] | None = None) -> np.ndarray:
+    """How many images each row has, int (N,), read off without decoding any; their files must be there.
 
     Args:
-      check: whether the images' files must be there.
       size: only the first so many rows, 0 for all.
+      broken: takes why a row's images cannot be used; its count is -1.
 
     Raises:
-      UserError: an image's file that is not there, or a cell that is no image.
+      UserError: an image's file that is not there, or a cell that is no image; unless `broken` takes it.
     """
     names = (*_PICTURES, "messages")
-    sketches = [self._table.sketches(column) for column in self._needed(names)]
+    needed = self._needed(names)
+    sketches = [self._table.sketches(column) for column in needed]
     count = min(size or len(self), len(self))
     counts = np.zeros(count, int)
     rows = zip(*sketches, strict=True) if sketches else ()
     for index, cells in zip(range(count), rows, strict=False):
-      row = self._row(dict(zip(self._needed(names), cells, strict=True)), index, names)
-      place, found = self.pictures(row, index)
-      counts[index] = len(found)
-      for i, cell in enumerate(found if check else ()):
-        self._check(cell, f"{place}, image {i}" if len(found) > 1 else place)
+      try:
+        row = self._row(dict(zip(needed, cells, strict=True)), index, names)
+        place, found = self.pictures(row, index)
+        for i, cell in enumerate(found):
+          self._check(cell, f"{place}, image {i}" if len(found) > 1 else place)
+      except UserError as error:
+        if broken is None:
+          raise
+        broken[index] = error
+      counts[index] = -1 if broken and index in broken else len(found)
     return counts
 
   def _needed(self, names: Sequence[str]) -> list[str]:
@@ -113,11 +120,22 @@ class Rows:
     found += [column for name in names for column in _fields(self._templates.get(name, ""))]
     return list(dict.fromkeys(found))
 
-  def _assemble(self, indices: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+  def _assemble(self, indices: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | UserError]:
     needed = self._needed(names)
-    block = self._table.read(indices, needed) if needed else {}
+    try:
+      block = self._table.read(indices, needed) if needed else {}
+    except UserError as error:  # of one of them at least
+      if len(indices) == 1:
+        yield error
+      else:
+        yield from (row for index in indices for row in self._assemble([index], names))
+      return
     for i, index in enumerate(indices):
-      yield self._row({column: block[column][i] for column in needed}, index, names)
+      try:
+        row = self._row({column: block[column][i] for column in needed}, index, names)
+      except UserError as error:
+        row = error
+      yield row
 
   def _row(self, cells: Mapping[str, Any], index: int, names: Sequence[str]) -> dict[str, Any]:
     row = {}
@@ -158,10 +176,14 @@ class Rows:
 
   @functools.cached_property
   def _rows_of_ids(self) -> dict[str, int]:
-    return {tag_of(row["id"]): i for i, row in enumerate(self.texts())} if "id" in self else {}
+    rows = enumerate(self.texts() if "id" in self else ())
+    return {tag_of(row["id"]): i for i, row in rows if not isinstance(row, UserError)}
 
-  def refuse_unread(self) -> None:
+  def refuse_unread(self, counts: np.ndarray) -> None:
     """Refuses columns that hold what a model should see, which nothing reads.
+
+    Args:
+      counts: `picture_counts` of the rows that are looked at.
 
     Raises:
       UserError: the first such cell of a row.
@@ -170,7 +192,6 @@ class Rows:
     used = {*self._needed(OURS), *config.ignore}
     declined = any(config.columns.get(name) == "" for name in _PICTURES)
     columns = [c for c in self.names if c not in used]
-    counts = self.picture_counts(size=config.size) if columns else np.zeros(0, int)
     if declined or counts.all():  # then those alone that nothing excuses
       columns = [c for c in columns if unread.always(c)]
     cells = zip(*map(self._table.sketches, columns), strict=True) if columns else ()
@@ -179,6 +200,13 @@ class Rows:
       seen = bool(count) or declined
       if key := unread.unread(row, pictures=seen, media=self._table.media, root=self._root):
         raise UserError(f"{self.where}, row {index}: column {unread.refusal(key, row[key])}")
+
+
+def sound(row: dict[str, Any] | UserError) -> dict[str, Any]:
+  """The row; raises what is wrong with it."""
+  if isinstance(row, UserError):
+    raise row
+  return row
 
 
 class _Filler(string.Formatter):

@@ -5,12 +5,14 @@
 - `names`: the columns;
 - `read(indices, names) -> {name: cells}`: cells as `cells` and `pictures` take them;
 - `sketches(name)`: the cells of a column in order, without their pictures' bytes, for checks of all rows;
-- `media`: columns that hold pictures, sound or video, or bytes, by their type.
+- `media`: columns that hold pictures, sound or video, or bytes, by their type;
+- `broken`: why rows cannot be read, by their numbers; all of their cells are None.
 """
 
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -28,6 +30,7 @@ _BLOCK = 1000
 class Table(Protocol):
   names: tuple[str, ...]
   media: frozenset[str]
+  broken: Mapping[int, UserError]
 
   def __len__(self) -> int: ...
 
@@ -43,6 +46,8 @@ class ArrowTable:
     where: what errors call it.
   """
 
+  broken: Mapping[int, UserError] = types.MappingProxyType({})  # `datasets` reads whole files or none
+
   def __init__(self, dataset: Any, where: str = "the data set"):
     self._where = where
     self.names = tuple(dataset.column_names)
@@ -55,14 +60,22 @@ class ArrowTable:
     return len(self._dataset)
 
   def read(self, indices: Sequence[int], names: Sequence[str]) -> dict[str, list]:
-    block = self._view(tuple(names))[list(indices)]
+    try:
+      block = self._view(tuple(names))[list(indices)]
+    except UnicodeDecodeError as error:
+      rows = f"row {indices[0]}" if len(indices) == 1 else f"rows {indices[0]} to {indices[-1]}"
+      raise UserError(f"{self._where}, {rows}: a text that is no UTF-8 ({error})") from error
     return {name: self._cells(name, block[name], indices) for name in names}
 
   def sketches(self, name: str) -> Iterator[Any]:
     dataset = self._view((name,)).with_format("arrow")
     for first in range(0, len(self), _BLOCK):
       chunks = dataset[first : first + _BLOCK].column(name).chunks
-      cells = [cell for chunk in chunks for cell in _sketch(chunk).to_pylist()]
+      try:
+        cells = [cell for chunk in chunks for cell in _sketch(chunk).to_pylist()]
+      except (UnicodeDecodeError, pa.ArrowInvalid) as error:
+        said = f"{self._where}, rows from {first}, column {name!r}: cannot be read ({error})"
+        raise UserError(said) from error
       yield from self._cells(name, cells, range(first, first + len(cells)))
 
   def _cells(self, name: str, cells: list, indices: Sequence[int]) -> list:
@@ -80,11 +93,7 @@ class ArrowTable:
 
 
 class RecordTable:
-  """Records of json files; their columns are the keys of all of them.
-
-  Raises:
-    UserError: a record is no object.
-  """
+  """Records of json files; their columns are the keys of all that can be read."""
 
   media: frozenset[str] = frozenset()
 
@@ -92,17 +101,16 @@ class RecordTable:
     self._places = [(file, row) for file in files for row in range(len(file))]
     self._readers = {name: reader(feature) for name, feature in (features or {}).items()}
     names: dict[str, None] = {}
-    width = None
+    self.broken: dict[int, UserError] = {}
+    like = None  # what all records are: the first that can be read
     for index, (file, row) in enumerate(self._places):
-      record = file[row]
-      if isinstance(record, list) and (index == 0 or width is not None):
-        width = len(record) if width is None else width
-        if len(record) != width:
-          raise UserError(
-            f"{file.where(row)}: expected a list of {width} cells like row 0, got {record!r:.80}"
-          )
-      elif not isinstance(record, dict) or width is not None:
-        raise UserError(f"{file.where(row)}: expected an object, got {type(record).__name__}")
+      try:
+        record = file[row]
+        _check_like(record, like, file.where(row))
+      except UserError as error:
+        self.broken[index] = error
+        continue
+      like = record if like is None else like
       names |= dict.fromkeys(self._named(record))
     self.names = tuple(names)
     self._last: tuple[int, Mapping[str, Any]] = (-1, {})  # a row is parsed once for all of its columns
@@ -111,6 +119,7 @@ class RecordTable:
     """The rows from `first` to before `end`."""
     part = copy.copy(self)
     part._places, part._last = self._places[first:end], (-1, {})
+    part.broken = {i - first: e for i, e in self.broken.items() if 0 <= i - first < len(part._places)}
     return part
 
   def __len__(self) -> int:
@@ -119,7 +128,7 @@ class RecordTable:
   def read(self, indices: Sequence[int], names: Sequence[str]) -> dict[str, list]:
     found: dict[str, list] = {name: [] for name in names}
     for index in indices:
-      record = self._record(index)
+      record = {} if index in self.broken else self._record(index)
       for name in names:
         found[name].append(self._cell(record, index, name))
     return found
@@ -128,7 +137,7 @@ class RecordTable:
     for index in range(len(self)):
       last = self._last
       if last[0] != index:
-        last = self._last = (index, self._record(index))
+        last = self._last = (index, {} if index in self.broken else self._record(index))
       yield self._cell(last[1], index, name)
 
   def _cell(self, record: Mapping[str, Any], index: int, name: str) -> Any:
@@ -165,6 +174,16 @@ class PlacedTable(RecordTable):
         cell = [placed(one) for one in cell] if isinstance(cell, list) else placed(cell)
       found[_served(key)] = cell
     return found
+
+
+def _check_like(record: Any, first: Any, where: str) -> None:
+  """Refuses a record that is neither an object nor, beside another list, a list of as many cells."""
+  if isinstance(record, dict) and not isinstance(first, list):
+    return
+  if not isinstance(record, list) or isinstance(first, dict):
+    raise UserError(f"{where}: expected an object, got {type(record).__name__}")
+  if first is not None and len(record) != len(first):
+    raise UserError(f"{where}: expected a list of {len(first)} cells like the first row, got {record!r:.80}")
 
 
 def _served(key: str) -> str:

@@ -47,7 +47,7 @@ def open_records(path: str | Path) -> Records:
 
 
 class Records(Sequence[Any]):
-  """The records of a list, in memory."""
+  """The records of a list, in memory; one that is an error is raised when it is asked for."""
 
   def __init__(self, path: Path, records: Sequence[Any]):
     self.path, self._records = path, records
@@ -56,7 +56,10 @@ class Records(Sequence[Any]):
     return len(self._records)
 
   def __getitem__(self, index: int) -> Any:
-    return self._records[index]
+    record = self._records[index]
+    if isinstance(record, UserError):
+      raise record
+    return record
 
   def where(self, index: int) -> str:
     """What errors call a record."""
@@ -77,7 +80,7 @@ class Lines(Records):
     start, end = map(int, self._spans[index])
     with open(self.path, "rb") as stream:
       stream.seek(start)
-      return _parse(_decoded(stream.read(end - start), self.path), self.where(index))
+      return _parse(_decoded(stream.read(end - start).rstrip(), self.where(index)), self.where(index))
 
   def where(self, index: int) -> str:
     return f"{self.path}:{self._numbers[index]}"
@@ -123,11 +126,11 @@ def _whole(path: Path) -> Any:
     return None
 
 
-def _decoded(raw: bytes, path: Path) -> str:
+def _decoded(raw: bytes, where: Path | str) -> str:
   try:
     return raw.removeprefix(_MARK).decode("utf-8")
   except UnicodeDecodeError as error:
-    raise UserError(f"{path}: cannot be read as text ({error})") from error
+    raise UserError(f"{where}: cannot be read as text ({error})") from error
 
 
 def _loads(text: str, where: str) -> Any:
