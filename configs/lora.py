@@ -1,8 +1,9 @@
-"""LoRA for spatial questions, on SmolVLM or, by `--config.model.path`, InternVL or PaliGemma.
+"""LoRA for spatial questions, on SmolVLM or, by `--config.model.path`, InternVL or PaliGemma; of text alone.
 
 `--config=configs/lora.py:tiny` puts adapters on the small model that ships with the project and trains them
 on the embedded world, on two cores in minutes; `--config=configs/lora.py` is the same on SmolVLM-500M,
-for one GPU. Both score held-out questions before and after.
+for one GPU. Both score held-out questions before and after. `--config=configs/lora.py:text` trains a language
+model by itself, SmolLM2 where no path is given, on conversations of yours.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from spatialvlm.config import (
 )
 from spatialvlm.types import UserError
 
-# Of the decoder, as SmolVLM, InternVL and PaliGemma call it.
+# Of the decoder, as SmolVLM, InternVL and PaliGemma call it; a language model by itself answers to it too.
 EVERY_LINEAR = r".*(text_model|language_model).*\.(q|k|v|o|gate|up|down)_proj"
 # Of one image and its question: 64 image tokens of SmolVLM to 4,096 of PaliGemma at 896 pixels. Only those
 # that occur are compiled.
@@ -27,7 +28,7 @@ LENGTHS = (128, 192, 256, 384, 512, 1152, 4224)
 
 
 def get_config(arg: str = "500m") -> RunConfig:
-  recipes = {"500m": _smolvlm_500m, "tiny": _tiny}
+  recipes = {"500m": _smolvlm_500m, "tiny": _tiny, "text": _text}
   if arg not in recipes:
     raise UserError(f"configs/lora.py: no recipe {arg!r}; there are {', '.join(recipes)}")
   return recipes[arg]()
@@ -62,6 +63,18 @@ def _tiny() -> RunConfig:
     optim=OptimConfig("muon", learning_rate=4e-3, warmup_steps=30, kwargs=muon),
     train=TrainConfig(steps=900, batch_size=16, log_every=20, validate_every=300, checkpoint_every=300),
     eval=EvalConfig(source=dataclasses.replace(scenes, seed=1_000_000, size=1200), tiles=(1,)),
+  )
+
+
+def _text() -> RunConfig:
+  """A language model by itself; `data.sources` is yours to name: conversations without images."""
+  return RunConfig(
+    name="lora-text",
+    model=ModelConfig(path="HuggingFaceTB/SmolLM2-135M-Instruct"),
+    peft=PeftConfig("lora", target=EVERY_LINEAR, options=dict(rank=16, alpha=32.0)),
+    data=DataConfig(lengths=(128, 256, 512, 1024, 2048), tiles=(1,), targets=32),
+    optim=OptimConfig("adamw", learning_rate=2e-4, warmup_steps=20, weight_decay=0.01),
+    train=TrainConfig(steps=500, batch_size=8, log_every=10, checkpoint_every=100),
   )
 
 

@@ -49,7 +49,8 @@ def load_vlm(
   split_images: bool | None = None,
   enlarge: bool = True,
 ) -> LoadedVlm:
-  """Loads a SmolVLM, InternVL or PaliGemma from a local folder or the hub, in Hugging Face's format.
+  """Loads a SmolVLM, InternVL or PaliGemma, or a language model by itself (Llama and SmolLM2, Qwen2, Gemma,
+  Gemma 2), from a local folder or the hub, in Hugging Face's format.
 
   The folder may also hold a model whose encoder was replaced or joined (`hub.assemble`), a PEFT adapter,
   which names its base, or be the workdir of a training run.
@@ -334,6 +335,8 @@ class LoadedVlm:
     )
 
   def _tokens_of_tile(self, height: int, width: int) -> int:
+    if self.model.config.vision is None:
+      raise UserError("pixel_values: a language model by itself reads no images")
     vision, factor = self.model.config.vision, self.model.config.connector.factor
     rows, cols = height // vision.patch_size, width // vision.patch_size
     if rows % factor or cols % factor or not rows * cols:

@@ -70,7 +70,7 @@ def is_text(source: Mapping[str, Any]) -> bool:
 def check_text(name: str | Path, revision: str | None = None) -> None:
   """Raises a UserError where a model is there, but not a language model by itself."""
   kind = contents.model_json(resolve(name, revision)).get("model_type")
-  if kind in {spec.hf_type for spec in FAMILIES.values()} | {JOINED}:
+  if kind in {spec.hf_type for spec in FAMILIES.values() if spec.vision} | {JOINED}:
     raise UserError(
       f"{name}: a vision-language model ({kind}), where a language model by itself is wanted; to give it"
       " other encoders use configs/encoders.py:base=, or leave model.text_only out"

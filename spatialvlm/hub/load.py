@@ -38,7 +38,7 @@ def load_model(
   from_scratch: bool = False,
   seed: int = 0,
 ) -> Vlm:
-  """Loads a model from a local folder or a hub id.
+  """Loads a vision-language model, or a language model by itself, from a local folder or a hub id.
 
   Args:
     dtype: "float32" or "bfloat16", of weights and activations; files of either are cast.
@@ -80,6 +80,8 @@ def load_encoder(
     raise UserError(f"{folder}: a model whose encoder was replaced or joined; load the encoder's own folder")
   if source.get("model_type") in FAMILIES:
     whole = read_config(folder, dtype=dtype)
+    if whole.vision is None:
+      raise UserError(f"{folder}: a language model by itself ({whole.family}), which has no vision encoder")
     config = EncoderConfig(f"{whole.family}/vision", whole.vision, dtype, source)
   else:
     where = str(folder / "config.json")

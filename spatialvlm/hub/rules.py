@@ -106,10 +106,15 @@ def todays_name(name: str, family: str) -> str:
 
 
 def older_names(name: str, family: str) -> tuple[str, ...]:
-  """Other spellings of a module's name today: its published one, and those without the outer `model.`."""
+  """Other spellings of a module's name today: its published one, and those without the outer `model.`.
+
+  Of a language model by itself also the one that it would have in a vision-language model, so that patterns
+  for decoders fit it.
+  """
   published = canonical(name, family)
   others = dict.fromkeys((published, name.removeprefix("model."), published.removeprefix("model.")))
-  return tuple(other for other in others if other != name and canonical(other, family) == published)
+  found = tuple(other for other in others if other != name and canonical(other, family) == published)
+  return found if registry.family(family).vision else (*found, f"language_model.{published}")
 
 
 def to_module(path: str, family: str) -> str | None:

@@ -3,7 +3,8 @@
 - Layers: `encoders` (one vision transformer) with `positions`, `joined` (several side by side),
   `connector`, `decoder`, and `vlm`, which joins them.
 - What is read of them: `outputs` (`Wants`, `Outputs`). How they compute: `execution`.
-- Families, without layers: `smolvlm`, `internvl`, `paligemma` (each reads a config.json and names tensors),
+- Families, without layers: `smolvlm`, `internvl`, `paligemma`, `language` (Llama, Qwen2, Gemma and Gemma 2 by
+  themselves: `vision` and `connector` are None); each reads a config.json and names tensors),
   `texts` and `vits` (their language models and vision towers), `fields` (what those share), `families` (the
   list of all), `registry` (from a config.json or a name to its family; models with other encoders).
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spatialvlm.models import internvl, paligemma, smolvlm, vits
+from spatialvlm.models import internvl, language, paligemma, smolvlm, vits
 from spatialvlm.models.encoders import VisionConfig
 from spatialvlm.models.fields import Rule
 from spatialvlm.models.vlm import VlmConfig
@@ -32,12 +32,12 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family(Checkpoint):
-  """A vision-language model.
+  """A vision-language model, or a language model by itself.
 
   Attributes:
     hf_type: `model_type` of its config.json.
     parse_config: config.json -> VlmConfig.
-    vision: prefix of the vision tower's names in the file.
+    vision: prefix of the vision tower's names in the file; "" of a language model by itself.
     modules: (regex, replacement) from the file's names to those of transformers' modules, which adapters use.
     head: path of the head, which a checkpoint with tied embeddings does not hold.
   """
@@ -76,6 +76,18 @@ def _smolvlm(hf_type: str, hf_class: str, gemma2: bool = False) -> Family:
   )
 
 
+def _language(kind: str) -> Family:
+  return Family(
+    hf_type=kind,
+    parse_config=language.parse_config,
+    rules=language.rules(kind),
+    aliases=language.ALIASES,
+    ignored=language.IGNORED,
+    hf_class=language.CLASSES[kind][0],
+    vision="",
+  )
+
+
 def _paligemma(second: bool) -> Family:
   return Family(
     hf_type="paligemma",
@@ -105,6 +117,7 @@ FAMILIES: dict[str, Family] = {
   ),
   "paligemma": _paligemma(second=False),
   "paligemma2": _paligemma(second=True),
+  **{kind: _language(kind) for kind in language.CLASSES},
 }
 
 # What an image classifier holds behind its encoder, whatever the architecture.
@@ -182,5 +195,7 @@ def _tower(family: Family) -> Checkpoint:
 
 
 CHECKPOINTS: Mapping[str, Checkpoint] = (
-  FAMILIES | ENCODERS | {f"{name}/vision": _tower(family) for name, family in FAMILIES.items()}
+  FAMILIES
+  | ENCODERS
+  | {f"{name}/vision": _tower(family) for name, family in FAMILIES.items() if family.vision}
 )

@@ -18,6 +18,7 @@ from spatialvlm.types import UserError
 # `model_type` of a model whose encoder was replaced, which no other library knows.
 JOINED = "spatialvlm"
 _TYPES = sorted({family.hf_type for family in FAMILIES.values()})
+_WITH_SIGHT = sorted({family.hf_type for family in FAMILIES.values() if family.vision})
 
 
 @functools.cache
@@ -108,7 +109,7 @@ def family_of(source: Mapping[str, Any], where: str) -> str:
     return kind
   if _encoder_of(source):
     raise UserError(
-      f"{where}: {kind!r} is a vision encoder, where a vision-language model is wanted"
+      f"{where}: {kind!r} is a vision encoder, where a vision-language or language model is wanted"
       f" ({', '.join(_TYPES)}); `load_encoder` reads it"
     )
   raise UserError(f"{where}: unknown architecture {kind!r}; supported: {', '.join(_TYPES)}")
@@ -137,7 +138,7 @@ def encoder_config(source: Mapping[str, Any], *, dtype: str, where: str) -> Enco
   """
   family = _encoder_of(source)
   if family is None:
-    known = sorted({name.removesuffix("-swiglu") for name in ENCODERS} | set(_TYPES))
+    known = sorted({name.removesuffix("-swiglu") for name in ENCODERS} | set(_WITH_SIGHT))
     raise UserError(
       f"{where}: unknown encoder {source.get('model_type')!r}; supported: {', '.join(known)} (of a"
       " vision-language model its vision tower)"

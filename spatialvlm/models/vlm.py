@@ -26,6 +26,7 @@ class VlmConfig:
 
   Attributes:
     family: what `models.registry.family` knows.
+    vision, connector, image_token_id: None of a language model by itself, which reads no images.
     prefix_lm: whether prompts are bidirectional, answers causal; else all is causal.
     tied: whether the head is the embedding's transpose.
     dtype: "float32" or "bfloat16", of weights and activations.
@@ -33,10 +34,10 @@ class VlmConfig:
   """
 
   family: str
-  vision: VisionConfig | JoinedConfig
+  vision: VisionConfig | JoinedConfig | None
   text: DecoderConfig
-  connector: ConnectorConfig
-  image_token_id: int
+  connector: ConnectorConfig | None
+  image_token_id: int | None
   tied: bool
   prefix_lm: bool = False
   dtype: str = "float32"
@@ -44,20 +45,31 @@ class VlmConfig:
 
 
 class Vlm(nnx.Module):
-  """Reads a `Batch`. Freshly drawn from `rngs`; `hub.load_model` fills it from a checkpoint."""
+  """Reads a `Batch`. Freshly drawn from `rngs`; `hub.load_model` fills it from a checkpoint.
+
+  A language model by itself is one whose `vision` and `connector` are None.
+  """
 
   def __init__(self, config: VlmConfig, *, rngs: nnx.Rngs):
     dtype = jnp.dtype(config.dtype)
     self.config = config
-    encoder = JoinedEncoder if isinstance(config.vision, JoinedConfig) else VisionEncoder
-    self.vision = encoder(config.vision, dtype=dtype, rngs=rngs)
-    self.connector = Connector(
-      config.connector, config.vision.width, config.text.block.width, dtype=dtype, rngs=rngs
-    )
+    if config.vision is None:
+      self.vision = self.connector = None
+    else:
+      encoder = JoinedEncoder if isinstance(config.vision, JoinedConfig) else VisionEncoder
+      self.vision = encoder(config.vision, dtype=dtype, rngs=rngs)
+      self.connector = Connector(
+        config.connector, config.vision.width, config.text.block.width, dtype=dtype, rngs=rngs
+      )
     self.decoder = Decoder(config.text, tied=config.tied, dtype=dtype, rngs=rngs)
 
   def encode_images(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None) -> jax.Array:
-    """Image tokens (N, P, D) of normalised tiles, after the connector."""
+    """Image tokens (N, P, D) of normalised tiles, after the connector.
+
+    Raises:
+      UserError: a language model by itself.
+    """
+    self._check_sight()
     return self.connector(self.vision(normalised(pixels_NHWC, None), pixel_mask_NHW))
 
   def embed(self, batch: Batch) -> jax.Array:
@@ -71,7 +83,7 @@ class Vlm(nnx.Module):
 
     Raises:
       UserError: a layer that the model has not; something before the connector of a batch whose image tokens
-        are cached; logits of a batch without targets.
+        are cached; logits of a batch without targets; anything of images of a language model by itself.
     """
     if wants.logits and batch.target_index_BK is None:
       raise UserError("logits: the batch has no target_index_BK, which says at what positions")
@@ -139,6 +151,8 @@ class Vlm(nnx.Module):
 
   def _see(self, batch: Batch, wants: Wants) -> Outputs:
     """The wanted fields of `Outputs` that come of images; all are None where the batch has none."""
+    if wants.of_encoder or batch.pixels_NHWC is not None or batch.features_NPD is not None:
+      self._check_sight()
     if batch.vision is not None:
       if wants.encoder_layers or wants.encoder_attention:
         raise UserError(
@@ -169,6 +183,10 @@ class Vlm(nnx.Module):
       encoder_layers=patches or None,
       encoder_attention=out.attention or None,
     )
+
+  def _check_sight(self) -> None:
+    if self.vision is None:
+      raise UserError("a language model by itself, which has no vision encoder: it reads no images")
 
   def _with_images(self, batch: Batch, image_NPD: jax.Array | None) -> jax.Array:
     """Embedded tokens (B, T, D), with the image tokens in their places."""

@@ -96,7 +96,7 @@ def batch_from_arrays(
   pixel_attention_mask: Any = None,
   token_type_ids: Any = None,
   *,
-  image_token_id: int,
+  image_token_id: int | None,
   vocab_size: int,
   tokens_of_tile: Callable[[int, int], int],
   length: int | None = None,
@@ -109,6 +109,7 @@ def batch_from_arrays(
   token is embedded like any other token.
 
   Args:
+    image_token_id: None of a language model, which has none.
     input_ids: integers (B, T).
     attention_mask: (B, T), nonzero at tokens that count; padding may stand on either side. None: all count.
     pixel_values: (B, I, 3, H, W), normalised; or flat, (N, 3, H, W), where every image counts.
@@ -137,7 +138,7 @@ def batch_from_arrays(
     if bidirectional:
       fields["mask_ar_BT"] = _mask_ar(kinds_BT, valid_BT)
   if pixel_values is not None:
-    is_image_BT = tokens_BT == image_token_id
+    is_image_BT = np.zeros((B, T), bool) if image_token_id is None else tokens_BT == image_token_id
     pixels_NCHW, mask_NHW = _images(pixel_values, pixel_attention_mask, B, is_image_BT.any())
     if len(pixels_NCHW):
       fields |= _placed(pixels_NCHW, mask_NHW, is_image_BT, tokens_of_tile(*pixels_NCHW.shape[2:]))

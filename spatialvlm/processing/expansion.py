@@ -25,20 +25,25 @@ class Expander:
   """Tokenises texts, each image's mark replaced by its image's tokens. Safe to use from several threads.
 
   Attributes:
-    image_id, end_id: token ids of the format's mark and of what ends an answer.
+    image_id, end_id: token ids of the format's mark and of what ends an answer. A format without
+      marks has no `image_id`.
     block: (rows, cols) -> ids of an image of so many tiles, its global view not counted.
   """
 
   def __init__(self, tokenizer: Tokenizer, prompt_format: PromptFormat, tokens_per_tile: int, where: str):
     """Raises a UserError that names `where` for a tokenizer that is not the format's."""
     self._tokenizer, self._format, self._tokens_per_tile = tokenizer, prompt_format, tokens_per_tile
-    for token in prompt_format.special:
-      self._check_special(token, where)
-    self.image_id, self.end_id = map(tokenizer.token_to_id, (prompt_format.mark, prompt_format.end))
+    if prompt_format.mark:
+      for token in prompt_format.special:
+        self._check_special(token, where)
+    self.image_id = tokenizer.token_to_id(prompt_format.mark) if prompt_format.mark else None
+    self.end_id = tokenizer.token_to_id(prompt_format.end)
     family = prompt_format.family
     if prompt_format.bare and len(tokenizer.encode("a").ids) != len(self._tokenize("a")[0]):
       raise UserError(f"{where}: the tokenizer adds tokens of its own to a text; {family}'s adds none")
-    self._cuts = re.compile("(" + "|".join(map(re.escape, prompt_format.special)) + ")")
+    # A text without images is one piece, so that tokenizers that look across special tokens do so.
+    cuts = "|".join(map(re.escape, prompt_format.special)) if prompt_format.mark else "(?!)"
+    self._cuts = re.compile(f"({cuts})")
     self._ids = functools.lru_cache(maxsize=8192)(self._tokenize)
     self.block = functools.lru_cache(maxsize=128)(self._block_ids)
 
@@ -49,6 +54,7 @@ class Expander:
     spans: Sequence[tuple[int, int]] = (),
     name: str = "prompt",
     boundary: int = 0,
+    opened: bool = False,
   ) -> Expanded:
     """Tokens of a text with each image's mark replaced by its block.
 
@@ -58,9 +64,10 @@ class Expander:
     Args:
       spans: start and end of stretches of characters.
       boundary: a character before which the text is tokenised apart from what follows; 0 for none.
+      opened: with the tokens that the tokenizer itself adds to a text; of a format without marks.
     """
     mark = self._format.mark
-    marks = text.count(mark)
+    marks = text.count(mark) if mark else 0
     if blocks is not None and marks != len(blocks):
       raise UserError(f"{name}: {marks} <image> marks in the text, but {len(blocks)} images")
     ids: list[int] = []
@@ -68,12 +75,12 @@ class Expander:
     at, image, prefix = 0, 0, 0
     pieces = self._cuts.split(text[:boundary]) if boundary else []
     for piece in [*pieces, *self._cuts.split(text[boundary:])]:
-      if piece == mark and blocks is not None:
+      if mark and piece == mark and blocks is not None:
         ids += blocks[image]
         loss += [False] * len(blocks[image])
         image += 1
       elif piece:
-        piece_ids, offsets = self._ids(piece)
+        piece_ids, offsets = self._ids(piece, opened)
         ids += piece_ids
         near = [s for s in spans if s[0] < at + len(piece) and s[1] > at]
         if near:
@@ -85,8 +92,8 @@ class Expander:
         prefix = len(ids)
     return Expanded(ids, loss, prefix)
 
-  def _tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    encoding = self._tokenizer.encode(text, add_special_tokens=False)
+  def _tokenize(self, text: str, opened: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+    encoding = self._tokenizer.encode(text, add_special_tokens=opened)
     return encoding.ids, encoding.offsets
 
   def _block_ids(self, rows: int, cols: int) -> list[int]:

@@ -71,7 +71,7 @@ class Processor:
     format: how the family's texts are made of tokens.
     template: how conversations become such texts.
     tokens_per_tile: image tokens of one tile.
-    image_id, pad_id: token ids.
+    image_id, pad_id: token ids; `image_id` is -1 of a language model by itself.
     stop_ids: ids that end an answer: `end_id`, of the format, and what generation_config.json names.
     max_length: longest sequence that the decoder takes.
     padding_side: of `__call__`, by default.
@@ -101,7 +101,8 @@ class Processor:
     self.max_length = max_length
     self.padding_side = padding_side
     self._expand = Expander(tokenizer, prompt_format, tokens_per_tile, where)
-    self.image_id, self.end_id = self._expand.image_id, self._expand.end_id
+    self.image_id = -1 if self._expand.image_id is None else self._expand.image_id
+    self.end_id = self._expand.end_id
 
   @property
   def bidirectional(self) -> bool:
@@ -158,6 +159,8 @@ class Processor:
     if text is None and images is None:
       raise UserError("processor: pass text, images or both")
     texts = [text] if isinstance(text, str) else text
+    if images is not None and not self.format.mark:
+      self.tiler.grid(1, 1)
     texts = None if texts is None else [self.format.marked(t) for t in texts]
     pixels: dict[str, np.ndarray] = {}
     blocks: list[list[list[int]]] | None = None
@@ -185,7 +188,8 @@ class Processor:
     rows = []
     for index, text in enumerate(texts):
       framed = self.template.frame(text)
-      rows.append(self._expand(framed, blocks[index] if blocks is not None else None).ids)
+      opened = self.format.opened != "never"
+      rows.append(self._expand(framed, blocks[index] if blocks is not None else None, opened=opened).ids)
     if not self.bidirectional:
       if suffix is not None:
         raise UserError(f"suffix: {self.format.family} knows none; write the answer into the text")
@@ -316,7 +320,7 @@ class Processor:
     name = f"example {example.id!r}" if example.id else "prompt"
     cut = [i if isinstance(i, Tiles) else self.tiler(i) for i in example.images]
     blocks = [self._expand.block(t.rows, t.cols) for t in cut]
-    ids, loss, prefix = self._expand(text, blocks, spans, name, boundary)
+    ids, loss, prefix = self._expand(text, blocks, spans, name, boundary, self.format.opened == "always")
     tokens = np.array(ids, np.int32)
     if len(tokens) > self.max_length:
       visual = int((tokens == self.image_id).sum())
@@ -364,12 +368,13 @@ def load_processor(
   enlarge: bool = True,
   max_length: int | None = None,
 ) -> Processor:
-  """The processor of a local folder: SmolVLM's or Idefics3's, InternVL's (`-hf` format), or PaliGemma's.
+  """The processor of a local folder: SmolVLM's or Idefics3's, InternVL's (`-hf` format), or PaliGemma's; of a
+  language model by itself its tokenizer and template, which refuse images.
 
   Reads config.json, tokenizer.json, preprocessor_config.json or processor_config.json, and the chat template
   from chat_template.jinja, chat_template.json, processor_config.json or tokenizer_config.json, in
-  transformers' order of precedence; PaliGemma has none. Nothing of it needs torch, and no code of the folder
-  is run.
+  transformers' order of precedence; PaliGemma has none, and base models may do without. Nothing of it needs
+  torch, and no code of the folder is run.
 
   Args:
     max_tiles, longest_edge, split_images, enlarge: the tile budget, see `tiling.TileOptions`; None for the
@@ -389,17 +394,16 @@ def load_processor(
   tokenizer = files.tokenizer(folder)
   settings = read_json(folder / "tokenizer_config.json")
   names = files.special_tokens(folder, settings)
-  if family.chat:
-    template = prompts.ChatTemplate(files.template(folder, found.outer, settings), names, str(folder))
-  else:
-    template = prompts.PrefixTemplate(str(folder))
-    tokenizer.add_tokens(list(prompts.PALIGEMMA_PLACES))
-  pad, stops = files.pad_and_stops(folder, tokenizer, names, tokenizer.token_to_id(family.format.end))
+  written = files.template(folder, found.outer, settings)
+  prompt_format, template = family.dialogue(family, written, tokenizer, names, str(folder))
+  eos = None if family.images else found.config.get("eos_token_id")  # as transformers takes it from there
+  pad, stops = files.pad_and_stops(folder, tokenizer, names, tokenizer.token_to_id(prompt_format.end), eos)
   context = files.group(found.config, "text_config", folder).get("max_position_embeddings")
-  context = context or family.context or settings.get("model_max_length") or 8192
+  context = context or found.config.get("max_position_embeddings") or family.context
+  context = context or settings.get("model_max_length") or 8192
   processor = Processor(
     tokenizer,
-    family.format,
+    prompt_format,
     template,
     tiler,
     family.tokens_per_tile(tiler.tile_size, found),
@@ -410,7 +414,7 @@ def load_processor(
     where=str(folder),
   )
   expected = found.config.get("image_token_id", found.config.get("image_token_index"))
-  if expected not in (None, processor.image_id):
+  if expected not in (None, processor.image_id) and prompt_format.mark:
     raise UserError(
       f"{folder}: config.json says image_token_id {expected}, the tokenizer {processor.image_id}"
     )

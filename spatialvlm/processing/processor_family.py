@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from spatialvlm.config import read_json
-from spatialvlm.processing import prompts, tilers
+from spatialvlm.processing import language, prompts, tilers
 from spatialvlm.processing.processor_files import group
 from spatialvlm.processing.prompts import PromptFormat
 from spatialvlm.processing.tiling import TileOptions, Tiler
@@ -34,16 +36,35 @@ class Files:
 
   @classmethod
   def read(cls, folder: Path) -> Files:
-    """Raises a UserError where there are no settings of images, or a file is broken."""
+    """Raises a UserError where a file is broken."""
     outer = read_json(folder / "processor_config.json")
     inner = outer.get("image_processor") or read_json(folder / "preprocessor_config.json")
-    if not inner:
-      raise UserError(f"{folder}: no preprocessor_config.json; copy the base model's processor files there")
     config = read_json(folder / "config.json")
     if config.get("model_type") == "spatialvlm":
       base, tile = (group(config, key, folder) for key in ("base", "tile"))
       return cls(folder, base, outer, inner, tile)
     return cls(folder, config, outer, inner)
+
+
+Names = Mapping[str, str]
+Dialogue = Callable[["Family", str | None, Tokenizer, Names, str], tuple[PromptFormat, prompts.Template]]
+
+
+def _chat(family: Family, template: str | None, tokenizer: Tokenizer, names: Names, where: str):
+  """Prompts come from the checkpoint's chat template."""
+  if template is None:
+    raise UserError(f"{where}: no chat template; copy the base model's chat_template.jinja there")
+  return family.format, prompts.ChatTemplate(template, names, where)
+
+
+def _prefixes(family: Family, template: str | None, tokenizer: Tokenizer, names: Names, where: str):
+  """PaliGemma's; its processor also adds tokens."""
+  tokenizer.add_tokens(list(prompts.PALIGEMMA_PLACES))
+  return family.format, prompts.PrefixTemplate(where)
+
+
+def _texts(family: Family, template: str | None, tokenizer: Tokenizer, names: Names, where: str):
+  return language.dialogue(template, tokenizer, names, where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +78,9 @@ class Family:
     made: (tile size, files) -> image tokens of a tile by config.json, None where that does not say.
     said: files -> that number by its names where the files repeat it; None where one does not.
     tokens: that number where no file says it.
-    chat: prompts come from the checkpoint's chat template.
+    dialogue: (family, source of the folder's chat template or None, tokenizer, special tokens, where) -> form
+      and template of its texts.
+    images: it reads them.
     padding_side, context: where the files name none.
   """
 
@@ -68,7 +91,8 @@ class Family:
   made: Callable[[int, Files], int | None]
   said: Callable[[Files], dict[str, Any]]
   tokens: int
-  chat: bool = True
+  dialogue: Dialogue = _chat
+  images: bool = True
   padding_side: str = "right"
   context: int | None = None
 
@@ -192,9 +216,20 @@ FAMILIES = (
     made=_paligemma_tokens,
     said=_paligemma_said,
     tokens=256,
-    chat=False,
+    dialogue=_prefixes,
     padding_side="left",
     context=8192,
+  ),
+  Family(
+    format=language.FORMAT,
+    model_types=("llama", "qwen2", "gemma", "gemma2"),
+    image_processors=(),
+    tiler=language.no_tiler,
+    made=lambda tile_size, files: 0,
+    said=lambda files: {},
+    tokens=0,
+    dialogue=_texts,
+    images=False,
   ),
 )
 
@@ -214,6 +249,10 @@ def family_of(files: Files) -> tuple[Family, str]:
   if kind is not None and by_model is None:
     known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
     raise UserError(f"{files.folder}/config.json: unknown architecture {kind!r}; supported: {known}")
+  if not files.inner and (by_model is None or by_model.images):
+    raise UserError(
+      f"{files.folder}: no preprocessor_config.json; copy the base model's processor files there"
+    )
   if said is not None and by_images is None:
     known = ", ".join(name for family in FAMILIES for name in family.image_processors)
     raise UserError(f"{files.folder}: image processor {said!r} is not one of {known}")
@@ -223,7 +262,7 @@ def family_of(files: Files) -> tuple[Family, str]:
       f" processor is {said} ({by_images.format.family}); copy the processor files of the model there"
     )
   family = by_model or by_images or FAMILIES[0]
-  return family, name or family.image_processors[0]
+  return family, name or next(iter(family.image_processors), "")
 
 
 def _one(value: Any) -> Any:

@@ -12,7 +12,8 @@ from spatialvlm.config import read_json
 from spatialvlm.types import UserError
 
 
-def template(folder: Path, outer: Mapping, settings: Mapping) -> str:
+def template(folder: Path, outer: Mapping, settings: Mapping) -> str | None:
+  """Source of the chat template, by transformers' order of precedence; None where there is none."""
   file = folder / "chat_template.jinja"
   found = outer.get("chat_template")
   found = found or (file.read_text(encoding="utf-8") if file.is_file() else None)
@@ -23,9 +24,7 @@ def template(folder: Path, outer: Mapping, settings: Mapping) -> str:
     found = {t["name"]: t["template"] for t in found}
   if isinstance(found, Mapping):
     found = found.get("default")
-  if not found:
-    raise UserError(f"{folder}: no chat template; copy the base model's chat_template.jinja there")
-  return found
+  return found or None
 
 
 def tokenizer(folder: Path) -> Tokenizer:
@@ -52,11 +51,11 @@ def special_tokens(folder: Path, settings: Mapping) -> dict[str, str]:
 
 
 def pad_and_stops(
-  folder: Path, tokenizer: Tokenizer, names: Mapping[str, str], end: int | None
+  folder: Path, tokenizer: Tokenizer, names: Mapping[str, str], end: int | None, eos: Any = None
 ) -> tuple[Any, tuple[Any, ...]]:
-  """The id that pads, and the ids that end an answer: `end`, and what generation_config.json names."""
+  """The id that pads, and those that end an answer: `end`, and generation_config.json's, else `eos`."""
   generation = read_json(folder / "generation_config.json")
-  stops = [s for s in [end, *as_list(generation.get("eos_token_id"))] if s is not None]
+  stops = [s for s in [end, *as_list(generation.get("eos_token_id", eos))] if s is not None]
   pad = tokenizer.token_to_id(names.get("pad_token", ""))
   if pad is None:
     pad = next(iter(as_list(generation.get("pad_token_id"))), end)

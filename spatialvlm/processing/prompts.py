@@ -7,7 +7,7 @@ import datetime
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jinja2.ext
 from jinja2 import TemplateError
@@ -25,13 +25,15 @@ class PromptFormat:
   Attributes:
     family: its name, for errors.
     mark: the token that stands for an image in a text, and fills the image's slots when it is expanded. Users
-      write `<image>` whatever the family.
+      write `<image>` whatever the family. "" of a family that reads no images.
     end: the token that ends an answer.
     apart: further special tokens of the family: the tokenizer cuts texts there first.
     block: (rows, columns, tokens of a tile) -> the text that one image becomes; rows and columns are both 0
       where the global view stands alone.
     grid_marker: a tile's marker by its `{row}` and `{col}`; a tokenizer has either none of them or too few.
     bare: the tokenizer itself adds no token to a text.
+    opened: when the tokens that the tokenizer itself adds to a text, such as a `<bos>`, stand there: never;
+      in calls with a text, as of transformers' tokenizers, and not where a chat template writes them; always.
     bidirectional: what stands before the answer is a prefix whose tokens all see each other.
     nested_pixels: pixels come as transformers' (B, I, 3, S, S) with a mask, else as (N, 3, S, S).
   """
@@ -43,17 +45,18 @@ class PromptFormat:
   block: Callable[[int, int, int], str]
   grid_marker: str = ""
   bare: bool = True
+  opened: Literal["never", "calls", "always"] = "never"
   bidirectional: bool = False
   nested_pixels: bool = False
 
   @property
   def special(self) -> tuple[str, ...]:
     """All tokens that the family's tokenizer must have."""
-    return (self.mark, self.end, *self.apart)
+    return tuple(token for token in (self.mark, self.end, *self.apart) if token)
 
   def marked(self, text: str) -> str:
     """A user's text with the family's own mark in the place of each `<image>`."""
-    return text.replace(IMAGE_MARK, self.mark)
+    return text.replace(IMAGE_MARK, self.mark) if self.mark else text
 
 
 _FAKE, _GLOBAL, _MARKER = "<fake_token_around_image>", "<global-img>", "<row_{row}_col_{col}>"
@@ -166,7 +169,7 @@ class ChatTemplate:
       UserError: the template does not compile.
     """
     self.source = source
-    self._where = where
+    self.where = where
     self._tokens = dict(tokens or {})
     environment = ImmutableSandboxedEnvironment(
       trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
@@ -186,6 +189,14 @@ class ChatTemplate:
       UserError: the template refuses the conversation.
     """
     messages = [{**m, "content": _parts(m["content"])} for m in messages]
+    return self.filled(messages, add_generation_prompt)
+
+  def filled(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    """The template filled with these very messages.
+
+    Raises:
+      UserError: the template refuses them.
+    """
     try:
       return self._template.render(
         messages=messages,
@@ -195,7 +206,7 @@ class ChatTemplate:
         **self._tokens,
       )
     except TemplateError as error:
-      raise UserError(f"{self._where}: the chat template fails on this conversation: {error}") from error
+      raise UserError(f"{self.where}: the chat template fails on this conversation: {error}") from error
 
   prompt = render
 

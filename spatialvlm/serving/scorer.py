@@ -158,7 +158,7 @@ class VlmScorer:
   def identity(self) -> dict[str, Any]:
     vlm = nnx.merge(self._graph.graphdef, self._state)
     digest = hashlib.sha256()
-    for part in (vlm.vision, vlm.connector):
+    for part in filter(None, (vlm.vision, vlm.connector)):
       graphdef, state = nnx.split(part)
       # What is no array (activations, an adapter's scale) stands in the graph; addresses of functions do too.
       digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(graphdef)).encode())

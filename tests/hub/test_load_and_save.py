@@ -273,7 +273,7 @@ def test_folders_that_hold_no_model(folder, tmp_path):
 def test_architectures_that_are_not_known(folder):
   edit_config(folder, model_type="llava")
   with pytest.raises(
-    UserError, match=r"unknown architecture 'llava'; supported: idefics3, internvl, paligemma, smolvlm"
+    UserError, match=r"unknown architecture 'llava'; supported: gemma, gemma2, idefics3, internvl, llama"
   ):
     hub.load_model(folder)
 

@@ -97,6 +97,19 @@ def build_paligemma(second: bool, *, text: dict | None = None, seed: int = 0):
   return model
 
 
+def build_language(kind: str, *, tied: bool = False, text: dict | None = None, seed: int = 0):
+  """A causal language model by itself; eager, since others leave out Gemma 2's bounds."""
+  more = {}
+  if kind == "gemma2":
+    more = {"sliding_window": 5, "query_pre_attn_scalar": 12}
+    more |= {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+  sizes = {**SIZES, "num_attention_heads": 4, **more, "tie_word_embeddings": tied, **(text or {})}
+  config = transformers.AutoConfig.for_model(kind, **sizes)
+  model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+  randomise(model, seed)
+  return model
+
+
 def typed(case: dict[str, np.ndarray], suffix: int) -> dict[str, np.ndarray]:
   """The case with the last `suffix` tokens of each sample causal, the others bidirectional."""
   mask = case["attention_mask"]

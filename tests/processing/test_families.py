@@ -182,7 +182,7 @@ def test_numbers_that_transformers_overwrites_are_not_asked(tmp_path):
     (
       "internvl",
       {"model_type": "llava"},
-      "architecture 'llava'; supported: idefics3, internvl, paligemma",
+      "architecture 'llava'; supported: gemma, gemma2, idefics3, internvl, llama, paligemma, qwen2",
     ),
     ("internvl", {"downsample_ratio": 1.0}, "image_seq_length 4, but tiles of 16 pixels make 16 tokens"),
     ("internvl", {"downsample_ratio": 0.3}, "whole number of patches"),

@@ -79,6 +79,7 @@ class DepthProbe(Objective):
     }[settings.read]
 
   def check(self, model: VlmConfig) -> None:
+    super().check(model)
     read, layer = self.settings.read, self.settings.layer
     if read == "image":
       return

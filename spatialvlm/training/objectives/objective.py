@@ -30,7 +30,7 @@ from flax import nnx
 
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.models.vlm import VlmConfig
-from spatialvlm.types import Batch
+from spatialvlm.types import Batch, UserError
 
 Sum = tuple[jax.Array, jax.Array]
 Metrics = dict[str, Sum]
@@ -75,6 +75,11 @@ class Objective:
 
   def check(self, model: VlmConfig) -> None:
     """Raises a UserError where this model cannot give what is wanted; called before anything is written."""
+    if model.vision is None and (self.wants.image or self.wants.of_encoder):
+      raise UserError(
+        f"{self.where}: reads what a model makes of images, but this is a language model by itself"
+        f" ({model.family})"
+      )
 
   def read_vocabulary(self, encode: Callable[[str], Sequence[int]]) -> None:
     """Called once before the first step with the ids of a text, for objectives whose settings are words.
