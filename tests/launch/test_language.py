@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 import spatialvlm
-from spatialvlm import hub, loading
-from spatialvlm.config import ModelConfig
+from spatialvlm import hub
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.outputs import Wants
@@ -18,7 +17,6 @@ from spatialvlm.training.objectives import DepthProbe
 from spatialvlm.types import Note, UserError
 from tests.launch import bad_files, command
 from tests.models.support import batch_of, call
-from tests.tiny_encoder import write_encoder
 from tests.tiny_language import write_checkpoint, write_words
 
 
@@ -111,7 +109,6 @@ def test_what_needs_eyes_is_refused_by_name(folder, tmp_path, refused):
   talk = bad_files.write_talk(tmp_path / "talk.jsonl", 4)
   Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
   seen = bad_files.write_talk(tmp_path / "seen.jsonl", 4, image="a.png")
-  encoder = write_encoder(tmp_path / "dino")
   refused(
     "a language model by itself reads no images",
     "chat",
@@ -131,8 +128,6 @@ def test_what_needs_eyes_is_refused_by_name(folder, tmp_path, refused):
     DepthProbe().check(hub.load_model(folder).config)
   with pytest.raises(UserError, match=r"a language model by itself .llama., which has no vision"):
     spatialvlm.load_encoder(folder)
-  with pytest.raises(UserError, match="a language model by itself"):
-    loading.load_base(ModelConfig(str(folder), encoders=(str(encoder),)), None)
   vlm = spatialvlm.load_vlm(folder)
   with pytest.raises(UserError, match="reads no images"):
     vlm.logits([[1, 2]], pixel_values=np.ones((1, 1, 3, 16, 16)))
