@@ -70,6 +70,7 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
       contents.note(f"{adapter}: the adapter at its top is taken; others are in {', '.join(others)}")
   else:
     contents.model_json(folder)
+    contents.note_passed_by(folder)
   return Found(
     name=name,
     base=model.path,
@@ -97,6 +98,7 @@ def check_base(model: ModelConfig, folder: Path, resumes: bool) -> None:
       f"set peft.resume_from={model.path}; to start from the model alone, move {contents.ADAPTER_FILE} away"
     )
   contents.model_json(folder)
+  contents.note_passed_by(folder)
 
 
 def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:

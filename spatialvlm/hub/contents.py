@@ -81,6 +81,12 @@ def model_json(folder: Path, wanted: str = "a model") -> dict[str, Any]:
   return read_json(config)
 
 
+def note_passed_by(folder: Path) -> None:
+  """Tells the user what lies in folders below a model that is taken, as transformers takes it."""
+  if below := inside(folder):
+    note(f"{folder}: the model at its top is taken; passed by are {', '.join(below)}")
+
+
 def note(text: str) -> None:
   """Tells the user what was decided for them."""
   warnings.warn(text, Note, stacklevel=3)

@@ -122,6 +122,19 @@ def test_an_adapter_with_others_in_folders_below(tmp_path):
   np.testing.assert_allclose(kernel(found.load(None))[1], 0.02, rtol=1e-6)
 
 
+def test_what_lies_below_a_model_is_passed_by_with_a_word(folder):
+  shutil.copytree(SMOLVLM, folder / "checkpoint-5")
+  write_adapter(folder / "mine")
+  (folder / "runs").mkdir()
+  for call in (
+    lambda: loading.find(ModelConfig(str(folder))),
+    lambda: loading.check_base(ModelConfig(str(folder)), folder, resumes=False),
+  ):
+    _, said = notes(call)
+    below = "checkpoint-5 (model), mine (adapter)"
+    assert said == [f"{folder}: the model at its top is taken; passed by are {below}"]
+
+
 def test_a_folder_of_checkpoints_is_none_itself(tmp_path):
   for step in (100, 200):
     write_adapter(tmp_path / "out" / f"checkpoint-{step}")
