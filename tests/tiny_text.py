@@ -1,5 +1,6 @@
 """Language models by themselves, small enough to be built in a test, with every parameter random."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -7,13 +8,18 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from spatialvlm.hub import tensors
+from spatialvlm.worlds.vocabulary import corpus
 from tests.tiny_processor import TEXT
 
 LAYERS = 2
 
 
-def text_tokenizer(kind: str = "llama") -> Tokenizer:
-  """Byte-level BPE; SmolLM2's special tokens, or such as Gemma has, whose tokenizer itself writes `<bos>`."""
+@functools.lru_cache
+def text_tokenizer(kind: str = "llama", scenes: bool = False) -> Tokenizer:
+  """Byte-level BPE; SmolLM2's special tokens, or such as Gemma has, whose tokenizer itself writes `<bos>`.
+
+  `scenes`: one that has the words of the rendered scenes.
+  """
   chat = kind in ("llama", "qwen2")
   special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] if chat else ["<pad>", "<eos>", "<bos>", "<unk>"]
   result = Tokenizer(models.BPE())
@@ -21,9 +27,12 @@ def text_tokenizer(kind: str = "llama") -> Tokenizer:
   result.decoder = decoders.ByteLevel()
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   trainer = trainers.BpeTrainer(
-    vocab_size=300, show_progress=False, initial_alphabet=alphabet, special_tokens=special
+    vocab_size=700 if scenes else 300,
+    show_progress=False,
+    initial_alphabet=alphabet,
+    special_tokens=special,
   )
-  result.train_from_iterator(TEXT.splitlines(keepends=True), trainer)
+  result.train_from_iterator(corpus() if scenes else TEXT.splitlines(keepends=True), trainer)
   result.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
   if not chat:
     result.post_processor = processors.TemplateProcessing(
@@ -33,12 +42,18 @@ def text_tokenizer(kind: str = "llama") -> Tokenizer:
 
 
 def write_text(
-  folder: str | Path, kind: str = "llama", *, tied: bool = True, spare: int = 0, seed: int = 0
+  folder: str | Path,
+  kind: str = "llama",
+  *,
+  tied: bool = True,
+  spare: int = 0,
+  scenes: bool = False,
+  seed: int = 0,
 ) -> Path:
   """A folder as the hub has it. `spare`: rows of the embedding beyond the tokenizer's ids."""
   folder = Path(folder)
   folder.mkdir(parents=True)
-  words = text_tokenizer(kind)
+  words = text_tokenizer(kind, scenes)
   words.save(str(folder / "tokenizer.json"))
   rows, width, heads, kv_heads, dim, hidden = words.get_vocab_size() + spare, 24, 4, 2, 8, 32
   config = {
