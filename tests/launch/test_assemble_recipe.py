@@ -1,14 +1,16 @@
 """A language model and an encoder to a trained model, by the recipe."""
 
 import json
+import pathlib
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from spatialvlm import cli
+from spatialvlm import cli, hub, load_processor
 from spatialvlm.config import ModelConfig, RunConfig, names
-from spatialvlm.training import one_run, runs, stages
+from spatialvlm.data import pipeline
+from spatialvlm.peft import METHODS
+from spatialvlm.peft.lora import LoraOptions
+from spatialvlm.training import one_run, stages
 from spatialvlm.types import UserError
 from tests.tiny_encoder import write_encoder
 from tests.tiny_text import write_text
@@ -54,29 +56,24 @@ def test_arguments_that_are_none(arg, message):
     read(arg)
 
 
-def test_both_stages_train_and_the_run_is_a_model(tmp_path, monkeypatch):
-  """A SigLIP and a Llama with SmolVLM's connector: the run exports a SmolVLM like those on the hub."""
+def test_both_stages_fit_the_model_and_its_tokenizer(tmp_path, monkeypatch):
+  """What a run checks before its first step, and an example of each source: words, lengths, layers."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   write_text(tmp_path / "lm", scenes=True)
   write_encoder(tmp_path / "eye", "siglip_vision_model", patch=16, image=96)
-  config = read(
-    f"tiny,text={tmp_path}/lm,encoder={tmp_path}/eye,connector=smolvlm,lora_encoder=true",
-    [("eval", "None"), ("data.workers", "1")]
-    + [
-      (f"stages.{stage}.{key}", value)
-      for stage in ("1-connector", "2-lora")
-      for key, value in (("train.steps", "1"), ("train.batch_size", "2"), ("data.validation_size", "2"))
-    ],
-  )
-  assert stages.train(config, tmp_path / "run")["finished"]
-  start = load_file(f"{one_run.assembled(config.model).path}/model.safetensors")
-  ends = [load_file(tmp_path / "run" / stage / "model" / "model.safetensors") for stage in config.stages]
-  changed = [
-    {name for name in a if not np.array_equal(a[name], b[name])}
-    for a, b in zip((start, ends[0]), ends, strict=True)
-  ]
-  assert changed[0] == {"model.connector.modality_projection.proj.weight"}
-  assert {name.split(".")[1] for name in changed[1]} == {"connector", "text_model", "vision_model"}
-  said = json.loads((tmp_path / "run" / "2-lora" / "model" / "config.json").read_text())
-  assert said["model_type"] == "smolvlm" and said["architectures"] == ["SmolVLMForConditionalGeneration"]
-  assert runs.find(ModelConfig(str(tmp_path / "run"))).name.endswith("2-lora, step 1")
+  arg = f"tiny,text={tmp_path}/lm,encoder={tmp_path}/eye,connector=smolvlm,lora_encoder=true"
+  config = read(arg)
+  folder = hub.assembled(config.model).path
+  assert json.loads(pathlib.Path(folder, "config.json").read_text())["model_type"] == "smolvlm"
+  processor = load_processor(folder, **config.model.tiling)
+  planned = stages.split(config, tmp_path / "run")
+  assert [name for name, _ in planned] == ["1-connector", "2-lora"]
+  for name, stage in planned:
+    one_run.check(stage)
+    stages._check_model(stage, config.model, name)
+    for source in stage.data.sources.values():
+      tokens = processor.encode(pipeline.read(pipeline.open_source(source), [0])[0]).tokens
+      assert (tokens == processor.image_id).sum() == 36 and len(tokens) <= max(stage.data.lengths)
+  plan = METHODS["lora"].plan(hub.load_model(folder), planned[1][1].peft, LoraOptions())
+  parts = [name for name in plan if "vision_model" in name]
+  assert len(plan) == 7 * 2 + 6 and len(parts) == 6
