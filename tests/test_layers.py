@@ -75,7 +75,7 @@ ROOMS = {
   ),
   "probing": room(
     f"{GROUND} {MODEL} reporting reporting.terminal hub processing worlds encoder",
-    "jax flax numpy PIL matplotlib sklearn",
+    "jax flax numpy scipy PIL matplotlib sklearn",
   ),
   "api": room(
     f"{MODEL} generation hub peft export processing data loading serving encoder training", "jax flax numpy"

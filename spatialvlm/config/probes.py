@@ -29,6 +29,8 @@ class ProbeConfig:
     farthest: metres; cells of a larger mean depth, and sky, are left out of the depth probe.
     penalties: of the ridge regressions, as shares of the features' variance, which is 1 each.
     pictures: scenes that are shown with their features.
+    photos: folder of photographs whose depth is known, NAME.png or .jpg beside NAME.depth.npy or
+      NAME.disparity.npy: how well do the scenes' probes order their cells? Empty for none.
     bootstrap: resamples of the intervals.
     seed: of the rendered worlds, the pairs, the drawn weights and the resamples.
   """
@@ -49,5 +51,6 @@ class ProbeConfig:
   farthest: float = 10.0
   penalties: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
   pictures: int = 6
+  photos: str = ""
   bootstrap: int = 1000
   seed: int = 1_000_000

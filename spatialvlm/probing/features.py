@@ -9,7 +9,7 @@ import os
 import pathlib
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,17 +38,23 @@ class Seen:
     layers: (N, C, D) float32 by layer.
     shown: (K, rows, columns, D) of the scenes that are shown, on the encoder's own grid, first layer.
     facts: sizes and costs, ready for JSON.
+    photos: as `layers`, of photographs.
   """
 
   layers: dict[int, np.ndarray]
   shown: np.ndarray
   facts: dict[str, Any]
+  photos: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def see(
-  encoder: LoadedEncoder, worlds: Worlds, config: ProbeConfig, on_progress: Callable[[int, int], None]
+  encoder: LoadedEncoder,
+  worlds: Worlds,
+  config: ProbeConfig,
+  on_progress: Callable[[int, int], None],
+  photos: Sequence[np.ndarray] = (),
 ) -> Seen:
-  """Runs the encoder over all scenes.
+  """Runs the encoder over all scenes, and over photographs (H, W, 3).
 
   Raises:
     UserError: a layer that it does not have; no preprocessor_config.json.
@@ -57,12 +63,13 @@ def see(
   size = config.image_size or vision.image_size
   grid = (size // vision.patch_size,) * 2
   cells_CP = averages(grid, size / vision.patch_size, config.grid)
-  total, batch = len(worlds.images), config.batch_size
+  total, scenes, batch = len(worlds.images) + len(photos), len(worlds.images), config.batch_size
   keep = shown(worlds, config.pictures)
   layers: dict[int, list] = {layer: [] for layer in config.layers}
   pictures, pixels, compile_s = {}, None, 0.0
   for start in range(0, total, batch):
-    images = list(worlds.images[start : start + batch])
+    stop = min(start + batch, total)
+    images = [worlds.images[i] if i < scenes else photos[i - scenes] for i in range(start, stop)]
     # The last batch is filled up, so that one compiled program serves all.
     pixels = encoder.preprocess(images + images[:1] * (batch - len(images)), (size, size))
     begin = time.perf_counter()
@@ -72,13 +79,15 @@ def see(
     for layer, part_NPD in zip(config.layers, parts, strict=True):
       layers[layer].append(np.einsum("CP,NPD->NCD", cells_CP, part_NPD, optimize=True))
     pictures |= {start + i: parts[0][i] for i in range(len(images)) if start + i in keep}
-    on_progress(min(start + batch, total), total)
+    on_progress(stop, total)
   facts = _facts(encoder, size) | _speed(encoder, pixels, config, compile_s)
   stacked = np.stack([pictures[i] for i in keep]) if keep else np.zeros((0, grid[0] * grid[1], 1), np.float32)
+  whole = {layer: np.concatenate(parts) for layer, parts in layers.items()}
   return Seen(
-    {layer: np.concatenate(parts) for layer, parts in layers.items()},
+    {layer: cells_NCD[:scenes] for layer, cells_NCD in whole.items()},
     stacked.reshape(len(keep), *grid, stacked.shape[-1]),
     facts,
+    {layer: cells_NCD[scenes:] for layer, cells_NCD in whole.items()},
   )
 
 
@@ -114,20 +123,22 @@ def _overlaps(count: int, across: float, cells: int) -> np.ndarray:
   return shared / shared.sum(1, keepdims=True)
 
 
-def pixel_cells(worlds: Worlds, grid: int) -> np.ndarray:
-  """(N, C, D) float32: the control that sees raw pixels, PIXELS x PIXELS of each cell, from 0 to 1."""
+def pixel_cells(images: Iterable[np.ndarray], grid: int) -> np.ndarray:
+  """(N, C, D) float32 of images (H, W, 3): the control that sees raw pixels.
+
+  They are PIXELS x PIXELS of each cell, from 0 to 1.
+  """
   edge = grid * PIXELS
-  found = []
-  for image in worlds.images:
+  found = [np.zeros((0, grid * grid, PIXELS * PIXELS * 3), np.float32)]
+  for image in images:
     small = np.asarray(Image.fromarray(image).resize((edge, edge), Image.Resampling.BOX), np.float32) / 255
-    found.append(small.reshape(grid, PIXELS, grid, PIXELS, 3).swapaxes(1, 2).reshape(grid * grid, -1))
-  return np.stack(found)
+    found.append(small.reshape(grid, PIXELS, grid, PIXELS, 3).swapaxes(1, 2).reshape(1, grid * grid, -1))
+  return np.concatenate(found)
 
 
-def place_cells(worlds: Worlds) -> np.ndarray:
+def place_cells(count: int, cells: int) -> np.ndarray:
   """(N, C, C) float32: the control that knows where a cell lies, and nothing of what is in it."""
-  one = np.eye(worlds.cells, dtype=np.float32)
-  return np.broadcast_to(one, (len(worlds.images), *one.shape))
+  return np.broadcast_to(np.eye(cells, dtype=np.float32), (count, cells, cells))
 
 
 def _patches(encoder: LoadedEncoder, pixels: np.ndarray, config: ProbeConfig) -> np.ndarray:
@@ -170,6 +181,7 @@ def save(path: pathlib.Path, seen: Seen) -> None:
     UserError: the disk is full, or the folder cannot be written.
   """
   arrays = {f"layer{layer}": cells for layer, cells in seen.layers.items()}
+  arrays |= {f"photo{layer}": cells for layer, cells in seen.photos.items()}
   temporary = path.with_name(path.name + ".tmp")
   with workdir.writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +204,10 @@ def read(path: pathlib.Path) -> Seen | None:
     return None
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
-      layers = {int(name.removeprefix("layer")): found[name] for name in found if name.startswith("layer")}
-      return Seen(layers, found["shown"], json.loads(str(found["facts"])))
+      layers, photos = (
+        {int(name.removeprefix(kind)): found[name] for name in found if name.startswith(kind)}
+        for kind in ("layer", "photo")
+      )
+      return Seen(layers, found["shown"], json.loads(str(found["facts"])), photos)
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f"{path}: cannot be read ({error}); delete it and run the same command again") from None

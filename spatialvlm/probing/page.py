@@ -65,6 +65,28 @@ def scores(found: Found) -> Table:
   )
 
 
+def photographs(found: Mapping[str, Any]) -> Table | None:
+  """What the scenes' probes say of photographs; None where there are none."""
+  names = list(found["rule"])
+  if not names:
+    return None
+  columns = [""]
+  for name in names:
+    columns += [f"{name}: depth", "across", "down"]
+  text = lambda value: Cell("" if value is None else f"{value:.2f}")
+  rule = ["the lower, the nearer"]
+  for name in names:
+    rule += [text(found["rule"][name]), "", ""]
+  rows = [rule]
+  for row, by_name in found["rows"].items():
+    rows.append([row, *(text(by_name[name][key]) for name in names for key in ("depth", "across", "down"))])
+  note = (
+    "Spearman's rank correlation over a photograph's cells, of probes fitted on rendered scenes alone. Depth:"
+    " with its true depth; across, down: of a probe of a cell's own place with its place."
+  )
+  return tables.make("photos", "Photographs", columns, rows, rules=(len(CONTROLS) - 1,), note=note)
+
+
 def costs(encoders: Mapping[str, Mapping[str, Any]]) -> Table:
   """Sizes and speeds."""
   columns = ["", "family", "pixels", "tokens", "patches", "width", "parameters, M", "GFLOPs", "images/s",
@@ -100,9 +122,11 @@ def all_tables(results: Mapping[str, Any]) -> list[Table]:
   cka = results["cka"]
   note = "Linear CKA (Kornblith et al., 2019): 1 where one is a rotation and scaling of the other."
   debiased = "By the unbiased estimator (Song et al., 2012): unrelated features give about 0."
+  seen = photographs(results["photos"])
   return [
     scores(results["probes"]),
     costs(results["encoders"]),
+    *([seen] if seen else []),
     similarity("cka-cells", "Similarity, cell by cell", cka["names"], cka["cells"], note),
     similarity("cka-images", "Similarity, means over images", cka["names"], cka["images"], debiased),
   ]
@@ -118,9 +142,15 @@ def html(results: Mapping[str, Any], title: str, pictures: Mapping[str, list[str
   Args:
     pictures: data URIs of the scenes, and of each encoder's components of them, by row.
   """
-  _, cost, *alike = all_tables(results)
+  _, cost, *others = all_tables(results)
+  alike = [table for table in others if table.name != "photos"]
   sections = [
     page.Section("probes", "What a linear probe finds", _probes(results["probes"])),
+    *(
+      page.Section("photos", "Do they hold on photographs", tables.to_html(table, caption=False))
+      for table in others
+      if table.name == "photos"
+    ),
     page.Section("costs", "Size and speed", tables.to_html(cost, caption=False)),
     page.Section("similarity", "Which encoders see alike", "".join(_framed(table) for table in alike)),
   ]

@@ -27,6 +27,9 @@ _INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _ROWS = 8192
 
 
+Fitted = Callable[[np.ndarray], np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
   """Sums over the questions of each image, from which a score and its interval are made.
@@ -82,13 +85,30 @@ def guessing(worlds: Worlds) -> dict[str, Measured]:
 def depth(cells_NCD, worlds: Worlds, penalties: Sequence[float]) -> tuple[Measured, Measured]:
   """Root of the mean squared error in metres, and the share of cells within a factor of 1.25."""
   target, image, part = _depth_rows(worlds)
-  rows = cells_NCD[np.isfinite(worlds.depth_NC)]
-  ridge = Ridge(rows[part == FIT], target[part == FIT, None])
-  choose = part == CHOOSE
-  error = lambda w: float(np.mean((w(rows[choose])[:, 0] - target[choose]) ** 2))
-  best = min((ridge.solve(p) for p in penalties), key=error)
   test = part == TEST
-  return _depth_scores(best(rows[test])[:, 0], target[test], image[test])
+  predicted = fit_depth(cells_NCD, worlds, penalties)(cells_NCD[np.isfinite(worlds.depth_NC)][test])
+  return _depth_scores(predicted[:, 0], target[test], image[test])
+
+
+def fit_depth(cells_NCD, worlds: Worlds, penalties: Sequence[float]) -> Fitted:
+  """The probe by itself: from features (N, D) of cells to metres (N, 1)."""
+  target, _, part = _depth_rows(worlds)
+  return _chosen(cells_NCD[np.isfinite(worlds.depth_NC)], target[:, None], part, penalties)
+
+
+def fit_place(cells_NCD, worlds: Worlds, place_CK: np.ndarray, penalties: Sequence[float]) -> Fitted:
+  """From features (N, D) of cells to what is said of each cell's place (N, K)."""
+  N, C, D = cells_NCD.shape
+  target = np.broadcast_to(place_CK, (N, *place_CK.shape)).reshape(N * C, -1)
+  return _chosen(cells_NCD.reshape(N * C, D), target, np.repeat(worlds.part_N, C), penalties)
+
+
+def _chosen(rows_MD, target_MK, part_M, penalties: Sequence[float]) -> Fitted:
+  """Ridge regression on the scenes that probes are fitted on, with the penalty that the next ones choose."""
+  ridge = Ridge(rows_MD[part_M == FIT], target_MK[part_M == FIT])
+  choose = part_M == CHOOSE
+  error = lambda w: float(np.mean((w(rows_MD[choose]) - target_MK[choose]) ** 2))
+  return min((ridge.solve(p) for p in penalties), key=error)
 
 
 def _depth_rows(worlds: Worlds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 from spatialvlm import hub, workdir
 from spatialvlm.config import ProbeConfig, check_dtype
 from spatialvlm.encoder import load_encoder
-from spatialvlm.probing import drawings, features, page, probes, similarity, worlds
+from spatialvlm.probing import drawings, features, page, photos, probes, similarity, worlds
 from spatialvlm.probing.features import Seen
 from spatialvlm.reporting import terminal
 from spatialvlm.types import UserError
@@ -28,7 +28,8 @@ def run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
   Features are kept in the folder, one file for each encoder; results are written when all of them are known.
 
   Returns:
-    what `results.json` holds: `scenes`, `encoders` (facts by name), `probes` (scores by row), `cka`.
+    what `results.json` holds: `scenes`, `encoders` (facts by name), `probes` (scores by row), `cka`, and
+    `photos` (what probes say of photographs, by row).
 
   Raises:
     UserError: settings, folder or encoders are not what they should be.
@@ -42,21 +43,27 @@ def _run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
   workdir.check(folder, config)
   for name in config.encoders:
     _loaded(config, name)  # a mistake in the last one must not cost the features of the first
+  shots = photos.read(config.photos, config.grid)
   identities = {name: hub.identity(path) for name, path in config.encoders.items()}
+  if shots.names:
+    identities["photos/"] = photos.identity(shots)  # no encoder is called so
   continues = workdir.claim(folder, config, identities)
   begins = "continues" if continues else "begins"
   print(f"{begins} in {folder}: {len(config.encoders)} encoders", flush=True)
   with terminal.progress("rendering", unit="scenes") as show:
     scenes = worlds.render(config, show)
-  found = _Found(config, scenes)
+  found = _Found(config, scenes, shots)
   found.guess()
-  found.add("place alone", features.place_cells(scenes), similar=False)
-  found.add("raw pixels", features.pixel_cells(scenes, config.grid))
+  place, pixels = features.place_cells, features.pixel_cells
+  counts = (len(scenes.images), len(shots.images))
+  found.add("place alone", *(place(count, scenes.cells) for count in counts), similar=False)
+  found.add("raw pixels", *(pixels(images, config.grid) for images in (scenes.images, shots.images)))
   several = len(config.layers) > 1
-  for name, drawn, seen in _all(config, scenes, folder):
+  for name, drawn, seen in _all(config, scenes, shots, folder):
     found.see(name + drawn, seen, known=not drawn)
     for layer, cells_NCD in seen.layers.items():
-      found.add(f"{name} [{layer}]{drawn}" if several else name + drawn, cells_NCD)
+      row = f"{name} [{layer}]{drawn}" if several else name + drawn
+      found.add(row, cells_NCD, seen.photos.get(layer))
   results = found.results()
   _write(folder, results, found)
   for table in page.all_tables(results):
@@ -68,20 +75,23 @@ def _run(config: ProbeConfig, folder: pathlib.Path) -> dict[str, Any]:
 class _Found:
   """What is known so far: of each encoder's features only what a later comparison needs stays in memory."""
 
-  def __init__(self, config: ProbeConfig, scenes: worlds.Worlds):
-    self.config, self.scenes = config, scenes
+  def __init__(self, config: ProbeConfig, scenes: worlds.Worlds, shots: photos.Photos):
+    self.config, self.scenes, self.shots = config, scenes, shots
     self.images = scenes.images[features.shown(scenes, config.pictures)]
     self.components: dict[str, np.ndarray] = {}
     self._facts: dict[str, Any] = {}
     self._probes: dict[str, Any] = {}
+    self._photos: dict[str, Any] = {}
     self._test: dict[str, np.ndarray] = {}
 
   def guess(self) -> None:
     self._put("guessing", probes.guessing(self.scenes))
 
-  def add(self, row: str, cells_NCD: np.ndarray, similar: bool = True) -> None:
+  def add(self, row: str, cells_NCD: np.ndarray, photo_NCD: np.ndarray | None, similar: bool = True) -> None:
     """Probes one row's features, and keeps those of the test where they are to be compared."""
     self._put(row, probes.run(cells_NCD, self.scenes, self.config.penalties))
+    if self.shots.names:
+      self._photos[row] = photos.score(cells_NCD, photo_NCD, self.scenes, self.shots, self.config.penalties)
     if similar:
       self._test[row] = cells_NCD[self.scenes.part_N == probes.TEST]
 
@@ -102,6 +112,7 @@ class _Found:
         "cells": similarity.table([one.reshape(-1, one.shape[-1]) for one in self._test.values()]),
         "images": similarity.table([one.mean(1) for one in self._test.values()], similarity.debiased_cka),
       },
+      "photos": {"rule": photos.lower_is_nearer(self.shots), "rows": self._photos},
     }
 
   def _put(self, row: str, measured: Mapping[str, probes.Measured]) -> None:
@@ -156,7 +167,9 @@ def _loaded(config: ProbeConfig, name: str) -> Any:
   return encoder
 
 
-def _all(config: ProbeConfig, scenes: worlds.Worlds, folder: pathlib.Path) -> Iterator[tuple[str, str, Seen]]:
+def _all(
+  config: ProbeConfig, scenes: worlds.Worlds, shots: photos.Photos, folder: pathlib.Path
+) -> Iterator[tuple[str, str, Seen]]:
   """(name, mark of drawn weights, features) of each encoder: read where they are kept, else computed."""
   for name in config.encoders:
     for drawn in ("", DRAWN) if config.random else ("",):
@@ -167,7 +180,7 @@ def _all(config: ProbeConfig, scenes: worlds.Worlds, folder: pathlib.Path) -> It
         if drawn:
           encoder = features.drawn(encoder, config.seed)
         with terminal.progress(name + drawn, unit="images") as show:
-          seen = features.see(encoder, scenes, config, show)
+          seen = features.see(encoder, scenes, config, show, shots.images)
         features.save(path, seen)
       yield name, drawn, seen
 

