@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from spatialvlm import caches
+
 if TYPE_CHECKING:
   from spatialvlm.api import LoadedVlm, load_processor, load_vlm
   from spatialvlm.encoder import LoadedEncoder, load_encoder
@@ -17,11 +19,15 @@ _HOMES = dict.fromkeys(("LoadedVlm", "load_processor", "load_vlm"), "spatialvlm.
 _HOMES |= dict.fromkeys(("LoadedEncoder", "load_encoder"), "spatialvlm.encoder")
 _HOMES |= {"UserError": "spatialvlm.types", "Wants": "spatialvlm.models.outputs"}
 
+# Libraries read where their caches lie when they are imported.
+caches.prepare()
+
 
 def __getattr__(name: str) -> Any:
   # Imported when first asked for, so that `import spatialvlm` costs nothing.
   if name not in _HOMES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  caches.say()
   return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -2,21 +2,21 @@
 
 - `user() -> Path | None`: the user's own, `XDG_CACHE_HOME` or `~/.cache`.
 - `folder() -> Path`: that, else one in the system's temporary folder.
-- `prepare()`: libraries that would write to a home folder get one there; for commands, before they are
-  imported. Without it they fail on local files too, or make a folder that is called `~`.
+- `prepare()`: libraries that would write to a home folder get one there. Without it they fail on local files
+  too, or make a folder that is called `~`. `import spatialvlm` calls it, before any of them is imported.
+- `say()`: tells the user, where that was done.
 
-Nothing here makes a folder of the user's.
+Nothing here makes a folder of the user's, and nothing heavy is imported.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
-from spatialvlm.types import Note
+_moved: list[str] = []
 
 
 def user() -> Path | None:
@@ -33,6 +33,8 @@ def folder() -> Path:
 @functools.cache
 def temporary() -> Path:
   """A folder of this user's alone in the system's temporary folder, the same in every run."""
+  import tempfile
+
   found = Path(tempfile.gettempdir(), f"spatialvlm-{os.getuid()}")
   try:
     found.mkdir(mode=0o700, exist_ok=True)
@@ -53,7 +55,7 @@ def prepare() -> None:
   above = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   found = _expanded(os.environ.get("HF_HOME") or f"{above}/huggingface")
   if not (found and _writable(found)):
-    if "HF_HOME" not in os.environ and not (found and found.is_dir()):
+    if "HF_HOME" not in os.environ and not (found and os.path.isdir(found)):
       os.environ["HF_HOME"] = str(temporary() / "huggingface")
       moved = True
     for name, below in (("HF_DATASETS_CACHE", "datasets"), ("HF_MODULES_CACHE", "modules")):
@@ -63,7 +65,15 @@ def prepare() -> None:
   if not (config and _writable(config)):
     os.environ.setdefault("MPLCONFIGDIR", str(temporary() / "matplotlib"))
   if moved:
-    warnings.warn(f"no home folder that can be written; caches are in {temporary()}", Note, stacklevel=2)
+    _moved[:] = [f"no home folder that can be written; caches are in {temporary()}"]
+
+
+def say() -> None:
+  """Warns once, with a `Note`, where `prepare` has named other folders."""
+  while _moved:
+    from spatialvlm.types import Note
+
+    warnings.warn(_moved.pop(), Note, stacklevel=3)
 
 
 def _expanded(name: str) -> Path | None:
@@ -74,5 +84,6 @@ def _expanded(name: str) -> Path | None:
 
 def _writable(path: Path) -> bool:
   """Whether files can be made in a folder, or the folder first."""
-  there = next(above for above in (path, *path.parents) if above.exists() or above.is_symlink())
-  return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+  # Not by `Path.exists`, which raises below a folder that may not be entered.
+  there = next(above for above in (path, *path.parents) if os.path.lexists(above))
+  return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)

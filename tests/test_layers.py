@@ -78,7 +78,8 @@ ROOMS = {
     "jax flax numpy scipy PIL matplotlib sklearn",
   ),
   "api": room(
-    f"{MODEL} generation hub peft export processing data loading serving encoder training", "jax flax numpy"
+    f"{MODEL} caches generation hub peft export processing data loading serving encoder training",
+    "jax flax numpy",
   ),
 }
 ROOMS["cli"] = room("types config shipped caches", "absl jax")

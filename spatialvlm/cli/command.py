@@ -41,7 +41,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
   # Pillow refuses images of twice this size, which is an error of ours; up to there they are read.
   warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
   screen.prepare()
-  caches.prepare()
+  caches.say()
   overrides: list[tuple[str, str]] = []
 
   def parse(argv: Sequence[str]) -> list[str]:

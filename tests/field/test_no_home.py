@@ -2,6 +2,9 @@
 
 import os
 import pathlib
+import subprocess
+import sys
+import tempfile
 import warnings
 
 import pytest
@@ -26,7 +29,7 @@ def user(tmp_path, monkeypatch):
   (tmp_path / "tmp").mkdir()
   (tmp_path / "here").mkdir()
   caches.temporary.cache_clear()
-  monkeypatch.setattr(caches.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+  monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
   monkeypatch.chdir(tmp_path / "here")
   for name in NAMES:
     # Set first, so that what `prepare` sets is undone as well.
@@ -46,6 +49,8 @@ def prepare():
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     caches.prepare()
+    caches.say()
+    caches.say()
   return [str(w.message) for w in caught if issubclass(w.category, Note)]
 
 
@@ -70,6 +75,27 @@ def test_a_home_that_cannot_be_made(user):
   root = user(HOME="/dev/null/home")
   assert caches.user() is None
   assert prepare() and os.environ["HF_HOME"].startswith(str(root / "tmp"))
+
+
+def test_a_home_of_another_user_that_may_not_be_entered(user, monkeypatch):
+  root = user()
+  (root / "home").mkdir()
+  user(HOME=root / "home")
+
+  def locked(real):
+    def stat(path, *rest, **options):
+      if pathlib.Path(path).is_relative_to(root / "home") and pathlib.Path(path) != root / "home":
+        raise PermissionError(13, "Permission denied", str(path))
+      return real(path, *rest, **options)
+
+    return stat
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "stat", locked(os.stat))
+    patch.setattr(os, "lstat", locked(os.lstat))
+    patch.setattr(os, "access", lambda path, mode: not pathlib.Path(path).is_relative_to(root / "home"))
+    assert caches.user() is None and prepare()
+  assert os.environ["HF_HOME"].startswith(str(root / "tmp"))
 
 
 def test_a_cache_of_models_that_can_only_be_read_is_read(user, monkeypatch):
@@ -103,3 +129,30 @@ def test_a_folder_of_anothers_in_the_temporary_folder_is_not_used(user):
   (root / "elsewhere").mkdir()
   (root / "tmp" / f"spatialvlm-{os.getuid()}").symlink_to(root / "elsewhere")
   assert caches.folder() != root / "tmp" / f"spatialvlm-{os.getuid()}" and caches.folder().is_dir()
+
+
+@pytest.mark.parametrize("home", [None, "/dev/null/home"])
+def test_a_script_that_uses_the_library(tmp_path, home):
+  (tmp_path / "q.csv").write_text("question,answer\nWhich?,a\n")
+  code = """
+import warnings
+warnings.simplefilter("always")
+import spatialvlm
+spatialvlm.UserError
+from spatialvlm.config import HFConfig
+from spatialvlm.data.sources import registry
+print(registry.read(registry.open_source(HFConfig(path="q.csv")), [0])[0].turns[0].answer)
+"""
+  environment = {k: v for k, v in os.environ.items() if k not in NAMES} | {"TMPDIR": str(tmp_path)}
+  environment["PYTHONPATH"] = str(pathlib.Path(__file__).parents[2])
+  # With no name of its own a process has no home at all, whoever runs the tests.
+  if home is None:
+    code = "import pwd\ndef unknown(uid): raise KeyError(uid)\npwd.getpwuid = unknown\n" + code
+  else:
+    environment["HOME"] = home
+  done = subprocess.run(
+    [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+  )
+  assert (done.returncode, done.stdout) == (0, "a\n"), done.stderr
+  assert done.stderr.count("no home folder that can be written; caches are in") == 1
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["q.csv", f"spatialvlm-{os.getuid()}"]
