@@ -32,7 +32,13 @@ def main(config: RunConfig, workdir: str | None) -> int:
   model = hub.assembled(config.model)
   processor = load_processor(hub.resolve(model.path, model.revision), **model.tiling)
   found = inspect.inspect_data(
-    config.data, processor, config.train.batch_size, seed=config.seed, scan=_SCAN.value, show=_SHOW.value
+    config.data,
+    processor,
+    config.train.batch_size,
+    seed=config.seed,
+    scan=_SCAN.value,
+    show=_SHOW.value,
+    multiple=config.train.accumulation,
   )
   page = pathlib.Path(_OUTPUT.value or pathlib.Path(workdir or ".", "inspect.html"))
   with workdir_lib.writing(page):

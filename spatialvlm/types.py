@@ -237,8 +237,11 @@ class Batch:
       its own shard).
     image_slot_BT: int32, for an image token its place among its sample's I * P image tokens, else -1.
     mask_ar_BT: bool, false where a position belongs to a bidirectional prefix; None means causal.
+    segment_BT: int32, of a packed row the number, from 0, of the conversation that a position belongs to;
+      padding carries on the number before it. Conversations of a row do not see each other, and their
+      positions begin anew; tiles and slots count over the row. None: a row is one conversation.
     target_index_BK: int32, positions t of the supervised tokens (predicted from t - 1), -1 for none.
-    example_mask_B: bool, false for samples that only fill a batch.
+    example_mask_B: bool, false for samples (of a packed batch: rows) that only fill a batch.
     extra: further arrays by name, each an `Extra` that says which axis it follows.
     normal: what pixels of 8 bits stand for; no array, but a constant of the programs that read the batch.
   """
@@ -252,6 +255,7 @@ class Batch:
   tile_index_BI: Any = None
   image_slot_BT: Any = None
   mask_ar_BT: Any = None
+  segment_BT: Any = None
   target_index_BK: Any = None
   example_mask_B: Any = None
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)

@@ -110,6 +110,8 @@ class DataConfig:
     lengths: sequence buckets, ascending; a longer example is refused.
     tiles: buckets of tiles per sample, ascending.
     targets: supervised positions kept per sample: the bucket grows by powers of two from this.
+    packing: several conversations a row, each read as if it stood alone: the examples of a batch, and so its
+      losses and gradients, stay the same, in fewer rows of these `lengths`.
     shuffle: whether sources with an end are shuffled (each epoch anew).
     seed: added to the run's: of the shuffles and of which source gives the next example.
     workers: threads that read and preprocess; 0 for none beside the training's own.
@@ -124,6 +126,7 @@ class DataConfig:
   lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
   tiles: tuple[int, ...] = (1, 5, 13, 17)
   targets: int = 8
+  packing: bool = False
   shuffle: bool = True
   seed: int = 0
   workers: int = 2

@@ -1,4 +1,9 @@
-"""Who may see whom. True means that a query may attend to a key."""
+"""Who may see whom. True means that a query may attend to a key.
+
+A row may hold several sequences one behind the other (packing): `segment_BT` says which one a position
+belongs to, by numbers that do not fall along the row; None where each row is one. Sequences of a row do not
+see each other, and the positions of each begin at 0.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,21 @@ import jax
 import jax.numpy as jnp
 
 
-def positions(valid_BT: jax.Array) -> jax.Array:
+def positions(valid_BT: jax.Array, segment_BT: jax.Array | None = None) -> jax.Array:
   """int32 positions that count valid tokens only, so that left and right padding give the same ones."""
-  return jnp.clip(jnp.cumsum(valid_BT.astype(jnp.int32), axis=-1) - 1, 0)
+  return jnp.clip(_counted(valid_BT, segment_BT) - 1, 0)
+
+
+def _counted(marks_BT: jax.Array, segment_BT: jax.Array | None) -> jax.Array:
+  """int32: how many marks stand up to a position, itself counted, since the begin of its sequence."""
+  marks_BT = marks_BT.astype(jnp.int32)
+  count_BT = jnp.cumsum(marks_BT, axis=-1)
+  if segment_BT is None:
+    return count_BT
+  begins_BT = jnp.diff(segment_BT, axis=-1, prepend=segment_BT[:, :1] - 1) != 0
+  # What was counted before a sequence never falls along a row, so the largest so far is the last one's.
+  before_BT = jax.lax.cummax(jnp.where(begins_BT, count_BT - marks_BT, 0), axis=1)
+  return count_BT - before_BT
 
 
 def visibility(mask_ar_BT: jax.Array) -> jax.Array:
@@ -21,25 +38,34 @@ def visibility(mask_ar_BT: jax.Array) -> jax.Array:
   return order_BT[:, None, :] <= order_BT[:, :, None]
 
 
-def attention_mask(valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None) -> jax.Array:
-  """(B, T, T): causal, or with a bidirectional prefix, and never onto padding."""
+def attention_mask(
+  valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None, segment_BT: jax.Array | None = None
+) -> jax.Array:
+  """(B, T, T): causal, or with a bidirectional prefix, never onto padding nor another sequence of the row."""
   if mask_ar_BT is None:
     mask_ar_BT = jnp.ones_like(valid_BT, dtype=bool)
-  return visibility(mask_ar_BT) & valid_BT[:, None, :].astype(bool)
+  mask_BTT = visibility(mask_ar_BT) & valid_BT[:, None, :].astype(bool)
+  return mask_BTT if segment_BT is None else mask_BTT & (segment_BT[:, :, None] == segment_BT[:, None, :])
 
 
 def windowed(
-  mask_BTS: jax.Array, queries_BT: jax.Array, keys_BS: jax.Array, window: int, mask_ar_BT: jax.Array | None
+  mask_BTS: jax.Array,
+  queries_BT: jax.Array,
+  keys_BS: jax.Array,
+  window: int,
+  mask_ar_BT: jax.Array | None,
+  segment_BT: jax.Array | None = None,
 ) -> jax.Array:
   """`mask_BTS` without keys that stand `window` or more positions before their query.
 
   Args:
     queries_BT, keys_BS: positions.
     mask_ar_BT: of the queries; those of a bidirectional prefix see all of it.
+    segment_BT: of the queries.
   """
   near_BTS = queries_BT[:, :, None] - keys_BS[:, None, :] < window
   if mask_ar_BT is not None:
-    near_BTS |= (jnp.cumsum(mask_ar_BT.astype(jnp.int32), axis=-1) == 0)[:, :, None]
+    near_BTS |= (_counted(mask_ar_BT, segment_BT) == 0)[:, :, None]
   return mask_BTS & near_BTS
 
 

@@ -2,7 +2,8 @@
 
 A shape is a bucket (length, tiles, targets): the whole batch goes to the bucket of its largest example, so
 that a batch depends on its own examples only and a stream needs no buffers that a checkpoint would have to
-keep. Padding stands on the right.
+keep. Padding stands on the right. With `data.packing` rows hold several conversations (`data.packing`), and
+their number is part of the bucket.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from spatialvlm.data import packing
 from spatialvlm.types import Batch, Extra, PixelTable, UserError, missing_value
 
 if TYPE_CHECKING:
@@ -25,11 +27,24 @@ _KINDS_BYTES = 2048
 
 
 class Bucket(NamedTuple):
-  """The shape of a batch: `length` T, `tiles` per sample I (0: no pixels), supervised `targets` K."""
+  """The shape of a batch: `length` T, `tiles` per row I (0: no pixels), supervised `targets` K of a row.
+
+  `rows`: of a packed batch, B; 0 where each example has a row.
+  """
 
   length: int
   tiles: int
   targets: int
+  rows: int = 0
+
+  def __str__(self) -> str:
+    """As it is shown: 512x1x8, of a packed batch 512x6x64x4 (`bucket_says`)."""
+    return "x".join(map(str, self if self.rows else self[:3]))
+
+
+def bucket_says(packed: bool) -> str:
+  """What the numbers of a bucket are, as it is shown."""
+  return "tokens x tiles x targets" + " x rows" * packed
 
 
 def bucket_of(
@@ -53,6 +68,35 @@ def bucket_of(
   return Bucket(length, _smallest(tiles, most_tiles, "image tiles", "tiles") if most_tiles else 0, targets)
 
 
+def packed_of(
+  encoded: Sequence[Encoded],
+  *,
+  lengths: Sequence[int],
+  tiles: Sequence[int],
+  targets: int,
+  tokens_per_tile: int,
+  multiple: int = 1,
+) -> tuple[list[Encoded], Bucket, tuple[tuple[int, ...], ...]]:
+  """Packed rows of all of `encoded` (`packing.arrange`), their bucket, and the numbers of those in each row.
+
+  Args:
+    lengths, tiles, targets: as of `bucket_of`; no example may be larger, though rows may hold more tiles.
+    tokens_per_tile: image tokens of a tile.
+    multiple: the bucket's rows are one of its multiples; those beyond the rows returned are padding.
+
+  Raises:
+    UserError: as `bucket_of`.
+  """
+  bucket_of(encoded, lengths=lengths, tiles=tiles, targets=targets)
+  sizes = [packing.Size(len(e.tokens), len(e.tiles)) for e in encoded]
+  layout = packing.arrange(sizes, lengths=lengths, tokens_per_tile=tokens_per_tile, multiple=multiple)
+  rows = [packing.joined([encoded[i] for i in row]) for row in layout.rows]
+  most = max(int(np.count_nonzero(row.loss_mask)) for row in rows)
+  while 0 < targets < most:
+    targets *= 2
+  return rows, Bucket(*layout.room, targets, layout.count), layout.rows
+
+
 def largest(buckets: Sequence[Bucket]) -> Bucket:
   """The bucket that holds all of `buckets`: what several processes agree on before a step."""
   return Bucket(*(max(sizes) for sizes in zip(*buckets, strict=True)))
@@ -67,15 +111,17 @@ def collate(
   pad_id: int,
   batch_size: int,
   normal: PixelTable | None = None,
+  packed: bool = False,
 ) -> Batch:
   """A batch whose tiles stand in order beside their samples: N = B * I, `tile_index_BI` None.
 
   Args:
-    encoded: at most `batch_size` examples, each of which fits the bucket; rows beyond them are padding with
-      `example_mask_B` false and a single valid token.
+    encoded: at most `batch_size` examples, or packed rows of several, each of which fits the bucket; rows
+      beyond them are padding with `example_mask_B` false and a single valid token.
     targets: K of `target_index_BK`; 0 leaves it None.
     tiles: I; 0 leaves the pixels out, for a caller that brings features and `tile_index_BI` itself.
     pad_id: token id at padding.
+    packed: whether rows are those of `packed_of`, so that the batch has a `segment_BT`.
     normal: what the tiles' values stand for; None for what the examples say. A batch without any example
       needs it to be like those of other processes.
 
@@ -83,6 +129,8 @@ def collate(
     UserError: an extra array that does not fit its axis, or differs within the batch in more than its length.
   """
   rows = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
+  if not packed:
+    rows["segment_BT"] = None
   rows["normal"] = normal or next((e.normal for e in encoded), None)
   rows["extra"] = _extra(encoded, tiles=tiles, targets=targets, batch_size=batch_size)
   if not tiles:
@@ -100,6 +148,9 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
   """Pads an aligned batch to a larger bucket, where another process's share of the step needs one."""
   rows, length = batch.tokens_BT.shape
   more = bucket.length - length
+  if bucket.rows > rows:
+    batch = _more_rows(batch, bucket.rows - rows, pad_id=pad_id)
+    rows = bucket.rows
 
   def wider(array, value, by):
     return np.pad(array, [(0, 0), (0, by)] + [(0, 0)] * (array.ndim - 2), constant_values=value)
@@ -133,12 +184,43 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
     valid_BT=wider(batch.valid_BT, False, more),
     image_slot_BT=wider(batch.image_slot_BT, -1, more),
     mask_ar_BT=None if batch.mask_ar_BT is None else wider(batch.mask_ar_BT, True, more),
+    segment_BT=None if batch.segment_BT is None else np.pad(batch.segment_BT, [(0, 0), (0, more)], "edge"),
     target_index_BK=targets,
     example_mask_B=batch.example_mask_B,
     pixels_NHWC=more_tiles(pixels, 0),
     normal=batch.normal,
     pixel_mask_NHW=more_tiles(batch.pixel_mask_NHW, True),
     extra={name: grown(extra) for name, extra in batch.extra.items()},
+  )
+
+
+def _more_rows(batch: Batch, count: int, *, pad_id: int) -> Batch:
+  """`count` rows of padding behind those of an aligned batch."""
+  rows = batch.tokens_BT.shape[0]
+
+  def more(array, value):
+    if array is None:
+      return None
+    padding = np.full((array.shape[0] // rows * count, *array.shape[1:]), value, array.dtype)
+    return np.concatenate([array, padding])
+
+  valid = more(batch.valid_BT, False)
+  valid[rows:, 0] = True
+  return dataclasses.replace(
+    batch,
+    tokens_BT=more(batch.tokens_BT, pad_id),
+    valid_BT=valid,
+    image_slot_BT=more(batch.image_slot_BT, -1),
+    mask_ar_BT=more(batch.mask_ar_BT, True),
+    segment_BT=more(batch.segment_BT, 0),
+    target_index_BK=more(batch.target_index_BK, -1),
+    example_mask_B=more(batch.example_mask_B, False),
+    pixels_NHWC=more(batch.pixels_NHWC, 0),
+    pixel_mask_NHW=more(batch.pixel_mask_NHW, True),
+    extra={
+      name: Extra(more(extra.array, missing_value(extra.array.dtype)), extra.axis)
+      for name, extra in batch.extra.items()
+    },
   )
 
 
@@ -192,12 +274,17 @@ def _text_rows(encoded, *, length, targets, pad_id, batch_size) -> dict[str, np.
   slots = np.full((batch_size, length), -1, np.int32)
   index = np.full((batch_size, targets), -1, np.int32)
   causal = np.ones((batch_size, length), bool)
+  segments = np.zeros((batch_size, length), np.int32)
   for row, e in enumerate(encoded):
     size = len(e.tokens)
     tokens[row, :size] = e.tokens
     valid[row, :size] = True
     slots[row, :size] = e.image_slot
-    causal[row, : e.prefix] = False
+    start = 0
+    for number, (count, prefix) in enumerate(e.parts or ((size, e.prefix),)):
+      causal[row, start : start + prefix] = False
+      segments[row, start:] = number
+      start += count
     if targets:
       supervised = np.flatnonzero(e.loss_mask)
       index[row, : len(supervised)] = supervised
@@ -208,6 +295,7 @@ def _text_rows(encoded, *, length, targets, pad_id, batch_size) -> dict[str, np.
     valid_BT=valid,
     image_slot_BT=slots,
     mask_ar_BT=None if causal.all() else causal,
+    segment_BT=segments,
     target_index_BK=index if targets else None,
     example_mask_B=np.arange(batch_size) < len(encoded),
   )

@@ -43,6 +43,16 @@ class Seen:
   pictures: tuple[tuple[int, int], ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """One conversation in a packed row: its name, tokens, tiles and supervised tokens."""
+
+  id: str
+  tokens: int
+  tiles: int
+  targets: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inspection:
   """The first samples of a stream, with what they sum up to.
@@ -54,6 +64,8 @@ class Inspection:
     images: tokens of images among `lengths`, in all.
     buckets: batches by the bucket they take, in the order of the stream.
     padding: share of the positions of those batches that are padding.
+    unpacked: with `data.packing` the same share without it, else None.
+    packed: with `data.packing` the first batch: its bucket, and what stands in its rows.
     sources, tasks: samples.
     problems: id -> why it is refused.
   """
@@ -66,9 +78,16 @@ class Inspection:
   images: int
   buckets: Counter
   padding: float
+  unpacked: float | None
+  packed: tuple[batches.Bucket, tuple[tuple[Packed, ...], ...]] | None
   sources: Counter
   tasks: Counter
   problems: dict[str, str]
+
+  @property
+  def bucket_says(self) -> str:
+    """What the numbers of its buckets are."""
+    return batches.bucket_says(self.packed is not None)
 
   @property
   def count(self) -> int:
@@ -84,13 +103,21 @@ class Inspection:
 
 
 def inspect_data(
-  config: DataConfig, processor: Processor, batch_size: int, *, seed: int = 0, scan: int = 256, show: int = 24
+  config: DataConfig,
+  processor: Processor,
+  batch_size: int,
+  *,
+  seed: int = 0,
+  scan: int = 256,
+  show: int = 24,
+  multiple: int = 1,
 ) -> list[Inspection]:
   """Looks at the training stream and, where one is configured, at the validation stream.
 
   Args:
     scan: samples that are read, encoded and checked.
     show: of these, how many are kept to be shown; bad ones beyond them too.
+    multiple: as of `pipeline.training_stream`; the validation stream's is 1.
 
   Raises:
     UserError: a source cannot be opened, or a sample cannot be read at all.
@@ -100,7 +127,16 @@ def inspect_data(
   if (validation := pipeline.validation_mixture(config)) is not None:
     streams["validation"] = validation
   return [
-    _inspect(name, mixed, config, processor, batch_size, min(scan, mixed.count), show)
+    _inspect(
+      name,
+      mixed,
+      config,
+      processor,
+      batch_size,
+      min(scan, mixed.count),
+      show,
+      multiple if name == "training" else 1,
+    )
     for name, mixed in streams.items()
   ]
 
@@ -113,8 +149,9 @@ def _inspect(
   batch_size: int,
   scan: int,
   show: int,
+  multiple: int,
 ) -> Inspection:
-  shown, good, buckets, cells = [], [], Counter(), 0
+  shown, good, buckets, cells, alone, packed = [], [], Counter(), 0, 0, None
   sources, tasks, problems = Counter(), Counter(), {}
   positions = iter(range(scan))
   while block := list(itertools.islice(positions, batch_size)):
@@ -126,12 +163,16 @@ def _inspect(
     for s in seen:
       if len(shown) < show or s.problem:
         shown.append(s)
-    fine = [s.encoded for s in seen if not s.problem]
+    fine_seen = [s for s in seen if not s.problem]
+    fine = [s.encoded for s in fine_seen]
     good += [_figures(e, processor) for e in fine]
     if fine:
-      bucket = _bucket(fine, config)
+      _, bucket, rows = pipeline.batch_rows(fine, config, processor, multiple)
       buckets[bucket] += 1
-      cells += bucket.length * len(fine)
+      cells += bucket.length * (bucket.rows or len(fine))
+      alone += _bucket(fine, config).length * len(fine)
+      if packed is None and config.packing:
+        packed = bucket, tuple(tuple(_packed(fine_seen[i]) for i in row) for row in rows)
   figures = np.array(good, np.int64).reshape(-1, 4)
   return Inspection(
     name=name,
@@ -142,6 +183,8 @@ def _inspect(
     images=int(figures[:, 3].sum()),
     buckets=buckets,
     padding=1 - figures[:, 0].sum() / cells if cells else 0.0,
+    unpacked=1 - figures[:, 0].sum() / alone if packed else None,
+    packed=packed,
     sources=sources,
     tasks=tasks,
     problems=problems,
@@ -160,6 +203,11 @@ def _look(sample: pipeline.Sample, config: DataConfig, processor: Processor) -> 
     problem = str(error)
   pictures = tuple((image.shape[1], image.shape[0]) for image in sample.example.images)
   return Seen(sample.id, sample.example.task, encoded, problem, wrong, bucket, pictures)
+
+
+def _packed(seen: Seen) -> Packed:
+  e = seen.encoded
+  return Packed(seen.id, len(e.tokens), len(e.tiles), int(np.count_nonzero(e.loss_mask)))
 
 
 def _bucket(encoded: Sequence[Encoded], config: DataConfig) -> batches.Bucket:
@@ -188,7 +236,14 @@ def summary(inspection: Inspection) -> str:
       f"  supervised: {i.supervised.sum() / total:.2%} of all tokens, {i.supervised.mean():.1f} a sample"
     )
     lines.append(f"  tiles a sample: {i.tiles.min()} to {i.tiles.max()}; padding {i.padding:.1%} of the text")
-    lines.append("  batches by bucket (tokens x tiles x targets): " + _counts(_named(i.buckets)))
+    if i.packed:
+      bucket, rows = i.packed
+      held = ", ".join(str(len(row)) for row in rows)
+      lines.append(
+        f"  packed: padding {i.padding:.1%}, {i.unpacked:.1%} with a row for each; the first batch stands in"
+        f" {bucket.rows} rows of {bucket.length} tokens, which hold {held}"
+      )
+    lines.append(f"  batches by bucket ({i.bucket_says}): " + _counts(_named(i.buckets)))
     lines.append("  truncated: 0 (what is too long is refused)")
   lines += [f"  REFUSED {name}: {problem}" for name, problem in itertools.islice(i.problems.items(), 5)]
   if len(i.problems) > 5:
@@ -197,7 +252,7 @@ def summary(inspection: Inspection) -> str:
 
 
 def _named(buckets: Counter) -> Counter:
-  return Counter({"x".join(map(str, bucket)): count for bucket, count in sorted(buckets.items())})
+  return Counter({str(bucket): count for bucket, count in sorted(buckets.items())})
 
 
 def _counts(counter: Counter) -> str:

@@ -36,6 +36,8 @@ td, th { padding: .1em .8em .1em 0; text-align: left; vertical-align: top; }
 .prompt { background: #eceff1; } .image { background: #bbdefb; padding: 1px 6px !important; }
 .special { background: #eceff1; color: #90a4ae; } .answer { background: #a5d6a7; }
 .wrong { background: #ef5350; color: white; }
+.row { display: flex; background: #eceff1; margin: 2px 0; font-size: 11px; line-height: 1.8; }
+.row span { background: #a5d6a7; box-shadow: inset -1px 0 0 #0006; overflow: hidden; white-space: nowrap; }
 rect { fill: #78909c; } text { font-size: 10px; fill: #555; }
 """
 
@@ -65,10 +67,10 @@ def _section(inspection: Inspection, processor: Processor) -> str:
       "padding of the text": f"{i.padding:.1%}",
       "truncated": "0 (what is too long is refused)",
     }
-    buckets = {" x ".join(map(str, bucket)): count for bucket, count in sorted(i.buckets.items())}
+    buckets = {str(bucket).replace("x", " x "): count for bucket, count in sorted(i.buckets.items())}
     facts += [
       _table("share of all tokens", shares),
-      _table("batches by bucket (tokens x tiles x targets)", buckets),
+      _table(f"batches by bucket ({i.bucket_says})", buckets),
       f"<div><h3>tokens a sample</h3>{_histogram(i.lengths)}</div>",
       _table("tiles a sample", {str(k): v for k, v in sorted(Counter(i.tiles.tolist()).items())}),
     ]
@@ -79,7 +81,27 @@ def _section(inspection: Inspection, processor: Processor) -> str:
   samples = "".join(_sample(seen, processor) for seen in i.shown)
   return (
     f"<h2>{_text(i.name)}: {i.count} samples, {len(i.shown)} shown</h2>{problems}"
-    f"<div class='facts'>{''.join(facts)}</div>{samples}"
+    f"<div class='facts'>{''.join(facts)}</div>{_packed(inspection)}{samples}"
+  )
+
+
+def _packed(inspection: Inspection) -> str:
+  """The rows of the first packed batch, each conversation as wide as its tokens."""
+  if inspection.packed is None:
+    return ""
+  bucket, rows = inspection.packed
+  bars = []
+  for row in rows + ((),) * (bucket.rows - len(rows)):
+    parts = []
+    for one in row:
+      title = f"{one.id}: {one.tokens} tokens, {one.targets} supervised, {one.tiles} tiles"
+      share = 100 * one.tokens / bucket.length
+      parts.append(f"<span style='width:{share:.2f}%' title='{_text(title)}'>{_text(one.id)}</span>")
+    bars.append(f"<div class='row'>{''.join(parts)}</div>")
+  padding = f"{inspection.padding:.1%} of all positions are padding, {inspection.unpacked:.1%} unpacked"
+  return (
+    f"<div><h3>the first batch, packed: {bucket.rows} rows of {bucket.length} tokens, {bucket.tiles} tiles"
+    f" and {bucket.targets} targets; {padding}</h3>{''.join(bars)}</div>"
   )
 
 
@@ -98,7 +120,7 @@ def _sample(seen: Seen, processor: Processor) -> str:
     body = f"<div class='tiles'>{_tiles(e.tiles, processor)}</div>"
     body += f"<div class='tokens'>{_tokens(e, seen.wrong, processor)}</div>"
   if seen.bucket is not None:
-    about.append(f"bucket {' x '.join(map(str, seen.bucket))}")
+    about.append(f"bucket {seen.bucket}".replace("x", " x "))
   problem = f"<div class='problem'>refused: {_text(seen.problem)}</div>" if seen.problem else ""
   kind = "sample bad" if problem else "sample"
   return (

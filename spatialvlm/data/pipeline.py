@@ -51,6 +51,7 @@ class BatchInfo:
 
   Attributes:
     bucket: its shape. Processes of one run may differ: see `batch.largest` and `batch.grow`.
+    rows: of this process, padding counted; as many as examples where they are not packed.
     samples: examples of this process, padding not counted.
     tokens: valid positions.
     targets: supervised positions.
@@ -64,6 +65,7 @@ class BatchInfo:
   """
 
   bucket: batches.Bucket
+  rows: int
   samples: int
   tokens: int
   targets: int
@@ -74,6 +76,12 @@ class BatchInfo:
   ids: tuple[str, ...]
   blind: Mapping[str, int] = dataclasses.field(default_factory=dict)
   skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def fill(self) -> dict[str, float]:
+    """Shares of the positions of this process's rows: `fill` of real tokens, `supervised` of learned ones."""
+    positions = self.rows * self.bucket.length
+    return {"fill": self.tokens / positions, "supervised": self.targets / positions}
 
 
 def suited(config: DataConfig, processor: Processor) -> DataConfig:
@@ -138,18 +146,22 @@ def training_stream(
   process_count: int = 1,
   seed: int = 0,
   keys: bool = False,
+  multiple: int = 1,
   on_note: Callable[[str], None] | None = None,
 ) -> grain.DatasetIterator[tuple[Batch, BatchInfo]]:
   """An endless, deterministic, prefetched iterator of (batch, info).
 
   Batch number g holds positions g * batch_size and following of the mixture, whatever the number of
-  processes; process p has the p-th block of its rows. `get_state` is the number of the next batch, so a
-  restored iterator goes on with exactly the same batches; Orbax saves and restores it as it is.
+  processes; process p has the p-th block of its rows. With `config.packing` it holds the same examples in
+  fewer rows, of which the number may differ from batch to batch. `get_state` is the number of the next batch,
+  so a restored iterator goes on with exactly the same batches; Orbax saves and restores it as it is.
 
   Args:
     batch_size: examples of a batch over all processes.
     seed: of the run; together with `config.seed` it fixes the order.
     keys: whether batches name their tiles (`data.tile_keys`), for a cache of features.
+    multiple: the rows of all processes of a packed batch are one of its multiples: the shards of a mesh times
+      the microbatches of a step.
     on_note: called with what the user should know of each source; None for a `types.Note`.
 
   Raises:
@@ -161,7 +173,8 @@ def training_stream(
   mixed.say_pictures(on_note)
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
   read_good(mixed, [0], processor, config.lengths[-1], skip=config.bad_rows == "skip")
-  shares = {"process_index": process_index, "process_count": process_count, "keys": keys}
+  shares = {"process_index": process_index, "process_count": process_count}
+  shares |= {"keys": keys, "multiple": multiple}
   return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
@@ -173,20 +186,22 @@ def validation_batches(
   process_index: int = 0,
   process_count: int = 1,
   keys: bool = False,
+  multiple: int = 1,
   on_note: Callable[[str], None] | None = None,
 ) -> Iterable[tuple[Batch, BatchInfo]] | None:
   """The held-out stream: the same batches at every pass, in order; None where none is configured.
 
   It ends as `validation_mixture` says; the last batch is filled with rows of `example_mask_B` false. Batches
-  of up to 256 MB in all are kept after the first pass; they are not to be written to. `keys` and
-  `on_note` as in `training_stream`.
+  of up to 256 MB in all are kept after the first pass; they are not to be written to. `keys`, `multiple`
+  and `on_note` as in `training_stream`.
   """
   config = suited(config, processor)
   mixed = validation_mixture(config)
   if mixed is None:
     return None
   mixed.say_pictures(on_note)
-  shares = {"process_index": process_index, "process_count": process_count, "keys": keys}
+  shares = {"process_index": process_index, "process_count": process_count}
+  shares |= {"keys": keys, "multiple": multiple}
   return Kept(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
@@ -226,6 +241,7 @@ class BatchSequence:
     process_index: int = 0,
     process_count: int = 1,
     keys: bool = False,
+    multiple: int = 1,
   ):
     if batch_size < 1 or batch_size % process_count:
       raise UserError(
@@ -234,6 +250,7 @@ class BatchSequence:
     self._mixed, self._config, self._processor = mixed, config, processor
     self._batch_size, self._rows = batch_size, batch_size // process_count
     self._process_index, self._keys = process_index, keys
+    self._multiple = max(1, multiple // process_count)
 
   def __len__(self) -> int:
     count = self._mixed.count
@@ -254,16 +271,20 @@ class BatchSequence:
       encoded = [
         with_keys(e, again=self._mixed.again(s.source)) for e, s in zip(encoded, samples, strict=True)
       ]
-    bucket = self._bucket(encoded)
+    rows, bucket, _ = batch_rows(encoded, self._config, self._processor, self._multiple)
     batch = batches.collate(
-      encoded,
-      **bucket._asdict(),
+      rows,
+      length=bucket.length,
+      tiles=bucket.tiles,
+      targets=bucket.targets,
       pad_id=self._processor.pad_id,
-      batch_size=self._rows,
+      batch_size=bucket.rows or self._rows,
       normal=self._processor.normal,
+      packed=self._config.packing,
     )
     info = BatchInfo(
       bucket=bucket,
+      rows=bucket.rows or self._rows,
       samples=len(encoded),
       tokens=sum(len(e.tokens) for e in encoded),
       targets=sum(int(np.count_nonzero(e.loss_mask)) for e in encoded),
@@ -277,11 +298,23 @@ class BatchSequence:
     )
     return batch, info
 
-  def _bucket(self, encoded: Sequence[Encoded]) -> batches.Bucket:
-    config = self._config
-    if not encoded:
-      return batches.Bucket(config.lengths[0], 0, config.targets)
-    return batches.bucket_of(encoded, lengths=config.lengths, tiles=config.tiles, targets=config.targets)
+
+def batch_rows(
+  encoded: Sequence[Encoded], config: DataConfig, processor: Processor, multiple: int = 1
+) -> tuple[Sequence[Encoded], batches.Bucket, tuple[tuple[int, ...], ...]]:
+  """The rows of a batch of these examples, packed where the config says so; its bucket; and, of each row that
+  is not empty, the numbers of its examples.
+
+  Raises:
+    UserError: an example is larger than the largest bucket.
+  """
+  sizes = {"lengths": config.lengths, "tiles": config.tiles, "targets": config.targets}
+  if not encoded:
+    return [], batches.Bucket(config.lengths[0], 0, config.targets, multiple if config.packing else 0), ()
+  if not config.packing:
+    return encoded, batches.bucket_of(encoded, **sizes), tuple((i,) for i in range(len(encoded)))
+  of_tile = processor.layout.tokens_per_tile
+  return batches.packed_of(encoded, **sizes, tokens_per_tile=of_tile, multiple=multiple)
 
 
 def _check(config: DataConfig) -> None:

@@ -107,18 +107,21 @@ class Decoder(nnx.Module):
     x_BTD: jax.Array,
     valid_BT: jax.Array,
     mask_ar_BT: jax.Array | None = None,
+    segment_BT: jax.Array | None = None,
     *,
     layers: Iterable[int] = (),
     attention: Iterable[int] = (),
   ) -> DecoderOutput:
     """Reads embedded tokens, and keeps the layers and attention probabilities that are asked for.
 
+    `segment_BT`: which sequence of its row a position belongs to (`core.masks`); None where a row is one.
+
     Raises:
       UserError: a layer that is not there.
     """
     streams = layer_numbers(layers, self.config.depth, "decoder")
     attended = layer_numbers(attention, self.config.depth, "decoder's attention", first=1)
-    masks, angles = self.context(valid_BT, mask_ar_BT)
+    masks, angles = self.context(valid_BT, mask_ar_BT, segment_BT)
     out = self.stack.read(x_BTD, masks, angles, layers=streams.values(), attention=attended.values())
     return DecoderOutput(
       hidden_BTD=self.norm(out.x_BTD),
@@ -127,11 +130,12 @@ class Decoder(nnx.Module):
     )
 
   def context(
-    self, valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None
+    self, valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None, segment_BT: jax.Array | None = None
   ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, jax.Array]]:
     """What the blocks read beside the residual stream: masks (B, T, T), one a block, and rotary angles."""
-    places_BT = positions(valid_BT)
-    masks = self._masks(attention_mask(valid_BT, mask_ar_BT), places_BT, places_BT, mask_ar_BT)
+    places_BT = positions(valid_BT, segment_BT)
+    mask_BTT = attention_mask(valid_BT, mask_ar_BT, segment_BT)
+    masks = self._masks(mask_BTT, places_BT, places_BT, mask_ar_BT, segment_BT)
     return masks, self._angles(places_BT)
 
   def init_cache(self, batch: int, length: int) -> KVCache:
@@ -165,12 +169,12 @@ class Decoder(nnx.Module):
     cap = self.config.softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-  def _masks(self, mask_BTS, queries_BT, keys_BS, mask_ar_BT) -> tuple[jax.Array, ...]:
+  def _masks(self, mask_BTS, queries_BT, keys_BS, mask_ar_BT, segment_BT=None) -> tuple[jax.Array, ...]:
     """One mask a layer; layers of one window share theirs."""
     windows = self.config.windows or (0,) * self.config.depth
     by_size = {0: mask_BTS}
     for size in set(windows) - {0}:
-      by_size[size] = windowed(mask_BTS, queries_BT, keys_BS, size, mask_ar_BT)
+      by_size[size] = windowed(mask_BTS, queries_BT, keys_BS, size, mask_ar_BT, segment_BT)
     return tuple(by_size[size] for size in windows)
 
   def _angles(self, places_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -96,6 +96,7 @@ class Vlm(nnx.Module):
       self._with_images(batch, seen.image),
       batch.valid_BT,
       self._mask_ar(batch),
+      batch.segment_BT,
       layers=wants.decoder_layers,
       attention=wants.attention,
     )

@@ -41,6 +41,8 @@ class Encoded:
     images: how many tiles each image became.
     extra: arrays that go into `Batch.extra` by their names; the example's dense targets among them.
     prefix: how many leading tokens all see each other; 0 for a causal model.
+    parts: of several conversations in one row (`data.packing`) the tokens and the `prefix` of each, in order;
+      empty for one conversation.
   """
 
   tokens: np.ndarray
@@ -54,6 +56,7 @@ class Encoded:
   source: str = ""
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
   prefix: int = 0
+  parts: tuple[tuple[int, int], ...] = ()
   normal: PixelTable | None = None
 
   @property

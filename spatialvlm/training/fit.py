@@ -170,7 +170,7 @@ class _Loop:
       scale=config.train.accumulation,
     )
     self.loss_programs = step_lib.Programs(parts.loss_step, parts.mesh, donate=False, out_shardings=None)
-    # (step, figures on the devices, ids) of steps whose figures were not fetched yet
+    # (step, figures on the devices, shares of the rows, ids) of steps whose figures were not fetched yet
     self.pending: collections.deque = collections.deque()
     self.clock = _Clock()
     # The loss or score of the step at hand that tells the best.
@@ -214,7 +214,7 @@ class _Loop:
     if fresh:
       self.announce(program, info)
     self.state, figures = program.run(self.state, self.parts.frozen, on_device)
-    self.pending.append((step + 1, figures, info.ids))
+    self.pending.append((step + 1, figures, info.fill, info.ids))
     self.memory.count(info)
     self.clock.count(info.samples, info.tokens, program.flops + flops)
     if len(self.pending) > AHEAD:
@@ -246,11 +246,11 @@ class _Loop:
 
   def announce(self, program: step_lib.Program, info) -> None:
     self.clock.pause(program.seconds)
-    bucket = "x".join(map(str, info.bucket))
+    said = batch_lib.bucket_says(bool(info.bucket.rows))
     limit = (self.parts.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
     of = f" of {scaled(limit, 1024)}iB" if limit else ""
     self.screen.say(
-      f"compiled the step for bucket {bucket} (tokens x tiles x targets) in {program.seconds:.1f} s: "
+      f"compiled the step for bucket {info.bucket} ({said}) in {program.seconds:.1f} s: "
       f"{scaled(program.flops)}FLOP, {scaled(program.bytes, 1024)}iB{of} per device"
     )
 
@@ -260,8 +260,8 @@ class _Loop:
     Raises:
       UserError: one of them has a loss or gradient that is not finite.
     """
-    for step, figures, ids in self.pending:
-      row = {name: float(value) for name, value in jax.device_get(figures).items()}
+    for step, figures, fill, ids in self.pending:
+      row = {name: float(value) for name, value in jax.device_get(figures).items()} | fill
       if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
         self.pending.clear()
         kept = self.checkpoints.latest

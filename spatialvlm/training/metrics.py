@@ -131,6 +131,7 @@ class Screen:
         f"lr {row['learning_rate']:.2e}",
         f"{row['samples_per_second']:.1f} samples/s",
         f"{row['tokens_per_second']:.0f} tokens/s",
+        f"fill {row['fill']:.0%}",
         f"{scaled(row['flops_per_second'])}FLOP/s",
       ]
     )

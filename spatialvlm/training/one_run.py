@@ -66,7 +66,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   steps_phases = make_phases(config, terms)
   check_data(config, terms)
   notes: list[str] = []
-  streams = open_streams(config, processor, notes.append)
+  streams = open_streams(config, processor, notes.append, shards=shards_of(mesh))
   model = build_model(config, mesh)
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
@@ -146,22 +146,29 @@ def say(text: str) -> None:
 
 
 def open_streams(
-  config: RunConfig, processor: Processor, on_note: Callable[[str], None]
+  config: RunConfig, processor: Processor, on_note: Callable[[str], None], shards: int = 1
 ) -> tuple[Iterator, Iterable | None]:
-  """This process's share of the training stream and of the validation batches."""
+  """This process's share of the training stream and of the validation batches, for so many shards."""
   share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_note": on_note}
   share["keys"] = True  # of tiles, for what may be kept of them
   size = config.train.batch_size
   read = phases.examples_read(phases.make_phases(config.phases), size)
-  training = pipeline.training_stream(config.data, processor, read, seed=config.seed, **share)
-  return training, pipeline.validation_batches(config.data, processor, size, **share)
+  rows = shards * config.train.accumulation
+  training = pipeline.training_stream(config.data, processor, read, seed=config.seed, multiple=rows, **share)
+  return training, pipeline.validation_batches(config.data, processor, size, multiple=shards, **share)
 
 
 def make_phases(config: RunConfig, terms: objectives.Terms) -> tuple[phases.Phase, ...]:
-  """Raises a UserError where a phase does not go with the objectives."""
+  """Raises a UserError where a phase does not go with the objectives, or with packed rows."""
   made = phases.make_phases(config.phases)
   for phase in made:
     phase.check(terms)
+    if config.data.packing and not phase.packing:
+      kind = config.phases[phase.where.rpartition(".")[2]].kind
+      raise UserError(
+        f"{phase.where}: a phase of kind {kind!r} takes a row for an example, and with data.packing a row"
+        " holds several; set data.packing=false, or leave the phase out"
+      )
   return made
 
 
@@ -223,9 +230,14 @@ def check(config: RunConfig) -> None:
   make_phases(config, objectives.make_objectives(config.losses))
 
 
+def shards_of(mesh: jax.sharding.Mesh) -> int:
+  """Into how many parts the rows of a batch are cut."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
   """Every microbatch must fill every shard of the batch."""
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = shards_of(mesh)
   size, parts = config.train.batch_size, config.train.accumulation
   read = phases.examples_read(phases.make_phases(config.phases), size)
   if read % (shards * parts) and not size % (shards * parts):

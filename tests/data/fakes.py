@@ -22,6 +22,7 @@ class FakeEncoded:
   images: tuple[int, ...] = (1,)
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
   prefix: int = 0
+  parts: tuple[tuple[int, int], ...] = ()
   normal: PixelTable | None = None
 
 

@@ -102,7 +102,7 @@ def test_info_counts_what_the_batch_holds():
   assert info.sources == {"a": 3, "b": 1} and info.tasks == {"t": 4} and info.samples == 4
   assert info.epoch == {"a": pytest.approx(0.3)}
   assert info.tokens == batch.valid_BT.sum() and info.targets == (batch.target_index_BK >= 0).sum()
-  assert info.bucket == (batch.tokens_BT.shape[1], 1, batch.target_index_BK.shape[1])
+  assert info.bucket == (batch.tokens_BT.shape[1], 1, batch.target_index_BK.shape[1], 0)
   assert info.tiles == (batch.image_slot_BT.max(1) >= 0).sum()
   assert info.ids[3] == "b[1] (b1)"
 

@@ -43,9 +43,11 @@ class Phase:
   Attributes:
     settings: as `config.phases` gives them, of the class `Settings`.
     where: `config.phases.NAME`, for messages.
+    packing: whether it may be given packed rows, which hold several examples each (`data.packing`).
   """
 
   Settings: ClassVar[type]
+  packing: ClassVar[bool] = False
 
   def __init__(self, settings: Any, where: str = "config.phases"):
     """Raises a UserError for settings that cannot work."""
