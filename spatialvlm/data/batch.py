@@ -110,35 +110,36 @@ def collate(
   targets: int,
   pad_id: int,
   batch_size: int,
+  rows: int = 0,
   normal: PixelTable | None = None,
-  packed: bool = False,
 ) -> Batch:
   """A batch whose tiles stand in order beside their samples: N = B * I, `tile_index_BI` None.
 
   Args:
-    encoded: at most `batch_size` examples, or packed rows of several, each of which fits the bucket; rows
-      beyond them are padding with `example_mask_B` false and a single valid token.
+    encoded: at most `batch_size` examples, or packed rows of several (`packed_of`), each of which fits the
+      bucket; rows beyond them are padding with `example_mask_B` false and a single valid token.
     targets: K of `target_index_BK`; 0 leaves it None.
     tiles: I; 0 leaves the pixels out, for a caller that brings features and `tile_index_BI` itself.
     pad_id: token id at padding.
-    packed: whether rows are those of `packed_of`, so that the batch has a `segment_BT`.
+    rows: of a packed batch, in the place of `batch_size`; 0 for one that is not.
     normal: what the tiles' values stand for; None for what the examples say. A batch without any example
       needs it to be like those of other processes.
 
   Raises:
     UserError: an extra array that does not fit its axis, or differs within the batch in more than its length.
   """
-  rows = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
-  if not packed:
-    rows["segment_BT"] = None
-  rows["normal"] = normal or next((e.normal for e in encoded), None)
-  rows["extra"] = _extra(encoded, tiles=tiles, targets=targets, batch_size=batch_size)
+  batch_size = rows or batch_size
+  fields = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
+  if not rows:
+    fields["segment_BT"] = None
+  fields["normal"] = normal or next((e.normal for e in encoded), None)
+  fields["extra"] = _extra(encoded, tiles=tiles, targets=targets, batch_size=batch_size)
   if not tiles:
-    return Batch(**rows)
+    return Batch(**fields)
   starts = [i * tiles for i in range(len(encoded))]
   parts = [e.tiles for e in encoded]
   return Batch(
-    **rows,
+    **fields,
     pixels_NHWC=_scatter(parts, starts, batch_size * tiles, 0),
     pixel_mask_NHW=_pixel_masks(encoded, starts, batch_size * tiles),
   )

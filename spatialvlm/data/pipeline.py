@@ -274,13 +274,10 @@ class BatchSequence:
     rows, bucket, _ = batch_rows(encoded, self._config, self._processor, self._multiple)
     batch = batches.collate(
       rows,
-      length=bucket.length,
-      tiles=bucket.tiles,
-      targets=bucket.targets,
+      **bucket._asdict(),
       pad_id=self._processor.pad_id,
-      batch_size=bucket.rows or self._rows,
+      batch_size=self._rows,
       normal=self._processor.normal,
-      packed=self._config.packing,
     )
     info = BatchInfo(
       bucket=bucket,

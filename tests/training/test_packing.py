@@ -1,6 +1,5 @@
-"""Packed rows train as the conversations alone do: losses, gradients, meshes, microbatches, an interrupted run."""
+"""Packed rows train as the conversations alone do: losses, gradients, meshes, microbatches, and resumed."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -61,13 +60,12 @@ def both(config, multiple: int = 1):
   encoded = conversations(config)
   sizes = {"lengths": LENGTHS, "tiles": (1, 3), "targets": 4}
   bucket = batches.bucket_of(encoded, **sizes)
-  shape = {"pad_id": 2, "length": bucket.length, "tiles": bucket.tiles, "targets": bucket.targets}
-  alone = batches.collate(encoded, **shape, batch_size=len(encoded))
+  shape = {"pad_id": 2, "batch_size": len(encoded)}
+  alone = batches.collate(encoded, **bucket._asdict(), **shape)
   rows, bucket, _ = batches.packed_of(
     encoded, **sizes, tokens_per_tile=tokens_per_tile(config), multiple=multiple
   )
-  shape |= {"length": bucket.length, "tiles": bucket.tiles, "targets": bucket.targets}
-  return alone, batches.collate(rows, **shape, batch_size=bucket.rows, packed=True)
+  return alone, batches.collate(rows, **bucket._asdict(), **shape)
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "internvl", "paligemma", "paligemma2"])

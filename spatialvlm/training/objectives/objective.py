@@ -13,7 +13,8 @@
 of microbatch means is not the mean over tokens where answers differ in length. `weight` must depend on the
 batch alone, and is 0 for a batch that has nothing to say. `metrics` are further pairs (sum, weight) by name,
 averaged in the same way; of one that is called `rmse` or `..._rmse` the root of the mean is shown. All are
-float32.
+float32. A row of a batch may hold several conversations (`data.packing`): add up over targets, tokens or
+tiles, never over rows.
 
 An objective may not run a tower: it asks by `wants`, so that terms share one pass. Of the VLM itself it may
 use what is cheap, such as the vocabulary product of a few vectors.

@@ -4,6 +4,7 @@ A phase of `config.phases` is one class of `PHASES`, in a file of its own here:
 
     class Mine(Phase):
       Settings = MySettings            # frozen dataclass: what `config.phases.NAME.kwargs` may hold
+      packing = False                  # whether it may be given rows of several examples (`data.packing`)
       def reads(self, size): ...       # examples it must be given to give `size`
       def start(self, parts): ...      # -> prepare
 
