@@ -66,7 +66,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   steps_phases = make_phases(config, terms)
   check_data(config, terms)
   notes: list[str] = []
-  streams = open_streams(config, processor, notes.append, shards=shards_of(mesh))
+  streams = open_streams(config, processor, notes.append, shards_of(mesh))
   model = build_model(config, mesh)
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
