@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from spatialvlm.config import RunConfig
 from spatialvlm.data import batch as batch_lib
-from spatialvlm.data.pipeline import BatchInfo
 from spatialvlm.data.tile_keys import TILE_KEY
 from spatialvlm.training import guards
 from spatialvlm.training import step as step_lib
@@ -27,6 +26,7 @@ from spatialvlm.training.frozen_vision import FrozenVision
 from spatialvlm.training.metrics import SCORES, Metrics, Screen, scaled
 from spatialvlm.training.phases import Prepare
 from spatialvlm.training.state import Params, TrainState
+from spatialvlm.training.tally import Tally, of_all_processes
 from spatialvlm.types import Batch, UserError
 
 # Steps that the host may run ahead of the devices: enough to hide its own work, few batches in memory.
@@ -68,16 +68,16 @@ class Parts:
 
 
 @dataclasses.dataclass
-class Memory:
+class Memory(Tally):
   """What the loop remembers over an interruption, beside the state; it travels in the checkpoint as JSON.
+
+  The rows that were read are those of all processes, up to the last checkpoint.
 
   Attributes:
     window: figures of the steps since the last row of metrics.
     best: the best measurement (`TrainConfig.best`), and `best_step` where it was first seen.
     waited: measurements since then.
     stopped: early stopping has ended the run.
-    seen: by source, the rows that this process has read, and how many of them had no picture.
-    skipped: why rows were left out (`DataConfig.bad_rows`), by source[index].
   """
 
   window: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -85,14 +85,6 @@ class Memory:
   best_step: int | None = None
   waited: int = 0
   stopped: bool = False
-  seen: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-
-  def count(self, info: BatchInfo) -> None:
-    for name, rows in info.sources.items():
-      read, blind = self.seen.get(name, (0, 0))
-      self.seen[name] = [read + rows, blind + info.blind.get(name, 0)]
-    self.skipped.update(info.skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +164,8 @@ class _Loop:
     self.loss_programs = step_lib.Programs(parts.loss_step, parts.mesh, donate=False, out_shardings=None)
     # (step, figures on the devices, shares of the rows, ids) of steps whose figures were not fetched yet
     self.pending: collections.deque = collections.deque()
+    # what this process has read since the last save
+    self.tally = Tally()
     self.clock = _Clock()
     # The loss or score of the step at hand that tells the best.
     self.measured: float | None = None
@@ -215,7 +209,7 @@ class _Loop:
       self.announce(program, info)
     self.state, figures = program.run(self.state, self.parts.frozen, on_device)
     self.pending.append((step + 1, figures, info.fill, info.ids))
-    self.memory.count(info)
+    self.tally.count(info)
     self.clock.count(info.samples, info.tokens, program.flops + flops)
     if len(self.pending) > AHEAD:
       jax.block_until_ready(self.pending[-1 - AHEAD][1])
@@ -348,6 +342,8 @@ class _Loop:
     """Never saves a step whose loss was not seen to be finite."""
     started = time.perf_counter()
     self.fetch()
+    self.memory.add(of_all_processes(self.tally))
+    self.tally = Tally()
     self.checkpoints.save(self.state, self.parts.stream, dataclasses.asdict(self.memory), self.measured)
     self.clock.pause(time.perf_counter() - started)
 

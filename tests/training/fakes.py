@@ -93,8 +93,8 @@ class Stream:
     batch = Batch(tokens_BT=tokens[rows], valid_BT=valid, target_index_BK=index[rows])
     info = types.SimpleNamespace(
       sources={"fake": mine},
-      blind={},
-      skipped={},
+      blind={"fake": sum(i % 4 == 3 for i in range(self.size)[rows])},
+      skipped={f"fake[{number * self.size + i}]": "broken" for i in range(self.size)[rows] if i == 9},
       bucket=Bucket(LENGTH, 0, TARGETS),
       samples=len(batch.tokens_BT),
       tokens=batch.tokens_BT.size,

@@ -85,3 +85,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
   kept = Checkpoints(tmp_path / "two" / "checkpoints", keep=2)
   assert kept.steps == [2] and (tmp_path / "two" / "damaged_checkpoints" / "4").is_dir()
   assert int(kept.newest(step_lib.abstract(make_parts(config())[1]), fakes.Stream(16))[0].step) == 2
+  # Rows are counted over both.
+  memory = kept.memory(2)
+  assert memory["seen"] == {"fake": [2 * 16, 2 * 4]}
+  assert memory["skipped"] == {f"fake[{16 * step + 9}]": "broken" for step in range(2)}
