@@ -43,7 +43,7 @@ class ModelConfig:
       shuffle divide.
     connector: with `encoders`: the fresh connector, "linear" or "mlp" (two layers with a GELU between them),
       both behind a layer norm, or "smolvlm": SmolVLM's single layer without norm or bias. With that one a
-      SigLIP before a Llama or SmolLM2 is a SmolVLM, which transformers reads.
+      SigLIP before a Llama, SmolLM2, Qwen2 or Gemma is a SmolVLM, which transformers reads.
     connector_factor: with `encoders`: each square of so many by so many patches becomes one image token; 0
       for the model's own, of a language model by itself for about 8 x 8 tokens a tile.
     text_only: `path` must be a language model by itself; one that sees already is refused.

@@ -33,7 +33,7 @@ CONNECTORS: dict[str, dict[str, Any]] = {
 # Towers that SmolVLM's own files can hold, and language models that transformers computes within a SmolVLM
 # as by themselves (of Gemma 2 it leaves out the bound of the logits).
 _TOWERS = ("siglip", "smolvlm/vision", "idefics3/vision")
-_TEXTS = ("llama",)
+TEXTS = ("llama", "qwen2", "gemma")
 _VISION = "model.vision_model."
 
 
@@ -79,7 +79,7 @@ class Plan:
       self.base.text
       and self.connector == "smolvlm"
       and [part.family in _TOWERS for part in self.parts] == [True]
-      and text.get("model_type") in _TEXTS
+      and text.get("model_type") in TEXTS
     )
 
 

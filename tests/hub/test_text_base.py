@@ -89,6 +89,22 @@ def test_new_rows_are_drawn_like_the_old_ones(tmp_path, parts, kind):
   assert 0.6 < np.sqrt(np.mean(np.square(tokens))) / words < 1.6
 
 
+def test_a_smolvlms_tower_is_the_siglip_by_itself(parts, tmp_path):
+  """On tiles of another size than its own, for which the table of positions is resampled when it is written."""
+  whole = hub.assemble(
+    parts / "text", [parts / "siglip"], tmp_path / "new", size=16, connector="smolvlm", factor=2
+  )
+  config = json.loads((whole / "config.json").read_text())
+  assert config["model_type"] == "smolvlm" and config["vision_config"]["image_size"] == 16
+  pixels = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+  model, alone = hub.load_model(whole), hub.load_encoder(parts / "siglip")[0]
+  found, wanted = call(model.vision, pixels), call(alone, pixels)
+  np.testing.assert_allclose(found.patches_NPD, wanted.patches_NPD, atol=2e-5)
+  words = stored(parts / "text")["model.embed_tokens.weight"]
+  tokens = np.asarray(call(model, pixels, method="encode_images"))
+  assert tokens.shape == (2, 4, 24) and 0.6 < np.sqrt(np.mean(tokens**2) / np.mean(words**2)) < 1.6
+
+
 def test_tokens_of_a_tile(parts, tmp_path):
   """16 x 16 patches: joined 2 x 2 they are 64 tokens, 4 x 4 they are 16; by itself about 8 x 8."""
   for factor, tokens in ((2, 64), (4, 16), (0, 64)):
