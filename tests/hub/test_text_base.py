@@ -90,7 +90,7 @@ def test_new_rows_are_drawn_like_the_old_ones(tmp_path, parts, kind):
 
 
 def test_a_smolvlms_tower_is_the_siglip_by_itself(parts, tmp_path):
-  """On tiles of another size than its own, for which the table of positions is resampled when it is written."""
+  """On tiles of another size than its own, for which its table of positions is resampled."""
   whole = hub.assemble(
     parts / "text", [parts / "siglip"], tmp_path / "new", size=16, connector="smolvlm", factor=2
   )
