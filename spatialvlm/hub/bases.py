@@ -14,7 +14,7 @@ from spatialvlm.hub import contents, rules
 from spatialvlm.hub.load import read_config
 from spatialvlm.hub.resolve import read_entries, resolve, weight_files
 from spatialvlm.hub.tensors import DTYPES, Entry, Lazy
-from spatialvlm.models import texts
+from spatialvlm.models import language
 from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.registry import JOINED, family, family_of
 from spatialvlm.models.vlm import VlmConfig
@@ -64,7 +64,7 @@ class Base:
 
 def is_text(source: Mapping[str, Any]) -> bool:
   """Whether a config.json is that of a language model without images."""
-  return source.get("model_type") in texts.KINDS
+  return source.get("model_type") in language.CLASSES
 
 
 def check_text(name: str | Path, revision: str | None = None) -> None:
@@ -109,15 +109,16 @@ def _text(name: str, root: Path, source: Mapping[str, Any], weights: bool, seed:
   """A language model by itself, as the decoder of a SmolVLM."""
   tokenizer = smolvlm_files.grow(root)
   kind, where = source["model_type"], str(root / "config.json")
-  rows = texts.parse(source, (kind,), where).vocab_size
+  parsed = language.parse_config(source, dtype="float32", where=where)
+  rows = parsed.text.vocab_size
   if rows < tokenizer.known:
     raise UserError(
       f"{root}: the tokenizer has {tokenizer.known} ids, but config.json says vocab_size {rows}"
     )
-  entries = _decoder_entries(root) if weights else {}
+  entries = _decoder_entries(root, kind) if weights else {}
   ids = {"bos_token_id": tokenizer.ids[tokenizer.opening], "pad_token_id": tokenizer.ids[tokenizer.pad]}
   ids["eos_token_id"] = tokenizer.end_id
-  tied = _HEAD not in entries if weights else bool(source.get("tie_word_embeddings", _TIED[kind]))
+  tied = _HEAD not in entries if weights else parsed.tied
   text = {key: value for key, value in source.items() if key not in _UNUSED}
   text |= ids | {"vocab_size": max(rows, tokenizer.size), "tie_word_embeddings": tied}
   made = {
@@ -143,22 +144,11 @@ def _text(name: str, root: Path, source: Mapping[str, Any], weights: bool, seed:
 
 
 _EMBED, _HEAD = "model.text_model.embed_tokens.weight", "lm_head.weight"
-# What transformers' configuration classes take where config.json does not say it.
-_TIED = {"llama": False, "qwen2": False, "gemma": True, "gemma2": True}
 
 
-def _decoder_entries(root: Path) -> dict[str, Entry]:
+def _decoder_entries(root: Path, kind: str) -> dict[str, Entry]:
   """A language model's tensors by the names that they have in a SmolVLM."""
-  found, doubled = read_entries(weight_files(root))
-  entries: dict[str, Entry] = {}
-  for name, entry in found.items():
-    new = re.sub(r"^(model\.)?(embed_tokens|layers|norm)\.", r"model.text_model.\2.", name)
-    if new in entries:
-      doubled.append(name)
-    if not new.endswith(".rotary_emb.inv_freq"):
-      entries[new] = entry
-  _refuse_doubled(root, doubled)
-  return entries
+  return {re.sub(r"^model\.", "model.text_model.", name): e for name, e in entries_of(root, kind).items()}
 
 
 def _grown(entry: Entry, tokenizer: smolvlm_files.GrownTokenizer, seed: int) -> Lazy:
@@ -195,13 +185,9 @@ def entries_of(folder: Path, family_name: str) -> dict[str, Entry]:
     if canonical in found:
       doubled.append(name)
     found[canonical] = entry
-  _refuse_doubled(folder, doubled)
-  return found
-
-
-def _refuse_doubled(folder: Path, doubled: list[str]) -> None:
   if doubled:
     raise UserError(f"{folder}: tensors that stand there twice: {', '.join(sorted(doubled))}")
+  return found
 
 
 def lazy(entry: Entry) -> Lazy:
