@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -45,11 +45,26 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Deferred:
+  """A picture that is made when its pixels are needed, and not where what a model makes of it is known.
+
+  Attributes:
+    shape: of its pixels, (H, W, 3).
+    key: names its pixels: two of one key are equal to the last bit.
+    make: gives them, uint8 RGB, from any thread.
+  """
+
+  shape: tuple[int, int, int]
+  key: str
+  make: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Example:
   """One training conversation on the host.
 
   Attributes:
-    images: uint8 arrays (H, W, 3), RGB.
+    images: uint8 arrays (H, W, 3), RGB; `Deferred` only from a source that was asked for such.
     turns: the conversation. Where no prompt holds an `<image>` mark, all images stand before the first
       prompt, as SmolVLM was trained.
     files: names of the images' files, as far as the source knows them: empty, or as many as images.

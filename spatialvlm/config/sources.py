@@ -23,6 +23,9 @@ class ScenesConfig:
     seed: of the rendered worlds. Held-out worlds have another seed than trained ones.
     size: number of questions, 0 for no end.
     image_size: pixels of the square images.
+    pictures: number of pictures that the questions are about, again and again, so that what a frozen vision
+      tower makes of them is made once (`TrainConfig.cache_vision`); 0 for one to each question. Few pictures
+      are learned by heart: take thousands. For training alone.
   """
 
   kind: Literal["scenes"] = "scenes"
@@ -31,6 +34,7 @@ class ScenesConfig:
   seed: int = 0
   size: int = 0
   image_size: int = 96
+  pictures: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,7 @@ class SkillsConfig:
     size: number of conversations, 0 for no end.
     image_size: pixels of the square images.
     turns: questions asked about one image in one conversation.
+    pictures: number of pictures that the conversations are about, as of `ScenesConfig`; 0 for one to each.
   """
 
   kind: Literal["skills"] = "skills"
@@ -54,6 +59,7 @@ class SkillsConfig:
   size: int = 0
   image_size: int = 96
   turns: int = 1
+  pictures: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,14 +44,14 @@ RELATION = (
   "Considering the relative positions of the {a}{mark} and the {b} in the image provided, where is the {a} "
   "located with respect to the {b}?"
 )
-RELATION_MARK = " (annotated by the red box)"
+RELATION_MARK = " (annotated by the {A} box)"
 DEPTH = (
-  "Which object is closer to the camera taking this photo, the {a} (highlighted by a red box) or the {b} "
-  "(highlighted by a blue box)?"
+  "Which object is closer to the camera taking this photo, the {a} (highlighted by a {A} box) or the {b} "
+  "(highlighted by a {B} box)?"
 )
 DISTANCE = (
   "Estimate the real-world distances between objects in this image. Which object is closer to the {r} "
-  "(highlighted by a red box), the {a} (highlighted by a blue box) or the {b} (highlighted by a green box)?"
+  "(highlighted by a {R} box), the {a} (highlighted by a {A} box) or the {b} (highlighted by a {B} box)?"
 )
 
 _SHAPES, _COLORS = len(world.SHAPES), len(world.COLORS)
@@ -119,13 +119,7 @@ class SceneQuestions(Sequence[Question]):
     size: int = 0,
     shuffle_options: bool = False,
   ):
-    weights = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(kinds, 1.0)
-    weights = weights or dict.fromkeys(KINDS, 1.0)
-    for kind, weight in weights.items():
-      if kind not in KINDS:
-        raise UserError(f"scenes: kind of question {kind!r} is unknown; {nearest(kind, KINDS)}")
-      if not weight > 0:
-        raise UserError(f"scenes: kind {kind!r} has weight {weight}; give it a positive one or leave it out")
+    weights = checked_kinds(kinds)
     if size < 0:
       raise UserError(f"scenes: a size of {size} questions; 0 means endless")
     world.check(seed, image_size)
@@ -150,7 +144,7 @@ class SceneQuestions(Sequence[Question]):
       raise IndexError(index)
     place = self._mixture[index]
     kind = self._mixture.names[place.source]
-    wish = self._count(place.index) if kind == "Count" else self._objects(kind, place.index)
+    wish = count_wish(self.seed, place.index) if kind == "Count" else self._objects(kind, place.index)
     rng = self._rng(kind, _ONE, place.index)
     found = self._find(kind, wish, index // pools.SCENES, rng)
     with self._lock:
@@ -159,7 +153,7 @@ class SceneQuestions(Sequence[Question]):
     return self._compose(index, kind, wish, found, rng)
 
   def _rng(self, kind: str, purpose: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[self.seed * 16 + _TAGS[kind] * 4 + purpose, number]))
+    return _rng(self.seed, kind, purpose, number)
 
   def _objects(self, kind: str, number: int) -> _Wish:
     """Groups of two: one text, both answers, one combination of the rules' agreements."""
@@ -189,26 +183,9 @@ class SceneQuestions(Sequence[Question]):
       marked=bool(marked),
     )
 
-  def _count(self, number: int) -> _Wish:
-    """Groups of as many questions as there are options: one text, each option right once."""
-    unit, rest = divmod(number, sum(OPTION_COUNTS))
-    turn = 0
-    while rest >= OPTION_COUNTS[turn]:
-      rest -= OPTION_COUNTS[turn]
-      turn += 1
-    options = OPTION_COUNTS[turn]
-    rng = self._rng("Count", _GROUP, unit * len(OPTION_COUNTS) + turn)
-    shape, color = int(rng.integers(_SHAPES)), int(rng.integers(_COLORS))
-    colored = bool(rng.random() < 0.4)
-    lowest = int(rng.integers((MOST_COLORED if colored else MOST) + 2 - options))
-    numbers = tuple(int(n) for n in lowest + rng.permutation(options))
-    answer = int(rng.permutation(options)[rest])
-    name = (shape, color if colored else None)
-    return _Wish((numbers[answer], int(colored), shape), (2,), answer, (name,), numbers)
-
   def _find(self, kind: str, wish: _Wish, first: int, rng: np.random.Generator) -> _Found:
     """A candidate of the first pool that holds what is wished for, or else of the first that holds less."""
-    size = POOL_SIZE if self.image_size > LARGEST_POOL else self.image_size
+    size = pool_size(self.image_size)
     for length in (len(wish.digits), *wish.relaxed):
       for attempt in range(ATTEMPTS):
         source = pools.get(self.seed, (first + attempt) % (2**32 // pools.SCENES), size)
@@ -239,8 +216,7 @@ class SceneQuestions(Sequence[Question]):
       source_filename=f"scene_{self.seed}_{number:08d}",
     )
     if kind == "Count":
-      x, color = world.PLURALS[world.SHAPES[found.roles[0]]], wish.names[0][1]
-      text = COUNT.format(x=x if color is None else f"{world.COLORS[color]} {x}")
+      text = count_text(int(found.roles[0]), wish.names[0][1])
       return _question(shared, "2D", text, [str(n) for n in wish.numbers]), depth
     shapes = picture.layout.scene.shape[scene]
     names = [f"{world.COLORS[colors[o]]} {world.SHAPES[shapes[o]]}" for o in found.roles]
@@ -252,7 +228,7 @@ class SceneQuestions(Sequence[Question]):
     shared |= dict(
       target_class=names[0], target_size=int(picture.rendering.visible[scene, target]), bbox=tuple(boxes)
     )
-    text, choices = _object_text(kind, wish, names)
+    text, choices = object_text(kind, names, BOX_ORDER[kind], wish.axis, wish.marked)
     swapped = wish.answer != wish.digits[kind == "Relation"]
     question = _question(
       shared, "2D" if kind == "Relation" else "3D", text, choices[::-1] if swapped else choices
@@ -260,13 +236,70 @@ class SceneQuestions(Sequence[Question]):
     return question, depth
 
 
-def _object_text(kind: str, wish: _Wish, names: Sequence[str]) -> tuple[str, list[str]]:
+def checked_kinds(kinds: Mapping[str, float] | Iterable[str]) -> dict[str, float]:
+  """Kinds with their weights; all four alike where none is named.
+
+  Raises:
+    UserError: an unknown kind, or a weight that is not positive.
+  """
+  weights = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(kinds, 1.0)
+  for kind, weight in weights.items():
+    if kind not in KINDS:
+      raise UserError(f"scenes: kind of question {kind!r} is unknown; {nearest(kind, KINDS)}")
+    if not weight > 0:
+      raise UserError(f"scenes: kind {kind!r} has weight {weight}; give it a positive one or leave it out")
+  return weights or dict.fromkeys(KINDS, 1.0)
+
+
+def pool_size(image_size: int) -> int:
+  """Pixels at which scenes are looked through for a question whose picture has `image_size`."""
+  return POOL_SIZE if image_size > LARGEST_POOL else image_size
+
+
+def _rng(seed: int, kind: str, purpose: int, number: int) -> np.random.Generator:
+  return np.random.Generator(np.random.Philox(key=[seed * 16 + _TAGS[kind] * 4 + purpose, number]))
+
+
+def count_wish(seed: int, number: int) -> _Wish:
+  """Count's question `number`: groups of as many as there are options, one text, each option right once."""
+  unit, rest = divmod(number, sum(OPTION_COUNTS))
+  turn = 0
+  while rest >= OPTION_COUNTS[turn]:
+    rest -= OPTION_COUNTS[turn]
+    turn += 1
+  options = OPTION_COUNTS[turn]
+  rng = _rng(seed, "Count", _GROUP, unit * len(OPTION_COUNTS) + turn)
+  shape, color = int(rng.integers(_SHAPES)), int(rng.integers(_COLORS))
+  colored = bool(rng.random() < 0.4)
+  lowest = int(rng.integers((MOST_COLORED if colored else MOST) + 2 - options))
+  numbers = tuple(int(n) for n in lowest + rng.permutation(options))
+  answer = int(rng.permutation(options)[rest])
+  name = (shape, color if colored else None)
+  return _Wish((numbers[answer], int(colored), shape), (2,), answer, (name,), numbers)
+
+
+def object_text(
+  kind: str, names: Sequence[str], boxes: Sequence[str], axis: int = 0, marked: bool = False
+) -> tuple[str, list[str]]:
+  """Text and choices, in the order of mention, of a question about the objects of these names.
+
+  Args:
+    boxes: the colours drawn around them, in the same order; of Relation the first alone is read.
+    axis: of Relation, index into AXES; marked: whether it says which box is around the first.
+  """
   if kind == "Relation":
-    mark = RELATION_MARK if wish.marked else ""
-    return RELATION.format(a=names[0], b=names[1], mark=mark), list(AXES[wish.axis])
+    mark = RELATION_MARK.format(A=boxes[0]) if marked else ""
+    return RELATION.format(a=names[0], b=names[1], mark=mark), list(AXES[axis])
   if kind == "Depth":
-    return DEPTH.format(a=names[0], b=names[1]), list(names)
-  return DISTANCE.format(r=names[0], a=names[1], b=names[2]), list(names[1:])
+    return DEPTH.format(a=names[0], b=names[1], A=boxes[0], B=boxes[1]), list(names)
+  (r, a, b), (R, A, B) = names, boxes
+  return DISTANCE.format(r=r, a=a, b=b, R=R, A=A, B=B), list(names[1:])
+
+
+def count_text(shape: int, color: int | None) -> str:
+  """The question of how many things of a shape (index into SHAPES), and of a colour, are there."""
+  x = world.PLURALS[world.SHAPES[shape]]
+  return COUNT.format(x=x if color is None else f"{world.COLORS[color]} {x}")
 
 
 def _question(shared: dict, type_: str, text: str, choices: Sequence[str]) -> Question:

@@ -21,6 +21,7 @@ from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS
 from spatialvlm.types import LETTERS, Example, Turn, UserError, choice_prompt
 from spatialvlm.worlds import world
+from spatialvlm.worlds.rounds import Rounds
 
 NAMES = tuple(f"{c} {s}" for c in world.COLORS for s in world.SHAPES)
 BOXES = tuple(world.BOX_COLORS)
@@ -196,9 +197,11 @@ class SceneSkills:
     image_size: pixels of the square images.
     turns: size of a conversation, in questions of ordinary length; long questions count more than once.
     size: number of examples, 0 for as many as there are scenes.
+    pictures: how many scenes they are about, all in turn, each time in another order; 0 for one to each.
 
   Raises:
-    UserError: an unknown skill, a weight that is not positive, or a conversation without turns.
+    UserError: an unknown skill, a weight that is not positive, a conversation without turns, or fewer than no
+      pictures.
   """
 
   def __init__(
@@ -208,6 +211,7 @@ class SceneSkills:
     image_size: int = 96,
     turns: int = 1,
     size: int = 0,
+    pictures: int = 0,
   ):
     tasks = dict(tasks or DEFAULT_TASKS)
     for name, weight in tasks.items():
@@ -218,6 +222,7 @@ class SceneSkills:
     if turns < 1:
       raise UserError(f"skills: a conversation of {turns} turns; ask for one at least")
     self.seed, self.image_size, self.turns, self.size = seed, image_size, turns, size
+    self.pictures, self._rounds = pictures, Rounds(seed, pictures)
     self.skills = tuple(tasks)
     self._shares = np.array(list(tasks.values())) / sum(tasks.values())
 
@@ -234,12 +239,15 @@ class SceneSkills:
         raise IndexError(i)
     if self.skills == ("letters",):
       return [self._example(i, None) for i in indices]
-    frames = world.frames(self.seed, indices, self.image_size)
+    frames = world.frames(self.seed, [self._rounds.number(i) for i in indices], self.image_size)
     return [self._example(i, frame) for i, frame in zip(indices, frames, strict=True)]
 
   def _example(self, index: int, frame: world.Frame | None) -> Example:
-    rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+    number = self._rounds.number(index)
+    rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
     picture = None if frame is None else _show(frame, rng)
+    if number != index:  # a further round about the same picture
+      rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
     turns, tasks = self._conversation(picture, rng)
     return Example(
       images=() if picture is None else (picture.image,),

@@ -9,4 +9,6 @@ from spatialvlm.worlds.skills import SceneSkills
 
 def examples(config: SkillsConfig, *, defer: bool = False) -> Source:
   tasks = dict(sorted(config.tasks.items()))  # equal configs draw alike, in whatever order they name skills
-  return SceneSkills(config.seed, tasks, config.image_size, config.turns, config.size)
+  return SceneSkills(
+    config.seed, tasks, config.image_size, config.turns, config.size, pictures=config.pictures
+  )
