@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from spatialvlm import hub, peft
 from spatialvlm.config import ModelConfig
 from spatialvlm.hub import contents
-from spatialvlm.hub.resolve import quantised, read_json
+from spatialvlm.hub.foreign import quantised
+from spatialvlm.hub.resolve import read_json
 from spatialvlm.models.execution import Execution, apply
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import UserError
@@ -155,7 +156,8 @@ def _base(model: ModelConfig, folder: Path) -> ModelConfig:
     found = hub.resolve(base, revision)
   except UserError as error:
     raise UserError(f"{model.path}: an adapter whose base is not found ({error}); {way_out}") from error
-  if kind := quantised(contents.model_json(found)):
+  contents.model_json(found)  # what is no model is said to be none
+  if kind := quantised(found):
     raise UserError(
       f"{model.path}: an adapter whose base, {base}, is quantised ({kind}), which is not supported; give "
       f"the model that it was made from as config.model.path, and {model.path} as config.adapter"

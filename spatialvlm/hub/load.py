@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from spatialvlm.config import check_dtype
 from spatialvlm.core.axes import create_sharded, sharding_of
-from spatialvlm.hub import contents, rules
+from spatialvlm.hub import contents, foreign, rules
 from spatialvlm.hub.resolve import read_entries, resolve, weight_files
 from spatialvlm.hub.tensors import DTYPES, Entry
 from spatialvlm.models import registry
@@ -102,6 +102,8 @@ def _filled(
   mesh: Mesh | None,
 ) -> Model:
   """A model with the tensors of a folder's files in their places."""
+  if kind := foreign.quantised_tensors(entries):
+    raise UserError(foreign.refusal(folder, kind))
   graphdef, abstract = nnx.split(nnx.eval_shape(build))
   variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(abstract)}
   shapes = {name: tuple(v.shape) for name, (_, v) in variables.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialvlm import config, shipped
+from spatialvlm.hub import foreign
 from spatialvlm.hub.tensors import Entry, read_header
 from spatialvlm.types import UserError
 
@@ -89,11 +90,8 @@ def weight_files(folder: Path) -> list[Path]:
   Raises:
     UserError: there are none, only files of other formats, shards are missing, or the weights are quantised.
   """
-  if (folder / "config.json").is_file() and (kind := quantised(read_json(folder / "config.json"))):
-    raise UserError(
-      f"{folder}: its weights are quantised ({kind}), which is not supported here; name the model that they "
-      "were made from, or write it out in full by transformers' dequantize() and save_pretrained()"
-    )
+  if kind := foreign.quantised(folder):
+    raise UserError(foreign.refusal(folder, kind))
   single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
   if single.is_file():
     return [single]
@@ -114,23 +112,13 @@ def weight_files(folder: Path) -> list[Path]:
     )
   others = sorted(file.name for pattern in ("*.safetensors", "*.gguf") for file in folder.glob(pattern))
   hint = f"; what lies there has other names: {', '.join(others[:4])}" if others else ""
+  hint += foreign.other_format(folder)
   if folder.parent.name == "snapshots":  # of the hub, from which pickles are never fetched
     hint += (
       "; if its repository holds pickles alone, download a revision that has safetensors (often refs/pr/N),"
       " or convert it with transformers' save_pretrained, and pass that folder"
     )
   raise UserError(f"{folder}: no weights (neither model.safetensors nor model.safetensors.index.json){hint}")
-
-
-def quantised(source: Mapping[str, Any]) -> str:
-  """How the weights are quantised, as a config.json says: such as "gptq, 4 bits"; "" where they are not."""
-  for part in (source, *(value for key, value in source.items() if key.endswith("_config"))):
-    said = part.get("quantization_config") if isinstance(part, Mapping) else None
-    if isinstance(said, Mapping) and said:
-      method = said.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in said else "method not named")
-      bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
-      return f"{method}, {bits} bits" if bits else str(method)
-  return ""
 
 
 def read_entries(files: list[Path]) -> tuple[dict[str, Entry], list[str]]:

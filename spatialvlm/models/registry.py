@@ -139,6 +139,11 @@ def encoder_config(source: Mapping[str, Any], *, dtype: str, where: str) -> Enco
   family = _encoder_of(source)
   if family is None:
     known = sorted({name.removesuffix("-swiglu") for name in ENCODERS} | set(_WITH_SIGHT))
+    if "model_type" not in source and "architecture" in source:
+      raise UserError(
+        f"{where}: a model of timm ({source['architecture']}), which is not read; name the same weights as"
+        f" transformers has them; supported: {', '.join(known)}"
+      )
     raise UserError(
       f"{where}: unknown encoder {source.get('model_type')!r}; supported: {', '.join(known)} (of a"
       " vision-language model its vision tower)"

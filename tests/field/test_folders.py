@@ -187,6 +187,53 @@ def test_quantised_weights_of_other_libraries(folder, said, kind):
     loading.find(ModelConfig(str(adapter)))
 
 
+@pytest.mark.parametrize(
+  ("file", "said", "kind"),
+  [
+    ("quantize_config.json", {"bits": 4}, "gptq"),
+    ("quant_config.json", {"w_bit": 4}, "awq"),
+    ("config.json", {"quantization": {"group_size": 64, "bits": 4}}, "mlx, 4 bits"),
+  ],
+)
+def test_quantised_weights_that_another_place_tells_of(folder, file, said, kind):
+  there = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+  (folder / file).write_text(json.dumps(there | said))
+  with pytest.raises(UserError, match=rf"its weights are quantised \({kind}\).*they were made from"):
+    hub.load_model(folder)
+
+
+@pytest.mark.parametrize(
+  ("tensor", "kind"),
+  [
+    ("qweight", "gptq or awq"),
+    ("weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
+    ("weight_scale", "compressed-tensors or fp8"),
+    ("scales", "mlx"),
+  ],
+)
+def test_quantised_weights_that_only_their_tensors_tell_of(folder, tensor, kind):
+  name = f"model.text_model.layers.0.self_attn.q_proj.{tensor}"
+  write(folder / "model.safetensors", stored(folder) | {name: np.zeros(3, np.float32)})
+  with pytest.raises(UserError, match=rf"its weights are quantised \({kind}\)") as error:
+    hub.load_model(folder)
+  assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(("file", "kind"), [("onnx/model.onnx", "ONNX"), ("flax_model.msgpack", "Flax")])
+def test_weights_of_another_format_are_named(folder, file, kind):
+  (folder / "model.safetensors").unlink()
+  (folder / file).parent.mkdir(exist_ok=True)
+  (folder / file).write_bytes(b"x")
+  with pytest.raises(UserError, match=rf"no weights .*it holds {kind} \({file}\).*it was made from"):
+    hub.load_model(folder)
+
+
+def test_an_encoder_of_timm_is_named(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_dinov2"}))
+  with pytest.raises(UserError, match=r"a model of timm \(vit_small_patch14_dinov2\).*dinov2"):
+    hub.load_encoder(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["default", "my-adapter"])
 def test_adapter_tensors_with_the_adapters_name_in_them(tmp_path, name):
   adapter = write_adapter(tmp_path / "a")
