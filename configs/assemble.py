@@ -101,7 +101,6 @@ def _small(model: ModelConfig, target: str, words: bool) -> RunConfig:
     words,
     pixels=384,
     questions=2000,
-    optim=OptimConfig("adamw", learning_rate=1e-3, warmup_steps=100, weight_decay=0.01),
     train=TrainConfig(steps=4000, batch_size=32, log_every=20, validate_every=500, checkpoint_every=500),
     steps=8000,
   )
@@ -115,7 +114,6 @@ def _tiny(model: ModelConfig, target: str, words: bool) -> RunConfig:
     words,
     pixels=96,
     questions=1200,
-    optim=OptimConfig("adamw", learning_rate=1e-3, warmup_steps=30, weight_decay=0.01),
     train=TrainConfig(steps=400, batch_size=8, log_every=20, validate_every=200, checkpoint_every=100),
     steps=600,
   )
@@ -129,11 +127,12 @@ def _stages(
   *,
   pixels: int,
   questions: int,
-  optim: OptimConfig,
   train: TrainConfig,
   steps: int,
 ) -> RunConfig:
-  """The two stages; `steps`: of the second, whose learning rate is a fifth of the first's."""
+  """The two stages; `steps`: of the second."""
+  muon = dict(consistent_rms=0.2, adam_b2=0.98)
+  warmup = train.steps // 20
   skills = SkillsConfig(seed=1, turns=5, image_size=pixels)
   scenes = ScenesConfig(seed=11, image_size=pixels)
   shown = spoken_losses(objects=True, color=0.7, shape=1.5, row=0.3, column=0.3, depth_step=0.3)
@@ -149,13 +148,13 @@ def _stages(
         peft=PeftConfig("none", target="", full=CONNECTOR),
         data=_data({"skills": skills}, targets=64),
         losses=asked | (shown if words else {}),
-        optim=optim,
+        optim=OptimConfig("muon", learning_rate=2e-3, warmup_steps=warmup, kwargs=muon),
         train=train,
       ),
       "2-lora": StageConfig(
         peft=lora,
         data=_data({"skills": dataclasses.replace(skills, seed=3), "scenes": scenes}, targets=64),
-        optim=dataclasses.replace(optim, learning_rate=optim.learning_rate / 5),
+        optim=OptimConfig("adamw", learning_rate=2e-4, warmup_steps=warmup, weight_decay=0.01),
         train=dataclasses.replace(train, steps=steps),
       ),
     },

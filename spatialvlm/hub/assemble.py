@@ -37,11 +37,14 @@ def assembled(model: ModelConfig) -> ModelConfig:
   The folder's name comes from the bytes of all that it is made of, so that equal settings find it again.
 
   Raises:
-    UserError: as `assemble`.
+    UserError: as `assemble`; settings of what is assembled where nothing is; `text_only`, and a base sees.
   """
   if model.text_only:
     bases.check_text(model.path, model.revision)
   if not model.encoders:
+    said = [key for key in _CHOSEN if getattr(model, key) != getattr(ModelConfig, key)]
+    if said:
+      raise UserError(f"config.model.{said[0]}: nothing reads it without config.model.encoders")
     return model
   names = [model.path, *(name for name in model.encoders if name != OWN)]
   base = resolve(model.path, model.revision)

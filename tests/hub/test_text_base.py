@@ -170,3 +170,9 @@ def test_a_tokenizers_own_frame_is_taken_out(tmp_path):
   ids = Tokenizer.from_str(grown.text).encode("Which is closer?").ids
   assert ids == text_tokenizer("gemma").encode("Which is closer?", add_special_tokens=False).ids
   assert grown.opening == "<bos>" and grown.pad == "<pad>"
+
+
+@pytest.mark.parametrize("setting", [{"connector": "smolvlm"}, {"connector_factor": 2}, {"encoder_size": 9}])
+def test_settings_that_nothing_would_read(setting):
+  with pytest.raises(UserError, match=rf"config\.model\.{next(iter(setting))}: nothing reads it without"):
+    hub.assembled(ModelConfig(**setting))
