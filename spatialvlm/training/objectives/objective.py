@@ -76,7 +76,7 @@ class Objective:
 
   def check(self, model: VlmConfig) -> None:
     """Raises a UserError where this model cannot give what is wanted; called before anything is written."""
-    if model.vision is None and (self.wants.image or self.wants.of_encoder):
+    if (self.wants.image or self.wants.of_encoder) and model.vision is None:
       raise UserError(
         f"{self.where}: reads what a model makes of images, but this is a language model by itself"
         f" ({model.family})"
