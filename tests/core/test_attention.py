@@ -6,7 +6,7 @@ import pytest
 from spatialvlm.core import attention
 from spatialvlm.core.attention import IMPLEMENTATIONS, KVCache, attend, attention_probabilities
 from spatialvlm.core.axes import make_mesh
-from spatialvlm.core.masks import attention_mask, cached_mask, positions
+from spatialvlm.core.masks import attention_mask, cached_mask, positions, windowed
 from tests.models.support import jit
 
 RNG = np.random.default_rng(0)
@@ -129,3 +129,22 @@ def test_cache_marks_slots():
   two = one.extend(jnp.asarray([[True], [True]]))
   assert int(two.length) == 3
   np.testing.assert_array_equal(two.valid_BS, [[1, 1, 1, 0, 0], [0, 1, 1, 0, 0]])
+
+
+def test_sequences_of_a_row_do_not_see_each_other_and_count_from_their_begin():
+  """Three in a row, the second with a prefix; padding carries on the last one's number."""
+  segment = jnp.array([[0, 0, 0, 1, 1, 1, 1, 2, 2, 2]])
+  valid = jnp.arange(10)[None] < 9
+  causal = jnp.array([[1, 1, 1, 0, 0, 0, 1, 1, 1, 1]], bool)
+  assert positions(valid, segment).tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 1]]
+  mask = attention_mask(valid, causal, segment)
+  wanted = np.zeros((10, 10), bool)
+  for first, end, prefix in ((0, 3, 0), (3, 7, 3), (7, 10, 0)):
+    wanted[first:end, first:end] = np.tri(end - first, dtype=bool)
+    wanted[first : first + prefix, first : first + prefix] = True
+  wanted[:, 9] = False
+  np.testing.assert_array_equal(mask[0], wanted)
+  near = windowed(mask, positions(valid, segment), positions(valid, segment), 2, causal, segment)
+  prefix = np.isin(np.arange(10), (3, 4, 5))
+  close = np.arange(10)[:, None] - np.arange(10) < 2
+  np.testing.assert_array_equal(near[0, :9], (wanted & (close | prefix[:, None]))[:9])

@@ -1,19 +1,36 @@
 """Packed rows train as the conversations alone do: losses, gradients, meshes, microbatches, and resumed."""
 
+import dataclasses
+import json
+import os
+import signal
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from spatialvlm import hub
-from spatialvlm.config import LossConfig
+from spatialvlm.config import (
+  DataConfig,
+  LlavaConfig,
+  LogConfig,
+  LossConfig,
+  MeshConfig,
+  ModelConfig,
+  OptimConfig,
+  PeftConfig,
+  PhaseConfig,
+  RunConfig,
+  TrainConfig,
+)
+from spatialvlm.core import axes
 from spatialvlm.data import batch as batches
 from spatialvlm.processing.processor import Encoded
-from spatialvlm.training import objectives
-from spatialvlm.types import Extra
+from spatialvlm.training import metrics, objectives, one_run
+from spatialvlm.types import Extra, UserError
+from tests.launch import tiny
 from tests.models.support import jit, tokens_per_tile
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -55,26 +72,25 @@ def conversations(config) -> list[Encoded]:
   return found
 
 
-def both(config, multiple: int = 1):
-  """The same conversations, each in a row of its own, and packed."""
+def both(config):
+  """The same conversations, each in its own row, and packed; of one shape, since compiling takes long."""
   encoded = conversations(config)
   sizes = {"lengths": LENGTHS, "tiles": (1, 3), "targets": 4}
   bucket = batches.bucket_of(encoded, **sizes)
+  rows, packed_bucket, _ = batches.packed_of(encoded, **sizes, tokens_per_tile=tokens_per_tile(config))
   shape = {"pad_id": 2, "batch_size": len(encoded)}
   alone = batches.collate(encoded, **bucket._asdict(), **shape)
-  rows, bucket, _ = batches.packed_of(
-    encoded, **sizes, tokens_per_tile=tokens_per_tile(config), multiple=multiple
-  )
-  return alone, batches.collate(rows, **bucket._asdict(), **shape)
+  packed = batches.collate(rows, **packed_bucket._asdict(), **shape)
+  assert len(packed.tokens_BT) < len(alone.tokens_BT) / 1.5
+  largest = batches.largest([bucket, packed_bucket, batches.Bucket(0, 0, 0, len(encoded))])
+  alone = dataclasses.replace(alone, segment_BT=np.zeros(alone.tokens_BT.shape, np.int32))
+  return [batches.grow(b, largest, pad_id=2, tile_size=config.vision.image_size) for b in (alone, packed)]
 
 
-@pytest.mark.parametrize("family", ["smolvlm", "internvl", "paligemma", "paligemma2"])
-def test_losses_and_gradients_are_those_of_rows_of_their_own(family):
-  """Causal, with bidirectional prefixes (PaliGemma), and with sliding windows beside them (Gemma 2)."""
+def check(family: str, losses):
   vlm = hub.load_model(FIXTURES / family)
   alone, packed = both(vlm.config)
-  assert len(packed.tokens_BT) < len(alone.tokens_BT) / 1.5
-  terms = objectives.make_objectives(LOSSES)
+  terms = objectives.make_objectives(losses)
   heads = objectives.make_heads(terms, vlm.config, 0)
   graphdef, params = nnx.split((vlm, heads))
 
@@ -91,13 +107,118 @@ def test_losses_and_gradients_are_those_of_rows_of_their_own(family):
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
-  (value, sums), grads = found(params, alone)
-  (other, packed_sums), packed_grads = found(params, packed)
+  (value, sums), grads = jax.device_get(found(params, alone))
+  (other, packed_sums), packed_grads = jax.device_get(found(params, packed))
   assert float(other) == pytest.approx(float(value), rel=1e-6)
   for name, (_, weight, _) in sums.items():
-    assert float(weight) == float(packed_sums[name][1]) > 0, name
+    assert weight == packed_sums[name][1] > 0, name
   for a, b in zip(jax.tree.leaves(sums), jax.tree.leaves(packed_sums), strict=True):
     np.testing.assert_allclose(b, a, rtol=2e-6, atol=1e-6)
-  norm = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
+  norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(grads)))
   for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(packed_grads), strict=True):
     np.testing.assert_allclose(b, a, atol=2e-6 * norm)
+
+
+def test_losses_and_gradients_of_all_objectives_are_those_of_rows_of_their_own():
+  check("smolvlm", LOSSES)
+
+
+@pytest.mark.parametrize(
+  "family",
+  ["paligemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("paligemma", "internvl"))],
+)
+def test_so_are_those_of_bidirectional_prefixes_and_sliding_windows(family):
+  check(family, {"answer": LossConfig()})
+
+
+def settings(folder, **changes) -> RunConfig:
+  data = DataConfig(
+    sources={"own": LlavaConfig(path=str(folder / "data.jsonl"))},
+    validation={"own": LlavaConfig(path=str(folder / "data.jsonl"))},
+    validation_size=6,
+    lengths=(96,),
+    tiles=(2,),
+    targets=32,
+    workers=0,
+    packing=changes.pop("packing", True),
+  )
+  train = {"steps": 3, "batch_size": 8, "log_every": 1, "validate_every": 3, "export": False}
+  return RunConfig(
+    model=ModelConfig(str(folder / "model"), from_scratch=True),
+    peft=PeftConfig(target=r".*text_model.*\.q_proj", full=r"model\.connector\..*", options={"rank": 2}),
+    data=data,
+    optim=OptimConfig("sgd", learning_rate=0.1, schedule="constant", warmup_steps=0),
+    train=TrainConfig(**train, **changes.pop("train", {})),
+    log=LogConfig(tensorboard=False),
+    **changes,
+  )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, compiled_once):
+  """A model without weights, and conversations of one picture, two, or none, short and long."""
+  folder = tmp_path_factory.mktemp("packing")
+  tiny.write_model(folder / "model", depth=1)
+  tiny.write_data(folder, count=3)
+  rows = []
+  for i in range(18):
+    images = [f"{(i + k) % 3}.png" for k in range((1, 2, 0)[i % 3])]
+    text = "<image>\n" * len(images) + "Which box is it? " * (i % 4)
+    turns = [{"from": "human", "value": text + "?"}, {"from": "gpt", "value": "ABC"[i % 3] * (1 + i % 5)}]
+    rows.append(json.dumps({"id": str(i), "image": images, "conversations": turns}))
+  (folder / "data.jsonl").write_text("\n".join(rows) + "\n")
+  return folder
+
+
+def figures(workdir):
+  """Rows of metrics without what depends on the clock."""
+  rows = metrics.read(workdir / metrics.FILE)
+  return [{k: v for k, v in row.items() if k not in metrics.TIMED} for row in rows]
+
+
+def test_a_packed_run_is_the_plain_one_on_any_mesh_also_where_it_was_interrupted(
+  folder, tmp_path, monkeypatch
+):
+  """Two shards of two microbatches with features of pictures kept, against one device with neither."""
+  one = MeshConfig(data=1)
+  make_mesh = axes.make_mesh
+  on_few = lambda sizes, devices=None: make_mesh(sizes, jax.devices()[: sizes.data])
+  monkeypatch.setattr(axes, "make_mesh", on_few)
+  plain = settings(folder, packing=False, mesh=one, train={"cache_vision": "off"})
+  one_run.train(plain, tmp_path / "plain")
+  packed = settings(folder, mesh=MeshConfig(data=2), train={"accumulation": 2})
+  one_run.train(packed, tmp_path / "packed")
+  wanted, found = figures(tmp_path / "plain"), figures(tmp_path / "packed")
+  shares = {"fill", "supervised"}
+  for a, b in zip(wanted, found, strict=True):
+    assert b == pytest.approx(a | {k: b[k] for k in shares & set(b)}, rel=2e-5)
+    assert b.get("fill", 1) > 1.5 * a.get("fill", 0)
+
+  opened = one_run.open_streams
+
+  def stopping(*arguments):
+    stream, validation = opened(*arguments)
+    read = type(stream).__next__
+
+    class Stream(type(stream)):
+      def __next__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(self)
+
+    stream.__class__ = Stream
+    return stream, validation
+
+  with monkeypatch.context() as patch:
+    patch.setattr(one_run, "open_streams", stopping)
+    assert not one_run.train(packed, tmp_path / "stopped")["finished"]
+  assert one_run.train(packed, tmp_path / "stopped")["finished"]
+  assert figures(tmp_path / "stopped") == found
+
+
+def test_phases_that_choose_among_examples_are_refused(folder, tmp_path):
+  hard = settings(folder, phases={"mine": PhaseConfig("hard_examples")})
+  with pytest.raises(
+    UserError, match=r"config\.phases\.mine: a phase of kind 'hard_examples' .*data\.packing"
+  ):
+    one_run.train(hard, tmp_path / "w")
+  assert not (tmp_path / "w").exists()
