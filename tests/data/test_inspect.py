@@ -57,6 +57,23 @@ def test_figures_are_those_of_the_stream(config, processor):
   found.raise_if_bad()
 
 
+def test_packed_rows_are_shown_as_the_stream_makes_them(config, processor):
+  config = dataclasses.replace(config, packing=True)
+  (found,) = inspect.inspect_data(config, processor, 5, scan=5, show=0)
+  batch, info = next(pipeline.training_stream(config, processor, 5))
+  bucket, rows = found.packed
+  assert bucket == info.bucket and len(rows) < 5 and found.padding < found.unpacked
+  assert [[one.tokens for one in row] for row in rows] == [
+    np.bincount(segments[valid]).tolist()
+    for segments, valid in zip(batch.segment_BT, batch.valid_BT, strict=True)
+  ]
+  assert sum(len(row) for row in rows) == 5
+  html = inspect_page.page([found], processor, "a page")
+  assert f"{bucket.rows} rows of {bucket.length} tokens" in html
+  assert all(f"width:{100 * one.tokens / bucket.length:.2f}%" in html for row in rows for one in row)
+  assert f"packed: padding {found.padding:.1%}" in inspect.summary(found)
+
+
 def test_training_teaches_the_token_that_evaluation_scores(processor):
   question = Question(
     7, "2D", "Count", (PICTURE,), "How many?", ("1", "2"), 1, "How many? Select.\n(A) 1\n(B) 2", "COCO"
