@@ -37,7 +37,7 @@ def assembled(model: ModelConfig) -> ModelConfig:
   The folder's name comes from the bytes of all that it is made of, so that equal settings find it again.
 
   Raises:
-    UserError: as `assemble`; settings of what is assembled where nothing is; `text_only`, and a base sees.
+    UserError: as `assemble`; settings of what is assembled where nothing is; `text_only`, and the base sees.
   """
   if model.text_only:
     bases.check_text(model.path, model.revision)

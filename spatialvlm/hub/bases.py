@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,16 @@ def is_text(source: Mapping[str, Any]) -> bool:
 
 def check_text(name: str | Path, revision: str | None = None) -> None:
   """Raises a UserError where a model is there, but not a language model by itself."""
-  kind = contents.model_json(resolve(name, revision)).get("model_type")
-  if kind in {spec.hf_type for spec in FAMILIES.values() if spec.vision} | {JOINED}:
+  source = contents.model_json(resolve(name, revision))
+  if is_text(source):
+    return
+  kind, known = source.get("model_type"), ", ".join(sorted(language.CLASSES))
+  if kind in {spec.hf_type for spec in FAMILIES.values()} | {JOINED}:
     raise UserError(
       f"{name}: a vision-language model ({kind}), where a language model by itself is wanted; to give it"
       " other encoders use configs/encoders.py:base=, or leave model.text_only out"
     )
+  raise UserError(f"{name}: {kind!r} is no language model that is read here ({known})")
 
 
 def find(name: str | Path, revision: str | None, *, weights: bool, seed: int) -> Base:
@@ -163,12 +167,15 @@ def _grown(entry: Entry, tokenizer: smolvlm_files.GrownTokenizer, seed: int) -> 
 
   def make() -> np.ndarray:
     table = entry.read()
-    words = table[:known].astype(np.float32)
-    mean = words.mean(0, dtype=np.float64).astype(np.float32)
-    mixture = np.random.default_rng(seed).standard_normal((new, known), np.float32) / np.float32(known**0.5)
+    mean = sum(block.sum(0, dtype=np.float64) for block in _blocks(table[:known])) / known
+    rng = np.random.default_rng(seed)
+    drawn = np.tile(mean, (new, 1))
+    for block in _blocks(table[:known]):
+      mixture = rng.standard_normal((new, len(block)), np.float32) / np.float32(known**0.5)
+      drawn += mixture @ (block - mean.astype(np.float32))
     grown = np.zeros(shape, table.dtype)
     grown[: len(table)] = table
-    grown[known : known + new] = (mean + mixture @ (words - mean)).astype(table.dtype)
+    grown[known : known + new] = drawn.astype(table.dtype)
     return grown
 
   return Lazy(DTYPES[entry.dtype], shape, make)
@@ -196,4 +203,11 @@ def lazy(entry: Entry) -> Lazy:
 
 
 def root_mean_square(table: np.ndarray) -> float:
-  return float(np.sqrt(np.mean(np.square(table.astype(np.float64)))))
+  squares = sum(np.square(block).sum(dtype=np.float64) for block in _blocks(table))
+  return float(np.sqrt(squares / table.size))
+
+
+def _blocks(table: np.ndarray, rows: int = 16384) -> Iterator[np.ndarray]:
+  """A table of many rows in float32, some at a time: the largest embeddings are gigabytes."""
+  for start in range(0, len(table), rows):
+    yield table[start : start + rows].astype(np.float32)

@@ -132,6 +132,8 @@ def test_what_is_no_language_model_by_itself(parts, written, tmp_path):
       UserError, match=rf"{folder.name}: a vision-language model \({kind}\), where a language"
     ):
       hub.assembled(ModelConfig(path=str(folder), encoders=("own",), text_only=True))
+  with pytest.raises(UserError, match=r"dino: 'dinov2' is no language model that is read here \(gemma, "):
+    hub.assembled(ModelConfig(path=str(parts / "dino"), encoders=("own",), text_only=True))
   with pytest.raises(UserError, match=r"own: .*text is a language model by itself, without a tower"):
     hub.assemble(parts / "text", ["own"], tmp_path / "new")
   with pytest.raises(UserError, match="text: a language model by itself, where an encoder is wanted"):
