@@ -17,7 +17,7 @@ from spatialvlm.data import batch as batches
 from spatialvlm.data.samples import Mixed, Sample, encode, read_good
 from spatialvlm.data.sources.lettered import question_to_example
 from spatialvlm.data.sources.registry import open_questions, open_source, read
-from spatialvlm.data.tile_keys import with_keys
+from spatialvlm.data.tile_keys import Known, with_keys
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Batch, UserError
 
@@ -146,6 +146,7 @@ def training_stream(
   process_count: int = 1,
   seed: int = 0,
   keys: bool = False,
+  known: Known | None = None,
   multiple: int = 1,
   on_note: Callable[[str], None] | None = None,
 ) -> grain.DatasetIterator[tuple[Batch, BatchInfo]]:
@@ -160,6 +161,8 @@ def training_stream(
     batch_size: examples of a batch over all processes.
     seed: of the run; together with `config.seed` it fixes the order.
     keys: whether batches name their tiles (`data.tile_keys`), for a cache of features.
+    known: with `keys`, what such a cache has for good: sources that can defer their pictures then make those
+      alone that it has not, and no dense targets.
     multiple: the rows of all processes of a packed batch are one of its multiples: the shards of a mesh times
       the microbatches of a step.
     on_note: called with what the user should know of each source; None for a `types.Note`.
@@ -174,7 +177,7 @@ def training_stream(
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
   read_good(mixed, [0], processor, config.lengths[-1], skip=config.bad_rows == "skip")
   shares = {"process_index": process_index, "process_count": process_count}
-  shares |= {"keys": keys, "multiple": multiple}
+  shares |= {"keys": keys, "known": known, "multiple": multiple}
   return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
@@ -186,14 +189,15 @@ def validation_batches(
   process_index: int = 0,
   process_count: int = 1,
   keys: bool = False,
+  known: Known | None = None,
   multiple: int = 1,
   on_note: Callable[[str], None] | None = None,
 ) -> Iterable[tuple[Batch, BatchInfo]] | None:
   """The held-out stream: the same batches at every pass, in order; None where none is configured.
 
   It ends as `validation_mixture` says; the last batch is filled with rows of `example_mask_B` false. Batches
-  of up to 256 MB in all are kept after the first pass; they are not to be written to. `keys`, `multiple`
-  and `on_note` as in `training_stream`.
+  of up to 256 MB in all are kept after the first pass; they are not to be written to. `keys`, `known`,
+  `multiple` and `on_note` as in `training_stream`.
   """
   config = suited(config, processor)
   mixed = validation_mixture(config)
@@ -201,7 +205,7 @@ def validation_batches(
     return None
   mixed.say_pictures(on_note)
   shares = {"process_index": process_index, "process_count": process_count}
-  shares |= {"keys": keys, "multiple": multiple}
+  shares |= {"keys": keys, "known": known, "multiple": multiple}
   return Kept(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
@@ -241,6 +245,7 @@ class BatchSequence:
     process_index: int = 0,
     process_count: int = 1,
     keys: bool = False,
+    known: Known | None = None,
     multiple: int = 1,
   ):
     if batch_size < 1 or batch_size % process_count:
@@ -249,7 +254,7 @@ class BatchSequence:
       )
     self._mixed, self._config, self._processor = mixed, config, processor
     self._batch_size, self._rows = batch_size, batch_size // process_count
-    self._process_index, self._keys = process_index, keys
+    self._process_index, self._keys, self._known = process_index, keys, known
     self._multiple = max(1, multiple // process_count)
 
   def __len__(self) -> int:
@@ -266,10 +271,11 @@ class BatchSequence:
       self._processor,
       self._config.lengths[-1],
       skip=self._config.bad_rows == "skip",
+      known=self._known if self._keys else None,
     )
     if self._keys:
       encoded = [
-        with_keys(e, again=self._mixed.again(s.source)) for e, s in zip(encoded, samples, strict=True)
+        with_keys(e, s.keys, again=self._mixed.again(s.source)) for e, s in zip(encoded, samples, strict=True)
       ]
     rows, bucket, _ = batch_rows(encoded, self._config, self._processor, self._multiple)
     batch = batches.collate(

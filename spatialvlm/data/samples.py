@@ -11,6 +11,7 @@ import numpy as np
 
 from spatialvlm.data.checks import check_encoded
 from spatialvlm.data.sources.registry import Source, read
+from spatialvlm.data.tile_keys import Known, settled
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Example, Note, UserError
 
@@ -25,11 +26,12 @@ _MOST_BROKEN = 100
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-  """An example and where it stands: `index` within the source `source`."""
+  """An example and where it stands: `index` within the source `source`; its images' keys (`tile_keys`)."""
 
   source: str
   index: int
   example: Example
+  keys: tuple[np.ndarray | None, ...] = ()
 
   @property
   def id(self) -> str:
@@ -48,14 +50,21 @@ class Mixed:
     self._sources = [sources[name] for name in mixture.names]
     self.mixture, self.count = mixture, count
 
-  def read(self, positions: Sequence[int]) -> list[Sample]:
-    """The samples at `positions`, in order; each source reads its part in one go."""
+  def read(self, positions: Sequence[int], *, deferred: bool = False) -> list[Sample]:
+    """The samples at `positions`, in order; each source reads its part in one go.
+
+    Args:
+      deferred: whether sources that can may give pictures as `types.Deferred`, without dense targets.
+    """
     places = [self.mixture[p] for p in positions]
     samples: list = [None] * len(places)
     for source in sorted({p.source for p in places}):
       rows = [row for row, p in enumerate(places) if p.source == source]
       indices = [places[row].index for row in rows]
-      for row, example in zip(rows, read(self._sources[source], indices), strict=True):
+      opened = self._sources[source]
+      later = deferred and hasattr(opened, "deferred")
+      examples = opened.deferred(indices) if later else read(opened, indices)
+      for row, example in zip(rows, examples, strict=True):
         samples[row] = Sample(self.mixture.names[source], places[row].index, example)
     return samples
 
@@ -111,20 +120,35 @@ def encode(sample: Sample, processor: Processor, longest: int) -> Encoded:
   return encoded
 
 
+def _settled(sample: Sample, processor: Processor, known: Known) -> Sample:
+  example, keys = settled(sample.example, processor.tiler, known)
+  return dataclasses.replace(sample, example=example, keys=keys)
+
+
 def read_good(
-  mixed: Mixed, positions: Sequence[int], processor: Processor, longest: int, *, skip: bool
+  mixed: Mixed,
+  positions: Sequence[int],
+  processor: Processor,
+  longest: int,
+  *,
+  skip: bool,
+  known: Known | None = None,
 ) -> tuple[list[Sample], list[Encoded], dict[str, str]]:
   """The samples at `positions`, encoded; and why rows were left out, by `source[index]`.
 
   Args:
     skip: whether a broken row is left out; in its place stands the next good one of its source. That depends
       on the position and the data alone, so that a stream goes on with the same bits after an interruption.
+    known: tells whether a tile's features are kept; pictures of which all are need not be made. None: all
+      are made.
 
   Raises:
     UserError: a broken row, or with `skip` so many of them in succession that the config must be wrong.
   """
   try:
-    samples = mixed.read(positions)
+    samples = mixed.read(positions, deferred=known is not None)
+    if known is not None:
+      samples = [_settled(sample, processor, known) for sample in samples]
     return samples, [encode(sample, processor, longest) for sample in samples], {}
   except UserError:
     if not skip:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spatialvlm.types import Extra
+from spatialvlm.processing.tiling import Tiler, Tiles
+from spatialvlm.types import Deferred, Example, Extra
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded
@@ -24,16 +26,66 @@ TILE_KEY = "tile_key"
 PADDING, ONCE = -1, -2
 
 
-def with_keys(encoded: Encoded, *, again: bool = True) -> Encoded:
+Known = Callable[[tuple[int, int]], bool]
+"""Whether what the vision tower makes of a tile of this key is kept, for as long as the process lives."""
+
+
+def settled(example: Example, tiler: Tiler, known: Known) -> tuple[Example, tuple[np.ndarray | None, ...]]:
+  """The example without `Deferred` pictures, and the keys of the tiles of those that it had.
+
+  A picture that is known is not made: it is cut into as many tiles as it has, of zeros, which nobody will
+  look at.
+
+  Returns:
+    The example; for each of its images int64 (tiles, 2), None where the image was none of them.
+  """
+  images, keys = [], []
+  for image in example.images:
+    keys.append(None)
+    if isinstance(image, Deferred):
+      rows, columns = tiler.grid(*image.shape[:2])
+      keys[-1] = _named(image.key, rows * columns + 1)
+      if all(map(known, map(tuple, keys[-1].tolist()))):
+        size = tiler.tile_size
+        image = Tiles(np.zeros((len(keys[-1]), size, size, 3), np.uint8), rows, columns)
+      else:
+        image = image.make()
+    images.append(image)
+  return dataclasses.replace(example, images=tuple(images)), tuple(keys)
+
+
+def with_keys(encoded: Encoded, keys: Sequence[np.ndarray | None] = (), *, again: bool = True) -> Encoded:
   """The example with a key for each of its tiles.
 
   Args:
+    keys: of the tiles of each image, where `settled` gave them; others are made of the pixels.
     again: whether its pictures may be seen again; keys of others are all `ONCE`.
+
+  Raises:
+    ValueError: an image has not as many tiles as keys.
   """
   if not len(encoded.tiles):
     return encoded
-  keys = tile_keys(encoded.tiles, encoded.pixel_mask) if again else np.full((len(encoded.tiles), 2), ONCE)
-  return dataclasses.replace(encoded, extra={**encoded.extra, TILE_KEY: Extra(keys, "tile")})
+  found = tile_keys(encoded.tiles, encoded.pixel_mask) if again else np.full((len(encoded.tiles), 2), ONCE)
+  start = 0
+  for count, own in zip(encoded.images, keys, strict=False):
+    if own is not None:
+      if len(own) != count:
+        raise ValueError(f"{len(own)} keys of an image of {count} tiles")
+      found[start : start + count] = own
+    start += count
+  return dataclasses.replace(encoded, extra={**encoded.extra, TILE_KEY: Extra(found, "tile")})
+
+
+def _named(key: str, count: int) -> np.ndarray:
+  """Keys of the tiles of a picture that names itself, apart from those of pixels."""
+  digests = [
+    hashlib.blake2b(f"{key} tile {i}".encode(), digest_size=16, person=b"named").digest()
+    for i in range(count)
+  ]
+  keys = np.frombuffer(b"".join(digests), np.int64).reshape(count, 2).copy()
+  keys[:, 0] &= np.iinfo(np.int64).max
+  return keys
 
 
 def tile_keys(tiles: np.ndarray, pixel_mask: np.ndarray | None = None) -> np.ndarray:

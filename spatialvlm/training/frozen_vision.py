@@ -57,7 +57,14 @@ def obstacle(trained: Iterable[str], terms: Terms) -> str:
   return ""
 
 
-def make(config: TrainConfig, split: Split, terms: Terms, mesh: Mesh) -> FrozenVision | None:
+def memory_of(config: TrainConfig) -> Memory | None:
+  """Where a run keeps features; None for nowhere."""
+  return None if config.cache_vision == "off" else Memory(config.cache_vision_mib * 2**20)
+
+
+def make(
+  config: TrainConfig, split: Split, terms: Terms, mesh: Mesh, memory: Memory | None
+) -> FrozenVision | None:
   """What a run does with its tower; None where the tower must run within the step.
 
   Raises:
@@ -70,7 +77,6 @@ def make(config: TrainConfig, split: Split, terms: Terms, mesh: Mesh) -> FrozenV
         " before the connector"
       )
     return None
-  memory = None if config.cache_vision == "off" else Memory(config.cache_vision_mib * 2**20)
   return FrozenVision(split, terms, mesh, memory)
 
 

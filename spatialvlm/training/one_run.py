@@ -16,7 +16,7 @@ from spatialvlm import hub, loading, peft
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, RunConfig, check_dtype, read_json
 from spatialvlm.core import axes
-from spatialvlm.data import pipeline
+from spatialvlm.data import pipeline, tile_keys
 from spatialvlm.models import execution
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import Processor, load_processor
@@ -66,14 +66,17 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   steps_phases = make_phases(config, terms)
   check_data(config, terms)
   notes: list[str] = []
-  streams = open_streams(config, processor, notes.append, shards_of(mesh))
+  memory = frozen_vision.memory_of(config.train)
+  # Dense targets lie where pixels do: who reads them has all pictures made.
+  known = None if memory is None or objectives.extra_of(terms) else memory.__contains__
+  streams = open_streams(config, processor, notes.append, shards_of(mesh), known)
   model = build_model(config, mesh)
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
   split = state_lib.Split(model, trainable, mesh, heads)
-  vision = frozen_vision.make(config.train, split, terms, mesh)
+  vision = frozen_vision.make(config.train, split, terms, mesh, memory)
   del model, heads
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
@@ -146,11 +149,19 @@ def say(text: str) -> None:
 
 
 def open_streams(
-  config: RunConfig, processor: Processor, on_note: Callable[[str], None], shards: int = 1
+  config: RunConfig,
+  processor: Processor,
+  on_note: Callable[[str], None],
+  shards: int = 1,
+  known: tile_keys.Known | None = None,
 ) -> tuple[Iterator, Iterable | None]:
-  """This process's share of the training stream and of the validation batches, for so many shards."""
+  """This process's share of the training stream and of the validation batches, for so many shards.
+
+  Args:
+    known: which features are kept, where pictures of which they are need not be made.
+  """
   share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_note": on_note}
-  share["keys"] = True  # of tiles, for what may be kept of them
+  share |= {"keys": True, "known": known}
   size = config.train.batch_size
   read = phases.examples_read(phases.make_phases(config.phases), size)
   rows = shards * config.train.accumulation

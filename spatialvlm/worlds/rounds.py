@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from spatialvlm.types import UserError
+
+Value = TypeVar("Value")
 
 
 class Rounds:
@@ -28,6 +33,22 @@ class Rounds:
       return index
     turn, place = divmod(index, self._pictures)
     return int(_order(self._seed, turn, self._pictures)[place])
+
+
+class Block(Generic[Value]):
+  """Values by number that are made together, in one go, when the first of them is needed. Thread-safe."""
+
+  def __init__(self, numbers: Sequence[int], make: Callable[[list[int]], list[Value]]):
+    self._numbers, self._make = list(dict.fromkeys(numbers)), make
+    self._made: dict[int, Value] | None = None
+    self._lock = threading.Lock()
+
+  def get(self, number: int) -> Value:
+    """The value of one of the numbers."""
+    with self._lock:
+      if self._made is None:
+        self._made = dict(zip(self._numbers, self._make(self._numbers), strict=True))
+    return self._made[number]
 
 
 @functools.lru_cache(maxsize=16)

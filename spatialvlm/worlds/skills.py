@@ -19,9 +19,9 @@ from scipy import ndimage
 
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS
-from spatialvlm.types import LETTERS, Example, Turn, UserError, choice_prompt
+from spatialvlm.types import LETTERS, Deferred, Example, Turn, UserError, choice_prompt
 from spatialvlm.worlds import world
-from spatialvlm.worlds.rounds import Rounds
+from spatialvlm.worlds.rounds import Block, Rounds
 
 NAMES = tuple(f"{c} {s}" for c in world.COLORS for s in world.SHAPES)
 BOXES = tuple(world.BOX_COLORS)
@@ -46,6 +46,9 @@ class Picture:
   def size(self) -> int:
     return self.image.shape[0]
 
+
+# Pictures of which it is remembered what there is to ask, some kB each.
+_REMEMBERED = 2**16
 
 Skill = Callable[[Picture, np.random.Generator], Turn | None]
 
@@ -223,6 +226,8 @@ class SceneSkills:
       raise UserError(f"skills: a conversation of {turns} turns; ask for one at least")
     self.seed, self.image_size, self.turns, self.size = seed, image_size, turns, size
     self.pictures, self._rounds = pictures, Rounds(seed, pictures)
+    # By number of the picture, what there is to ask about; from several threads, whose answers are equal.
+    self._objects: dict[int, world.Frame] = {}
     self.skills = tuple(tasks)
     self._shares = np.array(list(tasks.values())) / sum(tasks.values())
 
@@ -242,7 +247,34 @@ class SceneSkills:
     frames = world.frames(self.seed, [self._rounds.number(i) for i in indices], self.image_size)
     return [self._example(i, frame) for i, frame in zip(indices, frames, strict=True)]
 
-  def _example(self, index: int, frame: world.Frame | None) -> Example:
+  def deferred(self, indices: Iterable[int]) -> list[Example]:
+    """The examples at `indices` without dense targets; pictures that come again are `types.Deferred`.
+
+    What there is to ask about such a picture is remembered: it is rendered anew only where somebody looks.
+    """
+    indices = [int(i) for i in indices]
+    if not self.pictures or self.skills == ("letters",):
+      return [dataclasses.replace(e, dense={}) for e in self.__getitems__(indices)]
+    numbers = [self._rounds.number(i) for i in indices]
+    known = {n: self._objects.get(n) for n in numbers}
+    later = Block(numbers, lambda all_of_them: world.frames(self.seed, all_of_them, self.image_size))
+    for n, frame in known.items():
+      if frame is None:
+        known[n] = _without_pixels(later.get(n))
+        if len(self._objects) < _REMEMBERED:
+          self._objects[n] = known[n]
+    return [self._deferred(i, n, known[n], later) for i, n in zip(indices, numbers, strict=True)]
+
+  def _deferred(self, index: int, number: int, frame: world.Frame, later: Block[world.Frame]) -> Example:
+    def make() -> np.ndarray:
+      rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
+      return _show(later.get(number), rng).image
+
+    key = f"skills/{self.seed}/{number}/{self.image_size}"
+    example = self._example(index, frame, dense=False)
+    return dataclasses.replace(example, images=(Deferred(frame.image.shape, key, make),))
+
+  def _example(self, index: int, frame: world.Frame | None, *, dense: bool = True) -> Example:
     number = self._rounds.number(index)
     rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
     picture = None if frame is None else _show(frame, rng)
@@ -255,7 +287,7 @@ class SceneSkills:
       id=f"{self.seed}/{index}",
       task=tasks[0],
       source="skills",
-      dense={} if picture is None else dense_targets(picture),
+      dense=dense_targets(picture) if picture is not None and dense else {},
     )
 
   def _conversation(self, picture: Picture | None, rng: np.random.Generator) -> tuple[list[Turn], list[str]]:
@@ -301,6 +333,18 @@ _TURN_WORDS = 18
 def _words(turn: Turn) -> int:
   text = turn.prompt + " " + turn.answer
   return 9 + len(text.split()) + sum(text.count(c) for c in "?.,()\n")
+
+
+def _without_pixels(frame: world.Frame) -> world.Frame:
+  """All that questions read of a frame; its pixels are a stand-in of their shape."""
+  shape = frame.image.shape
+  blank = lambda dtype, shape: np.broadcast_to(np.zeros((), dtype), shape)
+  return dataclasses.replace(
+    frame,
+    image=blank(np.uint8, shape),
+    depth=blank(np.float32, shape[:2]),
+    instance=blank(np.int32, shape[:2]),
+  )
 
 
 def _show(frame: world.Frame, rng: np.random.Generator) -> Picture:

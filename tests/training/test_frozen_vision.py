@@ -13,15 +13,24 @@ import numpy as np
 import pytest
 
 from spatialvlm import peft
-from spatialvlm.config import LossConfig, MeshConfig, PeftConfig, TrainConfig
+from spatialvlm.config import (
+  DataConfig,
+  LossConfig,
+  MeshConfig,
+  PeftConfig,
+  ScenesConfig,
+  SkillsConfig,
+  TrainConfig,
+)
 from spatialvlm.core import axes
-from spatialvlm.data import tile_keys
+from spatialvlm.data import pipeline, tile_keys
 from spatialvlm.models.outputs import Wants
+from spatialvlm.processing import processor
 from spatialvlm.training import frozen_vision, objectives, one_run
 from spatialvlm.training import metrics as metrics_lib
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
-from spatialvlm.types import Batch, Extra, PixelTable, UserError
+from spatialvlm.types import Batch, Deferred, Extra, PixelTable, UserError
 from tests.launch import tiny
 from tests.peft import support
 
@@ -152,9 +161,9 @@ def test_where_features_cannot_be_kept_auto_leaves_the_tower_in_the_step_and_on_
 ):
   _, _, split = tower(config)
   terms = objectives.make_objectives(losses or {"answer": LossConfig()})
-  assert frozen_vision.make(TrainConfig(), split, terms, split.mesh) is None
+  assert frozen_vision.make(TrainConfig(), split, terms, split.mesh, None) is None
   with pytest.raises(UserError, match=message):
-    frozen_vision.make(TrainConfig(cache_vision="on"), split, terms, split.mesh)
+    frozen_vision.make(TrainConfig(cache_vision="on"), split, terms, split.mesh, None)
 
 
 def test_eight_devices_and_microbatches_see_the_features_of_one():
@@ -176,6 +185,7 @@ from spatialvlm.cli import processes
 processes.join()
 import jax
 from spatialvlm.config import MeshConfig
+from spatialvlm.processing import processor
 from spatialvlm.training import frozen_vision
 from tests.training.test_frozen_vision import SHARES, batch, features, tower
 vision, state, split = tower(mesh=MeshConfig(data=2), memory=frozen_vision.Memory(2**20))
@@ -282,3 +292,45 @@ def test_a_run_is_the_same_with_features_kept_with_none_kept_and_interrupted(tmp
 def test_a_budget_below_nothing_is_refused(tmp_path):
   with pytest.raises(UserError, match=r"config\.train\.cache_vision_mib: -1 is below 0"):
     one_run.check(config(tmp_path, cache_vision_mib=-1))
+
+
+@pytest.mark.parametrize(
+  "source",
+  [
+    SkillsConfig(seed=3, image_size=48, turns=2, pictures=12),
+    ScenesConfig(seed=3, image_size=48, pictures=12),
+  ],
+)
+def test_pictures_whose_features_are_kept_are_not_rendered_and_the_run_is_the_same(
+  source, tmp_path, monkeypatch
+):
+  folder = tiny.write_model(tmp_path / "model", size=48, patch=12)
+  data = DataConfig({"own": source}, {"own": source}, 8, lengths=(256,), tiles=(1,), targets=16, workers=0)
+  plain = pipeline.training_stream(data, processor.load_processor(folder), 4)
+  seen, made = set(), []
+  known = lambda key: key in seen
+  monkeypatch.setattr(Deferred, "__init__", _counting(made))
+  stream = pipeline.training_stream(data, processor.load_processor(folder), 4, keys=True, known=known)
+  keys = {}
+  for _ in range(12):
+    (whole, _), (some, _) = next(plain), next(stream)
+    for place, key in enumerate(map(tuple, some.extra[tile_keys.TILE_KEY].array.tolist())):
+      # The same picture always goes by the same key, and pixels are those of a run without keys, or zeros.
+      image = whole.pixels_NHWC[place]
+      assert keys.setdefault(key, image.tobytes()) == image.tobytes()
+      assert np.array_equal(some.pixels_NHWC[place], image) == (key not in seen)
+      assert some.pixels_NHWC[place].any() == (key not in seen)
+    np.testing.assert_array_equal(some.tokens_BT, whole.tokens_BT)
+    np.testing.assert_array_equal(some.target_index_BK, whole.target_index_BK)
+    seen |= set(keys)
+  assert len(set(keys.values())) == len(keys) <= 12
+  assert len(made) <= 12 + 4  # the first row is read ahead, and a batch may show a picture twice
+
+
+def _counting(made, init=Deferred.__init__):
+  def counted(self, *args, **kwargs):
+    init(self, *args, **kwargs)
+    make = self.make
+    object.__setattr__(self, "make", lambda: (made.append(self.key), make())[1])
+
+  return counted

@@ -9,8 +9,10 @@ has one function for each thing that the kind can be opened as:
 
 Both are sequences: `len` is `mixture.ENDLESS` where any index is good, item i is always the same, and
 several threads read at once. `__getitems__(indices)` may be offered where reading or rendering in blocks is
-cheaper (`registry.read` uses it). Whatever can be checked is checked when a source is opened, so that no
-error waits in the middle of a run; what users can mend is a `UserError` that names file and row. Questions
+cheaper (`registry.read` uses it). A source that shows few pictures many times says how many (`pictures`), and
+may offer `deferred(indices)`: examples without dense targets whose pictures are `types.Deferred`, which need
+not be made where their features are kept. Whatever can be checked is checked when a source is opened, so that
+no error waits in the middle of a run; what users can mend is a `UserError` that names file and row. Questions
 may carry `row_order`, `content` and `note` (strings), which evaluation keeps with its results, and
 `check_pictures(index)`, which tells at little cost whether the pictures of a question can be read.
 

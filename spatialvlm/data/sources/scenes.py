@@ -44,5 +44,11 @@ class SceneExamples(QuestionExamples):
     question, depth = self.questions.with_depth(index)
     return dataclasses.replace(question_to_example(question), dense={"depth": depth})
 
+  def deferred(self, indices: Sequence[int]) -> list[Example]:
+    """Examples without `depth`; their pictures, where they come again, are made when they are needed."""
+    if not self.pictures:
+      return [question_to_example(self.questions[index]) for index in indices]
+    return [question_to_example(question) for question in self.questions.deferred(indices)]
+
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
     return [self[index] for index in indices]
