@@ -73,9 +73,7 @@ def _said(part: Mapping[str, Any]) -> str:
     method = said["quant_method"]
   elif isinstance(said, Mapping) and "load_in_4bit" in said:
     method = "bitsandbytes"
-  elif (
-    isinstance(quick := part.get("quantization"), Mapping) and quick
-  ):  # where it stands twice, once for others
+  elif isinstance(quick := part.get("quantization"), Mapping) and quick:
     said, method = quick, "mlx"
   elif isinstance(said, Mapping) and said:
     method = "method not named"
