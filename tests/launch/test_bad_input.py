@@ -224,6 +224,7 @@ def test_only_foreign_code_may_raise_anything():
     "spatialvlm/worlds/pools.py": "handed on to every thread that waits, and raised there",
     "spatialvlm/once.py": "handed on to every thread that waits, and raised there",
     "spatialvlm/hub/resolve.py": "huggingface_hub, on the network",
+    "spatialvlm/wheels/dinov2_onnx.py": "onnx, whose errors are protobuf's",
     "spatialvlm/cli/interrupts.py": "raised again, unless the user has interrupted the command",
     "spatialvlm/training/checkpoint.py": "Orbax; raised again unless the disk is full",
   }
