@@ -41,7 +41,7 @@ ROOMS = {
   "models": room("types core", "jax flax numpy einops"),
   "generation": room("types core models", "jax flax numpy"),
   # The tokenizer and prompts that an assembled model gets are written by who reads them.
-  "hub": room(f"{MODEL} shipped caches processing", "jax flax numpy ml_dtypes huggingface_hub"),
+  "hub": room(f"{MODEL} shipped caches processing", "jax flax numpy ml_dtypes huggingface_hub gguf"),
   "peft": room(f"{MODEL} hub", "jax flax numpy"),
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),

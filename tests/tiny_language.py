@@ -42,7 +42,7 @@ def tokenizer(kind: str) -> Tokenizer:
   """llama: SmolLM2's manner; qwen2; gemma, which writes `<bos>` before a text; base: as llama."""
   if kind == "qwen2":
     return tiny_families.qwen_tokenizer()
-  if kind != "gemma":
+  if not kind.startswith("gemma"):
     return tiny_processor.tokenizer()
   words = Tokenizer.from_str(tiny_families.gemma_tokenizer(places=False).to_str())
   words.add_special_tokens([AddedToken(t, normalized=False) for t in ("<start_of_turn>", "<end_of_turn>")])
@@ -56,23 +56,23 @@ def write_words(folder: str | Path, kind: str) -> Tokenizer:
   words = tokenizer(kind)
   words.save(str(folder / "tokenizer.json"))
   if kind != "base":
-    (folder / "chat_template.jinja").write_text(TURNS if kind == "gemma" else CHATML)
+    (folder / "chat_template.jinja").write_text(TURNS if kind.startswith("gemma") else CHATML)
   named = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-  if kind == "gemma":
+  if kind.startswith("gemma"):
     named = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
   said = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
   (folder / "tokenizer_config.json").write_text(json.dumps(said))
   return words
 
 
-def config_json(kind: str, vocab_size: int, **more) -> dict:
-  return {"model_type": "llama" if kind == "base" else kind, "vocab_size": vocab_size, **SIZES, **more}
+def config_json(kind: str, vocab_size: int) -> dict:
+  return {"model_type": "llama" if kind == "base" else kind, **SIZES, "vocab_size": vocab_size}
 
 
 def write_checkpoint(folder: str | Path, kind: str = "llama", seed: int = 0, **more) -> Path:
   """A whole folder with every parameter random; `more` goes into its config.json."""
   words = write_words(folder, kind)
-  source = config_json(kind, words.get_vocab_size(), **more)
+  source = config_json(kind, words.get_vocab_size()) | more
   config = FAMILIES[source["model_type"]].parse_config(source, dtype="float32", where="test")
   graphdef, state = nnx.split(nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0))))
   rng = np.random.default_rng(seed)

@@ -20,7 +20,8 @@ class ModelConfig:
   """Which model, and in which numbers it computes.
 
   Attributes:
-    path: local folder or hub id, in Hugging Face's format, or a model that comes with the project, by name.
+    path: local folder or hub id, in Hugging Face's format, or a model that comes with the project, by name;
+      or a language model's GGUF file, or a folder that holds one (docs/gguf.md).
       With `encoders` also a language model by itself, which they are put before.
       Of an evaluation also a PEFT adapter's, which names its base, or a training run's workdir, or one of its
       `checkpoints/STEP`.

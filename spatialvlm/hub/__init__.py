@@ -2,7 +2,7 @@
 
 `resolve` (a folder or a hub id to a local folder), `contents` (what a folder holds), `load`, `save`,
 `assemble` (a folder with other encoders), `rules` (names and layouts of tensors), `tensors` (safetensors,
-one at a time).
+one at a time), `gguf_folder` (a GGUF file as a folder) with `gguf_file`, `gguf_models`, `gguf_words`.
 
 Contracts:
 
@@ -15,6 +15,10 @@ Contracts:
 - `rules` turns names in both directions, from one table per family
   (`models.registry.checkpoint(family).rules`): `to_ours(name, family)`, `to_hf(path, family)`, and
   `to_module` for the names that PEFT has. The family is `vlm.config.family`.
+- A language model's parts are asked for in one way, whether they lie in safetensors or in GGUF, and by
+  whoever builds on them: `folder = resolve(path)`, then its config.json (`contents.model_json`), its tensors
+  by their Hugging Face names, none of them read yet (`read_entries(weight_files(folder))`, each with `dtype`,
+  `shape` and `read()`), and its tokenizer's files, which lie there.
 - `assemble` writes a model with other encoders as a folder, which is then loaded like any other.
 """
 

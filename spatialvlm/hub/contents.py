@@ -20,6 +20,7 @@ _WEIGHTS = (
   "model.safetensors.index.json",
   "pytorch_model.bin",
   "pytorch_model.bin.index.json",
+  "model.gguf",
 )
 
 

@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from spatialvlm import config, shipped
-from spatialvlm.hub import foreign
+from spatialvlm.hub import foreign, gguf_file, gguf_folder, gguf_models
 from spatialvlm.hub.tensors import Entry, read_header
 from spatialvlm.types import UserError
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_GGUF = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w.-][\w./-]*\.gguf)")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
   """A local folder: the named one, a model that ships with the project, or a hub repository's snapshot.
 
-  A folder that is there comes first. Then those that ship with the project, from anywhere: by the path that
+  A GGUF file, or a folder with one and no other weights, becomes a folder (`gguf_folder`). A folder that is
+  there comes first. Then those that ship with the project, from anywhere: by the path that
   they have in a checkout (`checkpoints/smolvlm-tiny`), or by name alone (`smolvlm-tiny`). Anything else is a
   hub id, downloaded where it is not cached; only safetensors, JSON, text and chat templates are fetched: no
-  pickle, no code.
+  pickle, no code. Of a repository of GGUF files one is named behind the id: `owner/name/file.gguf`.
 
   Raises:
     UserError: neither a folder nor a hub id that can be reached (or is cached).
@@ -32,9 +34,14 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
   name = str(path_or_id)
   folder = Path(name).expanduser()
   if folder.is_dir():
-    return folder
+    inside = gguf_folder.lies_in(folder)
+    return gguf_folder.folder_of(inside) if inside else folder
+  if folder.is_file() and folder.suffix == ".gguf":
+    return gguf_folder.folder_of(folder)
   if folder.exists():
-    raise UserError(f"{name}: a file, where a folder with config.json and safetensors is wanted")
+    raise UserError(
+      f"{name}: a file, where a folder with config.json and safetensors, or a GGUF file, is wanted"
+    )
   ours = shipped.checkpoints()
   if len(folder.parts) == 1 and name in ours:
     return ours[name]
@@ -43,13 +50,27 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
       return ours[folder.name]
     known = ", ".join(ours) or "none: this install is not whole"
     raise UserError(f"{name}: no such folder; models that ship with the project: {known}")
+  if found := _HUB_GGUF.fullmatch(name):
+    return gguf_folder.folder_of(_fetched(name, revision, *found.groups()))
   if not _HUB_ID.fullmatch(name):
-    raise UserError(f"{name}: no such folder")
+    raise UserError(f"{name}: no such {'file' if folder.suffix == '.gguf' else 'folder'}")
+  return _fetched(name, revision, name)
+
+
+def _fetched(name: str, revision: str | None, repository: str, file: str | None = None) -> Path:
+  """A repository's snapshot, or one file of it, from the hub or its cache.
+
+  Raises:
+    UserError: it cannot be had; `name` is what the user called it.
+  """
   import huggingface_hub
   from huggingface_hub import errors
 
   try:
-    return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+    if file:
+      return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+    patterns = list(PATTERNS)
+    return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
   except errors.RevisionNotFoundError:
     raise UserError(f"{name}: the hub has no revision {revision!r} of it") from None
   except errors.GatedRepoError:
@@ -65,6 +86,8 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
       f"{name}: no such folder, not in the hub's cache, and no network to fetch it (or offline mode); "
       "download it where there is a network, then pass its folder"
     ) from None
+  except errors.EntryNotFoundError:
+    raise UserError(f"{name}: the hub's repository {repository} holds no such file") from None
   except Exception as error:  # whatever the network and its libraries can raise
     why = " ".join(str(error).split())[:120]
     raise UserError(
@@ -83,7 +106,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-  """The safetensors files that hold the model: the single one, else the shards of the index.
+  """The files that hold the model: a single file of safetensors, else the shards of the index, else GGUF.
 
   Where both are there, the single file counts, as in transformers: shards are what an older save has left.
 
@@ -104,6 +127,8 @@ def weight_files(folder: Path) -> list[Path]:
     if missing or not names:
       raise UserError(f"{index}: names shards that are not there: {', '.join(missing) or 'none at all'}")
     return [folder / name for name in names]
+  if (folder / gguf_folder.LINK).is_file():
+    return [folder / gguf_folder.LINK]
   pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
   if pickles:
     raise UserError(
@@ -126,7 +151,9 @@ def read_entries(files: list[Path]) -> tuple[dict[str, Entry], list[str]]:
   entries: dict[str, Entry] = {}
   doubled = []
   for file in files:
-    for name, entry in read_header(file).items():
+    gguf = file.suffix == ".gguf"
+    found = gguf_models.entries(gguf_file.read_header(file)) if gguf else read_header(file)
+    for name, entry in found.items():
       if name in entries:
         doubled.append(name)
       entries[name] = entry
