@@ -84,7 +84,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
   ),
   "unknown architecture": (
     lambda f: edit_json(f / "config.json", model_type="llava"),
-    "config.json: unknown architecture 'llava'; supported: idefics3, internvl, paligemma, smolvlm",
+    "config.json: unknown architecture 'llava'; supported: gemma, gemma2, idefics3, internvl, llama",
   ),
   "no config": (lambda f: (f / "config.json").unlink(), r"config\.json: missing"),
   "a config that is no JSON": (
