@@ -97,8 +97,16 @@ def match(
   if not found:
     found = [name for name in names if any(map(compiled.fullmatch, older(name)))]
   if not found:
-    raise UserError(f"{where}: {pattern!r} matches no layer in full; {near_misses(compiled, names)}")
+    raise UserError(f"{where}: {pattern!r} matches no layer in full; {_meant(pattern, names)}")
   return found
+
+
+def _meant(pattern: str, names: Sequence[str]) -> str:
+  """What may have been meant by a regex that matches nothing: a list whose quotes a shell took, or a name."""
+  ends = [end.strip(" '\"") for end in pattern.strip("[]()").split(",")]
+  if len(ends) > 1 and all(re.fullmatch(r"[\w.]+", end) for end in ends):
+    return f'a list is written "{ends}", in double quotes'
+  return near_misses(re.compile(pattern), names)
 
 
 def _listed(pattern: str | Sequence[str]) -> list[str] | None:

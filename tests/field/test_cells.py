@@ -294,3 +294,11 @@ def test_readings_that_are_alone(answers, choices, expected):
   reader = Answers("", stated=False)
   reader.learn((answer, choices, str) for answer in answers)
   assert [reader.index(answer, choices, "here") for answer in answers] == expected
+
+
+@pytest.mark.parametrize("name", ["e.jsonl", "e.csv"])
+def test_a_file_without_rows_is_said_to_be_one(tmp_path, name):
+  (tmp_path / name).write_text("question,answer\n" if name == "e.csv" else "\n")
+  for opened in (pipeline.open_source, pipeline.open_questions):
+    with pytest.raises(UserError, match=f"{name}: holds no rows"):
+      opened(HFConfig(path=str(tmp_path / name)))

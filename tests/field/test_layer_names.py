@@ -53,6 +53,18 @@ def test_a_list_of_names_is_meant_as_a_list(written):
   assert found == chosen("smolvlm", r".*\.(q_proj|v_proj)") and len(found) == 8
 
 
+@pytest.mark.parametrize("written", ["[q_proj,v_proj]", "q_proj, v_proj", "(q_proj,v_proj)"])
+def test_a_list_whose_quotes_a_shell_took_is_shown_as_it_should_be(written):
+  with pytest.raises(UserError, match=r"""a list is written "\['q_proj', 'v_proj'\]", in double quotes"""):
+    select.match(written, ["text.q_proj"], "peft.target")
+
+
+def test_a_setting_that_is_a_list_is_shown_as_it_should_be_written():
+  source = {"kind": "llava", "path": "a.jsonl", "ignore": "(video,audio)"}
+  with pytest.raises(UserError, match=r"""ignore: expected tuple, got .*ignore="\('video', 'audio'\)", in"""):
+    from_config_dict({"data": {"sources": {"mine": source}}})
+
+
 def test_a_list_in_a_recipe_is_a_list_and_comes_back_from_its_config_json():
   recipe = {"peft": {"target": ["q_proj", "v_proj"], "full": ["norm"], "rank": 2}}
   config = from_config_dict(json.loads(json.dumps(to_dict(from_config_dict(recipe)))))

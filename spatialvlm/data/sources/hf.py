@@ -53,6 +53,7 @@ class HubExamples(Sequence[Example]):
 
   def __init__(self, table: Table, config: HFConfig, root: Path | None = None, *, defer: bool = False):
     _refuse_broken(table, but_all=defer)
+    _refuse_empty(table, config)
     self._rows, self._config = Rows(table, config, root), config
     self._size = min(config.size, len(table)) if config.size else len(table)
     if "messages" not in self._rows and not ("question" in self._rows and "answer" in self._rows):
@@ -144,6 +145,7 @@ class HubQuestions(Sequence[Question]):
 
   def __init__(self, table: Table, config: HFConfig, root: Path | None = None):
     _refuse_broken(table)
+    _refuse_empty(table, config)
     self._rows, self._config = Rows(table, config, root), config
     _check_names(self._rows, config)
     counts = self._rows.picture_counts()
@@ -256,6 +258,11 @@ def _refuse_broken(table: Table, *, but_all: bool = False) -> None:
   """Refuses rows that cannot be read: the first of them, or with `but_all` only where all are such."""
   if table.broken and (not but_all or len(table.broken) == len(table)):
     raise table.broken[min(table.broken)]
+
+
+def _refuse_empty(table: Table, config: HFConfig) -> None:
+  if not len(table):
+    raise UserError(f"{config.path}: holds no rows; look at `path`, `files` and `split`")
 
 
 def _check_names(rows: Rows, config: HFConfig) -> None:
