@@ -172,7 +172,7 @@ def lora(vlm, torch_model):
     return jax.block_until_ready(metrics["loss"])
 
   def seen_by(memory):
-    vision = frozen_vision.FrozenVision(split, terms, mesh, memory)
+    vision = frozen_vision.FrozenVision(split, terms, memory)
     return lambda: ours(step.to_devices(vision(current[0], split.frozen, on_host)[0], mesh))
 
   adapted = torch_peft.get_peft_model(

@@ -223,6 +223,8 @@ class TrainConfig:
       "auto", where nothing trained stands before the connector and no loss reads the tower's layers; "on",
       the same, and refused where that is not so; "off" keeps nothing. It changes no bit of a run.
     cache_vision_mib: memory for that, in MiB of each process; what finds no room is made again.
+    cache_vision_folder: folder in which it is kept for further runs too, with the same vision weights and
+      numbers; None for none. For pictures of files: rendered ones are made anew sooner.
     export: write the PEFT adapter and the merged model into the workdir at the end.
   """
 
@@ -239,6 +241,7 @@ class TrainConfig:
   remat: bool = False
   cache_vision: Literal["auto", "on", "off"] = "auto"
   cache_vision_mib: int = 2048
+  cache_vision_folder: str | None = None
   export: bool = True
 
 

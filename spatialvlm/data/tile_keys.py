@@ -19,11 +19,14 @@ from spatialvlm.types import Deferred, Example, Extra
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded
 
-# The array's name in `Encoded.extra` and `Batch.extra`: int64 (I, 2) and (N, 2), 127 bits of a hash.
+# The array's name in `Encoded.extra` and `Batch.extra`: int64 (I, 2) and (N, 2), 126 bits of a hash.
 TILE_KEY = "tile_key"
 # First number of a key that is none: a tile that pads a bucket (`types.missing_value`), and one that does not
 # come again.
 PADDING, ONCE = -1, -2
+# Set in the first number of a key that stands for the name of a picture, not for pixels. What a name shows
+# may change with the code that draws it, so such keys hold within one process.
+NAMED = 2**62
 
 
 Known = Callable[[tuple[int, int]], bool]
@@ -84,7 +87,7 @@ def _named(key: str, count: int) -> np.ndarray:
     for i in range(count)
   ]
   keys = np.frombuffer(b"".join(digests), np.int64).reshape(count, 2).copy()
-  keys[:, 0] &= np.iinfo(np.int64).max
+  keys[:, 0] = keys[:, 0] & (NAMED - 1) | NAMED
   return keys
 
 
@@ -97,5 +100,5 @@ def tile_keys(tiles: np.ndarray, pixel_mask: np.ndarray | None = None) -> np.nda
     if pixel_mask is not None:
       digest.update(np.packbits(pixel_mask[number]).data)
     keys[number] = np.frombuffer(digest.digest(), np.int64)
-  keys[:, 0] &= np.iinfo(np.int64).max  # below zero stands for no key
+  keys[:, 0] &= NAMED - 1
   return keys

@@ -13,20 +13,23 @@ the same sums in batches of another shape.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialvlm.config import TrainConfig
 from spatialvlm.core import axes
 from spatialvlm.core.pixels import normalised
-from spatialvlm.data.tile_keys import ONCE, PADDING, TILE_KEY, tile_keys
+from spatialvlm.data.tile_keys import NAMED, ONCE, PADDING, TILE_KEY, tile_keys
+from spatialvlm.serving.feature_store import FeatureStore, Place, open_store
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.objectives import Terms
 from spatialvlm.training.state import Params, Split, TrainState
@@ -36,7 +39,9 @@ from spatialvlm.types import Batch, Features, PixelTable, UserError
 # not depend on its place among others.
 TOGETHER, TOGETHER_ON_CPU = 8, 1
 # So many times in one call of the program, at most.
-ROUNDS = 16
+ROUNDS, ROUNDS_ON_CPU = 2, 16
+# Part of the identity of what is kept on disk: to be raised when towers or keys come out otherwise.
+FORMAT = 1
 
 Key = tuple[int, int]
 
@@ -62,22 +67,44 @@ def memory_of(config: TrainConfig) -> Memory | None:
   return None if config.cache_vision == "off" else Memory(config.cache_vision_mib * 2**20)
 
 
+def check(config: TrainConfig) -> None:
+  """Raises a UserError for settings that make no sense, whatever is trained."""
+  if config.cache_vision_mib < 0:
+    raise UserError(f"config.train.cache_vision_mib: {config.cache_vision_mib} is below 0; 0 keeps nothing")
+  if config.cache_vision == "off" and config.cache_vision_folder is not None:
+    raise UserError(
+      "config.train.cache_vision_folder: nothing is kept there while cache_vision is 'off'; leave out one"
+    )
+
+
 def make(
-  config: TrainConfig, split: Split, terms: Terms, mesh: Mesh, memory: Memory | None
+  config: TrainConfig,
+  split: Split,
+  terms: Terms,
+  memory: Memory | None,
+  numbers: Callable[[], Mapping[str, Any]] = dict,
 ) -> FrozenVision | None:
   """What a run does with its tower; None where the tower must run within the step.
 
+  Args:
+    numbers: gives what features on disk depend on beside pixels and the model's arrays, as JSON values: its
+      dtype, how pixels are normalised.
+
   Raises:
-    UserError: `cache_vision` is "on" where nothing can be kept.
+    UserError: something is to be kept for certain that cannot be; the folder cannot be written.
   """
   if reason := obstacle(split.params, terms):
-    if config.cache_vision == "on":
+    asked = "cache_vision_folder" if config.cache_vision_folder is not None else "cache_vision"
+    if config.cache_vision == "on" or config.cache_vision_folder is not None:
       raise UserError(
-        f"config.train.cache_vision: features cannot be kept: {reason}; leave it at 'auto', or train nothing"
-        " before the connector"
+        f"config.train.{asked}: features cannot be kept: {reason}; leave it out, or train nothing before the"
+        " connector"
       )
     return None
-  return FrozenVision(split, terms, mesh, memory)
+  vision = FrozenVision(split, terms, memory)
+  identity = lambda: vision.identity(split.frozen, numbers())
+  vision.store = open_store(config.cache_vision_folder, identity, "config.train.cache_vision_folder")
+  return vision
 
 
 class Memory:
@@ -125,20 +152,23 @@ class FrozenVision:
   """Turns batches of pixels into batches of features, on the host, in every process alike.
 
   Attributes:
+    store: keeps features on disk, too; None for none.
     encoded, reused: tiles of this process so far that the tower has seen, and that it need not.
   """
 
-  def __init__(self, split: Split, terms: Terms, mesh: Mesh, memory: Memory | None):
+  def __init__(self, split: Split, terms: Terms, memory: Memory | None):
     """`memory`: where features are kept; None for nowhere."""
-    self._split, self._mesh, self._memory = split, mesh, memory
+    self._split, self._mesh, self._memory = split, split.mesh, memory
+    self.store: FeatureStore | None = None
     before = any(objective.wants.vision for _, objective in terms.values())
     # Behind a frozen connector there is less to keep and nothing left to do.
     self._connected = not before and not any(name.startswith("connector.") for name in split.params)
-    shards = int(np.prod([mesh.shape[axis] for axis in axes.RULES["batch"]]))
-    together = TOGETHER_ON_CPU if jax.default_backend() == "cpu" else TOGETHER
-    self._sharding = NamedSharding(mesh, PartitionSpec(None, axes.RULES["batch"]))
+    shards = int(np.prod([self._mesh.shape[axis] for axis in axes.RULES["batch"]]))
+    on_cpu = jax.default_backend() == "cpu"
+    together, self._rounds = (TOGETHER_ON_CPU, ROUNDS_ON_CPU) if on_cpu else (TOGETHER, ROUNDS)
+    self._sharding = NamedSharding(self._mesh, PartitionSpec(None, axes.RULES["batch"]))
     self._round = shards * together // jax.process_count()
-    self._programs = step_lib.Programs(self._encode, mesh, donate=False, out_shardings=self._sharding)
+    self._programs = step_lib.Programs(self._encode, self._mesh, donate=False, out_shardings=self._sharding)
     self._grid: tuple[int, int] | None = None
     self._shape: tuple[tuple[int, ...], Any] | None = None
     self.encoded = self.reused = 0
@@ -157,7 +187,7 @@ class FrozenVision:
     for place, key in enumerate(map(tuple, keys_N2.tolist())):
       if key[0] == PADDING:
         continue
-      row = self._memory.get(key) if self._memory is not None and key[0] != ONCE else None
+      row = None if key[0] == ONCE else self._kept(key)
       if row is None:
         fresh.setdefault(place if key[0] == ONCE else key, []).append(place)
       else:
@@ -166,8 +196,8 @@ class FrozenVision:
     rows, seconds, flops = self._rows(state, frozen, batch, [places[0] for places in fresh.values()])
     for (key, places), row in zip(fresh.items(), rows, strict=True):
       found.update(dict.fromkeys(places, row))
-      if self._memory is not None and isinstance(key, tuple):
-        self._memory.add(key, row)
+      if isinstance(key, tuple):
+        self._keep(key, row)
     self.encoded += len(fresh)
     features = np.zeros((len(keys_N2), *self._shape[0]), self._shape[1])
     for place, row in found.items():
@@ -178,10 +208,48 @@ class FrozenVision:
     )
     return batch, seconds, flops
 
-  def said(self) -> str:
-    """One line on what was done."""
+  def close(self) -> str:
+    """Writes what waits for the disk; returns a line or two on what was done."""
     kept = f"; {len(self._memory):,} are kept" if self._memory is not None else ""
-    return f"vision features: {self.encoded:,} tiles encoded, {self.reused:,} taken from memory{kept}"
+    said = f"vision features: {self.encoded:,} tiles encoded, {self.reused:,} times a known one{kept}"
+    return f"{said}\n{self.store.close()}" if self.store is not None else said
+
+  def identity(self, frozen: Params, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """All that features depend on beside pixels, as JSON values; reads the tower's arrays once."""
+    digest = hashlib.sha256()
+    towers = ("vision.", "connector.") if self._connected else ("vision.",)
+    for name in sorted(name for name in frozen if name.startswith(towers)):
+      array = np.asarray(frozen[name])
+      digest.update(f"{name} {array.dtype} {array.shape}".encode())
+      digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    config = self._split.model(self._split.params, frozen).config
+    shapes = repr((config.vision, config.connector if self._connected else None))
+    return {
+      "training": FORMAT,
+      "weights": digest.hexdigest(),
+      "tower": re.sub(r" at 0x[0-9a-f]+", "", shapes),
+      "connected": self._connected,
+      "device": self._mesh.devices.flat[0].device_kind,
+      "mesh": dict(self._mesh.shape),
+      "jax": jax.__version__,
+      **numbers,
+    }
+
+  def _kept(self, key: Key) -> np.ndarray | None:
+    row = self._memory.get(key) if self._memory is not None else None
+    if row is None and self.store is not None and not key[0] & NAMED:
+      found = self.store.get(_file(key), 1)
+      if found is not None:
+        row = found[0]
+        self._shape = row.shape, row.dtype
+        self._memory.add(key, row)
+    return row
+
+  def _keep(self, key: Key, row: np.ndarray) -> None:
+    if self._memory is not None:
+      self._memory.add(key, row)
+    if self.store is not None and not key[0] & NAMED:
+      self.store.add([Place(_file(key), 0, 1)], row[None])
 
   def _rows(self, state, frozen, batch: Batch, places: list[int]) -> tuple[list[np.ndarray], float, float]:
     """The features of the tiles at `places`; the same number of calls in every process."""
@@ -190,8 +258,8 @@ class FrozenVision:
       rounds = int(multihost_utils.process_allgather(np.int32(rounds)).max())
     rows, seconds, flops = [], 0.0, 0.0
     # A first batch of padding alone must still say what features look like.
-    for first in range(0, max(rounds, self._shape is None), ROUNDS):
-      count = min(rounds - first, ROUNDS)
+    for first in range(0, max(rounds, self._grid is None), self._rounds):
+      count = min(rounds - first, self._rounds)
       taken = places[first * self._round : (first + count) * self._round]
       work = self._work(batch, taken, count)
       program, fresh = self._programs.get(state, frozen, work)
@@ -209,9 +277,9 @@ class FrozenVision:
     def put(array):
       if array is None:
         return None
-      out = np.zeros((ROUNDS * self._round, *array.shape[1:]), array.dtype)
+      out = np.zeros((self._rounds * self._round, *array.shape[1:]), array.dtype)
       out[: len(places)] = array[places]
-      out = out.reshape(ROUNDS, self._round, *array.shape[1:])
+      out = out.reshape(self._rounds, self._round, *array.shape[1:])
       if jax.process_count() > 1:
         return jax.make_array_from_process_local_data(self._sharding, out)
       return jax.device_put(out, self._sharding)
@@ -232,7 +300,7 @@ class FrozenVision:
       )
 
     shape = jax.eval_shape(see, 0)
-    empty = jnp.zeros((ROUNDS, *shape.patches_NPD.shape), shape.patches_NPD.dtype)
+    empty = jnp.zeros((self._rounds, *shape.patches_NPD.shape), shape.patches_NPD.dtype)
     empty = jax.lax.with_sharding_constraint(empty, self._sharding)
     put = lambda number, out: out.at[number].set(see(number).patches_NPD)
     return Features(jax.lax.fori_loop(0, work.count, put, empty), shape.grid)
@@ -241,6 +309,11 @@ class FrozenVision:
 def _keys(batch: Batch) -> np.ndarray:
   """Keys of a batch whose tiles bring none."""
   return tile_keys(np.asarray(batch.pixels_NHWC), batch.pixel_mask_NHW)
+
+
+def _file(key: Key) -> str:
+  """A key as the disk names it."""
+  return "".join(f"{number % 2**64:016x}" for number in key)
 
 
 def _local(array: jax.Array) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -76,7 +77,8 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
   split = state_lib.Split(model, trainable, mesh, heads)
-  vision = frozen_vision.make(config.train, split, terms, mesh, memory)
+  numbers = lambda: {"dtype": config.model.dtype, "pixels": hashlib.sha256(processor.normal.data).hexdigest()}
+  vision = frozen_vision.make(config.train, split, terms, memory, numbers)
   del model, heads
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
@@ -126,7 +128,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   )
   outcome = fit(config, parts, fresh, workdir, config_lib.to_dict(config))
   if vision is not None and vision.encoded + vision.reused:
-    say(vision.said())
+    say(vision.close())
   if outcome.signal:
     step = int(outcome.state.step)
     say(f"stopped by signal {outcome.signal} at step {step}; the same command continues")
@@ -219,8 +221,7 @@ def check(config: RunConfig) -> None:
   train = config.train
   if train.steps < 1 or train.batch_size < 1 or train.accumulation < 1:
     raise UserError("config.train: steps, batch_size and accumulation must be at least 1")
-  if train.cache_vision_mib < 0:
-    raise UserError(f"config.train.cache_vision_mib: {train.cache_vision_mib} is below 0; 0 keeps nothing")
+  frozen_vision.check(train)
   if train.evaluate_every and config.eval is None:
     raise UserError(
       "config.train.evaluate_every: there are no questions to ask; set eval, e.g. eval.source.kind"

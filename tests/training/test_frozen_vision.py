@@ -40,15 +40,18 @@ AND_CONNECTOR = dataclasses.replace(DECODER, full=r"model\.connector\..*")
 NORMAL = PixelTable.of(np.linspace(-1, 1, 256, dtype=np.float32)[:, None].repeat(3, 1))
 
 
-def tower(config=AND_CONNECTOR, mesh=None, memory=None, losses=None):
+def tower(config=AND_CONNECTOR, mesh=None, memory=None, losses=None, seed=0):
   """A `FrozenVision` with what it is called with: a state of the trained, the frozen arrays."""
   mesh = axes.make_mesh(mesh or MeshConfig(data=1), jax.devices()[: mesh.data if mesh else 1])
   config = peft.completed(config)
-  vlm = peft.apply(support.build(), config)
+  vlm = support.build()
+  if seed:
+    vlm.vision.patch_embed.bias[...] += seed
+  vlm = peft.apply(vlm, config)
   split = state_lib.Split(vlm, peft.trainable_filter(vlm, config), mesh)
   terms = objectives.make_objectives(losses or {"answer": LossConfig()})
   state = state_lib.TrainState(0, split.params, None, {})
-  return frozen_vision.FrozenVision(split, terms, mesh, memory), state, split
+  return frozen_vision.FrozenVision(split, terms, memory), state, split
 
 
 def batch(numbers, seed=0, **changes) -> Batch:
@@ -161,9 +164,9 @@ def test_where_features_cannot_be_kept_auto_leaves_the_tower_in_the_step_and_on_
 ):
   _, _, split = tower(config)
   terms = objectives.make_objectives(losses or {"answer": LossConfig()})
-  assert frozen_vision.make(TrainConfig(), split, terms, split.mesh, None) is None
+  assert frozen_vision.make(TrainConfig(), split, terms, None) is None
   with pytest.raises(UserError, match=message):
-    frozen_vision.make(TrainConfig(cache_vision="on"), split, terms, split.mesh, None)
+    frozen_vision.make(TrainConfig(cache_vision="on"), split, terms, None)
 
 
 def test_eight_devices_and_microbatches_see_the_features_of_one():
@@ -289,9 +292,55 @@ def test_a_run_is_the_same_with_features_kept_with_none_kept_and_interrupted(tmp
   assert kept["finished"] and json.loads((tmp_path / "again" / "config.json").read_text())
 
 
-def test_a_budget_below_nothing_is_refused(tmp_path):
+def test_settings_without_sense_are_refused(tmp_path):
   with pytest.raises(UserError, match=r"config\.train\.cache_vision_mib: -1 is below 0"):
     one_run.check(config(tmp_path, cache_vision_mib=-1))
+  with pytest.raises(UserError, match=r"config\.train\.cache_vision_folder: nothing is kept .* 'off'"):
+    one_run.check(config(tmp_path, cache_vision="off", cache_vision_folder="f"))
+
+
+def on_disk(folder, config=AND_CONNECTOR, seed=0, numbers=dict):
+  """What a run keeps in a folder."""
+  _, state, split = tower(config, seed=seed)
+  terms = objectives.make_objectives({"answer": LossConfig()})
+  settings = TrainConfig(cache_vision_folder=str(folder))
+  return frozen_vision.make(settings, split, terms, frozen_vision.Memory(2**20), numbers), state, split
+
+
+def test_features_on_disk_serve_a_later_run_of_the_same_tower_alone(tmp_path):
+  vision, state, split = on_disk(tmp_path)
+  first = features(vision(state, split.frozen, batch([0, 1, 2]))[0])
+  assert "3 tiles encoded" in vision.close() and len(list(tmp_path.glob("*/*.safetensors"))) == 3
+  vision, state, split = on_disk(tmp_path)
+  again, *_ = vision(state, split.frozen, batch([2, 3, 0]))
+  assert (vision.encoded, vision.reused) == (1, 2) and again.vision.grid == (4, 4)
+  assert np.array_equal(features(again)[[0, 2]], first[[2, 0]])
+  others = dict(config=DECODER), dict(seed=1), dict(numbers=lambda: {"dtype": "bfloat16"})
+  for other in others:  # of what comes after the connector, of other weights, of other numbers
+    vision, state, split = on_disk(tmp_path, **other)
+    vision(state, split.frozen, batch([0, 1]))
+    assert (vision.encoded, vision.reused) == (2, 0), other
+  # A damaged file is made again; names of pictures hold within a process alone.
+  vision, state, split = on_disk(tmp_path)
+  for file in vision.store.folder.glob("*.safetensors"):
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+  named = batch([0, 1])
+  named.extra[tile_keys.TILE_KEY].array[1, 0] |= tile_keys.NAMED
+  fresh, *_ = vision(state, split.frozen, named)
+  assert vision.encoded == 2 and np.array_equal(features(fresh), first[:2])
+  vision.close()
+  assert len(list(vision.store.folder.glob("*.safetensors"))) == 4
+
+
+def test_a_folder_for_features_that_cannot_be_kept_is_refused(tmp_path):
+  vision_too = PeftConfig(target=r".*(vision|text)_model.*\.q_proj", options={"rank": 2})
+  with pytest.raises(UserError, match=r"config\.train\.cache_vision_folder: .* is trained"):
+    on_disk(tmp_path / "f", vision_too)
+  with pytest.raises(UserError, match=r"config\.train\.cache_vision_folder: name a folder"):
+    on_disk("")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="file"):
+    on_disk(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
