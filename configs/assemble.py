@@ -7,7 +7,7 @@ words. Stage `1-connector` trains the connector alone: each image token says in 
 it shows, and conversations are about it. Stage `2-lora` trains LoRA on the decoder beside it, on
 conversations and questions alike.
 
-  text=      hub id or folder of a language model by itself: Llama, SmolLM2, Qwen2, Gemma, Gemma 2
+  text=      hub id, folder or GGUF file of a language model by itself: Llama, SmolLM2, Qwen2, Gemma, Gemma 2
   encoder=   short names (spatialvlm/config/names.py), hub ids or folders, joined by +
   connector= mlp (default), linear, or smolvlm, with which one SigLIP makes a SmolVLM that transformers reads
   factor=    patches along a side that become one image token; by itself about 8 x 8 tokens a tile

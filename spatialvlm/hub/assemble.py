@@ -93,7 +93,7 @@ def assemble(
   `model_type` spatialvlm (docs/eyes.md).
 
   Args:
-    base: folder or hub id of a vision-language model, or of a language model by itself.
+    base: folder or hub id of a vision-language model, or of a language model by itself (also a GGUF file).
     encoders: folders or hub ids of encoders, or of vision-language models, whose towers are then taken;
       "own" is the base's. The first one's grid is that of all.
     revision: of the base.
