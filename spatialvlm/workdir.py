@@ -37,8 +37,9 @@ from spatialvlm.types import Note, UserError
 
 # Where a run computes, what watches it, and where it keeps what can be computed again: a run may go on with
 # others.
-PLACEMENT = ("mesh", "log", "score.features", "eval.features")
-_PLACED = rf"({'|'.join(map(re.escape, PLACEMENT))})\b"
+PLACEMENT = ("mesh", "log", "score.features", "eval.features", "train.cache_vision")
+PLACEMENT += ("train.cache_vision_mib", "train.cache_vision_folder")
+_PLACED = rf"(stages\.[^.]+\.)?({'|'.join(map(re.escape, PLACEMENT))})\b"
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 IDENTITY_FILE = "identity.json"

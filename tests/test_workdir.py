@@ -14,6 +14,7 @@ from spatialvlm.config import (
   MeshConfig,
   ModelConfig,
   RunConfig,
+  StageConfig,
   fingerprint,
   read_json,
 )
@@ -50,10 +51,17 @@ def test_the_same_run_is_continued_and_not_touched(tmp_path):
 def test_a_run_goes_on_with_other_devices_and_trackers(tmp_path):
   run = RunConfig()
   workdir.claim(tmp_path, run)
-  elsewhere = dataclasses.replace(run, mesh=MeshConfig(fsdp=8), log=LogConfig(wandb=True))
+  train = dataclasses.replace(run.train, cache_vision="off", cache_vision_mib=1)
+  elsewhere = dataclasses.replace(run, mesh=MeshConfig(fsdp=8), log=LogConfig(wandb=True), train=train)
   assert workdir.check(tmp_path, elsewhere) is True
   with pytest.raises(UserError, match=r"other settings \(seed: 0, now 1\)"):
     workdir.check(tmp_path, dataclasses.replace(elsewhere, seed=1))
+  staged = RunConfig(stages={"a": StageConfig(train=run.train)})
+  workdir.claim(tmp_path / "s", staged)
+  assert workdir.check(tmp_path / "s", RunConfig(stages={"a": StageConfig(train=train)})) is True
+  with pytest.raises(UserError, match=r"stages\.a\.train\.steps"):
+    steps = dataclasses.replace(train, steps=7)
+    workdir.check(tmp_path / "s", RunConfig(stages={"a": StageConfig(train=steps)}))
 
 
 def test_another_config_is_refused_and_named(tmp_path):

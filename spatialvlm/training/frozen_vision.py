@@ -83,12 +83,14 @@ def make(
   terms: Terms,
   memory: Memory | None,
   numbers: Callable[[], Mapping[str, Any]] = dict,
+  handover: Handover | None = None,
 ) -> FrozenVision | None:
   """What a run does with its tower; None where the tower must run within the step.
 
   Args:
-    numbers: gives what features on disk depend on beside pixels and the model's arrays, as JSON values: its
-      dtype, how pixels are normalised.
+    numbers: gives what features depend on beside pictures and the model's arrays, as JSON values: its dtype,
+      how pictures become tiles and pixels numbers.
+    handover: what the stage before has left, and where this one leaves its own.
 
   Raises:
     UserError: something is to be kept for certain that cannot be; the folder cannot be written.
@@ -104,6 +106,8 @@ def make(
   vision = FrozenVision(split, terms, memory)
   identity = lambda: vision.identity(split.frozen, numbers())
   vision.store = open_store(config.cache_vision_folder, identity, "config.train.cache_vision_folder")
+  if handover is not None and memory is not None:
+    handover.take(memory, identity())
   return vision
 
 
@@ -129,12 +133,32 @@ class Memory:
     """Features (P, D) of a tile, or None."""
     return self._rows.get(key)
 
+  def fill(self, other: Memory) -> None:
+    """Keeps what another memory holds, as far as there is room."""
+    for key, row in other._rows.items():
+      self.add(key, row)
+
   def add(self, key: Key, row: np.ndarray) -> None:
     """Keeps features where there is room for them."""
     with self._lock:
       if key not in self._rows and row.nbytes <= self._left:
         self._left -= row.nbytes
-        self._rows[key] = np.array(row)  # the rows of one call must not keep each other alive
+        # The rows of one call of the program must not keep each other alive.
+        self._rows[key] = row if row.flags.owndata else np.array(row)
+
+
+class Handover:
+  """Features from one stage of a run to the next, as long as the tower stays the same to the last bit."""
+
+  def __init__(self):
+    self._identity: Mapping[str, Any] | None = None
+    self._memory: Memory | None = None
+
+  def take(self, memory: Memory, identity: Mapping[str, Any]) -> None:
+    """Gives `memory` what an earlier one of this identity holds, and keeps it for the next."""
+    if self._memory is not None and self._identity == identity:
+      memory.fill(self._memory)
+    self._identity, self._memory = identity, memory
 
 
 @jax.tree_util.register_dataclass

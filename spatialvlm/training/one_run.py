@@ -32,22 +32,29 @@ from spatialvlm.types import UserError
 SUMMARY_FILE = "summary.json"
 
 
-def train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
+def train(
+  config: RunConfig, workdir: pathlib.Path, handover: frozen_vision.Handover | None = None
+) -> dict[str, Any]:
   """Trains as `config` says in `workdir`, or continues what was begun there; returns the summary.
 
   Afterwards the workdir holds config.json, environment.json, identity.json, metrics.jsonl, checkpoints,
   TensorBoard logs, loss.png, and, where the config asks for them, evaluations with scores.png, the PEFT
   folder `adapter`, the Hugging Face checkpoint `model`, and summary.json.
 
+  Args:
+    handover: features that stages of one run share, where it is one of several.
+
   Raises:
     UserError: anything in the config, data, weights or workdir that the user can mend.
   """
   config = dataclasses.replace(config, peft=peft.completed(config.peft))
   with workdir_lib.alone(workdir):
-    return _train(config, workdir)
+    return _train(config, workdir, handover)
 
 
-def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
+def _train(
+  config: RunConfig, workdir: pathlib.Path, handover: frozen_vision.Handover | None
+) -> dict[str, Any]:
   check(config)
   known = workdir_lib.check(workdir, config)
   if known and (workdir / SUMMARY_FILE).exists():  # written last, so that all else is there
@@ -69,16 +76,20 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
   notes: list[str] = []
   memory = frozen_vision.memory_of(config.train)
   # Dense targets lie where pixels do: who reads them has all pictures made.
-  known = None if memory is None or objectives.extra_of(terms) else memory.__contains__
-  streams = open_streams(config, processor, notes.append, shards_of(mesh), known)
+  in_memory = None if memory is None or objectives.extra_of(terms) else memory.__contains__
+  streams = open_streams(config, processor, notes.append, shards_of(mesh), in_memory)
   model = build_model(config, mesh)
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
   split = state_lib.Split(model, trainable, mesh, heads)
-  numbers = lambda: {"dtype": config.model.dtype, "pixels": hashlib.sha256(processor.normal.data).hexdigest()}
-  vision = frozen_vision.make(config.train, split, terms, memory, numbers)
+  numbers = lambda: {
+    "dtype": config.model.dtype,
+    "tiles": repr(processor.tiler),
+    "pixels": hashlib.sha256(processor.normal.data).hexdigest(),
+  }
+  vision = frozen_vision.make(config.train, split, terms, memory, numbers, handover)
   del model, heads
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)

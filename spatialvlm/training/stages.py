@@ -16,7 +16,7 @@ from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import load_processor
-from spatialvlm.training import objectives, one_run
+from spatialvlm.training import frozen_vision, objectives, one_run
 from spatialvlm.types import UserError
 
 _PLAIN = re.compile(r"[A-Za-z0-9][\w-]*")
@@ -52,9 +52,10 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
       multihost_utils.sync_global_devices("stages checked")
     workdir_lib.claim(workdir, config)
   summaries: dict[str, Any] = {}
+  handover = frozen_vision.Handover()
   for number, (name, stage) in enumerate(stages, 1):
     one_run.say(f"stage {number} of {len(stages)}: {name}")
-    summaries[name] = summary = one_run.train(stage, workdir / name)
+    summaries[name] = summary = one_run.train(stage, workdir / name, handover)
     if not summary["finished"]:
       return {**summary, "stages": summaries}
   whole = {**summary, "stages": summaries}

@@ -20,13 +20,14 @@ from spatialvlm.config import (
   PeftConfig,
   ScenesConfig,
   SkillsConfig,
+  StageConfig,
   TrainConfig,
 )
 from spatialvlm.core import axes
 from spatialvlm.data import pipeline, tile_keys
 from spatialvlm.models.outputs import Wants
 from spatialvlm.processing import processor
-from spatialvlm.training import frozen_vision, objectives, one_run
+from spatialvlm.training import frozen_vision, objectives, one_run, stages
 from spatialvlm.training import metrics as metrics_lib
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
@@ -290,6 +291,28 @@ def test_a_run_is_the_same_with_features_kept_with_none_kept_and_interrupted(tmp
   one_run.train(config(tmp_path, **train), tmp_path / "again")
   assert rows(tmp_path / "again") == rows(tmp_path / "kept")
   assert kept["finished"] and json.loads((tmp_path / "again" / "config.json").read_text())
+
+
+def test_a_stage_takes_over_what_the_one_before_has_kept_of_the_same_tower(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(axes, "make_mesh", lambda sizes, make=axes.make_mesh: make(sizes, jax.devices()[:2]))
+  train = dict(steps=2, accumulation=1, validate_every=0, checkpoint_every=0)
+  whole = config(tmp_path, **train)
+  connector = PeftConfig("none", target="", full=r"model\.connector\..*")
+  staged = dataclasses.replace(whole, stages={"1": StageConfig(peft=connector), "2": StageConfig()})
+  stages.train(staged, tmp_path / "w")
+  said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("vision features")]
+  assert [line.split(":")[1].split(",")[0] for line in said] == [" 2 tiles encoded", " 0 tiles encoded"]
+
+
+def test_features_are_handed_on_to_the_same_tower_alone():
+  handover, terms = frozen_vision.Handover(), objectives.make_objectives({"answer": LossConfig()})
+  encoded = []
+  for config, seed in ((AND_CONNECTOR, 0), (AND_CONNECTOR, 0), (AND_CONNECTOR, 1), (DECODER, 1)):
+    _, state, split = tower(config, seed=seed)
+    vision = frozen_vision.make(TrainConfig(), split, terms, frozen_vision.Memory(2**20), dict, handover)
+    vision(state, split.frozen, batch([0, 1]))
+    encoded.append(vision.encoded)
+  assert encoded == [2, 0, 2, 2]
 
 
 def test_settings_without_sense_are_refused(tmp_path):
