@@ -50,6 +50,7 @@ def _run(config: EvaluateConfig, folder: pathlib.Path, find: Callable[..., loadi
   mesh = axes.make_mesh(config.mesh)
   model = find(config.model, config.adapter)
   processor = load_processor(model.folder, **config.model.tiling)
+  controls.check_sight(processor.sees, config.score.controls)
   prompter = ProcessorPrompter(processor)
   questions = open_questions(config.data)
   if not len(questions):
@@ -70,10 +71,11 @@ def _run(config: EvaluateConfig, folder: pathlib.Path, find: Callable[..., loadi
       questions, scorer, prompter, config.score, folder=folder, on_progress=show, on_note=show.note
     )
   if jax.process_index() == 0:
-    table = run_tables.result(result.summary, title(config, model.name))
+    headed = title(config, model.name if prompter.sees else f"{model.name} (text alone)")
+    table = run_tables.result(result.summary, headed)
     workdir.write_text(folder / "table.txt", terminal.plain_text(table))
     # Files first: whatever befalls the screen, they are there.
-    run_page.write(folder, result.all_rows, result.summary, title(config, model.name), questions)
+    run_page.write(folder, result.all_rows, result.summary, headed, questions)
     terminal.show(table)
     for other in _other_tables(config, result):
       terminal.show(other)

@@ -112,6 +112,11 @@ class Processor:
     """Whether prompts are a prefix whose tokens all see each other (PaliGemma)."""
     return self.format.bidirectional
 
+  @property
+  def sees(self) -> bool:
+    """Whether it reads images; a language model by itself does not."""
+    return bool(self.format.mark)
+
   @functools.cached_property
   def normal(self) -> PixelTable:
     """What the model takes for each value of a pixel and channel."""

@@ -44,6 +44,7 @@ class Scores:
     controls.check(self._config.source, self._config.controls)
     if config.train.evaluate_every:
       self._some = some(self._questions, self._config)
+    controls.check_sight(processor.sees, self._config.controls)
     self._prompter = protocols.ProcessorPrompter(processor)
 
   def check(self, config: TrainConfig) -> None:

@@ -10,11 +10,14 @@ from PIL import Image
 import spatialvlm
 from spatialvlm import hub
 from spatialvlm.core.axes import make_mesh
+from spatialvlm.data.sources.cvbench import write_cvbench
+from spatialvlm.evaluation.records import read
 from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.outputs import Wants
 from spatialvlm.processing import processor_family
 from spatialvlm.training.objectives import DepthProbe
 from spatialvlm.types import Note, UserError
+from tests.evaluation.support import questions
 from tests.launch import bad_files, command
 from tests.models.support import batch_of, call
 from tests.tiny_language import write_checkpoint, write_words
@@ -103,6 +106,24 @@ def test_lora_on_conversations_without_images(capfd, folder, tmp_path):
   ids = np.arange(12)[None]
   np.testing.assert_allclose(run.logits(ids), merged.logits(ids), atol=2e-4)
   assert np.abs(run.logits(ids) - spatialvlm.load_vlm(folder).logits(ids)).max() > 1e-2
+
+
+def test_questions_about_images_are_asked_without_them(capfd, folder, tmp_path, refused):
+  """The baseline of a model that cannot see; every row is what `score_choices` gives of the text alone."""
+  asked = questions(count=6, images=2)
+  write_cvbench(tmp_path / "table.parquet", asked)
+  settings = {"model.path": folder, "data.path": tmp_path / "table.parquet", "score.bootstrap": 10}
+  flags = ["--config=cvbench", *(f"--config.{key}={value}" for key, value in settings.items())]
+  circular = "--config.score.controls=('circular',)"
+  done = command.run(capfd, "evaluate", *flags, circular, f"--workdir={tmp_path}/w")
+  assert done.code == 0 and "(text alone)" in done.out, done.err
+  assert "note: a language model by itself reads no images: every question is asked without" in done.err
+  rows = [row for row in read(tmp_path / "w") if row.condition == "sighted"]
+  vlm = spatialvlm.load_vlm(folder)
+  for row, question in zip(sorted(rows, key=lambda row: row.idx), asked, strict=True):
+    alone = vlm.score_choices(None, question.prompt.replace("<image>", ""), question.choices, letters=True)
+    np.testing.assert_allclose(row.logprobs, alone, atol=1e-4)
+  refused("'grey' changes the images", "evaluate", *flags, "--config.score.controls=('grey',)")
 
 
 def test_what_needs_eyes_is_refused_by_name(folder, tmp_path, refused):

@@ -171,7 +171,7 @@ class Asker:
     donor: tuple[Question, str] | None,
   ) -> tuple[Question, Shown | None, dict[str, Any]]:
     """The question under a condition, the images that are shown, further fields of the row."""
-    own = Shown(image, question.images)
+    own = Shown(image, question.images) if self._prompter.sees else None
     if condition == "circular":
       return controls.rotated(question, shift), own, {}
     if condition == "grey":

@@ -35,6 +35,16 @@ def check(source: SourceConfig, conditions: Sequence[str]) -> None:
     )
 
 
+def check_sight(sees: bool, conditions: Sequence[str]) -> None:
+  """Raises a UserError for a control of what is shown, where the model reads no images."""
+  for name in conditions:
+    if not sees and name != "circular":
+      raise UserError(
+        f"score.controls: {name!r} changes the images, which a language model by itself does not read; leave"
+        " it out"
+      )
+
+
 def shifts(condition: str, options: int) -> range:
   """How far the options are rotated under a condition: `circular` leaves out 0, the sighted row."""
   return range(1, options) if condition == "circular" else range(1)

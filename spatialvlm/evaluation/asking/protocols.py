@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 from typing import Protocol as TypingProtocol
@@ -19,7 +20,7 @@ from spatialvlm.config import ScoreConfig, nearest
 from spatialvlm.evaluation.asking.controls import CONTROLS
 from spatialvlm.processing.processor import Encoded, Processor
 from spatialvlm.processing.tiling import Tiles
-from spatialvlm.types import IMAGE_MARK, LETTERS, Question, UserError
+from spatialvlm.types import IMAGE_MARK, LETTERS, Note, Question, UserError
 
 
 class Prompt(NamedTuple):
@@ -100,8 +101,12 @@ def check(config: ScoreConfig) -> None:
 
 
 class Prompter(TypingProtocol):
-  """Turns questions into prompts; `pad_id` fills batches. Called from several threads."""
+  """Turns questions into prompts; `pad_id` fills batches. Called from several threads.
 
+  `sees`: whether the model reads images; one that does not is asked every question without.
+  """
+
+  sees: bool
   pad_id: int
   stop_ids: Sequence[int]
   normal: np.ndarray
@@ -129,11 +134,15 @@ class ProcessorPrompter:
   """The prompter of a checkpoint's processor.
 
   Attributes:
-    pad_id, stop_ids: the processor's.
+    sees, pad_id, stop_ids: the processor's.
     normal: float32 (256, 3), what the vision tower takes for each value of a pixel and channel.
   """
 
   def __init__(self, processor: Processor):
+    self.sees = processor.sees
+    if not self.sees:
+      said = "a language model by itself reads no images: every question is asked without them"
+      warnings.warn(said, Note, stacklevel=2)
     self.pad_id = processor.pad_id
     self.stop_ids = processor.stop_ids
     self._processor = processor
