@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -18,6 +19,7 @@ from tests.models.support import batch_of, call
 from tests.tiny_encoder import write_encoder
 from tests.tiny_text import write_text
 
+RECORDED = Path(__file__).parents[1] / "recorded"
 KINDS = ("llama", "qwen2", "gemma", "gemma2")
 TEXTS = (
   "Which object is closer to the camera, the red box or the blue box?",
@@ -43,15 +45,10 @@ def folders(tmp_path_factory):
   made = {}
   for kind in KINDS:
     words = tiny_language.tokenizer(kind)
-    more = {"sliding_window": 5} if kind == "gemma2" else {}
-    more |= {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 50.0} if kind == "gemma2" else {}
-    size = {
-      "vocab_size": words.get_vocab_size() + 3,
-      "head_dim": 8,
-      "hidden_size": 32,
-      "intermediate_size": 64,
-    }
-    made[kind] = tiny_language.write_checkpoint(root / kind, kind, **more, **size)
+    size = {"vocab_size": words.get_vocab_size() + 3, "hidden_size": 32, "intermediate_size": 64}
+    if kind == "gemma2":
+      size |= {"sliding_window": 5, "head_dim": 16, "query_pre_attn_scalar": 16}
+    made[kind] = tiny_language.write_checkpoint(root / kind, kind, **size)
   return made
 
 
@@ -128,6 +125,13 @@ def _stored(folder) -> dict[str, np.ndarray]:
   return {name: entry.read() for name, entry in read_entries(weight_files(folder))[0].items()}
 
 
+def test_the_scale_of_gemma_2s_scores(folders, tmp_path):
+  """As llama.cpp has it: by a head's size, but for 46 layers, the 27B model, by the width over the heads."""
+  for depth, scale in ((2, 16), (46, 8)):
+    file = tiny_gguf.write(folders["gemma2"], tmp_path / "a.gguf", gemma2__block_count=depth)
+    assert gguf_models.config_json(gguf_file.read_header(file))["query_pre_attn_scalar"] == scale
+
+
 def test_names_go_both_ways():
   for kind, arch in gguf_models.ARCHITECTURES.items():
     for name, theirs in (*gguf_models._NAMES, *arch.names):
@@ -184,6 +188,17 @@ def test_texts_have_the_ids_of_the_folders_tokenizer(kind, folders, tmp_path):
     assert ours.decode(one.ids) == wanted.decode(other.ids)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_pieces_with_scores_are_sentencepieces_own(name):
+  """Recorded by tests/oracle/record_sentencepiece.py."""
+  recorded = json.loads((RECORDED / "sentencepiece.json").read_text(encoding="utf-8"))[name]
+  made = gguf_words.files(gguf_file.Header("a.gguf", recorded["keys"], {}), 64)
+  words = Tokenizer.from_str(json.dumps(made["tokenizer.json"]))
+  for text, ids, said in recorded["cases"]:
+    assert words.encode(text, add_special_tokens=False).ids == ids, text
+    assert words.encode(text).ids == [2, *ids] and words.decode(ids) == said, text
+
+
 def test_llama_3_cuts_digits_by_threes_and_takes_whole_words():
   words = Tokenizer.from_str(json.dumps(_tokenizer_of("llama-bpe")))
   pieces = [words.id_to_token(i) for i in words.encode("ab 12345", add_special_tokens=False).ids]
@@ -232,8 +247,11 @@ def test_weights_are_known_by_their_bytes_and_a_replaced_file_by_its_header(fold
   raw[-9] ^= 1
   file.write_bytes(raw)
   assert resolve(file) == folder and hub.identity(file)["sha256"] != before["sha256"]
-  tiny_gguf.write(folders["llama"], file, general__name="another")
-  assert resolve(file) != folder
+  places = set()
+  for name in ("one", "two"):
+    tiny_gguf.write(folders["llama"], file, general__name=name)
+    places.add(resolve(file))
+  assert len(places | {folder}) == 3
 
 
 def test_tensors_are_read_one_at_a_time(file, monkeypatch):
