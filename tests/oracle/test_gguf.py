@@ -62,6 +62,23 @@ def test_small_models(kind, quant, tmp_path):
   compare(file, np.arange(3, 27).reshape(2, 12), 6)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_a_folder_saved_from_a_file_is_theirs(kind, tmp_path):
+  """Model, tokenizer and chat template."""
+  folder = tiny_language.write_checkpoint(tmp_path / "model", kind)
+  ours = spatialvlm.load_vlm(tiny_gguf.write(folder, tmp_path / "a.gguf"))
+  saved = ours.save(tmp_path / "saved")
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(saved, attn_implementation="eager").eval()
+  words = transformers.AutoTokenizer.from_pretrained(saved)
+  asked = [{"role": "user", "content": "Which box is red?"}]
+  ids = words.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+  assert ids == ours.processor.encode_prompt((), "Which box is red?").tokens.tolist()
+  with torch.no_grad():
+    wanted = theirs(input_ids=torch.tensor([ids])).logits.numpy()
+  assert np.abs(ours.logits([ids]) - wanted).max() <= 1e-4
+  assert theirs.generation_config.eos_token_id == [words.eos_token_id]
+
+
 @real
 def test_the_real_smollm2_is_theirs():
   words = spatialvlm.load_processor(REAL).tokenizer
