@@ -79,6 +79,16 @@ MODELS = {
     3_032_242_416,
   ),
 }
+_TIED = dict(tie_word_embeddings=True)
+LANGUAGE = {
+  "SmolLM2-135M": (_text("llama", 576, 30, (9, 3), 1536, 49152, **_TIED), 134_515_008),
+  "SmolLM2-360M": (_text("llama", 960, 32, (15, 5), 2560, 49152, **_TIED), 361_821_120),
+  "SmolLM2-1.7B": (_text("llama", 2048, 24, (32, 32), 8192, 49152, **_TIED), 1_711_376_384),
+  "Llama-3.2-1B": (_text("llama", 2048, 16, (32, 8), 8192, 128256, **_TIED), 1_235_814_400),
+  "Qwen2.5-0.5B": (_text("qwen2", 896, 24, (14, 2), 4864, 151936, **_TIED), 494_032_768),
+  "Gemma-2B": (_text("gemma", 2048, 18, (8, 1), 16384, 256000), 2_506_172_416),
+  "Gemma-2-2B": (_text("gemma2", 2304, 26, (8, 4), 9216, 256000), 2_614_341_888),
+}
 
 
 def count_model(source: dict) -> int:
@@ -120,3 +130,13 @@ def test_transformers_counts_the_same_in_models(name):
 def test_parameters_of_published_models(name):
   source, wanted = MODELS[name]
   assert model_by_depth(source) == wanted
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_parameters_of_published_language_models(name):
+  source, wanted = LANGUAGE[name]
+  counts = [count_model(source | {"num_hidden_layers": depth}) for depth in (1, 2)]
+  assert counts[0] + (source["num_hidden_layers"] - 1) * (counts[1] - counts[0]) == wanted
+  with torch.device("meta"):
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**source))
+  assert sum(parameter.numel() for parameter in model.parameters()) == wanted
