@@ -162,7 +162,8 @@ def lora(vlm, torch_model):
   split = state.Split(vlm, peft.trainable_filter(vlm, config), mesh)
   tx, terms = optax.adamw(1e-4), {"answer": (1.0, objectives.Answer())}
   current = [state.init_state(split.params, tx, ema=False, mesh=mesh)]
-  run = jax.jit(step.make_train_step(split, tx, terms), donate_argnums=0)
+  pinned = step.state_shardings(current[0]), None  # as runs have it: left free, the second step compiles anew
+  run = jax.jit(step.make_train_step(split, tx, terms), donate_argnums=0, out_shardings=pinned)
   batch = step.to_devices(batch_of(arrays, TARGETS), mesh)
   on_host = with_keys(jax.device_get(batch))
 

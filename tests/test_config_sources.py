@@ -54,7 +54,7 @@ def test_the_kind_says_which_class_a_group_is():
       dict(kind="scenes", path="/nowhere", partial=True),
       r"sources\.x\.path: a group of kind 'scenes' reads no path; kinds that do: cvbench, hf, llava",
     ),
-    (dict(kind="cvbench", turns=2), r"x\.turns: .*'cvbench' reads no turns; kinds that do: skills"),
+    (dict(kind="cvbench", turns=2), r"x\.turns: .*'cvbench' reads no turns; kinds that do: scenes, skills"),
     (dict(kind="cvbench", columns={}), r"x\.columns: .* reads no columns; kinds that do: hf"),
     (dict(kind="llava", tasks={}), r"x\.tasks: .* reads no tasks; kinds that do: scenes, skills"),
     (dict(kind="llava", pth="a"), r"x\.pth: unknown key; did you mean 'path'"),

@@ -21,11 +21,12 @@ class ScenesConfig:
     tasks: kinds of question (Count, Relation, Depth, Distance) that are drawn, with weights; empty for all
       alike.
     seed: of the rendered worlds. Held-out worlds have another seed than trained ones.
-    size: number of questions, 0 for no end.
+    size: number of questions (with `pictures` of conversations), 0 for no end.
     image_size: pixels of the square images.
     pictures: number of pictures that the questions are about, again and again, so that what a frozen vision
       tower makes of them is made once (`TrainConfig.cache_vision`); 0 for one to each question. Few pictures
       are learned by heart: take thousands. For training alone.
+    turns: with `pictures`: most questions asked about one picture in one conversation.
   """
 
   kind: Literal["scenes"] = "scenes"
@@ -35,6 +36,7 @@ class ScenesConfig:
   size: int = 0
   image_size: int = 96
   pictures: int = 0
+  turns: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 `questions` looks for a scene that fits a question, paints it and draws the question's boxes, so that every
 question has a picture of its own. Here the pictures come first: scene n of the world with up to three boxes,
-drawn around objects that can be asked about together. A question is then looked for among all that a block
-of pictures can answer. So each picture has many questions; what a model makes of it can be kept, and where it
-is kept nothing is rendered (`types.Deferred`).
+drawn around objects that can be asked about together. Questions are then spread over all that a block of
+pictures can answer, one or several to a picture, in a conversation (`plans`). So each picture has many
+questions; what a model makes of it can be kept, and where it is kept nothing is rendered (`types.Deferred`).
 
 Balance is as in `questions`: the index fixes the kind, the answer, and whether it agrees with each simple
 rule of two dimensions. Texts are what the pictures give. A picture may show boxes that its question does not
@@ -14,7 +14,7 @@ name, and a question may name the blue and the green box where CV-Bench has the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,12 +22,12 @@ from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.once import OnceCache
 from spatialvlm.types import Deferred, Question, UserError, choice_prompt
 from spatialvlm.worlds import candidates, pools, questions, world
+from spatialvlm.worlds.plans import Found, Placed, Wish, plan
 
-# Pictures among which a question is looked for (the last block has the rest too), and questions asked before
-# the next block's turn.
+# Pictures among which questions are spread; the last block has the rest too.
 BLOCK = 4 * pools.SCENES
-# Blocks whose questions stay in memory, some 100 kB each.
-_KEPT = 1024
+# Blocks whose questions stay in memory, some 100 kB each, and plans of conversations.
+_KEPT, _PLANS = 1024, 8
 # Share of pictures with so many boxes, where no kind that is asked for needs more.
 _BOX_SHARES = (0.1, 0.1, 0.3, 0.5)
 _COLORS = ("red", "blue", "green")
@@ -35,30 +35,7 @@ _LEAST_BOXES = {"Count": 0, "Relation": 0, "Depth": 2, "Distance": 3}
 # Names among the digits of a kind's candidates (`candidates`): pictures, not the index, give them.
 _NAMES = {"Count": (2,), "Relation": (2, 3, 4), "Depth": (1, 2, 3), "Distance": (1, 2, 3)}
 # Random streams of a seed that `questions` leaves free.
-_PICTURE, _QUESTION, _CYCLE = 15, 11, 7
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Found:
-  """What pictures can be asked of one kind: `cells` ascending; `rows` the picture, the roles, the cell."""
-
-  cells: np.ndarray
-  rows: np.ndarray
-
-  def matching(self, kind: str, cell: int, numbers: Sequence[int]) -> np.ndarray:
-    """Rows of a cell. Where there are none: of cells that differ in the last rule, in the last two, ...
-
-    Of Count, whose cells are numbers, those of another option; and if all fails, any.
-    """
-    if kind == "Count":
-      tries = [(cell, 1), *((2 * number + cell % 2, 1) for number in numbers)]
-    else:
-      tries = [(cell, 2**width) for width in range(int(self.cells[-1]).bit_length())]
-    for wanted, width in tries:
-      low, high = np.searchsorted(self.cells, [wanted // width * width, (wanted // width + 1) * width])
-      if low < high:
-        return self.rows[low:high]
-    return self.rows
+_PICTURE, _QUESTION, _CYCLE, _PLAN = 15, 11, 7, 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,34 +52,47 @@ class _Block:
   boxes: tuple[Mapping[int, str], ...]
   bounds: np.ndarray
   visible: np.ndarray
-  found: Mapping[str, _Found]
+  found: Mapping[str, Found]
 
 
-class PictureQuestions(Sequence[Question]):
-  """Question number i of a seed is always the same, whatever was read before. Thread-safe.
+class PictureQuestions:
+  """Conversation number i of a seed is always the same, whatever was read before. Thread-safe.
+
+  Each round of as many conversations as there are pictures goes through all blocks of them; within a block,
+  pictures that answer much are shown more often than others.
 
   Args:
     seed: of the world; held-out worlds have another one.
     kinds: names of kinds with their weights, all four alike where empty.
     image_size: pixels of the square images, 16 .. 4096.
-    size: number of questions, 0 for an endless sequence.
+    size: number of conversations, 0 for no end.
     pictures: how many pictures they are about, 1 or more: scenes 0, 1, ... of the world.
+    turns: most questions of one conversation. A few have less.
 
   Raises:
-    UserError: as `questions.SceneQuestions`, or a number of pictures that is none. While reading: no picture
-      of a block can be asked a kind.
+    UserError: as `questions.SceneQuestions`, or a number of pictures or turns that is none. While reading: no
+      picture of a block can be asked a kind.
   """
 
   def __init__(
-    self, seed: int, kinds: Mapping[str, float], image_size: int = 96, size: int = 0, pictures: int = 1
+    self,
+    seed: int,
+    kinds: Mapping[str, float],
+    image_size: int = 96,
+    size: int = 0,
+    pictures: int = 1,
+    turns: int = 1,
   ):
     weights = questions.checked_kinds(kinds)
     if not 1 <= pictures <= 2**32:
       raise UserError(f"scenes: {pictures} pictures; name 1 to 2^32, or 0 for one to each question")
+    if turns < 1:
+      raise UserError(f"scenes: a conversation of {turns} turns; ask for one at least")
     if size < 0:
       raise UserError(f"scenes: a size of {size} questions; 0 means endless")
     world.check(seed, image_size)
-    self.seed, self.image_size, self.size, self.pictures = seed, image_size, size, pictures
+    self.seed, self.image_size, self.size = seed, image_size, size
+    self.pictures, self.turns = pictures, turns
     self._pool_size = questions.pool_size(image_size)
     self._mixture = Mixture(dict.fromkeys(weights, ENDLESS), weights, shuffle=False, seed=0)
     least = min(_LEAST_BOXES[kind] for kind in weights)
@@ -110,49 +100,42 @@ class PictureQuestions(Sequence[Question]):
     self._shares /= self._shares.sum()
     self._count = max(pictures // BLOCK, 1)
     self._blocks: OnceCache[_Block] = OnceCache()
+    self._plans: OnceCache[list[list[Placed]]] = OnceCache()
 
   def __len__(self) -> int:
     return self.size or ENDLESS
 
-  def __getitem__(self, index: int) -> Question:
-    return self.with_depth(index)[0]
-
-  def with_depth(self, index: int) -> tuple[Question, np.ndarray]:
-    """Question number `index`, and how far its picture's pixels are, as of `SceneQuestions`."""
-    (question,) = self.deferred([index])
-    (picture,) = question.images
-    return dataclasses.replace(question, images=(picture.make(),)), picture.depth()
-
-  def deferred(self, indices: Iterable[int]) -> list[Question]:
-    """The questions at `indices`, their pictures `types.Deferred`."""
-    return [self._question(int(index)) for index in indices]
-
-  def _question(self, index: int) -> Question:
+  def __getitem__(self, index: int) -> list[Question]:
+    """The questions of a conversation, in their order, all about one picture, which is a `Picture`."""
     if not 0 <= index < len(self):
       raise IndexError(index)
-    place = self._mixture[index]
-    kind = self._mixture.names[place.source]
-    rng = self._rng(_QUESTION, index)
-    number = index // BLOCK % self._count
+    turn, rest = divmod(index, self.pictures)
+    number = min(rest // BLOCK, self._count - 1)
+    first = number * BLOCK
     block = self._blocks.get(number, lambda: self._make(number), _KEPT)
-    cell, numbers = self._wish(kind, place.index)
-    rows = block.found[kind].matching(kind, cell, numbers)
-    row = rows[int(rng.integers(len(rows)))]
-    return self._compose(index, kind, int(row[0]), row[1:-1], int(row[-1]), numbers, number, block, rng)
+    start = (turn * self.pictures + first) * self.turns
+    wish = lambda n: self._wish(start + n)
+    wishes = lambda: [wish(n) for n in range(len(block.names) * self.turns)]
+    rng = self._rng(_PLAN, start)
+    make = lambda: plan(wishes(), block.found, len(block.names), self.turns, rng)
+    talk = self._plans.get(start, make, _PLANS)[rest - first]
+    return [self._compose(start, placed, wish(placed.number).numbers, number, block) for placed in talk]
 
-  def _rng(self, stream: int, *number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[self.seed * 16 + stream, *number]))
+  def _rng(self, stream: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[self.seed * 16 + stream, number]))
 
-  def _wish(self, kind: str, number: int) -> tuple[int, tuple[int, ...]]:
-    """The cell that question `number` of a kind shall be of; of Count also the options."""
+  def _wish(self, number: int) -> Wish:
+    """What question `number` shall be."""
+    place = self._mixture[number]
+    kind, number = self._mixture.names[place.source], place.index
     if kind == "Count":
       wish = questions.count_wish(self.seed, number)
-      return wish.digits[0] * 2 + wish.digits[1], wish.numbers
+      return Wish(kind, wish.digits[0] * 2 + wish.digits[1], wish.numbers)
     axis, turn = (number % 2, number // 2) if kind == "Relation" else (0, number)
     cells = _cells_of(kind, axis)
     cycle, turn = divmod(turn, len(cells))
     tag = questions.KINDS.index(kind) * 2 + axis
-    return int(cells[self._rng(_CYCLE, cycle * 8 + tag).permutation(len(cells))[turn]]), ()
+    return Wish(kind, int(cells[self._rng(_CYCLE, cycle * 8 + tag).permutation(len(cells))[turn]]))
 
   def _make(self, number: int) -> _Block:
     """Draws the boxes of a block's pictures, and lists what can then be asked."""
@@ -186,7 +169,7 @@ class PictureQuestions(Sequence[Question]):
       found,
     )
 
-  def _boxed(self, tables: Mapping[str, _Found], b: int, picture: int) -> list[int]:
+  def _boxed(self, tables: Mapping[str, Found], b: int, picture: int) -> list[int]:
     """The objects of a picture that boxes are drawn around: of what can be asked about so many, if there is.
 
     Rare cells are preferred, so that as many as can be are to be found.
@@ -203,7 +186,12 @@ class PictureQuestions(Sequence[Question]):
         return [int(o) for o in row[1 : 1 + needs]]
     return []
 
-  def _compose(self, index, kind, b, roles, cell, numbers, number, block: _Block, rng) -> Question:
+  def _compose(
+    self, start: int, placed: Placed, numbers: tuple[int, ...], number: int, block: _Block
+  ) -> Question:
+    index, kind = start + placed.number, placed.kind
+    rng = self._rng(_QUESTION, index)
+    b, *roles, cell = (int(x) for x in block.found[kind].rows[placed.row])
     picture, boxes = number * BLOCK + b, block.boxes[b]
     shared = dict(
       idx=index,
@@ -215,12 +203,12 @@ class PictureQuestions(Sequence[Question]):
       filename=f"img/scenes_{self.seed}_{picture:08d}.png",
     )
     if kind == "Count":
-      text = questions.count_text(int(roles[0]), int(roles[1]) if cell % 2 else None)
+      text = questions.count_text(roles[0], roles[1] if cell % 2 else None)
       if cell // 2 not in numbers:  # no picture shows any of these numbers
         numbers = tuple(int(n) for n in cell // 2 + rng.permutation(len(numbers)))
       choices, answer = [str(n) for n in numbers], numbers.index(cell // 2)
     else:
-      names, colors = [block.names[b][o] for o in roles], [boxes.get(int(o), "") for o in roles]
+      names, colors = [block.names[b][o] for o in roles], [boxes.get(o, "") for o in roles]
       axis, answer = _axis_and_answer(kind, cell)
       marked = bool(colors[0]) and bool(rng.integers(2))
       text, choices = questions.object_text(kind, names, colors, axis, marked)
@@ -271,7 +259,7 @@ class Picture(Deferred):
   depth: Callable[[], np.ndarray]
 
 
-def _listed(kind: str, tables: Sequence[candidates.Table], count: int) -> _Found:
+def _listed(kind: str, tables: Sequence[candidates.Table], count: int) -> Found:
   """All candidates of the first `count` pictures of some pools."""
   radices = tables[0].radices
   kept = [k for k in range(len(radices)) if k not in _NAMES[kind]]
@@ -283,10 +271,10 @@ def _listed(kind: str, tables: Sequence[candidates.Table], count: int) -> _Found
   rows, cells = np.concatenate(rows), np.concatenate(cells)
   rows = np.concatenate([rows, cells[:, None]], 1)[rows[:, 0] < count].astype(np.int32)
   rows = rows[np.argsort(rows[:, -1], kind="stable")]
-  return _Found(rows[:, -1], rows)
+  return Found(rows[:, -1], rows)
 
 
-def _left(kind: str, found: _Found, place: np.ndarray) -> _Found:
+def _left(kind: str, found: Found, place: np.ndarray) -> Found:
   """What boxes leave.
 
   Depth and Distance name boxed objects alone, in the order of the colours. `place` (pictures, N) is an
@@ -296,7 +284,7 @@ def _left(kind: str, found: _Found, place: np.ndarray) -> _Found:
     return found
   boxed = place[found.rows[:, :1], found.rows[:, 1:-1]]
   good = (boxed >= 0).all(1) & (boxed[:, -2] < boxed[:, -1])
-  return _Found(found.cells[good], found.rows[good])
+  return Found(found.cells[good], found.rows[good])
 
 
 def _cells_of(kind: str, axis: int) -> np.ndarray:

@@ -14,41 +14,59 @@ from spatialvlm.worlds.questions import SceneQuestions
 
 
 def questions(config: ScenesConfig) -> SceneQuestions:
-  if config.pictures:
-    raise UserError(
-      f"pictures: {config.pictures}: questions that score a model have a picture each; leave it out"
-    )
+  for name, none in (("pictures", 0), ("turns", 1)):
+    if getattr(config, name) != none:
+      raise UserError(
+        f"{name}: {getattr(config, name)}: of questions that score a model each has a picture; leave it out"
+      )
   tasks = dict(sorted(config.tasks.items()))  # equal configs draw alike, in whatever order they name kinds
   return SceneQuestions(config.seed, tasks, config.image_size, config.size)
 
 
 def examples(config: ScenesConfig, *, defer: bool = False) -> Source:
-  if not config.pictures:
-    return SceneExamples(questions(config))
-  tasks = dict(sorted(config.tasks.items()))
-  return SceneExamples(PictureQuestions(config.seed, tasks, config.image_size, config.size, config.pictures))
+  if config.pictures:
+    tasks = dict(sorted(config.tasks.items()))
+    sizes = config.image_size, config.size, config.pictures, config.turns
+    return PictureExamples(PictureQuestions(config.seed, tasks, *sizes))
+  if config.turns != 1:
+    raise UserError(f"turns: {config.turns}: several questions share a picture where pictures says how many")
+  return SceneExamples(questions(config))
 
 
 class SceneExamples(QuestionExamples):
-  """Questions about rendered scenes as examples, each with its picture's `depth` in metres.
-
-  Attributes:
-    pictures: how many there are; 0 where every question has its own.
-  """
-
-  @property
-  def pictures(self) -> int:
-    return getattr(self.questions, "pictures", 0)
+  """Questions about rendered scenes as examples, each with its picture's `depth` in metres."""
 
   def __getitem__(self, index: int) -> Example:
     question, depth = self.questions.with_depth(index)
     return dataclasses.replace(question_to_example(question), dense={"depth": depth})
 
-  def deferred(self, indices: Sequence[int]) -> list[Example]:
-    """Examples without `depth`; their pictures, where they come again, are made when they are needed."""
-    if not self.pictures:
-      return [question_to_example(self.questions[index]) for index in indices]
-    return [question_to_example(question) for question in self.questions.deferred(indices)]
-
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
     return [self[index] for index in indices]
+
+
+class PictureExamples(Sequence[Example]):
+  """Conversations about few pictures, each with its picture's `depth`.
+
+  Attributes:
+    pictures: how many there are.
+  """
+
+  def __init__(self, conversations: PictureQuestions):
+    self._conversations, self.pictures = conversations, conversations.pictures
+
+  def __len__(self) -> int:
+    return len(self._conversations)
+
+  def __getitem__(self, index: int) -> Example:
+    (example,) = self.deferred([index])
+    (picture,) = example.images
+    return dataclasses.replace(example, images=(picture.make(),), dense={"depth": picture.depth()})
+
+  def deferred(self, indices: Sequence[int]) -> list[Example]:
+    """Examples without `depth`, whose pictures are made when they are needed."""
+    found = []
+    for index in indices:
+      asked = [question_to_example(question) for question in self._conversations[int(index)]]
+      turns = tuple(turn for example in asked for turn in example.turns)
+      found.append(dataclasses.replace(asked[0], turns=turns, id=str(index)))
+    return found
