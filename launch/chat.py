@@ -19,7 +19,9 @@ from spatialvlm import cli
 from spatialvlm.types import UserError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "a model's or adapter's folder or hub id, or a training run's workdir")
+flags.DEFINE_string(
+  "model", None, "a model's or adapter's folder or hub id, a GGUF file, or a training run's workdir"
+)
 flags.DEFINE_string("adapter", None, "PEFT folder that is put on the model")
 flags.DEFINE_multi_string("image", [], "image file; may be repeated")
 flags.DEFINE_integer("max_new_tokens", 256, "longest answer in tokens")

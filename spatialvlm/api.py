@@ -50,7 +50,7 @@ def load_vlm(
   enlarge: bool = True,
 ) -> LoadedVlm:
   """Loads a SmolVLM, InternVL or PaliGemma, or a language model by itself (Llama and SmolLM2, Qwen2, Gemma,
-  Gemma 2), from a local folder or the hub, in Hugging Face's format.
+  Gemma 2), from a local folder or the hub, in Hugging Face's format; a language model also from a GGUF file.
 
   The folder may also hold a model whose encoder was replaced or joined (`hub.assemble`), a PEFT adapter,
   which names its base, or be the workdir of a training run.

@@ -20,6 +20,8 @@ from spatialvlm.hub.gguf_file import read_header
 from spatialvlm.types import UserError
 
 LINK = "model.gguf"
+# Folders that this process has found, by their files as they were: a header of many words takes a while.
+_FOUND: dict[tuple[Path, int, int, Path], Path] = {}
 # Part of every folder's name: to be raised when what is written into one changes.
 _VERSION = 1
 
@@ -53,11 +55,18 @@ def folder_of(file: Path) -> Path:
     UserError: a file that is not read (see `gguf_file`, `gguf_models`, `gguf_words`), or a full disk; nothing
       is left then.
   """
-  file = file.resolve()
-  header = read_header(file)
+  stat = file.stat()
+  key = (file.resolve(), stat.st_size, stat.st_mtime_ns, _cache())
+  if key not in _FOUND or not (_FOUND[key] / "config.json").is_file():
+    _FOUND[key] = _made(file)
+  return _FOUND[key]
+
+
+def _made(file: Path) -> Path:
+  header, place = read_header(file), file.resolve()
   start = min((tensor.start for tensor in header.tensors.values()), default=0)
   with open(file, "rb") as stream:
-    digest = hashlib.sha256(f"{_VERSION} {file} {file.stat().st_size} ".encode() + stream.read(start))
+    digest = hashlib.sha256(f"{_VERSION} {place} {file.stat().st_size} ".encode() + stream.read(start))
   folder = _cache() / f"{file.stem}-{digest.hexdigest()[:16]}"
   if (folder / "config.json").is_file():
     return folder
@@ -66,7 +75,7 @@ def folder_of(file: Path) -> Path:
   written = gguf_words.files(header, config["max_position_embeddings"])
   ids = written["generation_config.json"]
   written["config.json"] = config | {key: value for key, value in ids.items()}
-  _write(folder, written, file)
+  _write(folder, written, place)
   return folder
 
 
