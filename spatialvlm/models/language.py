@@ -12,6 +12,7 @@ from typing import Any
 from spatialvlm.models import texts
 from spatialvlm.models.fields import Rule, under
 from spatialvlm.models.vlm import VlmConfig
+from spatialvlm.types import UserError
 
 # transformers' class of each `model_type`, and whether embeddings are tied where a config does not say so.
 CLASSES: dict[str, tuple[str, bool]] = {
@@ -40,6 +41,8 @@ def parse_config(source: Mapping[str, Any], *, dtype: str, where: str) -> VlmCon
     UserError: a setting that these layers do not compute or that makes no sense, by its name.
   """
   kind = source["model_type"]
+  if source.get("use_bidirectional_attention"):
+    raise UserError(f"{where}: use_bidirectional_attention is not computed here: every layer is causal")
   return VlmConfig(
     family=kind,
     vision=None,

@@ -155,6 +155,12 @@ def test_what_needs_eyes_is_refused_by_name(folder, tmp_path, refused):
     vlm.processor(text="a", images=[np.zeros((20, 20, 3), np.uint8)])
 
 
+def test_a_setting_that_is_not_computed(tmp_path, refused):
+  folder = write_checkpoint(tmp_path / "model", "gemma")
+  bad_files.edit_json(folder / "config.json", use_bidirectional_attention=True)
+  refused("use_bidirectional_attention is not computed here", "chat", f"--model={folder}", "?")
+
+
 def test_a_template_that_ends_an_answer_by_no_special_token(tmp_path, refused):
   folder = write_checkpoint(tmp_path / "model")
   (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
