@@ -12,6 +12,7 @@ from spatialvlm.data import pipeline
 from spatialvlm.types import UserError
 from spatialvlm.worlds import pools, shortcuts, skills, world
 from spatialvlm.worlds.picture_questions import PictureQuestions
+from spatialvlm.worlds.plans import Found, Wish, plan
 from spatialvlm.worlds.questions import KINDS
 
 SIZE, PICTURES, TURNS = 48, 520, 4
@@ -202,3 +203,27 @@ def test_sources_of_few_pictures_are_for_training():
 def test_pictures_that_cannot_be_asked_a_kind_are_refused():
   with pytest.raises(UserError, match="none of 1 pictures of 24 pixels can be asked a question of kind Dist"):
     PictureQuestions(10, {"Distance": 1.0}, 24, pictures=1)[0]
+
+
+def test_a_plan_stops_a_kind_where_it_would_lose_its_balance():
+  """Cell 0 is answered by every picture, three times over, cell 1 by one picture alone."""
+  rows = np.array([[picture, picture, 0] for picture in range(8) for _ in range(3)] + [[3, 0, 1]])
+  found = {"Depth": Found(rows[:, -1], rows)}
+  wishes = [Wish("Depth", number % 2) for number in range(32)]
+  talks = plan(wishes, found, 8, 4, np.random.default_rng(0))
+  assert len(talks) == 8 and all(1 <= len(talk) <= 4 for talk in talks)
+  for talk in talks:
+    assert len({placed.row for placed in talk}) == len(talk) and len({rows[p.row, 0] for p in talk}) == 1
+  asked = [rows[placed.row, -1] for talk in talks for placed in talk]
+  assert len(asked) >= 16 and abs(asked.count(0) - asked.count(1)) <= 1
+
+
+def test_deferred_skills_ask_the_same_and_render_no_picture_twice(monkeypatch):
+  few = skills.SceneSkills(5, turns=2, pictures=16)
+  wanted = few.__getitems__(range(32))
+  few.deferred(range(16))
+  with monkeypatch.context() as patch:
+    patch.setattr(world, "frames", lambda *args: pytest.fail("rendered"))
+    found = few.deferred(range(16, 32))
+  assert [e.turns for e in found] == [e.turns for e in wanted[16:]] and not found[0].dense
+  np.testing.assert_array_equal(found[5].images[0].make(), wanted[21].images[0])
