@@ -77,6 +77,28 @@ def check(config: TrainConfig) -> None:
     )
 
 
+def for_certain(config: TrainConfig) -> str:
+  """The setting by which features must be kept; empty where they only may be."""
+  if config.cache_vision_folder is not None:
+    return "cache_vision_folder"
+  return "cache_vision" if config.cache_vision == "on" else ""
+
+
+def apart(config: TrainConfig, trained: Iterable[str], terms: Terms) -> bool:
+  """Whether the tower runs apart from the step; `trained` as for `obstacle`.
+
+  Raises:
+    UserError: it cannot, and something is to be kept for certain.
+  """
+  reason = obstacle(trained, terms)
+  if reason and (setting := for_certain(config)):
+    raise UserError(
+      f"config.train.{setting}: features cannot be kept: {reason}; leave it out, or train nothing before the"
+      " connector"
+    )
+  return not reason
+
+
 def make(
   config: TrainConfig,
   split: Split,
@@ -95,13 +117,7 @@ def make(
   Raises:
     UserError: something is to be kept for certain that cannot be; the folder cannot be written.
   """
-  if reason := obstacle(split.params, terms):
-    asked = "cache_vision_folder" if config.cache_vision_folder is not None else "cache_vision"
-    if config.cache_vision == "on" or config.cache_vision_folder is not None:
-      raise UserError(
-        f"config.train.{asked}: features cannot be kept: {reason}; leave it out, or train nothing before the"
-        " connector"
-      )
+  if not apart(config, split.params, terms):
     return None
   vision = FrozenVision(split, terms, memory)
   identity = lambda: vision.identity(split.frozen, numbers())

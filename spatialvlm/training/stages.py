@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from spatialvlm import hub, peft
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
-from spatialvlm.models.vlm import Vlm
+from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.training import frozen_vision, objectives, one_run
 from spatialvlm.types import UserError
@@ -125,9 +125,18 @@ def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
   abstract = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
   try:
     peft.check_layers(abstract, run.peft)
+    if frozen_vision.for_certain(run.train):
+      frozen_vision.apart(run.train, _trained(config, run.peft), terms)
     for _, objective in terms.values():
       objective.check(config)
     objectives.read_vocabulary(terms, load_processor(folder, **built.tiling).token_ids)
     one_run.check_data(run, terms)
   except UserError as error:
     raise UserError(f"config.stages.{stage}: {error}") from None
+
+
+def _trained(config: VlmConfig, settings: PeftConfig) -> list[str]:
+  """Names of the parameters that a method trains, as `state.Split` has them; no array is made."""
+  vlm = nnx.eval_shape(lambda: peft.apply(Vlm(config, rngs=nnx.Rngs(0)), settings))
+  _, trained, _ = nnx.split(vlm, peft.trainable_filter(vlm, settings), ...)
+  return [".".join(map(str, path)) for path, _ in trained.flat_state()]

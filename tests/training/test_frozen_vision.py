@@ -310,6 +310,15 @@ def test_a_stage_takes_over_what_the_one_before_has_kept_of_the_same_tower(tmp_p
   assert [line.split(":")[1].split(",")[0] for line in said] == [" 2 tiles encoded", " 0 tiles encoded"]
 
 
+def test_a_late_stage_that_cannot_keep_what_it_must_is_refused_before_the_first(tmp_path):
+  whole = config(tmp_path, steps=2, cache_vision="on")
+  both = PeftConfig(target=r".*(vision|text)_model.*\.q_proj", options={"rank": 2})
+  staged = dataclasses.replace(whole, stages={"1": StageConfig(), "2": StageConfig(peft=both)})
+  with pytest.raises(UserError, match=r"stages\.2: config\.train\.cache_vision: .*vision\.\S+ is trained"):
+    stages.train(staged, tmp_path / "w")
+  assert not (tmp_path / "w").exists()
+
+
 def test_features_are_handed_on_to_the_same_tower_alone():
   handover, terms = frozen_vision.Handover(), objectives.make_objectives({"answer": LossConfig()})
   encoded = []
