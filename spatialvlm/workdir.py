@@ -240,6 +240,18 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
       raise
 
 
+# That a folder is not there, though its parents are made: /proc and the like.
+_UNWRITABLE = {
+  errno.EACCES,
+  errno.EROFS,
+  errno.EPERM,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EEXIST,
+  errno.ENOENT,
+}
+
+
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
   """Turns a full disk, a limit on sizes, and what cannot be written into a `UserError` that names `path`."""
@@ -250,7 +262,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
       raise UserError(f"{path}: no space left on the disk; free some and run the same command again") from e
     if e.errno == errno.EFBIG:
       raise UserError(f"{path}: too large for a file there (see `ulimit -f`); name another folder") from e
-    if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+    if e.errno in _UNWRITABLE:
       raise UserError(f"{path}: cannot be written ({e.strerror}); name another folder") from e
     raise
 

@@ -379,6 +379,8 @@ def test_a_folder_for_features_that_cannot_be_kept_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="file"):
     on_disk(tmp_path / "file")
+  with pytest.raises(UserError, match=r"/proc/\S+: cannot be written"):
+    on_disk("/proc/nothing")
 
 
 @pytest.mark.parametrize(
