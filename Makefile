@@ -1,5 +1,6 @@
 # Needs nothing but make and Python 3.11 or newer; every target makes what it needs.
 #   make train    trains and scores the small model that ships with the project, minutes on two cores
+#   make real     a real language model behind a real encoder, out of two Python packages; hours on two cores
 #   make test     the tests;   make oracle   the comparisons with PyTorch, and slow tests;   make lint   style
 #   make full-size   those of full shapes up to 3B parameters, which need 16 GiB of memory
 
@@ -22,12 +23,17 @@ TEST_ENV := JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMER
   JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
-.PHONY: install test train oracle full-size lint clean
+.PHONY: install test train real oracle full-size lint clean
 
 install: $(VENV)/.installed
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/lora.py:tiny
+
+real: $(VENV)/.installed-real
+	$(BIN)/python launch/real_parts.py --out=runs/real/parts
+	for stage in 1 2 3; do \
+	  $(BIN)/python launch/train.py --config=configs/real.py:stage=$$stage --workdir=runs/real/$$stage || exit $$?; done
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) --ignore=tests/oracle -m "not slow" $(PYTEST_ARGS)
@@ -55,6 +61,10 @@ $(BIN)/python:
 # A stamp is written only when its installation came through, so an interrupted one is taken up again.
 $(VENV)/.installed: pyproject.toml requirements.txt | $(BIN)/python
 	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-real: pyproject.toml $(VENV)/.installed
+	$(PIP) -e ".[real]"
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed

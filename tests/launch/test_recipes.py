@@ -62,3 +62,22 @@ def test_encoders_by_short_names_hub_ids_and_folders():
   ):
     with pytest.raises(UserError, match=message):
       read(arg)
+
+
+def test_stages_of_the_real_parts():
+  read = lambda arg: cli.load(f"real:{arg}", [], RunConfig)
+  first = read("stage=1,text=/models/lm")
+  assert first.model.path == "/models/lm" and first.model.text_only and len(first.model.encoders) == 1
+  assert first.peft.full == encoders.CONNECTOR and all(one.kind == "words" for one in first.losses.values())
+  second, third = read("stage=2"), read("stage=3")
+  assert second.model.path == third.model.path == "runs/real/1/model"
+  assert third.peft.resume_from == "runs/real/2/adapter" and third.eval is not None
+  held_out = {source.seed for source in third.data.validation.values()} | {third.eval.source.seed}
+  assert not held_out & {source.seed for source in third.data.sources.values()}
+  for arg, message in (
+    ("stage=4", "no stage '4'"),
+    ("stage=2,text=/models/lm", "stage 2 takes the model of stage 1"),
+    ("stag=2", "cannot read 'stag=2'"),
+  ):
+    with pytest.raises(UserError, match=message):
+      read(arg)
