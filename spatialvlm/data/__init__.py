@@ -9,6 +9,7 @@
   epoch, endless sources in order.
 - `batch.collate(list[Encoded], ...) -> Batch` of numpy arrays, in the bucket (tokens, tiles, supervised
   positions) of its largest example; `batch.grow` pads it to the bucket that several processes agree on.
+- `packing`: which conversations of a batch share a row, and the row; `batch.packed_of` makes them.
 - `samples`: a mixture read by position, encoded and checked; `read_good` puts the next good row in the place
   of a broken one, as a function of the position alone.
 - `checks`: what every encoded example must pass. `inspect` and `inspect_page`: what

@@ -51,7 +51,6 @@ class BatchInfo:
 
   Attributes:
     bucket: its shape. Processes of one run may differ: see `batch.largest` and `batch.grow`.
-    rows: of this process, padding counted; as many as examples where they are not packed.
     samples: examples of this process, padding not counted.
     tokens: valid positions.
     targets: supervised positions.
@@ -65,7 +64,6 @@ class BatchInfo:
   """
 
   bucket: batches.Bucket
-  rows: int
   samples: int
   tokens: int
   targets: int
@@ -76,12 +74,6 @@ class BatchInfo:
   ids: tuple[str, ...]
   blind: Mapping[str, int] = dataclasses.field(default_factory=dict)
   skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-  @property
-  def fill(self) -> dict[str, float]:
-    """Shares of the positions of this process's rows: `fill` of real tokens, `supervised` of learned ones."""
-    positions = self.rows * self.bucket.length
-    return {"fill": self.tokens / positions, "supervised": self.targets / positions}
 
 
 def suited(config: DataConfig, processor: Processor) -> DataConfig:
@@ -287,7 +279,6 @@ class BatchSequence:
     )
     info = BatchInfo(
       bucket=bucket,
-      rows=bucket.rows or self._rows,
       samples=len(encoded),
       tokens=sum(len(e.tokens) for e in encoded),
       targets=sum(int(np.count_nonzero(e.loss_mask)) for e in encoded),

@@ -162,7 +162,7 @@ class _Loop:
       scale=config.train.accumulation,
     )
     self.loss_programs = step_lib.Programs(parts.loss_step, parts.mesh, donate=False, out_shardings=None)
-    # (step, figures on the devices, shares of the rows, ids) of steps whose figures were not fetched yet
+    # (step, figures on the devices, shares of positions, ids) of steps whose figures were not fetched yet
     self.pending: collections.deque = collections.deque()
     # what this process has read since the last save
     self.tally = Tally()
@@ -208,7 +208,9 @@ class _Loop:
     if fresh:
       self.announce(program, info)
     self.state, figures = program.run(self.state, self.parts.frozen, on_device)
-    self.pending.append((step + 1, figures, info.fill, info.ids))
+    positions = batch.tokens_BT.size
+    shares = {"fill": info.tokens / positions, "supervised": info.targets / positions}
+    self.pending.append((step + 1, figures, shares, info.ids))
     self.tally.count(info)
     self.clock.count(info.samples, info.tokens, program.flops + flops)
     if len(self.pending) > AHEAD:
@@ -254,8 +256,8 @@ class _Loop:
     Raises:
       UserError: one of them has a loss or gradient that is not finite.
     """
-    for step, figures, fill, ids in self.pending:
-      row = {name: float(value) for name, value in jax.device_get(figures).items()} | fill
+    for step, figures, shares, ids in self.pending:
+      row = {name: float(value) for name, value in jax.device_get(figures).items()} | shares
       if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
         self.pending.clear()
         kept = self.checkpoints.latest

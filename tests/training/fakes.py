@@ -98,7 +98,7 @@ class Stream:
       bucket=Bucket(LENGTH, 0, TARGETS),
       samples=len(batch.tokens_BT),
       tokens=batch.tokens_BT.size,
-      fill={"fill": 1.0, "supervised": TARGETS / LENGTH},
+      targets=int((index[rows] >= 0).sum()),
       ids=tuple(f"fake[{number * self.size + i}]" for i in range(self.size)[rows]),
     )
     return batch, info
