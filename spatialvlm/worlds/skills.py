@@ -12,6 +12,7 @@ many answers; the first exchange alone is a plain single question.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -30,6 +31,10 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 _BOX_SHARES = (0.04, 0.16, 0.3, 0.5)
 # The dense targets that are classes; "depth" beside them is in metres.
 CLASSES = ("color", "shape", "box", "depth_step", "row", "column")
+# How the classes of "depth_step" are said, nearest first.
+DEPTH_WORDS = ("nearest", "nearer", "near", "close", "middling", "far", "farther", "farthest")
+# Ratio of two depths from which on one is plainly the nearer.
+_APART = 1.12
 # The classes of "depth_step": geometric steps from 2.5 to 9 metres.
 DEPTH_STEPS, _NEAREST, _FARTHEST = 8, 2.5, 9.0
 
@@ -112,6 +117,56 @@ def _present(picture: Picture, rng: np.random.Generator) -> Turn | None:
   return Turn(f"Is there a {_pick(rng, [n for n in NAMES if n not in names])}?", "no")
 
 
+def _far(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  """How far the object in a box is, in the words of the dense target depth_step."""
+  color = _pick(rng, tuple(picture.boxes))
+  if color is None:
+    return None
+  step = int(_depth_step(picture.boxes[color].center_camera[2]))
+  return Turn(f"How far is the {color} box?", DEPTH_WORDS[step])
+
+
+def _near_to_far(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  """The boxes by the depth of what they hold, where no two depths are within _APART of each other."""
+  del rng
+  far = sorted((float(o.center_camera[2]), color) for color, o in picture.boxes.items())
+  if len(far) < 2 or any(b < _APART * a for (a, _), (b, _) in itertools.pairwise(far)):
+    return None
+  return Turn("List the boxes from near to far.", ", ".join(color for _, color in far))
+
+
+def _all_clear(picture: Picture) -> bool:
+  """Whether every object in sight can be named, so that nobody could dispute how many there are."""
+  return all(o.clear for o in picture.frame.objects)
+
+
+def _how_many(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  """How many objects have a colour; every third time, how many there are."""
+  if not _all_clear(picture):
+    return None
+  colors = [o.color for o in picture.frame.objects]
+  if rng.random() < 1 / 3:
+    return Turn("How many objects are there?", str(len(colors)))
+  # Mostly a colour that is in sight: most colours are not.
+  color = _pick(rng, sorted(set(colors)) if rng.random() < 0.8 else world.COLORS)
+  return Turn(f"How many {color} objects are there?", str(colors.count(color)))
+
+
+def _any(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  """Whether anything of a shape, or of a colour and a shape, is in sight: the plural words."""
+  if not _all_clear(picture):
+    return None
+  colored = rng.random() < 0.5
+  names = {(o.color if colored else "", o.shape) for o in picture.frame.objects}
+  absent = [(c, s) for c in (world.COLORS if colored else ("",)) for s in world.SHAPES if (c, s) not in names]
+  present = rng.random() < 0.5
+  name = _pick(rng, sorted(names) if present else absent)
+  if name is None:
+    return None
+  words = " ".join(word for word in (name[0], world.PLURALS[name[1]]) if word)
+  return Turn(f"Are there any {words}?", "yes" if present else "no")
+
+
 def _describe(picture: Picture, rng: np.random.Generator) -> Turn | None:
   objects = [o for o in picture.frame.objects if o.clear]
   if not objects:
@@ -170,6 +225,10 @@ SKILLS: dict[str, Skill] = {
   "box_where": _of_box("Where is the {} box?", cell),
   "where": _where,
   "present": _present,
+  "far": _far,
+  "near_to_far": _near_to_far,
+  "how_many": _how_many,
+  "any": _any,
   "describe": _describe,
   "choose": _choose,
   "letters": _letters,

@@ -26,7 +26,7 @@ DENSE_WORDS = {
   "color": world.COLORS,
   "shape": world.SHAPES,
   "box": (*skills.BOXES, NONE),
-  "depth_step": ("nearest", "nearer", "near", "close", "middling", "far", "farther", "farthest"),
+  "depth_step": skills.DEPTH_WORDS,
   "row": skills.ROWS,
   "column": skills.COLUMNS,
 }
