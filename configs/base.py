@@ -1,4 +1,4 @@
-"""Base training of smolvlm-tiny from drawn weights, on skills of rendered scenes, in fifteen stages.
+"""Base training of smolvlm-tiny from drawn weights, on skills of rendered scenes, in sixteen stages.
 
   python launch/make_tiny.py --out=checkpoints/smolvlm-tiny
   python launch/train.py --config=configs/base.py:tiny,stage=N --workdir=runs/base-tiny-N
@@ -42,6 +42,8 @@ NAME = SEARCH | dict(name=1.5, choose=1.5)
 HARD = dict(name=0.6, shape_of=0.4, color_of=2.0, which_box=2.5, box_where=0.5)
 HARD |= dict(where=3.0, present=2.0, choose=2.0, letters=1.0)
 LAST = HARD | dict(name=2.5, color=0.4, shape=0.7, describe=0.3)
+SPACE = dict(far=3.0, near_to_far=2.5, how_many=3.0, any=1.0, choose=1.2, letters=1.0, name=0.4, color=0.2)
+SPACE |= dict(shape=0.2, color_of=0.4, shape_of=0.2, which_box=0.7, box_where=0.3, where=0.8, present=0.3)
 LETTERS = dict(letters=1.0)
 # Weights of the words that image tokens are to say.
 START_WORDS = dict(color=0.5, shape=0.5, box=1.0, depth_step=0.2)
@@ -52,6 +54,7 @@ SHOWN_WORDS = dict(color=0.5, shape=1.5, box=1.0, depth_step=0.1, row=0.3, colum
 OBJECT_WORDS = dict(color=0.7, shape=2.0, box=1.0, depth_step=0.1, row=0.3, column=0.3)
 SHAPE_WORDS = dict(color=0.4, shape=3.0, box=0.7, depth_step=0.5, row=0.15, column=0.15)
 KEPT_WORDS = dict(color=0.1, shape=0.3, box=0.2, row=0.1, column=0.1)
+SPACE_WORDS = dict(color=0.1, shape=0.5, box=0.2, depth_step=0.7, row=0.1, column=0.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +104,12 @@ STAGES = (
   Stage(DECODER, 29, 2300, 3e-3, KEPT_WORDS, HARD, text=0.1, objects=True),
   Stage(LAYERS, 33, 1200, 3e-3, {}, LETTERS),
   Stage(DECODER, 31, 500, 1.5e-3, KEPT_WORDS, LAST, text=0.15, objects=True),
+  Stage(DECODER, 35, 900, 3e-3, SPACE_WORDS, SPACE, text=0.1, objects=True),
 )
 
 
 def get_config(arg: str = "tiny") -> RunConfig:
-  """`tiny,stage=1` .. `tiny,stage=15`; `tiny` is the last."""
+  """`tiny,stage=1` .. `tiny,stage=16`; `tiny` is the last."""
   numbers = {f"tiny,stage={i}": i for i in range(1, len(STAGES) + 1)} | {"tiny": len(STAGES)}
   if arg not in numbers:
     raise UserError(f"configs/base.py: unknown argument {arg!r}; known: tiny, tiny,stage=1 .. {len(STAGES)}")
