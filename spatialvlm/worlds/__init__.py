@@ -11,5 +11,6 @@ Lengths are metres, depth is measured along the optical axis, images are uint8 (
   CV-Bench's schema. Neither the text alone nor a simple 2D rule answers them: `shortcuts` holds the rules
   and priors that they are held against.
 - `skills.SceneSkills(...)[i] -> types.Example`: conversations by which the small base model learns to see.
+- `targets`: a scene with boxes drawn, and what each of its pixels shows, for dense losses.
 - `vocabulary`, `tiny`: the small model's tokenizer and checkpoint.
 """

@@ -16,57 +16,32 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from scipy import ndimage
 
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS
 from spatialvlm.types import LETTERS, Deferred, Example, Turn, UserError, choice_prompt
 from spatialvlm.worlds import world
 from spatialvlm.worlds.rounds import Block, Rounds
+from spatialvlm.worlds.targets import (
+  BOXES,
+  DEPTH_WORDS,
+  Picture,
+  cell,
+  dense_targets,
+  depth_step,
+  show,
+  without_pixels,
+)
 
 NAMES = tuple(f"{c} {s}" for c in world.COLORS for s in world.SHAPES)
-BOXES = tuple(world.BOX_COLORS)
-ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
-# Share of pictures with no, one, two and three boxes drawn.
-_BOX_SHARES = (0.04, 0.16, 0.3, 0.5)
-# The dense targets that are classes; "depth" beside them is in metres.
-CLASSES = ("color", "shape", "box", "depth_step", "row", "column")
-# How the classes of "depth_step" are said, nearest first.
-DEPTH_WORDS = ("nearest", "nearer", "near", "close", "middling", "far", "farther", "farthest")
 # Ratio of two depths from which on one is plainly the nearer.
 _APART = 1.12
-# The classes of "depth_step": geometric steps from 2.5 to 9 metres.
-DEPTH_STEPS, _NEAREST, _FARTHEST = 8, 2.5, 9.0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
-  """A scene as it is shown: `boxes` maps a box colour to the object that it is drawn around."""
-
-  frame: world.Frame
-  image: np.ndarray
-  boxes: Mapping[str, world.SceneObject]
-
-  @property
-  def size(self) -> int:
-    return self.image.shape[0]
 
 
 # Pictures of which it is remembered what there is to ask, some kB each.
 _REMEMBERED = 2**16
 
 Skill = Callable[[Picture, np.random.Generator], Turn | None]
-
-
-def cell(picture: Picture, o: world.SceneObject) -> str:
-  """The third of the picture that an object's box is centred on: "top left" .. "bottom right"."""
-  row, column = _thirds(o, picture.size)
-  return f"{ROWS[row]} {COLUMNS[column]}"
-
-
-def _thirds(o: world.SceneObject, size: int) -> tuple[int, int]:
-  x0, y0, x1, y1 = o.box
-  return min(int(3 * (y0 + y1) / 2 / size), 2), min(int(3 * (x0 + x1) / 2 / size), 2)
 
 
 def _pick(rng: np.random.Generator, items: Sequence):
@@ -122,7 +97,7 @@ def _far(picture: Picture, rng: np.random.Generator) -> Turn | None:
   color = _pick(rng, tuple(picture.boxes))
   if color is None:
     return None
-  step = int(_depth_step(picture.boxes[color].center_camera[2]))
+  step = int(depth_step(picture.boxes[color].center_camera[2]))
   return Turn(f"How far is the {color} box?", DEPTH_WORDS[step])
 
 
@@ -319,7 +294,7 @@ class SceneSkills:
     later = Block(numbers, lambda all_of_them: world.frames(self.seed, all_of_them, self.image_size))
     for n, frame in known.items():
       if frame is None:
-        known[n] = _without_pixels(later.get(n))
+        known[n] = without_pixels(later.get(n))
         if len(self._objects) < _REMEMBERED:
           self._objects[n] = known[n]
     return [self._deferred(i, n, known[n], later) for i, n in zip(indices, numbers, strict=True)]
@@ -327,7 +302,7 @@ class SceneSkills:
   def _deferred(self, index: int, number: int, frame: world.Frame, later: Block[world.Frame]) -> Example:
     def make() -> np.ndarray:
       rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
-      return _show(later.get(number), rng).image
+      return show(later.get(number), rng).image
 
     key = f"skills/{self.seed}/{number}/{self.image_size}"
     example = self._example(index, frame, dense=False)
@@ -336,7 +311,7 @@ class SceneSkills:
   def _example(self, index: int, frame: world.Frame | None, *, dense: bool = True) -> Example:
     number = self._rounds.number(index)
     rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
-    picture = None if frame is None else _show(frame, rng)
+    picture = None if frame is None else show(frame, rng)
     if number != index:  # a further round about the same picture
       rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
     turns, tasks = self._conversation(picture, rng)
@@ -392,60 +367,3 @@ _TURN_WORDS = 18
 def _words(turn: Turn) -> int:
   text = turn.prompt + " " + turn.answer
   return 9 + len(text.split()) + sum(text.count(c) for c in "?.,()\n")
-
-
-def _without_pixels(frame: world.Frame) -> world.Frame:
-  """All that questions read of a frame; its pixels are a stand-in of their shape."""
-  shape = frame.image.shape
-  blank = lambda dtype, shape: np.broadcast_to(np.zeros((), dtype), shape)
-  return dataclasses.replace(
-    frame,
-    image=blank(np.uint8, shape),
-    depth=blank(np.float32, shape[:2]),
-    instance=blank(np.int32, shape[:2]),
-  )
-
-
-def _show(frame: world.Frame, rng: np.random.Generator) -> Picture:
-  """Draws up to three boxes around objects that can be named."""
-  named = frame.named()
-  count = min(int(rng.choice(len(_BOX_SHARES), p=_BOX_SHARES)), len(named))
-  objects = [named[i] for i in rng.permutation(len(named))[:count]]
-  colors = [BOXES[i] for i in rng.permutation(len(BOXES))[:count]]
-  image = frame.image.copy()
-  for o, color in zip(objects, colors, strict=True):
-    world.draw_box(image, o.box, color)
-  return Picture(frame, image, dict(zip(colors, objects, strict=True)))
-
-
-def dense_targets(picture: Picture) -> dict[str, np.ndarray]:
-  """What each pixel shows, (H, W) each.
-
-  "depth" is float32, metres along the optical axis, 0 for sky. The CLASSES are int8, -1 where there is
-  nothing to say: "color" and "shape" of the pixel's object index COLORS and SHAPES; "box" is the box drawn
-  around it (index into BOXES, 3 for none); "row" and "column" index ROWS and COLUMNS, the third of the
-  picture that its box is centred on; "depth_step" is the distance of its centre along the optical axis in
-  DEPTH_STEPS geometric steps, given for floor and furniture too, since what an object stands on tells how far
-  it is; but not near objects, so that an image token which shows an object is asked for that object's.
-  """
-  frame = picture.frame
-  highlighted = {o.index: BOXES.index(color) for color, o in picture.boxes.items()}
-  table = np.full((len(CLASSES), world.render.MAX_OBJECTS + 1), -1, np.int8)
-  for o in frame.objects:
-    table[:, o.index] = (
-      world.COLORS.index(o.color),
-      world.SHAPES.index(o.shape),
-      highlighted.get(o.index, len(BOXES)),
-      _depth_step(o.center_camera[2]),
-      *_thirds(o, picture.size),
-    )
-  maps = dict(zip(CLASSES, table[:, frame.instance], strict=True))  # -1, no object, is the last column
-  near = ndimage.maximum_filter(frame.instance >= 0, size=picture.size // 8 + 1)
-  around = (frame.depth > 0) & ~near
-  maps["depth_step"][around] = _depth_step(frame.depth[around])
-  return {**maps, "depth": frame.depth}
-
-
-def _depth_step(depth):
-  steps = np.log(depth / _NEAREST) / np.log(_FARTHEST / _NEAREST) * DEPTH_STEPS
-  return np.clip(steps, 0, DEPTH_STEPS - 1).astype(np.int8)

@@ -2,7 +2,7 @@
 
 Byte-level BPE with single digits, so that any text works; every word of the scenes is one token. Words that
 dense losses predict at image tokens (`training.objectives.words`) have neighbouring ids, in the order of the
-classes of `skills.dense_targets`: a loss then needs only the first id of each group (`dense_losses`).
+classes of `targets.dense_targets`: a loss then needs only the first id of each group (`dense_losses`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from spatialvlm.config import LossConfig
 from spatialvlm.types import CHOOSE, lettered
-from spatialvlm.worlds import skills, world
+from spatialvlm.worlds import skills, targets, world
 
 START = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 GRID = tuple(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))
@@ -26,9 +26,9 @@ DENSE_WORDS = {
   "color": world.COLORS,
   "shape": world.SHAPES,
   "box": (*skills.BOXES, NONE),
-  "depth_step": skills.DEPTH_WORDS,
-  "row": skills.ROWS,
-  "column": skills.COLUMNS,
+  "depth_step": targets.DEPTH_WORDS,
+  "row": targets.ROWS,
+  "column": targets.COLUMNS,
 }
 # The same for published tokenizers, to which "middling" is three tokens.
 SPOKEN_WORDS = DENSE_WORDS | {

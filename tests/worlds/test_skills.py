@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spatialvlm.types import CHOOSE, UserError
-from spatialvlm.worlds import skills, world
+from spatialvlm.worlds import skills, targets, world
 
 COUNT = 48
 
@@ -72,7 +72,7 @@ def test_where_agrees_with_the_mask(frames, conversations):
       rows, columns = np.nonzero(frame.instance == found[0].index)
       middle = [(v.min() + v.max() + 1) / 2 / 96 for v in (rows, columns)]
       row, column = (
-        words[int(3 * m)] for words, m in zip((skills.ROWS, skills.COLUMNS), middle, strict=True)
+        words[int(3 * m)] for words, m in zip((targets.ROWS, targets.COLUMNS), middle, strict=True)
       )
       assert turn.answer == f"{row} {column}"
       asked += 1
@@ -131,7 +131,7 @@ def test_far_and_near_to_far_say_the_depths(frames):
   for i, turn in asked:
     depth = in_boxes(frames[i], examples[i])[turn.prompt.split()[4]].center_camera[2]
     edges = 2.5 * (9 / 2.5) ** (np.arange(1, 8) / 8)
-    assert turn.answer == skills.DEPTH_WORDS[int((depth >= edges).sum())]
+    assert turn.answer == targets.DEPTH_WORDS[int((depth >= edges).sum())]
   ordered = of_skill("near_to_far")
   examples = skills.SceneSkills(5, {"near_to_far": 1.0}).__getitems__(range(COUNT))
   for i, turn in ordered:
@@ -169,10 +169,10 @@ def test_none_of_the_four_kinds_is_asked(frames):
 def test_dense_targets_lie_on_the_objects(frames, conversations):
   for frame, example in zip(frames, conversations, strict=True):
     empty = frame.instance < 0
-    assert tuple(example.dense) == (*skills.CLASSES, "depth")
+    assert tuple(example.dense) == (*targets.CLASSES, "depth")
     assert example.dense["depth"].dtype == np.float32
     np.testing.assert_array_equal(example.dense["depth"], frame.depth)
-    for name in skills.CLASSES:
+    for name in targets.CLASSES:
       target = example.dense[name]
       assert target.dtype == np.int8 and (target[~empty] >= 0).all()
       assert name == "depth_step" or (target[empty] == -1).all()
@@ -192,7 +192,7 @@ def test_depth_of_floor_and_furniture_is_given_away_from_objects(frames, convers
   for frame, example in zip(frames, conversations, strict=True):
     given = (example.dense["depth_step"] >= 0) & (frame.instance < 0)
     assert (frame.depth[given] > 0).all()
-    steps = np.log(frame.depth[given] / 2.5) / np.log(9 / 2.5) * skills.DEPTH_STEPS
+    steps = np.log(frame.depth[given] / 2.5) / np.log(9 / 2.5) * targets.DEPTH_STEPS
     np.testing.assert_array_equal(example.dense["depth_step"][given], np.clip(np.floor(steps), 0, 7))
     rows, columns = np.nonzero(frame.instance >= 0)
     for y, x in np.argwhere(given)[::97]:

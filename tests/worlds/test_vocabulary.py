@@ -6,7 +6,7 @@ import pytest
 
 from spatialvlm import shipped
 from spatialvlm.processing.processor import load_processor
-from spatialvlm.worlds import questions, skills, tiny, vocabulary, world
+from spatialvlm.worlds import questions, skills, targets, tiny, vocabulary, world
 
 SHIPPED = shipped.checkpoints()["smolvlm-tiny"]
 
@@ -56,7 +56,7 @@ def test_classes_of_dense_targets_have_words():
   assert vocabulary.DENSE_WORDS["color"] == world.COLORS
   assert vocabulary.DENSE_WORDS["shape"] == world.SHAPES
   assert vocabulary.DENSE_WORDS["box"][: len(skills.BOXES)] == skills.BOXES
-  assert len(vocabulary.DENSE_WORDS["depth_step"]) == skills.DEPTH_STEPS
+  assert len(vocabulary.DENSE_WORDS["depth_step"]) == targets.DEPTH_STEPS
 
 
 def test_processor_reads_the_folder():
