@@ -97,7 +97,8 @@ class LlavaConfig:
     path: the file.
     image_root: folder of images that the records name; empty for the file's own.
     size: only the first so many records, 0 for all.
-    ignore: keys of pictures, video or sound that nothing reads, on purpose; others are refused.
+    ignore: keys of pictures, video or sound, or one of two conversations, that nothing reads, on purpose;
+      others are refused.
   """
 
   kind: Literal["llava"] = "llava"
@@ -133,7 +134,8 @@ class HFConfig:
     size: only the first so many rows, 0 for all.
     image_root: folder of images that the rows name; empty for the data's own. A name (or URL) is looked up
       there whole, then without its first folder, its first two, ...
-    ignore: columns of pictures, video or sound that nothing reads, on purpose; others are refused.
+    ignore: columns of pictures, video or sound, or one of two conversations, that nothing reads, on purpose;
+      others are refused.
   """
 
   kind: Literal["hf"] = "hf"

@@ -68,6 +68,7 @@ class Inspection:
     packed: with `data.packing` the first batch: its bucket, and what stands in its rows.
     sources, tasks: samples.
     problems: id -> why it is refused.
+    skipped: rows that training leaves out (`DataConfig.bad_rows`): by source[index], why.
   """
 
   name: str
@@ -83,6 +84,7 @@ class Inspection:
   sources: Counter
   tasks: Counter
   problems: dict[str, str]
+  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def bucket_says(self) -> str:
@@ -119,8 +121,10 @@ def inspect_data(
     show: of these, how many are kept to be shown; bad ones beyond them too.
     multiple: as of `pipeline.training_stream`; the validation stream's is 1.
 
+  With `config.bad_rows` "skip", broken rows are left out as in training, and named.
+
   Raises:
-    UserError: a source cannot be opened, or a sample cannot be read at all.
+    UserError: a source cannot be opened, or a sample cannot be read at all and is not left out.
   """
   config = pipeline.suited(config, processor)
   streams = {"training": pipeline.training_mixture(config, seed)}
@@ -152,11 +156,12 @@ def _inspect(
   multiple: int,
 ) -> Inspection:
   shown, good, buckets, cells, alone, packed = [], [], Counter(), 0, 0, None
-  sources, tasks, problems = Counter(), Counter(), {}
+  sources, tasks, problems, skipped = Counter(), Counter(), {}, {}
   positions = iter(range(scan))
   while block := list(itertools.islice(positions, batch_size)):
-    samples = mixed.read(block)
-    seen = [_look(sample, config, processor) for sample in samples]
+    samples, encoded, left_out = _read(mixed, block, config, processor)
+    seen = [_look(*pair, config, processor) for pair in zip(samples, encoded, strict=True)]
+    skipped |= left_out
     sources.update(sample.source for sample in samples)
     tasks.update(sample.example.task for sample in samples)
     problems |= {s.id: s.problem for s in seen if s.problem}
@@ -188,13 +193,24 @@ def _inspect(
     sources=sources,
     tasks=tasks,
     problems=problems,
+    skipped=skipped,
   )
 
 
-def _look(sample: pipeline.Sample, config: DataConfig, processor: Processor) -> Seen:
-  encoded, problem, bucket, wrong = None, "", None, np.zeros(0, bool)
+def _read(
+  mixed: pipeline.Mixed, positions: Sequence[int], config: DataConfig, processor: Processor
+) -> tuple[list[pipeline.Sample], Sequence[Encoded | None], dict[str, str]]:
+  """Samples as training reads them, encoded where it may leave some out (else None); and what it left out."""
+  if config.bad_rows == "skip":
+    return pipeline.read_good(mixed, positions, processor, config.lengths[-1], skip=True)
+  samples = mixed.read(positions)
+  return samples, [None] * len(samples), {}
+
+
+def _look(sample: pipeline.Sample, encoded: Encoded | None, config: DataConfig, processor: Processor) -> Seen:
+  problem, bucket, wrong = "", None, np.zeros(0, bool)
   try:
-    encoded = processor.encode(sample.example)
+    encoded = encoded or processor.encode(sample.example)
     wrong = checks.wrongly_supervised(encoded, sample.example, processor)
     checks.check_encoded(encoded, sample.example, processor.layout, longest=config.lengths[-1])
     checks.check_answers(encoded, sample.example, processor)
@@ -245,10 +261,14 @@ def summary(inspection: Inspection) -> str:
       )
     lines.append(f"  batches by bucket ({i.bucket_says}): " + _counts(_named(i.buckets)))
     lines.append("  truncated: 0 (what is too long is refused)")
-  lines += [f"  REFUSED {name}: {problem}" for name, problem in itertools.islice(i.problems.items(), 5)]
-  if len(i.problems) > 5:
-    lines.append(f"  REFUSED: {len(i.problems) - 5} more")
-  return "\n".join(lines)
+  if i.skipped:
+    lines.append(f"  left out (data.bad_rows=skip): {len(i.skipped)} rows")
+  return "\n".join(lines + _listed("left out", i.skipped) + _listed("REFUSED", i.problems))
+
+
+def _listed(what: str, reasons: dict[str, str], most: int = 5) -> list[str]:
+  lines = [f"  {what} {name}: {reason}" for name, reason in itertools.islice(reasons.items(), most)]
+  return lines + ([f"  {what}: {len(reasons) - most} more"] if len(reasons) > most else [])
 
 
 def _named(buckets: Counter) -> Counter:

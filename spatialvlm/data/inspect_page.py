@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ td, th { padding: .1em .8em .1em 0; text-align: left; vertical-align: top; }
 .facts { display: flex; flex-wrap: wrap; gap: 2em; } .facts h3 { margin: .5em 0 0; font-size: 1em; }
 .sample { border: 1px solid #ccc; border-radius: 6px; padding: .8em 1em; margin: 1em 0; }
 .sample.bad { border: 2px solid #c62828; } .problem { color: #c62828; font-weight: 600; }
+.skipped { color: #8d6e00; }
 .about { color: #666; font-size: 12px; } .about b { color: #222; }
 .tiles { display: flex; flex-wrap: wrap; gap: 4px; margin: .6em 0; }
 .tiles img { width: 96px; height: 96px; border: 1px solid #ddd; }
@@ -74,15 +75,18 @@ def _section(inspection: Inspection, processor: Processor) -> str:
       f"<div><h3>tokens a sample</h3>{_histogram(i.lengths)}</div>",
       _table("tiles a sample", {str(k): v for k, v in sorted(Counter(i.tiles.tolist()).items())}),
     ]
-  problems = ""
-  if i.problems:
-    rows = "".join(f"<li>{_text(name)}: {_text(problem)}</li>" for name, problem in i.problems.items())
-    problems = f"<div class='problem'>{len(i.problems)} samples are refused:<ul>{rows}</ul></div>"
+  problems = _listed("problem", "samples are refused", i.problems)
+  problems += _listed("skipped", "rows are left out (data.bad_rows=skip)", i.skipped)
   samples = "".join(_sample(seen, processor) for seen in i.shown)
   return (
     f"<h2>{_text(i.name)}: {i.count} samples, {len(i.shown)} shown</h2>{problems}"
     f"<div class='facts'>{''.join(facts)}</div>{_packed(inspection)}{samples}"
   )
+
+
+def _listed(kind: str, what: str, reasons: Mapping[str, str]) -> str:
+  rows = "".join(f"<li>{_text(name)}: {_text(reason)}</li>" for name, reason in reasons.items())
+  return f"<div class='{kind}'>{len(reasons)} {what}:<ul>{rows}</ul></div>" if reasons else ""
 
 
 def _packed(inspection: Inspection) -> str:

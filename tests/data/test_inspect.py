@@ -181,3 +181,26 @@ def test_what_cannot_even_be_encoded_is_shown(config, processor, monkeypatch):
   assert found.count == 2 and len(found.lengths) == 0 and "2 &lt;image&gt; marks" in page
   with pytest.raises(UserError, match="2 <image> marks"):
     found.raise_if_bad()
+
+
+def test_rows_that_training_leaves_out_are_counted_and_named(config, processor, monkeypatch):
+  class Broken(Talks):
+    def __getitem__(self, index):
+      if index in (1, 2):
+        raise UserError(f"row {index}: cut <short>")
+      return super().__getitem__(index)
+
+  monkeypatch.setitem(registry.KINDS, "skills", registry.Kind(examples=lambda c, defer=False: Broken()))
+  with pytest.raises(UserError, match="row 1: cut"):
+    inspect.inspect_data(config, processor, 2, scan=5)
+  config = dataclasses.replace(config, bad_rows="skip")
+  (found,) = inspect.inspect_data(config, processor, 2, scan=5)
+  stream = pipeline.training_stream(config, processor, 5)
+  _, info = next(stream)
+  assert [seen.id for seen in found.shown] == list(info.ids)
+  assert found.skipped == info.skipped and list(found.skipped) == ["t[1]", "t[2]"]
+  found.raise_if_bad()
+  said = inspect.summary(found)
+  assert "left out (data.bad_rows=skip): 2 rows\n  left out t[1]: row 1: cut <short>" in said
+  html = inspect_page.page([found], processor, "a page")
+  assert "2 rows are left out" in html and "<li>t[2]: row 2: cut &lt;short&gt;</li>" in html

@@ -33,6 +33,8 @@ _FOREIGN_MARK = re.compile(
 _PICTURE_PARTS = ("image", "image_url")
 # Under what a part may bring its picture.
 _CARRIED = ("image", "image_url", "path", "url", "bytes", "base64", "data", "source")
+# Under what a row may hold its conversation; `texts` is The Cauldron's.
+TALKS = ("messages", "conversations", "texts")
 _SPOKEN = ("from", "value", "role", "content", "user", "assistant")
 
 
@@ -71,6 +73,31 @@ def _parts(messages: Any) -> list[Mapping[str, Any]]:
 def _carried(part: Mapping[str, Any]) -> Any:
   found = [part.get(key) for key in _CARRIED]
   return next((cell for cell in found if not is_nothing(cell)), None)
+
+
+def refuse_two(row: Mapping[str, Any], names: Sequence[str], images: int, choose: str) -> None:
+  """Refuses a row whose keys `names` hold conversations that differ; one in two spellings is one.
+
+  Args:
+    choose: says how one of the two is chosen.
+
+  Raises:
+    UserError: two of them differ, or cannot both be read.
+  """
+  filled = [name for name in names if isinstance(row.get(name), list) and row[name]]
+  filled = [name for name in filled if isinstance(row[name][0], Mapping)]  # others are no conversations
+  for other in filled[1:]:
+    if row[other] != row[filled[0]] and _turns(row[other], images) != _turns(row[filled[0]], images):
+      raise UserError(
+        f"{filled[0]!r} and {other!r} both hold conversations, and they differ; leave out one, or {choose}"
+      )
+
+
+def _turns(messages: Any, images: int) -> tuple[Turn, ...] | UserError:
+  try:
+    return parse_turns(messages, images)
+  except UserError as error:
+    return error
 
 
 def parse_turns(messages: Any, images: int) -> tuple[Turn, ...]:

@@ -74,10 +74,13 @@ class HubExamples(Sequence[Example]):
     self._check_texts(defer)
 
   def _check_texts(self, defer: bool) -> None:
+    doubled = self._rows.second_conversations(self._counts)
     for index, row in enumerate(self._rows.texts(self._size)):
       if index in self._broken:
         continue
       try:
+        if index in doubled:
+          raise doubled[index]
         self._turns(sound(row), index, int(self._counts[index]))
       except UserError as error:
         if not defer:

@@ -13,7 +13,7 @@ import numpy as np
 from spatialvlm.config import HFConfig, nearest
 from spatialvlm.data.sources import pictures, unread
 from spatialvlm.data.sources.cells import is_empty, tag_of, text_of
-from spatialvlm.data.sources.conversation import picture_cells
+from spatialvlm.data.sources.conversation import TALKS, picture_cells, refuse_two
 from spatialvlm.data.sources.hf_tables import Table
 from spatialvlm.types import UserError
 
@@ -121,21 +121,23 @@ class Rows:
     return list(dict.fromkeys(found))
 
   def _assemble(self, indices: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | UserError]:
-    needed = self._needed(names)
+    for index, cells in zip(indices, self._cells(indices, self._needed(names)), strict=True):
+      try:
+        row = self._row(sound(cells), index, names)
+      except UserError as error:
+        row = error
+      yield row
+
+  def _cells(self, indices: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any] | UserError]:
     try:
-      block = self._table.read(indices, needed) if needed else {}
+      block = self._table.read(indices, columns) if columns else {}
     except UserError as error:  # of one of them at least
       if len(indices) == 1:
         yield error
       else:
-        yield from (row for index in indices for row in self._assemble([index], names))
+        yield from (row for index in indices for row in self._cells([index], columns))
       return
-    for i, index in enumerate(indices):
-      try:
-        row = self._row({column: block[column][i] for column in needed}, index, names)
-      except UserError as error:
-        row = error
-      yield row
+    yield from ({column: block[column][i] for column in columns} for i in range(len(indices)))
 
   def _row(self, cells: Mapping[str, Any], index: int, names: Sequence[str]) -> dict[str, Any]:
     row = {}
@@ -179,6 +181,27 @@ class Rows:
     rows = enumerate(self.texts() if "id" in self else ())
     return {tag_of(row["id"]): i for i, row in rows if not isinstance(row, UserError)}
 
+  def second_conversations(self, counts: np.ndarray) -> dict[int, UserError]:
+    """Rows with a conversation in `messages` and another one in a column that nobody chose between.
+
+    Args:
+      counts: `picture_counts` of the rows that are looked at.
+    """
+    config, served = self._config, self._columns.get("messages", ())
+    others = [c for c in TALKS if c in self.names and c not in (*served, *config.ignore)]
+    if not served or not others or "messages" in config.columns:
+      return {}
+    found, columns = {}, [*served, *others]
+    choose = f"set columns.messages to one of {', '.join(columns)}"
+    for first in range(0, len(counts), _BLOCK):
+      indices = range(first, min(first + _BLOCK, len(counts)))
+      for index, cells in zip(indices, self._cells(indices, columns), strict=True):
+        try:
+          refuse_two(sound(cells), columns, int(counts[index]), choose)
+        except UserError as error:
+          found[index] = error if error is cells else UserError(f"{self.where}, row {index}: {error}")
+    return found
+
   def refuse_unread(self, counts: np.ndarray) -> None:
     """Refuses columns that hold what a model should see, which nothing reads.
 
@@ -186,7 +209,7 @@ class Rows:
       counts: `picture_counts` of the rows that are looked at.
 
     Raises:
-      UserError: the first such cell of a row.
+      UnreadError: the first such cell of a row.
     """
     config = self._config
     used = {*self._needed(OURS), *config.ignore}
@@ -199,7 +222,7 @@ class Rows:
       row = dict(zip(columns, found, strict=True))
       seen = bool(count) or declined
       if key := unread.unread(row, pictures=seen, media=self._table.media, root=self._root):
-        raise UserError(f"{self.where}, row {index}: column {unread.refusal(key, row[key])}")
+        raise unread.UnreadError(f"{self.where}, row {index}: column {unread.refusal(key, row[key])}")
 
 
 def sound(row: dict[str, Any] | UserError) -> dict[str, Any]:

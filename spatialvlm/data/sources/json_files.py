@@ -1,6 +1,7 @@
 """Records of json files, read as they stand there.
 
 A file is a list of records or has one a line, whatever its name ends in; a byte-order mark is passed over.
+A key that stands twice in one object is refused.
 Values keep what is written: numbers are `cells.Written` or int, texts that look like dates stay texts.
 """
 
@@ -110,7 +111,11 @@ def _list(path: Path) -> list[Any] | None:
   """The list that a file is, None where it has a list a line."""
   text = _decoded(path.read_bytes(), path)
   try:
-    return _loads(text, str(path))
+    records, doubled = _loads(text, str(path))
+    if not doubled:
+      return records
+    places = [(f"{path}, row {index}", record) for index, record in enumerate(records)]
+    return [_refused(where, key) if (key := _doubled_in(record)) else record for where, record in places]
   except json.JSONDecodeError as error:
     if error.msg == "Extra data":
       return None
@@ -133,15 +138,47 @@ def _decoded(raw: bytes, where: Path | str) -> str:
     raise UserError(f"{where}: cannot be read as text ({error})") from error
 
 
-def _loads(text: str, where: str) -> Any:
-  found = json.loads(text, parse_float=Written, parse_int=_integer, parse_constant=Written)
+class _Doubled(dict):
+  """An object with a key that stands in it twice."""
+
+  key = ""
+
+
+def _doubled_in(value: Any) -> str:
+  """The first key that stands twice in an object of a value; "" for none."""
+  if isinstance(value, _Doubled):
+    return value.key
+  parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+  return next(filter(None, map(_doubled_in, parts)), "")
+
+
+def _refused(where: str, key: str) -> UserError:
+  return UserError(f"{where}: the key {key!r} stands twice in one object; leave out one of the two")
+
+
+def _loads(text: str, where: str) -> tuple[Any, bool]:
+  """What a text means, and whether an object in it is `_Doubled`."""
+  doubled = []
+
+  def built(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+      made = _Doubled(made)
+      names = [name for name, _ in pairs]
+      made.key = next(name for name in names if names.count(name) > 1)
+      doubled.append(made.key)
+    return made
+
+  found = json.loads(
+    text, parse_float=Written, parse_int=_integer, parse_constant=Written, object_pairs_hook=built
+  )
   if _HALF.search(text):  # half a character, where its other half is missing
     try:
       json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
       half = error.object[error.start].encode("ascii", "backslashreplace").decode()
       raise UserError(f"{where}: a text holds {half}, half of a character, which no model can read") from None
-  return found
+  return found, bool(doubled)
 
 
 def _integer(text: str) -> int | Written:
@@ -151,8 +188,11 @@ def _integer(text: str) -> int | Written:
 
 def _parse(text: str, where: str) -> Any:
   try:
-    return _loads(text, where)
+    found, doubled = _loads(text, where)
   except json.JSONDecodeError as error:
     raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
   except RecursionError:
     raise UserError(f"{where}: not JSON that can be read (nested too deep)") from None
+  if doubled:
+    raise _refused(where, _doubled_in(found))
+  return found

@@ -11,14 +11,15 @@ import numpy as np
 
 from spatialvlm.config import LlavaConfig
 from spatialvlm.data.sources import pictures
-from spatialvlm.data.sources.cells import tag_of
-from spatialvlm.data.sources.conversation import parse_turns, picture_cells
+from spatialvlm.data.sources.cells import is_empty, tag_of
+from spatialvlm.data.sources.conversation import parse_turns, picture_cells, refuse_two
 from spatialvlm.data.sources.json_files import open_records
 from spatialvlm.data.sources.registry import Source
-from spatialvlm.data.sources.unread import refusal, unread
+from spatialvlm.data.sources.unread import UnreadError, refusal, unread
 from spatialvlm.types import Example, Turn, UserError
 
 _READ = ("id", "image", "images", "conversations", "messages", "task", "source")
+_TALKS = ("conversations", "messages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Llava(Sequence[Example]):
     path: a file that is a list of records or has one a line.
     image_root: empty for the folder of the file.
     size: only the first so many records, 0 for all.
-    ignore: keys of pictures, video or sound that are left unread on purpose.
-    defer: whether a broken record is refused when it is read, not when the file is opened.
+    ignore: keys of pictures, video or sound, or one of two conversations, that are left unread on purpose.
+    defer: whether a broken record is refused when it is read, not when the file is opened; keys that nothing
+      reads are refused in any case.
 
   Raises:
     UserError: a broken record, named by file and line (file and number of the record in a list).
@@ -66,6 +68,7 @@ class Llava(Sequence[Example]):
   ):
     self._file = open_records(path)
     self._root = Path(image_root).expanduser() if image_root else Path(path).expanduser().parent
+    self._talks = [key for key in _TALKS if key not in ignore]
     self._records: list[_Record | UserError] = []
     for index in range(min(size or len(self._file), len(self._file))):
       try:
@@ -73,7 +76,7 @@ class Llava(Sequence[Example]):
       except UserError as error:
         where = self._file.where(index)
         named = UserError(str(error) if str(error).startswith(where) else f"{where}: {error}")
-        if not defer:
+        if not defer or isinstance(error, UnreadError):
           raise named from error
         self._records.append(named)
 
@@ -101,29 +104,30 @@ class Llava(Sequence[Example]):
     kept = self._records[index].images
     if all(isinstance(cell, str) for cell in kept):
       return kept
-    return picture_cells(_served(self._file[index]), "")[1]
+    return picture_cells(self._served(self._file[index]), "")[1]
+
+  def _served(self, raw: dict[str, Any]) -> dict[str, Any]:
+    talks = [raw[key] for key in self._talks if raw.get(key) is not None]
+    filled = [talk for talk in talks if not is_empty(talk)]
+    return raw | {"messages": next(iter(filled or talks), None)}
 
   def _record(self, index: int, ignore: Sequence[str]) -> _Record:
     raw = self._file[index]
     if not isinstance(raw, dict):
       raise UserError(f"expected an object, got {type(raw).__name__}")
-    row = _served(raw)
+    row = self._served(raw)
     _, cells = picture_cells(row, self._file.where(index))
     for cell in cells:
       pictures.check(cell, self._root, _called(cell))
     if key := unread(raw, pictures=bool(cells), read=(*_READ, *ignore), root=self._root):
-      raise UserError(refusal(key, raw[key]))
+      raise UnreadError(refusal(key, raw[key]))
     if row["messages"] is None:
       raise UserError(f"neither 'conversations' nor 'messages' among the keys {', '.join(map(repr, raw))}")
     task = tag_of(raw.get("task")) or tag_of(raw.get("source"))
     kept = tuple(cell if pictures.may_be_name(cell) else None for cell in cells)
     turns = parse_turns(row["messages"], len(cells))
+    refuse_two(raw, self._talks, len(cells), f'set ignore="({self._talks[-1]!r},)"')
     return _Record(tag_of(raw.get("id")), kept, turns, task)
-
-
-def _served(raw: dict[str, Any]) -> dict[str, Any]:
-  talk = raw.get("conversations") if raw.get("conversations") is not None else raw.get("messages")
-  return raw | {"messages": talk}
 
 
 def _called(cell: Any) -> str:

@@ -14,6 +14,12 @@ from typing import Any
 
 from spatialvlm.data.sources.cells import is_empty
 from spatialvlm.data.sources.pictures import begins_as_image, is_nothing, is_there, may_be_name
+from spatialvlm.types import UserError
+
+
+class UnreadError(UserError):
+  """A key that nothing reads: the config's matter, no broken row that `DataConfig.bad_rows` may leave out."""
+
 
 # Names by their letters alone.
 _SEEN = re.compile(
