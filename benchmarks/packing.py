@@ -1,6 +1,6 @@
 """Training steps with and without packing, in turn, in one run, on a length mix in LLaVA's manner.
 
-  python benchmarks/packing.py [--threads=2] [--batch=8] [--batches=4] [--layers=4] [--width=576]
+  python benchmarks/packing.py [--threads=2] [--batch=8] [--batches=6] [--layers=4] [--width=576]
 
 The mix is drawn, by the kinds of conversation that LLaVA-1.5 (arXiv 2310.03744) was tuned on: instructions,
 several short questions on a picture, regions, single short questions, and long texts without a picture. The
@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--batch", type=int, default=8, help="conversations of a step")
-  parser.add_argument("--batches", type=int, default=4)
+  parser.add_argument("--batches", type=int, default=6)
   parser.add_argument("--layers", type=int, default=4)
   parser.add_argument("--width", type=int, default=576, help="a multiple of 192")
   parser.add_argument("--dry", action="store_true", help="shapes and fill alone, of 20 times as many batches")
