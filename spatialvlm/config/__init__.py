@@ -10,7 +10,7 @@ A config holds plain values only, and everything that a result depends on but th
 themselves.
 """
 
-from spatialvlm.config.files import read_json
+from spatialvlm.config.files import read_json, refuse_pointer
 from spatialvlm.config.probes import ProbeConfig
 from spatialvlm.config.read import (
   check_dtype,
@@ -79,5 +79,6 @@ __all__ = [
   "override",
   "overrides",
   "read_json",
+  "refuse_pointer",
   "to_dict",
 ]

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from spatialvlm.config import refuse_pointer
 from spatialvlm.hub.tensors import Entry
 from spatialvlm.types import UserError
 
@@ -157,6 +158,7 @@ def read_header(file: Path) -> Header:
 
 def _check_version(file: Path, magic: bytes, version: int) -> None:
   if magic != b"GGUF":
+    refuse_pointer(file)
     raise UserError(f"{file}: not a GGUF file; download it again")
   if version not in (2, 3):
     why = "of the other byte order" if version & 0xFFFF == 0 else f"version {version}"

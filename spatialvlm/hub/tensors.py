@@ -17,6 +17,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from spatialvlm.config import refuse_pointer
 from spatialvlm.types import UserError
 
 DTYPES: dict[str, np.dtype] = {
@@ -66,6 +67,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     head = stream.read(8)
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     if not 2 <= length <= _MOST_HEADER:
+      refuse_pointer(file)
       raise UserError(f"{file}: not a safetensors file (or truncated to {size} bytes); download it again")
     if 8 + length > size:
       raise UserError(f"{file}: truncated inside its header; download it again")

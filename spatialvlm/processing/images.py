@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from spatialvlm.config import refuse_pointer
 from spatialvlm.types import UserError
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -41,8 +42,8 @@ def open_image(source: ImageSource, name: str = "") -> np.ndarray:
     uint8 (H, W, 3), RGB.
 
   Raises:
-    UserError: no such file; an empty, corrupt or truncated one; a decompression bomb (beyond Pillow's
-      limit of about 179 million pixels); an array that is no image.
+    UserError: no such file; an empty, corrupt or truncated one, or a pointer of git-lfs; a decompression
+      bomb (beyond Pillow's limit of about 179 million pixels); an array that is no image.
   """
   if isinstance(source, np.ndarray):
     return _from_array(source, name or "image array")
@@ -53,6 +54,8 @@ def open_image(source: ImageSource, name: str = "") -> np.ndarray:
     source = _read(Path(source).expanduser(), name)
   if isinstance(source, bytes) and not source:
     raise UserError(f"{name}: the image file is empty")
+  if isinstance(source, bytes):
+    refuse_pointer(name, source)
   return _to_rgb(_decode(source, name), name)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from spatialvlm.config import read_json
+from spatialvlm.config import read_json, refuse_pointer
 from spatialvlm.types import UserError
 
 
 def template(folder: Path, outer: Mapping, settings: Mapping) -> str | None:
   """Source of the chat template, by transformers' order of precedence; None where there is none."""
   file = folder / "chat_template.jinja"
+  refuse_pointer(file)
   found = outer.get("chat_template")
   found = found or (file.read_text(encoding="utf-8") if file.is_file() else None)
   found = (
@@ -34,6 +35,7 @@ def tokenizer(folder: Path) -> Tokenizer:
   try:
     tokenizer = Tokenizer.from_file(str(file))
   except Exception as error:  # the bindings raise bare Exception
+    refuse_pointer(file)
     raise UserError(f"{file}: cannot be read as a tokenizer: {error}") from error
   tokenizer.no_padding()
   tokenizer.no_truncation()

@@ -237,6 +237,9 @@ def test_truncated_files(folder, keep):
 def test_files_that_are_no_safetensors(folder):
   file = folder / "model.safetensors"
   file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+  with pytest.raises(UserError, match=r"model.safetensors: a pointer of git-lfs .* run 'git lfs pull'"):
+    hub.load_model(folder)
+  file.write_bytes(b"<!DOCTYPE html><html>a page that asks for a login</html>")
   with pytest.raises(UserError, match=r"not a safetensors file"):
     hub.load_model(folder)
   for header, says in (

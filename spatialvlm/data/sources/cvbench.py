@@ -20,6 +20,7 @@ import pyarrow as pa
 from spatialvlm.config import CVBenchConfig
 from spatialvlm.data.sources.cvbench_files import File, first_line, write_cvbench
 from spatialvlm.data.sources.lettered import QuestionExamples
+from spatialvlm.data.sources.pictures import named
 from spatialvlm.data.sources.registry import Source
 from spatialvlm.processing.images import check_image, open_image
 from spatialvlm.types import Question, UserError
@@ -93,12 +94,14 @@ class CVBench(Sequence[Question]):
     file, row = self._places[index]
     if isinstance(file.rows[row], UserError):
       raise file.rows[row]
-    image = open_image(self._image(file, row), _cell(file, row))
+    found = self._image(file, row)
+    image = open_image(found, named(found, _cell(file, row)))
     return Question(images=(image,), **file.rows[row])
 
   def check_pictures(self, index: int) -> None:
     file, row = self._places[index]
-    check_image(self._image(file, row), _cell(file, row))
+    found = self._image(file, row)
+    check_image(found, named(found, _cell(file, row)))
 
   def _image(self, file: File, row: int) -> bytes | Path:
     group, within = file.group_of(row)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from spatialvlm.config import refuse_pointer
 from spatialvlm.data.sources import pictures
 from spatialvlm.types import IMAGE_MARK, LETTERS, Note, Question, UserError
 
@@ -81,6 +82,7 @@ class File:
         read = [name for name in COLUMNS if name != "image" and name in file.schema_arrow.names]
         rows = _rows(file.read(columns=read))
     except _DAMAGED as error:
+      refuse_pointer(path)
       raise UserError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
     self._starts = np.cumsum([0, *sizes])
     self.ids = [row["idx"] for row in rows]

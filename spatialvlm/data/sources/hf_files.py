@@ -8,16 +8,18 @@ loading scripts.
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatialvlm.config import nearest
+from spatialvlm.config import nearest, refuse_pointer
 from spatialvlm.data.sources.hf_tables import ArrowTable, PlacedTable, RecordTable, Table
 from spatialvlm.data.sources.json_files import Records, open_records
-from spatialvlm.types import UserError
+from spatialvlm.types import Note, UserError
 
 _KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
+_INFOS = ("dataset_info.json", "dataset_infos.json")
 _METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -38,7 +40,8 @@ def open_dataset(
   A json file of lists has columns `column0`, `column1`, ...; cells of csv and tsv files are text.
 
   Raises:
-    UserError: nothing there, no such split, or no network.
+    UserError: nothing there, no such split, or no network; a folder of pictures without a word, beside files
+      of rows that `files` does not name. Other files of rows that are passed by are a `types.Note`.
   """
   if not path:
     raise UserError(
@@ -59,6 +62,8 @@ def open_dataset(
   except UserError:
     raise
   except Exception as error:  # its own errors, the hub client's, fsspec's and pyarrow's
+    for file in _rows_below(local, (".arrow", *_KINDS)):
+      refuse_pointer(file)
     cause = error.__cause__ or error  # `datasets` wraps what a reader says
     reason = str(cause).strip().split("\n")[0]
     raise UserError(
@@ -83,7 +88,38 @@ def _open_local(datasets: Any, path: Path, split: str, files: str) -> Table:
     return _read(datasets, found, split)
   if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
     return ArrowTable(_split(datasets.load_from_disk(str(path)), str(path), split), str(path))
-  return _built(datasets, datasets.load_dataset_builder(str(path)), str(path), split)
+  builder = datasets.load_dataset_builder(str(path))
+  unread = _unread(path, builder)
+  table = _built(datasets, builder, str(path), split)
+  if unread:
+    _say_unread(path, unread, table)
+  return table
+
+
+def _rows_below(path: Path, ends: Sequence[str]) -> list[Path]:
+  """Files that may hold rows, by their endings, of a folder or the one file."""
+  if not path.is_dir():
+    return [path]
+  found = (file for file in path.rglob("*") if file.suffix in ends and not file.name.startswith((".", "_")))
+  return sorted(file for file in found if file.is_file() and file.name not in _INFOS)
+
+
+def _unread(path: Path, builder: Any) -> list[str]:
+  """Files of rows in a folder that a builder of `datasets`, which reads files of one kind, passes by."""
+  read = {Path(file).resolve() for found in (builder.config.data_files or {}).values() for file in found}
+  return [str(f.relative_to(path)) for f in _rows_below(path, tuple(_KINDS)) if f.resolve() not in read]
+
+
+def _say_unread(path: Path, unread: Sequence[str], table: Table) -> None:
+  shown = ", ".join(unread[:5]) + (f" and {len(unread) - 5} more" if len(unread) > 5 else "")
+  way_out = f"set files to what holds the rows, e.g. files={unread[0]!r}"
+  if set(table.names) <= {"image"}:
+    raise UserError(
+      f"{path}: holds pictures and {shown}, of which `datasets` would read the pictures alone; {way_out}"
+    )
+  warnings.warn(
+    Note(f"{path}: {shown} not read beside what was; if they hold the rows, {way_out}"), stacklevel=2
+  )
 
 
 def _split(opened: Any, path: str, split: str) -> Any:
@@ -138,6 +174,7 @@ def _records(file: Path) -> Records:
 
 def _rows_of_text(file: Path) -> Records:
   """A csv or tsv file; every cell is the text that stands there, empty alone is empty."""
+  refuse_pointer(file)
   csv.field_size_limit(2**31 - 1)  # images in base64
   try:
     with open(file, encoding="utf-8-sig", newline="") as stream:

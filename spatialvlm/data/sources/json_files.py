@@ -9,29 +9,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spatialvlm.config import refuse_pointer
 from spatialvlm.data.sources.cells import Written
 from spatialvlm.types import UserError
 
 _MARK = b"\xef\xbb\xbf"
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _LONGEST_INTEGER = 1000
+# Keys by which an object is told to be a record, and not what holds records.
+_OF_RECORDS = {"conversations", "messages", "texts", "question", "answer", "image", "images"}
 
 
 def open_records(path: str | Path) -> Records:
   """The records of a file, parsed when they are asked for where the file has one a line.
 
   Raises:
-    UserError: no such file, no text, no json; a file that is one object alone.
+    UserError: no such file, no text, no json; a pointer of git-lfs; a file that is one object over several
+      lines, or, in a .json file, one object alone.
   """
   path = Path(path).expanduser()
   try:
-    first = _first_byte(path)
+    first = _head(path)[:1]
   except FileNotFoundError:
     raise UserError(f"{path}: no such file; give a .json or .jsonl file") from None
   except OSError as error:
@@ -40,10 +44,10 @@ def open_records(path: str | Path) -> Records:
     found = _list(path)
     if found is not None:
       return Records(path, found)
-  if first == b"{" and path.suffix == ".json" and isinstance(_whole(path), dict):
-    raise UserError(
-      f"{path}: expected a list of records, or one a line; a file of one record a line is named .jsonl"
-    )
+  if first == b"{" and (path.suffix == ".json" or not _begins_with_line(path)):
+    whole = _whole(path)
+    if isinstance(whole, dict):
+      raise UserError(f"{path}: expected a list of records, or one a line, but it is {_instead(whole)}")
   return Lines(path)
 
 
@@ -87,9 +91,11 @@ class Lines(Records):
     return f"{self.path}:{self._numbers[index]}"
 
 
-def _first_byte(path: Path) -> bytes:
+def _head(path: Path) -> bytes:
   with open(path, "rb") as stream:
-    return stream.read(4096).removeprefix(_MARK).lstrip()[:1]
+    head = stream.read(4096).removeprefix(_MARK).lstrip()
+  refuse_pointer(path, head)
+  return head
 
 
 def _spans(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -129,6 +135,30 @@ def _whole(path: Path) -> Any:
     return json.loads(_decoded(path.read_bytes(), path), parse_int=_integer)
   except (json.JSONDecodeError, RecursionError):
     return None
+
+
+def _begins_with_line(path: Path) -> bool:
+  """Whether the first line is json by itself."""
+  with open(path, "rb") as stream:
+    line = next((line for line in stream if line.removeprefix(_MARK).strip()), b"")
+  try:
+    json.loads(line.removeprefix(_MARK), parse_int=_integer)
+  except (ValueError, RecursionError):
+    return False
+  return True
+
+
+def _instead(whole: Mapping[str, Any]) -> str:
+  """What a file that is one object holds, and what to do about it."""
+  rows = lambda value: isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+  listed = [f"{key!r} ({len(value)})" for key, value in whole.items() if rows(value)]
+  if _OF_RECORDS & {*whole}:
+    return "one record alone; put it in brackets, [{...}], or on one line of a .jsonl file"
+  if listed:
+    return f"one object, with lists under {', '.join(listed)}; write the list of records alone into a file"
+  if whole and all(isinstance(value, dict) for value in whole.values()):
+    return f"one object of {len(whole)} objects by name; write these alone, as a list"
+  return "one object alone; if that is a record, put it in brackets, [{...}]"
 
 
 def _decoded(raw: bytes, where: Path | str) -> str:

@@ -80,7 +80,8 @@ def load(cell: Any, root: Path | None, where: str) -> np.ndarray:
   Raises:
     UserError: as `locate`, or a corrupt image.
   """
-  return open_image(locate(cell, root, where), where)
+  found = locate(cell, root, where)
+  return open_image(found, named(found, where, cell))
 
 
 def check_whole(cell: Any, root: Path | None, where: str) -> None:
@@ -89,7 +90,19 @@ def check_whole(cell: Any, root: Path | None, where: str) -> None:
   Raises:
     UserError: as `load`.
   """
-  check_image(locate(cell, root, where), where)
+  found = locate(cell, root, where)
+  check_image(found, named(found, where, cell))
+
+
+def named(found: Path | bytes | np.ndarray, where: str, cell: Any = None) -> str:
+  """What errors call a picture: where its cell stands, and the file that it lies in or was made of.
+
+  Args:
+    found: what `locate` gives of `cell`.
+  """
+  name = str(found) if isinstance(found, Path) else cell.get("path") if isinstance(cell, Mapping) else None
+  known = isinstance(name, str) and name and PurePosixPath(name).name not in where
+  return f"{where} ({name})" if known else where
 
 
 def check(cell: Any, root: Path | None, where: str) -> None:
