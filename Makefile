@@ -28,7 +28,9 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 install: $(VENV)/.installed
 
 train: $(VENV)/.installed
-	$(BIN)/python launch/train.py --config=configs/lora.py:tiny
+	$(BIN)/python launch/train.py --config=configs/lora.py:tiny --workdir=runs/tiny
+	$(BIN)/python launch/train.py --config=configs/lora.py:tiny-distance --workdir=runs/tiny-distance
+	$(BIN)/python launch/compare.py runs/tiny/evaluation/before runs/tiny-distance/evaluation/after
 
 real: $(VENV)/.installed-real
 	$(BIN)/python launch/real_parts.py --out=runs/real/parts

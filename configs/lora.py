@@ -28,7 +28,7 @@ LENGTHS = (128, 192, 256, 384, 512, 1152, 4224)
 
 
 def get_config(arg: str = "500m") -> RunConfig:
-  recipes = {"500m": _smolvlm_500m, "tiny": _tiny, "text": _text}
+  recipes = {"500m": _smolvlm_500m, "tiny": _tiny, "tiny-distance": _tiny_distance, "text": _text}
   if arg not in recipes:
     raise UserError(f"configs/lora.py: no recipe {arg!r}; there are {', '.join(recipes)}")
   return recipes[arg]()
@@ -49,7 +49,7 @@ def _smolvlm_500m() -> RunConfig:
 
 
 def _tiny() -> RunConfig:
-  """Three kinds: with Distance among them a model this small learns none in these minutes."""
+  """Three kinds: with Distance among them a model this small learns none; `tiny-distance` goes on with it."""
   scenes = ScenesConfig(image_size=96)
   mixed = dataclasses.replace(scenes, tasks=dict(Count=0.3, Relation=0.25, Depth=0.45))
   muon = dict(consistent_rms=0.2, adam_b2=0.98)
@@ -75,6 +75,19 @@ def _text() -> RunConfig:
     data=DataConfig(lengths=(128, 256, 512, 1024, 2048), tiles=(1,), targets=32),
     optim=OptimConfig("adamw", learning_rate=2e-4, warmup_steps=20, weight_decay=0.01),
     train=TrainConfig(steps=500, batch_size=8, log_every=10, checkpoint_every=100),
+  )
+
+
+def _tiny_distance() -> RunConfig:
+  """Distance, on the model that `tiny` left in runs/tiny; the others go on, a little."""
+  first = _tiny()
+  mixed = ScenesConfig(seed=11, image_size=96, tasks=dict(Distance=0.6, Depth=0.25, Relation=0.15))
+  return dataclasses.replace(
+    first,
+    name="lora-tiny-distance",
+    model=ModelConfig(path="runs/tiny/model"),
+    data=dataclasses.replace(first.data, sources={"scenes": mixed}),
+    train=dataclasses.replace(first.train, steps=600),
   )
 
 
