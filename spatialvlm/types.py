@@ -86,7 +86,7 @@ class Question:
   """One multiple-choice question in CV-Bench's schema, its images decoded.
 
   Attributes:
-    images: uint8 arrays (H, W, 3), RGB; one or several.
+    images: uint8 arrays (H, W, 3), RGB; one or several. `Deferred` only from a source's `unopened`.
     answer: index into `choices`.
     prompt: the question with its lettered options as the data set writes it. It may hold `<image>` marks, as
       many as images; without any, all images stand before it.

@@ -15,7 +15,7 @@ import numpy as np
 
 from spatialvlm import workdir
 from spatialvlm.config import read_json
-from spatialvlm.types import LETTERS, Question, UserError
+from spatialvlm.types import LETTERS, Deferred, Question, UserError
 
 FILE = "predictions.jsonl"
 SIGHTED = "sighted"
@@ -78,8 +78,10 @@ class Prediction:
     return json.dumps(row, ensure_ascii=False)
 
 
-def image_hash(image: np.ndarray) -> str:
-  """Sixteen hex digits that name the pixels of a decoded image (H, W, 3)."""
+def image_hash(image: np.ndarray | Deferred) -> str:
+  """Sixteen hex digits that name the pixels of a decoded image (H, W, 3); of one that is not, its key."""
+  if isinstance(image, Deferred):
+    return image.key
   digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=8)
   digest.update(np.ascontiguousarray(image))
   return digest.hexdigest()

@@ -12,7 +12,7 @@ from spatialvlm import loading, workdir
 from spatialvlm.config import EvaluateConfig, ModelConfig, called, check_dtype
 from spatialvlm.core import axes
 from spatialvlm.data.sources.registry import open_questions
-from spatialvlm.evaluation import pictures
+from spatialvlm.evaluation import beforehand
 from spatialvlm.evaluation.asking import controls, protocols
 from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.evaluation.evaluate import SUMMARY_FILE, Result, evaluate
@@ -56,7 +56,7 @@ def _run(config: EvaluateConfig, folder: pathlib.Path, find: Callable[..., loadi
   if not len(questions):
     raise UserError(f"{called(config.data)}: holds no questions; look at data.path and data.tasks")
   if not (folder / SUMMARY_FILE).exists():
-    pictures.check(questions, config.score.limit)
+    beforehand.check(questions, prompter, config.score)
   vlm = model.load(mesh)
   continues = workdir.claim(folder, config, model.identity() | identity(questions))
   if jax.process_index() == 0:

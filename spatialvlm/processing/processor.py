@@ -248,7 +248,7 @@ class Processor:
     messages = prompts.messages(example.turns, len(example.images))
     text = self.template.render(messages)
     spans = [self._answer_span(text, messages[: 2 * k + 1], example.id) for k in range(len(example.turns))]
-    return self._encode(text, spans, example, spans[0][0] if self.bidirectional else 0)
+    return self._encode(text, spans, example, spans[0][0] if self.bidirectional else 0, name)
 
   def encode_prompt(
     self,
@@ -263,7 +263,7 @@ class Processor:
     `prompt` may hold `<image>` marks, like a `Turn`. The prefix is joined as the template joins an answer:
     `answer_prefix="Answer:"` gives SmolVLM's `Assistant: Answer:`; of PaliGemma it is no part of the
     bidirectional prefix. An image may come already cut (`tiler(image)`), so that several prompts share the
-    work; `pixels` false leaves `tiles` empty.
+    work; `pixels` false leaves `tiles` empty. `id` is what messages call the prompt.
 
     Raises:
       UserError: as `encode`.
@@ -275,7 +275,7 @@ class Processor:
     if answer_prefix:
       start, _ = self._answer_span(whole := self.template.render(messages), messages[:1], id)
       text = whole[: whole.index(answer_prefix, start) + len(answer_prefix)]
-    return self._encode(text, [], Example(tuple(images), (turn,), id=id), boundary, pixels)
+    return self._encode(text, [], Example(tuple(images), (turn,), id=id), boundary, id or "prompt", pixels)
 
   def answer_ids(self, answer: str, answer_prefix: str = "") -> tuple[int, ...]:
     """Tokens of an answer as it stands right after `encode_prompt(..., answer_prefix)`, without its end.
@@ -323,18 +323,20 @@ class Processor:
     spans: Sequence[tuple[int, int]],
     example: Example,
     boundary: int,
+    name: str,
     with_pixels: bool = True,
   ) -> Encoded:
-    name = f"example {example.id!r}" if example.id else "prompt"
     cut = [i if isinstance(i, Tiles) else self.tiler(i) for i in example.images]
     blocks = [self._expand.block(t.rows, t.cols) for t in cut]
     ids, loss, prefix = self._expand(text, blocks, spans, name, boundary, self.format.opened == "always")
     tokens = np.array(ids, np.int32)
     if len(tokens) > self.max_length:
       visual = int((tokens == self.image_id).sum())
+      alone = len(tokens) - visual > self.max_length  # the text is too long without any image
+      advice = "shorten the text" + ("" if alone or not visual else " or lower max_tiles")
       raise UserError(
         f"{name}: {len(tokens)} tokens ({visual} of images) exceed the model's context of {self.max_length};"
-        " shorten the text or lower max_tiles"
+        f" {advice}"
       )
     is_image = tokens == self.image_id
     slots = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32)

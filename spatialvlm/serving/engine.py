@@ -18,7 +18,7 @@ from spatialvlm import generation
 from spatialvlm.serving import padding
 from spatialvlm.serving.feature_store import FeatureStore, Place
 from spatialvlm.serving.pool import SlotPool
-from spatialvlm.serving.requests import Answer, EngineConfig, Generated, Letters, Request, Texts
+from spatialvlm.serving.requests import Answer, EngineConfig, Generated, Letters, Request, Texts, buckets
 from spatialvlm.serving.scorer import Scorer
 from spatialvlm.types import Batch, UserError
 
@@ -192,36 +192,21 @@ class Engine:
 
   def _queue(self, request: Request, said: int = 0) -> Queue:
     """Where a request waits of whose answer `said` tokens are known."""
-    text, tiles = len(request.tokens) - request.text_start, request.tile_count
+    tiles, text = buckets(request, self._config)
     longest = max((len(text) for want in request.of(Texts) for text in want.texts), default=0)
     width = generation.bucket(longest, 4) if longest > 1 else longest
     generated = request.of(Generated)
     limit = max((want.limit for want in generated), default=0)
     pause = next((p for p in PAUSES if said < p < limit), limit)
-    # Behind a bidirectional prefix stand its last token and what the answer begins with: few.
-    lengths = (generation.bucket(text, 4),) if request.bidirectional else self._config.lengths
     shape = Shape(
       prefix=generation.bucket(request.prefix, 16),
-      tiles=self._smallest("tiles", tiles, "image tiles", request) if tiles else 0,
-      text=self._smallest("lengths", text, "tokens", request, lengths) + said,
+      tiles=tiles,
+      text=text + said,
       room=max(pause - said, width),
       width=width,
     )
     first, *others = [want.stop for want in generated] or [()]
     return Queue(shape, tuple(t for t in first if all(t in stop for stop in others)))
-
-  def _smallest(
-    self, setting: str, needed: int, what: str, request: Request, sizes: Sequence[int] = ()
-  ) -> int:
-    """The bucket of a setting, or of `sizes`, into which something fits."""
-    sizes = sizes or getattr(self._config, setting)
-    for size in sizes:
-      if size >= needed:
-        return size
-    raise UserError(
-      f"{request.name}: {needed} {what} does not fit the largest bucket, {max(sizes)}; raise "
-      f"{self._config.section}{setting}, or lower model.max_tiles or model.longest_edge"
-    )
 
   def _placed(self, request: Request, shape: Shape) -> _Pending | None:
     """The request with its prefix in the pool; None where waiting ones hold all of it."""

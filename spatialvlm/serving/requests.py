@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from spatialvlm import generation
+from spatialvlm.types import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -156,6 +159,34 @@ class Answer:
   @property
   def tag(self) -> Any:
     return self.wanted.tag
+
+
+def buckets(request: Request, config: EngineConfig) -> tuple[int, int]:
+  """The buckets of a request's tiles, 0 without, and of its text.
+
+  Raises:
+    UserError: it does not fit the largest one.
+  """
+  tiles, text = request.tile_count, len(request.tokens) - request.text_start
+  advice = "lower model.max_tiles or model.longest_edge"
+  found = _smallest(request, tiles, "image tiles", config, "tiles", advice) if tiles else 0
+  if request.bidirectional:
+    return found, generation.bucket(text, 4)  # the prefix's last token and what the answer begins with
+  return found, _smallest(request, text, "tokens of text", config, "lengths", "shorten the text")
+
+
+def _smallest(
+  request: Request, needed: int, what: str, config: EngineConfig, setting: str, advice: str
+) -> int:
+  """The bucket of a setting into which something fits."""
+  sizes = getattr(config, setting)
+  for size in sizes:
+    if size >= needed:
+      return size
+  raise UserError(
+    f"{request.name}: {needed} {what} do not fit the largest bucket, {max(sizes)}; raise "
+    f"{config.section}{setting}, or {advice}"
+  )
 
 
 def prefix_length(image_slot: np.ndarray, bidirectional: int = 0) -> int:

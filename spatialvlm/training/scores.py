@@ -13,7 +13,7 @@ import numpy as np
 from spatialvlm.config import EvalConfig, RunConfig, TrainConfig, nearest
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources import registry
-from spatialvlm.evaluation import pictures
+from spatialvlm.evaluation import beforehand
 from spatialvlm.evaluation.asking import controls, protocols
 from spatialvlm.evaluation.before_after import compare
 from spatialvlm.evaluation.evaluate import Result, evaluate
@@ -48,14 +48,14 @@ class Scores:
     self._prompter = protocols.ProcessorPrompter(processor)
 
   def check(self, config: TrainConfig) -> None:
-    """Looks at the questions' pictures, and whether `train.best` is a score that those in training give.
+    """Looks at all questions beforehand, and whether `train.best` is a score that those in training give.
 
     Raises:
-      UserError: it is not, or a picture cannot be read.
+      UserError: it is not, or a question cannot be asked.
     """
     if self._config is None:
       return
-    pictures.check(self._questions, self._config.limit)
+    beforehand.check(self._questions, self._prompter, self._config)
     if config.best in (None, VALIDATION):
       return
     table = aggregation.aggregation(list(_labels(self._some)))

@@ -134,7 +134,7 @@ def test_a_picture_that_cannot_be_read_is_named_by_its_file(tmp_path):
   questions = open_questions(HFConfig(path=str(tmp_path / "saved")))
   for index, name in enumerate((r" \(photos/x\.jpg\)", "")):
     with pytest.raises(UserError, match=f"row {index}, column 'image', image 0{name}: cannot be read as"):
-      questions.check_pictures(index)
+      questions.unopened(index)
 
 
 def test_a_picture_that_a_row_of_cvbench_names_is_named_too(tmp_path):
@@ -148,4 +148,4 @@ def test_a_picture_that_a_row_of_cvbench_names_is_named_too(tmp_path):
   (tmp_path / "photos").mkdir()
   (tmp_path / "photos" / "x.png").write_bytes(POINTER)
   with pytest.raises(UserError, match=r"row 0, column 'image' \(\S*photos/x.png\): a pointer of git-lfs"):
-    open_questions(CVBenchConfig(path=str(file))).check_pictures(0)
+    open_questions(CVBenchConfig(path=str(file))).unopened(0)

@@ -8,17 +8,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from spatialvlm.config import HFConfig, ScenesConfig
+from spatialvlm.config import HFConfig, ScenesConfig, ScoreConfig
 from spatialvlm.data.sources import registry
 from spatialvlm.data.sources.cvbench import write_cvbench
-from spatialvlm.evaluation import pictures
+from spatialvlm.evaluation import beforehand
+from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.processing.images import check_image, open_image
+from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import UserError
 from tests.launch import command
 
 ROWS, BROKEN = 12, (9, 11)
+
+
+def check(questions, **settings):
+  prompter = ProcessorPrompter(load_processor("checkpoints/smolvlm-tiny"))
+  beforehand.check(questions, prompter, ScoreConfig(**settings))
 
 
 def encoded(form="JPEG", **settings):
@@ -53,15 +60,15 @@ def test_in_jsonl(tmp_path, kind):
   (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows(kind(tmp_path)))))
   questions = registry.open_questions(HFConfig(path=str(tmp_path), files="q.jsonl"))
   with pytest.raises(UserError, match=r"row 9, column 'image', .*truncated.*with 1 more of the questions"):
-    pictures.check(questions)
-  pictures.check(questions, limit=9)
+    check(questions)
+  check(questions, limit=9)
 
 
 def test_in_parquet(tmp_path):
   table = rows({"bytes": data, "path": None} for data in files(encoded("PNG")))
   pq.write_table(pa.Table.from_pylist(table), tmp_path / "q.parquet")
   with pytest.raises(UserError, match=r"row 9, column 'image', image 0: cannot be read"):
-    pictures.check(registry.open_questions(HFConfig(path=str(tmp_path))))
+    check(registry.open_questions(HFConfig(path=str(tmp_path))))
 
 
 def test_a_command_asks_nothing_and_leaves_nothing(tmp_path, capfd):
@@ -113,6 +120,18 @@ def test_damage_within_a_png():
   data = bytearray(encoded("PNG"))
   data[len(data) // 2] ^= 1
   assert refused(check_image, bytes(data))
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_sizes_are_those_of_opened_pictures(form, orientation):
+  turned = Image.Exif()
+  if orientation:
+    turned[ExifTags.Base.Orientation] = orientation
+  data = encoded(form, exif=turned)
+  assert (
+    check_image(data).shape == open_image(data).shape == ((48, 64, 3) if orientation == 6 else (64, 48, 3))
+  )
 
 
 def refused(fn, data):

@@ -273,9 +273,9 @@ def test_requests_that_cannot_be(vlm, prefix_lm):
   ):
     with pytest.raises(ValueError, match=f"request 3: .*{message}"):
       request(3, tiles, *wanted, words=words)
-  with pytest.raises(UserError, match=r"request 3: 30 tokens does not fit .* 24; raise serve\.lengths"):
+  with pytest.raises(UserError, match=r"request 3: 30 tokens of text do not fit .* 24; raise serve\.lengths"):
     run(vlm, [request(3, tiles, letters, words=30)], dataclasses.replace(CONFIG, section="serve."))
-  with pytest.raises(UserError, match=r"request 3: 3 image tiles does not fit .* 2; raise tiles"):
+  with pytest.raises(UserError, match=r"request 3: 3 image tiles do not fit .* 2; raise tiles"):
     run(vlm, [request(3, np.zeros((3, 16, 16, 3), np.uint8), letters)])
   with pytest.raises(ValueError, match="request 3: 1 tiles, where its prompt has 2"):
     run(vlm, [dataclasses.replace(request(3, images(2)[1], letters), picture=lambda: Picture(tiles=tiles))])

@@ -13,8 +13,9 @@ cheaper (`registry.read` uses it). A source that shows few pictures many times s
 may offer `deferred(indices)`: examples without dense targets whose pictures are `types.Deferred`, which need
 not be made where their features are kept. Whatever can be checked is checked when a source is opened, so that
 no error waits in the middle of a run; what users can mend is a `UserError` that names file and row. Questions
-may carry `row_order`, `content` and `note` (strings), which evaluation keeps with its results, and
-`check_pictures(index)`, which tells at little cost whether the pictures of a question can be read.
+may carry `row_order`, `content` and `note` (strings), which evaluation keeps with its results, and both
+`unopened(index)`, which gives a question at little cost, its pictures found sound but not decoded
+(`types.Deferred`), and `place(index)`, which says where it stands.
 
 `cells` (typed cells into text, options and answers), `pictures` (cells into images), `json_files` (records
 as they are written), `conversation` (messages into turns), `lettered` (questions into conversations),

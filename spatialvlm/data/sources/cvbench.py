@@ -23,7 +23,7 @@ from spatialvlm.data.sources.lettered import QuestionExamples
 from spatialvlm.data.sources.pictures import named
 from spatialvlm.data.sources.registry import Source
 from spatialvlm.processing.images import check_image, open_image
-from spatialvlm.types import Question, UserError
+from spatialvlm.types import Deferred, Question, UserError
 
 __all__ = ["CVBench", "examples", "open_cvbench", "questions", "unlike_the_pinned", "write_cvbench"]
 
@@ -98,10 +98,15 @@ class CVBench(Sequence[Question]):
     image = open_image(found, named(found, _cell(file, row)))
     return Question(images=(image,), **file.rows[row])
 
-  def check_pictures(self, index: int) -> None:
+  def place(self, index: int) -> str:
+    file, row = self._places[index]
+    return f"{file.path}, row {row}, column 'prompt'"
+
+  def unopened(self, index: int) -> Question:
     file, row = self._places[index]
     found = self._image(file, row)
-    check_image(found, named(found, _cell(file, row)))
+    whole = check_image(found, named(found, _cell(file, row)))
+    return Question(images=(Deferred(*whole, lambda: self[index].images[0]),), **file.rows[row])
 
   def _image(self, file: File, row: int) -> bytes | Path:
     group, within = file.group_of(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from spatialvlm.data.sources.hf_tables import Table
 from spatialvlm.data.sources.pictures import file_names
 from spatialvlm.data.sources.registry import Source
 from spatialvlm.processing.images import side_by_side
-from spatialvlm.types import IMAGE_MARK, LETTERS, Example, Question, Turn, UserError, choice_prompt
+from spatialvlm.types import IMAGE_MARK, LETTERS, Deferred, Example, Question, Turn, UserError, choice_prompt
 
 __all__ = ["HubExamples", "HubQuestions", "examples", "open_dataset", "questions"]
 
@@ -174,21 +174,37 @@ class HubQuestions(Sequence[Question]):
   def __len__(self) -> int:
     return len(self.ids)
 
-  def check_pictures(self, index: int) -> None:
-    self._rows.check_pictures(self.ids[index])
+  def place(self, index: int) -> str:
+    return self._rows.place(self.ids[index], "prompt" if "prompt" in self._rows else "question")
+
+  def unopened(self, index: int) -> Question:
+    return self._question(index, *self._rows.unopened(self.ids[index]), _joined)
 
   def __getitem__(self, index: int) -> Question:
     idx = self.ids[index]
     (row,) = self._rows.read([idx])
-    images = self._rows.pixels(row, idx)
-    names = [name for name in file_names(self._rows.pictures(row, idx)[1]) if name]
+    images, names = self._rows.pixels(row, idx), file_names(self._rows.pictures(row, idx)[1])
+    return self._question(index, images, names, side_by_side)
+
+  def _question(
+    self, index: int, images: tuple[Any, ...], files: Sequence[str], join: Callable[[Sequence[Any]], Any]
+  ) -> Question:
+    names = [name for name in files if name]
+    joined = self._config.several_images == "join" and len(images) > 1
     return Question(
-      idx=idx,
-      images=(side_by_side(images),) if self._config.several_images == "join" and len(images) > 1 else images,
+      idx=self.ids[index],
+      images=(join(images),) if joined else images,
       filename=",".join(names),
       source_filename=",".join(names),
       **self._fields[index],
     )
+
+
+def _joined(images: Sequence[Deferred]) -> Deferred:
+  """Images side by side, before they are decoded."""
+  height, width = max(image.shape[0] for image in images), sum(image.shape[1] for image in images)
+  key = " ".join(image.key for image in images)
+  return Deferred((height, width, 3), key, lambda: side_by_side([image.make() for image in images]))
 
 
 def learn(

@@ -15,7 +15,7 @@ from spatialvlm.data.sources import pictures, unread
 from spatialvlm.data.sources.cells import is_empty, tag_of, text_of
 from spatialvlm.data.sources.conversation import TALKS, picture_cells, refuse_two
 from spatialvlm.data.sources.hf_tables import Table
-from spatialvlm.types import UserError
+from spatialvlm.types import Deferred, UserError
 
 # A column that carries one of these names serves without being mapped.
 FOUND = ("image", "images", "question", "choices", "answer", "messages", "id", "task", "source")
@@ -45,6 +45,7 @@ class Rows:
     self._root = Path(config.image_root).expanduser() if config.image_root else root
     self._table = table
     self._config = config
+    self._named: dict[int, Deferred] = {}  # images that other rows name
 
   def __len__(self) -> int:
     return len(self._table)
@@ -78,13 +79,25 @@ class Rows:
     place, cells = self.pictures(row, index)
     return tuple(self._load(cell, f"{place}, image {i}") for i, cell in enumerate(cells))
 
-  def check_pictures(self, index: int) -> None:
-    """Raises the UserError that `pixels` of a row would, in a fraction of its time."""
+  def unopened(self, index: int) -> tuple[tuple[Deferred, ...], tuple[str, ...]]:
+    """The images of a row before they are decoded, and the names of their files.
+
+    Raises:
+      UserError: what `pixels` of the row would raise, in a fraction of its time.
+    """
     (row,) = map(sound, self._assemble([index], (*_PICTURES, "messages")))
     place, cells = self.pictures(row, index)
-    for i, cell in enumerate(cells):
-      if self._row_of(cell) is None:  # another row's, which is looked at by itself
-        pictures.check_whole(cell, self._root, f"{place}, image {i}")
+    found = tuple(self._unopened(cell, index, i, place) for i, cell in enumerate(cells))
+    return found, pictures.file_names(cells)
+
+  def _unopened(self, cell: Any, index: int, place: int, where: str) -> Deferred:
+    other = self._row_of(cell)
+    if other is None:
+      whole = pictures.check_whole(cell, self._root, f"{where}, image {place}")
+      return Deferred(*whole, lambda: self.pixels(self.read([index])[0], index)[place])
+    if other not in self._named:
+      (self._named[other],), _ = self.unopened(other)
+    return self._named[other]
 
   def picture_counts(self, *, size: int = 0, broken: dict[int, UserError] | None = None) -> np.ndarray:
     """How many images each row has, int (N,), read off without decoding any; their files must be there.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.data.sources.cells import is_empty
-from spatialvlm.processing.images import check_image, open_image
+from spatialvlm.processing.images import Sound, check_image, open_image
 from spatialvlm.types import UserError
 
 # Longer text is no file's name, but an image in base64.
@@ -84,14 +84,14 @@ def load(cell: Any, root: Path | None, where: str) -> np.ndarray:
   return open_image(found, named(found, where, cell))
 
 
-def check_whole(cell: Any, root: Path | None, where: str) -> None:
+def check_whole(cell: Any, root: Path | None, where: str) -> Sound:
   """Whether `load` can read a picture, in a fraction of its time.
 
   Raises:
     UserError: as `load`.
   """
   found = locate(cell, root, where)
-  check_image(found, named(found, where, cell))
+  return check_image(found, named(found, where, cell))
 
 
 def named(found: Path | bytes | np.ndarray, where: str, cell: Any = None) -> str:

@@ -183,8 +183,8 @@ class Asker:
       other, other_hash = donor
       return question, Shown(other_hash, other.images), {"image_shown": records.image_name(other)}
     if condition == "flip":
-      mirrored = controls.flipped(question)
-      return mirrored, Shown(("flip", image), mirrored.images), {}
+      mirrored = controls.flipped(_without_pixels(question))
+      return mirrored, Shown(("flip", image), question.images, controls.mirror), {}
     return question, own, {}
 
   def _request(self, asked: Question, shown: Shown | None, reading: Reading) -> Request:

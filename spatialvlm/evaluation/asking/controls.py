@@ -100,8 +100,13 @@ def flipped(question: Question) -> Question | None:
   gold = flipped_letter(question.task, question.question, question.choices, LETTERS[question.answer])
   if gold is None:
     return None
-  images = tuple(np.ascontiguousarray(image[:, ::-1]) for image in question.images)
+  images = tuple(mirror(image) for image in question.images)
   return dataclasses.replace(question, images=images, answer=LETTERS.index(gold))
+
+
+def mirror(image: np.ndarray) -> np.ndarray:
+  """An image (H, W, C) with left and right swapped."""
+  return np.ascontiguousarray(image[:, ::-1])
 
 
 def grey(image: np.ndarray) -> np.ndarray:
