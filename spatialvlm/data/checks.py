@@ -12,16 +12,20 @@ if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded, Processor
 
 
-def check_encoded(encoded: Encoded, example: Example, layout: ImageLayout, *, longest: int) -> None:
+def check_encoded(
+  encoded: Encoded, example: Example, layout: ImageLayout, *, longest: int, most_tiles: int | None = None
+) -> None:
   """Refuses an example that would train a model wrongly.
 
   Args:
     longest: the largest sequence bucket.
+    most_tiles: the largest number of tiles that a bucket has for an example; None for any.
 
   Raises:
     UserError: the number of image tokens is not the number that the tiles give (cut or doubled ones), an
       image token, the first position or one in a bidirectional prefix is supervised, nothing is supervised,
-      the supervised stretches are not as many as the answers, or the example is too long.
+      the supervised stretches are not as many as the answers, or the example is too long or of too many
+      tiles.
   """
   tokens, loss = np.asarray(encoded.tokens), np.asarray(encoded.loss_mask)
   image = tokens == layout.image_token_id
@@ -41,6 +45,11 @@ def check_encoded(encoded: Encoded, example: Example, layout: ImageLayout, *, lo
     raise UserError(
       f"{len(tokens)} tokens are more than the longest sequence of {min(longest, layout.max_length)}{said};"
       f" shorten the text{images}, or raise data.lengths"
+    )
+  if most_tiles is not None and len(encoded.tiles) > most_tiles:
+    raise UserError(
+      f"{len(encoded.tiles)} image tiles are more than the largest of data.tiles, {most_tiles}; raise it, or"
+      " lower model.max_tiles or model.longest_edge"
     )
   if np.any(loss & image):
     raise UserError(f"the loss would be taken on {np.count_nonzero(loss & image)} image tokens")

@@ -202,7 +202,7 @@ def _read(
 ) -> tuple[list[pipeline.Sample], Sequence[Encoded | None], dict[str, str]]:
   """Samples as training reads them, encoded where it may leave some out (else None); and what it left out."""
   if config.bad_rows == "skip":
-    return pipeline.read_good(mixed, positions, processor, config.lengths[-1], skip=True)
+    return pipeline.read_good(mixed, positions, processor, config)
   samples = mixed.read(positions)
   return samples, [None] * len(samples), {}
 

@@ -167,7 +167,7 @@ def training_stream(
   mixed = training_mixture(config, seed)
   mixed.say_pictures(on_note)
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
-  read_good(mixed, [0], processor, config.lengths[-1], skip=config.bad_rows == "skip")
+  read_good(mixed, [0], processor, config)
   shares = {"process_index": process_index, "process_count": process_count}
   shares |= {"keys": keys, "known": known, "multiple": multiple}
   return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
@@ -261,8 +261,7 @@ class BatchSequence:
       self._mixed,
       range(first, max(first, min(first + self._rows, self._mixed.count))),
       self._processor,
-      self._config.lengths[-1],
-      skip=self._config.bad_rows == "skip",
+      self._config,
       known=self._known if self._keys else None,
     )
     if self._keys:

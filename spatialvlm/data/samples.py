@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spatialvlm.config import DataConfig
 from spatialvlm.data.checks import check_encoded
 from spatialvlm.data.sources.registry import Source, read
 from spatialvlm.data.tile_keys import Known, settled
@@ -105,15 +106,16 @@ class Mixed:
       yield name, index, lambda index=index: Sample(name, index, read(source, [index])[0])
 
 
-def encode(sample: Sample, processor: Processor, longest: int) -> Encoded:
+def encode(sample: Sample, processor: Processor, config: DataConfig) -> Encoded:
   """What the model will read of a sample, checked (`checks.check_encoded`).
 
   Raises:
-    UserError: the example is broken, would train wrongly, or is too long; named.
+    UserError: the example is broken, would train wrongly, or fits no bucket; named.
   """
   try:
     encoded = processor.encode(sample.example)
-    check_encoded(encoded, sample.example, processor.layout, longest=longest)
+    sizes = {"longest": config.lengths[-1], "most_tiles": config.tiles[-1]}
+    check_encoded(encoded, sample.example, processor.layout, **sizes)
   except UserError as error:
     where = f" (id {sample.example.id!r})" if sample.example.id else ""
     raise UserError(f"data source {sample.source!r}, example {sample.index}{where}: {error}") from error
@@ -129,36 +131,36 @@ def read_good(
   mixed: Mixed,
   positions: Sequence[int],
   processor: Processor,
-  longest: int,
+  config: DataConfig,
   *,
-  skip: bool,
   known: Known | None = None,
 ) -> tuple[list[Sample], list[Encoded], dict[str, str]]:
   """The samples at `positions`, encoded; and why rows were left out, by `source[index]`.
 
   Args:
-    skip: whether a broken row is left out; in its place stands the next good one of its source. That depends
-      on the position and the data alone, so that a stream goes on with the same bits after an interruption.
+    config: with `bad_rows` "skip" a broken row is left out; in its place stands the next good one of its
+      source. That depends on the position and the data alone, so that a stream goes on with the same bits
+      after an interruption.
     known: tells whether a tile's features are kept; pictures of which all are need not be made. None: all
       are made.
 
   Raises:
-    UserError: a broken row, or with `skip` so many of them in succession that the config must be wrong.
+    UserError: a broken row, or with "skip" so many of them in succession that the config must be wrong.
   """
   try:
     samples = mixed.read(positions, deferred=known is not None)
     if known is not None:
       samples = [_settled(sample, processor, known) for sample in samples]
-    return samples, [encode(sample, processor, longest) for sample in samples], {}
+    return samples, [encode(sample, processor, config) for sample in samples], {}
   except UserError:
-    if not skip:
+    if config.bad_rows != "skip":
       raise
   good, skipped = [], {}
   for position in positions:
     for tried, (name, index, reader) in enumerate(mixed.after(position)):
       try:
         sample = reader()
-        good.append((sample, encode(sample, processor, longest)))
+        good.append((sample, encode(sample, processor, config)))
         break
       except UserError as error:
         skipped[f"{name}[{index}]"] = str(error)

@@ -118,6 +118,17 @@ def left_out(source, *, whole):
 
 
 @pytest.mark.filterwarnings("ignore:data source")
+def test_a_row_of_more_pictures_than_a_bucket_has_tiles(source, tmp_path):
+  rows = [{"image": ["0.png"] * count, "conversations": TALK} for count in (1, 1, 3, 1)]
+  (tmp_path / "rows.json").write_text(json.dumps(rows))
+  said = "data source 'mine', example 2: 3 image tiles are more than the largest of data.tiles, 2"
+  with pytest.raises(UserError, match=said):
+    next(stream(source, tiles=(1, 2)))
+  info = next(stream(source, tiles=(1, 2), bad_rows="skip"))[1]
+  assert info.ids == ("mine[0]", "mine[1]", "mine[3]") and said in info.skipped["mine[2]"]
+
+
+@pytest.mark.filterwarnings("ignore:data source")
 def test_lines_that_are_no_json_and_rows_that_teach_nothing(source, tmp_path):
   """The same file for both kinds that read it; a picture that is gone is found before it is read."""
   records = json.loads((tmp_path / "rows.json").read_text())

@@ -114,8 +114,10 @@ def test_rows_beside_a_folder_for_each_class_are_noted(tmp_path):
   for kind in ("cat", "dog"):
     pictures(tmp_path / kind)
   settings = dict(columns={"answer": "label"}, templates={"question": "What?"})
-  (tmp_path / "classes.json").write_text('{"cat": 0}')
-  with pytest.warns(Note, match=r"classes.json not read beside what was; .* files='classes.json'"):
+  for name, text in (("classes.json", '{"cat": 0}'), (".cache/a.json", "[]"), ("dataset_infos.json", "{}")):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+  with pytest.warns(Note, match=r": classes.json not read beside what was; .* files='classes.json'"):
     source = open_source(HFConfig(path=str(tmp_path), **settings))
   assert [example.turns[0].answer for example in source] == ["cat"] * 3 + ["dog"] * 3
 

@@ -100,8 +100,9 @@ def _rows_below(path: Path, ends: Sequence[str]) -> list[Path]:
   """Files that may hold rows, by their endings, of a folder or the one file."""
   if not path.is_dir():
     return [path]
-  found = (file for file in path.rglob("*") if file.suffix in ends and not file.name.startswith((".", "_")))
-  return sorted(file for file in found if file.is_file() and file.name not in _INFOS)
+  found = [file for file in path.rglob("*") if file.suffix in ends and file.name not in _INFOS]
+  hidden = lambda file: any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+  return sorted(file for file in found if not hidden(file) and file.is_file())
 
 
 def _unread(path: Path, builder: Any) -> list[str]:
@@ -163,6 +164,8 @@ def _read(datasets: Any, files: Sequence[Path], split: str) -> Table:
     raise UserError(f"{files[0]}: expected a file of {', '.join(_KINDS)}, and files of one kind alone")
   (kind,) = kinds
   if kind == "parquet":
+    for file in files:
+      refuse_pointer(file)  # of which `datasets` writes a log of its own
     names = {split: [str(file) for file in files]}
     return ArrowTable(datasets.load_dataset(kind, data_files=names, split=split), str(files[0]))
   return RecordTable(list(map(_records, files)))
