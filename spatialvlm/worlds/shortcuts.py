@@ -74,7 +74,7 @@ def rule_choice(rule: str, question: Question) -> int | None:
   option is a rule as well (`rule_scores` reports the better). The lower edge says nothing about above and
   below, for there it is the question itself; nearer in the image needs a reference, which Distance alone has.
   """
-  if question.task not in ("Relation", "Depth", "Distance") or question.bbox is None:
+  if question.task not in ("Relation", "Depth", "Distance") or len(question.bbox or ()) < 2:
     return None
   vertical = question.task == "Relation" and "above" in question.choices
   if (rule == "nearer in the image" and question.task != "Distance") or (rule == "lower edge" and vertical):

@@ -168,7 +168,7 @@ def _retype(name, values, kind):
   "change, message",
   [
     (_drop("answer"), "column 'answer' of CV-Bench's schema is missing"),
-    (_drop("bbox"), "column 'bbox' of"),
+    (_drop("source_dataset"), "column 'source_dataset' of"),
     (_retype("idx", ["a", "b", "c"], pa.string()), "column 'idx': expected int32, got string"),
     (_retype("choices", ["a", "b", "c"], pa.string()), "column 'choices': expected list<string>, got string"),
     (_retype("image", ["a", "b", "c"], pa.string()), "column 'image': expected struct"),

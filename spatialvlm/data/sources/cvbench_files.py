@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ class File:
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
         read = [name for name in COLUMNS if name != "image" and name in file.schema_arrow.names]
         rows = _rows(file.read(columns=read))
+        _note_lost(path, file.schema_arrow, rows)
     except _DAMAGED as error:
       refuse_pointer(path)
       raise UserError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
@@ -140,14 +142,14 @@ class File:
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-  """Rows with every column of the schema; those that no score needs are None where they cannot be read.
+  """Rows with every column of the schema; what can be done without is None where it cannot be read.
 
   Whole numbers that pandas wrote as floats, beside empty cells, are whole again.
   """
   for name in set(COLUMNS) & set(table.column_names):
     column, kind = COLUMNS[name], table.schema.field(name).type
     place = table.column_names.index(name)
-    if column.unread and not column.fits(kind):
+    if column.lost and not column.fits(kind):
       cells = _whole(table.column(name)) if column.wanted == "int32" else None
       table = table.set_column(place, name, pa.nulls(len(table)) if cells is None else cells)
   missing = dict.fromkeys(name for name in COLUMNS if name != "image" and name not in table.column_names)
@@ -165,7 +167,7 @@ def _whole(values: pa.ChunkedArray) -> pa.Array | None:
 
 def _question_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
   for name, column in COLUMNS.items():
-    if name != "image" and not column.nullable and row[name] is None:
+    if name != "image" and not column.lost and row[name] is None:
       raise UserError(f"{where}, column {name!r}: the cell is empty")
   choices = tuple(row["choices"])
   if any(choice is None for choice in choices) or not 1 < len(choices) <= len(LETTERS):
@@ -177,20 +179,47 @@ def _question_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     )
   if (marks := row["prompt"].count(IMAGE_MARK)) > 1:
     raise UserError(f"{where}, column 'prompt': {marks} {IMAGE_MARK} marks for one image")
-  boxes = row["bbox"]
-  if boxes is not None and any(box is None or None in box for box in boxes):
-    raise UserError(f"{where}, column 'bbox': a box or a number in it is missing")
-  row |= {"choices": choices, "answer": letters.index(row["answer"])}
-  row["bbox"] = None if boxes is None else tuple(tuple(box) for box in boxes)
-  return row
+  boxes = row["bbox"] if _are_boxes(row["bbox"]) else None
+  return row | {
+    "choices": choices,
+    "answer": letters.index(row["answer"]),
+    "bbox": None if boxes is None else tuple(tuple(map(float, box)) for box in boxes),
+    "filename": row["filename"] or "",
+    "source_filename": row["source_filename"] or "",
+  }
+
+
+def _are_boxes(cell: Sequence[Sequence[float | None] | None] | None) -> bool:
+  """Whether each box has four numbers."""
+  finite = lambda box: all(value is not None and math.isfinite(value) for value in box)
+  return cell is not None and all(box is not None and len(box) == 4 and finite(box) for box in cell)
+
+
+def _note_lost(path: Path, schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> None:
+  """Says what single rows lack that no score needs; of whole columns `_check_schema` says so."""
+  for name, what, lacks in (
+    ("bbox", "holds no boxes of four numbers", lambda cell: cell is not None and not _are_boxes(cell)),
+    ("source_filename", "is empty", lambda cell: cell is None),
+  ):
+    whole = name in schema.names and COLUMNS[name].fits(schema.field(name).type)
+    lacking = [i for i, row in enumerate(rows) if whole and lacks(row[name])]
+    if lacking:
+      said = f"column {name!r} {what} in {len(lacking)} of its rows, row {lacking[0]} first"
+      warnings.warn(Note(f"{path}: {said}; {COLUMNS[name].lost}"), stacklevel=2)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
+  """A column of the schema.
+
+  Attributes:
+    wanted, fits: its type, in words and as a test.
+    lost: of what no score needs, so that nothing of it stops a run: what there is not without it.
+  """
+
   wanted: str
   fits: Callable[[pa.DataType], bool]
-  nullable: bool = False
-  unread: bool = False  # by every score, so that nothing of it stops a run
+  lost: str = ""
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -204,7 +233,8 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _is_list(kind: pa.DataType, of: Callable[[pa.DataType], bool]) -> bool:
-  return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and of(kind.value_type)
+  is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+  return is_list and of(kind.value_type)
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -220,7 +250,8 @@ def _or_null(fits: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], boo
 
 
 def _is_boxes(kind: pa.DataType) -> bool:
-  return _is_list(kind, lambda inner: _is_list(inner, pa.types.is_floating))
+  is_number = lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind)
+  return _is_list(kind, lambda inner: _is_list(inner, is_number))
 
 
 _TEXT = _Column("string", _is_text)
@@ -233,31 +264,35 @@ COLUMNS: dict[str, _Column] = {
   "choices": _Column("list<string>", lambda kind: _is_list(kind, _is_text)),
   "answer": _TEXT,
   "prompt": _TEXT,
-  "filename": _TEXT,
+  "filename": _Column("string", _or_null(_is_text), "no score needs it, so it is left out"),
   "source": _TEXT,
   "source_dataset": _TEXT,
-  "source_filename": _TEXT,
-  "target_class": _Column("string", _or_null(_is_text), nullable=True, unread=True),
-  "target_size": _Column("int32", _or_null(pa.types.is_integer), nullable=True, unread=True),
-  "bbox": _Column("list<list<float>>", _or_null(_is_boxes), nullable=True),
+  "source_filename": _Column(
+    "string",
+    _is_text,
+    "photos are told apart by their pixels, so that one with other boxes drawn in it counts as another",
+  ),
+  "target_class": _Column("string", _or_null(_is_text), "no score needs it, so it is left out"),
+  "target_size": _Column("int32", _or_null(pa.types.is_integer), "no score needs it, so it is left out"),
+  "bbox": _Column(
+    "list<list<float>>", _or_null(_is_boxes), "the rules of two dimensions that read boxes are left out"
+  ),
 }
 
 
 def _check_schema(path: Path, schema: pa.Schema) -> None:
-  missing = [name for name, column in COLUMNS.items() if name not in schema.names and not column.unread]
+  missing = [name for name, column in COLUMNS.items() if name not in schema.names and not column.lost]
   if missing:
     raise UserError(f"{path}: column {', '.join(map(repr, missing))} of CV-Bench's schema is missing")
   for name, column in COLUMNS.items():
     kind = schema.field(name).type if name in schema.names else None
     if kind is not None and column.fits(kind):
       continue
-    if not column.unread:
+    if not column.lost:
       raise UserError(f"{path}, column {name!r}: expected {column.wanted}, got {kind}")
     if kind is None or not (column.wanted == "int32" and pa.types.is_floating(kind)):
       said = "is missing" if kind is None else f"is {kind}, not {column.wanted}"
-      warnings.warn(
-        Note(f"{path}: column {name!r} {said}; no score needs it, so it is left out"), stacklevel=2
-      )
+      warnings.warn(Note(f"{path}: column {name!r} {said}; {column.lost}"), stacklevel=2)
 
 
 def _hugging_face_schema() -> pa.Schema:
