@@ -47,6 +47,8 @@ class ModelConfig:
       SigLIP before a Llama, SmolLM2, Qwen2 or Gemma is a SmolVLM, which transformers reads.
     connector_factor: with `encoders`: each square of so many by so many patches becomes one image token; 0
       for the model's own, of a language model by itself for about 8 x 8 tokens a tile.
+    connector_from: with `encoders`: a safetensors file, or a model of the same parts, whose connector is
+      taken in place of a fresh one.
     text_only: `path` must be a language model by itself; one that sees already is refused.
   """
 
@@ -64,6 +66,7 @@ class ModelConfig:
   encoder_size: int = 0
   connector: Literal["linear", "mlp", "smolvlm"] = "mlp"
   connector_factor: int = 0
+  connector_from: str | None = None
   text_only: bool = False
 
   @property

@@ -25,7 +25,7 @@ OWN = "own"
 # Part of every cached folder's name: to be raised when what is written into one changes.
 _VERSION = 2
 # Settings of what is assembled, which the new folder has no more need of.
-_CHOSEN = ("encoder_size", "connector", "connector_factor")
+_CHOSEN = ("encoder_size", "connector", "connector_factor", "connector_from")
 _SETTINGS = (*_CHOSEN, "seed", "from_scratch")
 # Image tokens along a side of SmolVLM's tiles.
 _SIDE = 8
@@ -53,6 +53,7 @@ def assembled(model: ModelConfig) -> ModelConfig:
     "parts": [_bytes(name, model.revision if name == model.path else None) for name in names],
     "encoders": [name == OWN for name in model.encoders],
     **{key: getattr(model, key) for key in _SETTINGS},
+    "connector_from": model.connector_from and _connector_bytes(_trained(model.connector_from)),
   }
   digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
   folder = caches.folder() / "spatialvlm" / "joined" / f"{base.resolve().name}-{digest}"
@@ -65,6 +66,7 @@ def assembled(model: ModelConfig) -> ModelConfig:
       size=model.encoder_size,
       connector=model.connector,
       factor=model.connector_factor,
+      connector_from=model.connector_from,
       seed=model.seed,
       weights=not model.from_scratch,
     )
@@ -81,6 +83,7 @@ def assemble(
   size: int = 0,
   connector: str = "mlp",
   factor: int = 0,
+  connector_from: str | Path | None = None,
   seed: int = 0,
   weights: bool = True,
 ) -> Path:
@@ -103,6 +106,8 @@ def assemble(
       for SmolVLM's single layer without norm or bias.
     factor: each square of factor x factor patches becomes one image token; 0 for the base's, of a language
       model for the one that makes about 8 x 8 tokens of a tile, as SmolVLM has them.
+    connector_from: a safetensors file, or folder or hub id of a model of the same parts, whose connector is
+      taken; None for a drawn one.
     seed: of the connector, and of a language model's new rows.
     weights: false writes no tensors, for a model that is drawn.
 
@@ -123,7 +128,12 @@ def assemble(
   colours = (parts[0].mean, parts[0].std) if root.text else _colours(root.root)
   tile |= dict(zip(("mean", "std"), colours, strict=True))
   plan = joining.Plan(
-    root.sized(factor, tile["size"], parts[0].vision.patch_size), parts, tile, factor, connector
+    root.sized(factor, tile["size"], parts[0].vision.patch_size),
+    parts,
+    tile,
+    factor,
+    connector,
+    None if connector_from is None else _trained(connector_from),
   )
   where = f"{base} with {', '.join(part.name for part in parts)}"
   written, tensors = joining.folder(plan, where, seed if weights else None)
@@ -131,6 +141,12 @@ def assemble(
     return write_folder(written, tensors, folder, root.root, _companions(root, tile))
   files = root.tokenizer.files(tile["size"], tile["tokens"], *colours, root.config.text.max_length)
   return write_folder(written, tensors, folder, None, files)
+
+
+def _trained(name: str | Path) -> Path:
+  """The file or folder whose connector is taken."""
+  file = Path(name).expanduser()
+  return file if file.is_file() else resolve(name)
 
 
 def _find(name: str, base: bases.Base) -> Part:
@@ -225,6 +241,11 @@ def _resize(images: dict[str, Any], old: int, new: int) -> None:
     images["max_image_size"] = {"longest_edge": new}
   else:
     images["size"] = {"height": new, "width": new}
+
+
+def _connector_bytes(source: Path) -> Any:
+  """What tells one trained connector from another."""
+  return hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else _bytes(str(source), None)
 
 
 def _bytes(name: str, revision: str | None) -> list[Any]:

@@ -16,6 +16,7 @@ from flax import nnx
 from spatialvlm.core.mlp import ACTIVATIONS
 from spatialvlm.hub import bases, rules
 from spatialvlm.hub.load import match
+from spatialvlm.hub.resolve import read_entries, weight_files
 from spatialvlm.hub.save import tensors_of
 from spatialvlm.hub.tensors import CODES, Entry, Lazy
 from spatialvlm.models.connector import Connector
@@ -23,6 +24,7 @@ from spatialvlm.models.encoders import VisionConfig
 from spatialvlm.models.positions import resample
 from spatialvlm.models.registry import JOINED, family, family_of
 from spatialvlm.models.vlm import Vlm, VlmConfig
+from spatialvlm.types import UserError
 
 # Connectors by name: what a joined folder's config.json says of each.
 CONNECTORS: dict[str, dict[str, Any]] = {
@@ -63,6 +65,7 @@ class Plan:
     tile: its `size` in pixels, image `tokens`, and the `mean` and `std` that the processor normalises by.
     factor: patches along a side that become one image token.
     connector: key of `CONNECTORS`.
+    taken: a safetensors file, or a model's folder, whose connector is taken; None for a drawn one.
   """
 
   base: bases.Base
@@ -70,6 +73,7 @@ class Plan:
   tile: Mapping[str, Any]
   factor: int
   connector: str
+  taken: Path | None = None
 
   @property
   def is_smolvlm(self) -> bool:
@@ -96,7 +100,10 @@ def folder(plan: Plan, where: str, seed: int | None) -> tuple[dict[str, Any], di
   config = family(family_of(written, where)).parse_config(written, dtype="float32", where=where)
   if seed is None:
     return written, None
-  tensors = {**plan.base.tensors, **named, **_fresh(config, scale, seed)}
+  connector = _fresh(config, scale, seed)
+  if plan.taken is not None:
+    connector = _taken(plan.taken, connector)
+  tensors = {**plan.base.tensors, **named, **connector}
   tied = not any(rules.to_ours(name, config.family) == family(config.family).head for name in tensors)
   _check(dataclasses.replace(config, tied=tied), tensors, where)
   return written, dict(sorted(tensors.items()))
@@ -201,6 +208,25 @@ def _fresh(config: VlmConfig, scale: float, seed: int) -> dict[str, Lazy]:
       rngs=nnx.Rngs(seed),
     )
   return tensors_of(fresh, config.family, "connector.")
+
+
+def _taken(source: Path, fresh: Mapping[str, Lazy]) -> dict[str, Lazy]:
+  """The tensors of a trained connector under the names, and with the shapes, of the drawn ones.
+
+  Raises:
+    UserError: it has others.
+  """
+  entries, _ = read_entries([source] if source.is_file() else weight_files(source))
+  missing = sorted(set(fresh) - set(entries))
+  if missing:
+    raise UserError(f"{source}: no such connector in it; {', '.join(missing)} are missing")
+  for name, drawn in fresh.items():
+    if entries[name].shape != drawn.shape:
+      raise UserError(
+        f"{source}: {name} has shape {entries[name].shape}, these parts want {drawn.shape}; take the"
+        " connector of a model of the same parts, or a drawn one"
+      )
+  return {name: bases.lazy(entries[name]) for name in fresh}
 
 
 def _check(config: VlmConfig, tensors: Mapping[str, Lazy], where: str) -> None:

@@ -23,7 +23,7 @@ from spatialvlm.types import UserError
 CHECKPOINTS = "checkpoints"
 SUMMARY_FILE = "summary.json"
 _OF_THE_RUN = ("path", "revision", "from_scratch", "seed", "encoders", "encoder_size")
-_OF_THE_RUN += ("connector", "connector_factor", "text_only")
+_OF_THE_RUN += ("connector", "connector_factor", "connector_from", "text_only")
 
 
 def find(model: ModelConfig, adapter: str | None = None) -> Found:

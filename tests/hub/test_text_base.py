@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from spatialvlm import UserError, hub, load_processor, load_vlm
@@ -178,3 +179,36 @@ def test_a_tokenizers_own_frame_is_taken_out(tmp_path):
 def test_settings_that_nothing_would_read(setting):
   with pytest.raises(UserError, match=rf"config\.model\.{next(iter(setting))}: nothing reads it without"):
     hub.assembled(ModelConfig(**setting))
+
+
+def test_a_trained_connector_is_taken(tmp_path, parts, written):
+  """Of a model's folder and of a file alike; one of other parts is refused, and a change of it is seen."""
+  make = lambda source, name, **settings: hub.assemble(
+    parts / "text",
+    [parts / "siglip", parts / "dino"],
+    tmp_path / name,
+    size=16,
+    **{"factor": 2, "seed": 1, "connector_from": source} | settings,
+  )
+  of_connector = lambda folder: {k: v for k, v in stored(folder).items() if "connector" in k}
+  want = of_connector(written)
+  save_file(want, tmp_path / "connector.safetensors")
+  for source in (written, tmp_path / "connector.safetensors"):
+    got = of_connector(make(source, source.name + "-taken"))
+    assert set(got) == set(want) and len(want) == 6
+    for name, tensor in want.items():
+      np.testing.assert_array_equal(got[name], tensor)
+  with pytest.raises(
+    UserError, match=r"hidden\.weight has shape .*take the connector of a model of the same"
+  ):
+    make(written, "factor", factor=1)
+  with pytest.raises(UserError, match=r"no such connector in it; .*connector.* are missing"):
+    make(parts / "dino", "dino")
+  assert not (tmp_path / "factor").exists() and not (tmp_path / "dino").exists()
+  model = ModelConfig(
+    path=str(parts / "text"),
+    encoders=(str(parts / "dino"),),
+    connector_from=str(tmp_path / "connector.safetensors"),
+  )
+  with pytest.raises(UserError, match="take the connector"):
+    hub.assembled(model)
