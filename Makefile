@@ -34,7 +34,7 @@ train: $(VENV)/.installed
 
 real: $(VENV)/.installed-real
 	$(BIN)/python launch/real_parts.py --out=runs/real/parts
-	for stage in 1 2 3; do \
+	for stage in 2 3; do \
 	  $(BIN)/python launch/train.py --config=configs/real.py:stage=$$stage --workdir=runs/real/$$stage || exit $$?; done
 
 test: $(VENV)/.installed-dev

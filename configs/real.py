@@ -10,11 +10,12 @@ Stage 2 adds LoRA on the decoder, and conversations; stage 3 CV-Bench's four kin
 conversations going on beside them. The encoder stays as it is, so that what it makes of each of the
 `PICTURES` is made once.
 
-  text=      another language model: folder, hub id or GGUF file
-  encoder=   another encoder: folder or hub id
+  text=        another language model: folder, hub id or GGUF file
+  encoder=     another encoder: folder or hub id
+  connector=   of stages 2 and 3: where the trained connector is, by default the one that comes with the
+               project; of a stage 1 of yours runs/real/1/model
 
-They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`; stages 2 and 3 take
-the model of stage 1.
+They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ from spatialvlm.types import UserError
 from spatialvlm.worlds.vocabulary import spoken_losses
 
 TEXT, ENCODER = "runs/real/parts/SmolLM2-135M-Instruct.Q4_1.gguf", "runs/real/parts/dinov2-small"
+TRAINED = "checkpoints/smolvlm-135m-dinov2s/connector.safetensors"
 # 16 x 16 patches of 14 pixels, 2 x 2 of them to a token: 64 image tokens.
 SIZE, FACTOR = 224, 2
 PICTURES = 4000
@@ -50,29 +52,31 @@ WORDS = dict(color=0.7, shape=1.5, box=1.0, row=0.3, column=0.3, depth_step=0.7)
 def get_config(arg: str = "stage=3") -> RunConfig:
   said = _read(arg)
   stage = said.get("stage", "3")
-  if stage not in ("1", "2", "3"):
+  make = {"1": _words, "2": _talk, "3": _kinds}.get(stage)
+  if make is None:
     raise UserError(f"configs/real.py: no stage {stage!r}; there are 1, 2, 3")
-  if stage != "1":
-    if "text" in said or "encoder" in said:
-      raise UserError(f"configs/real.py: stage {stage} takes the model of stage 1; name the parts there")
-    return _talk() if stage == "2" else _kinds()
+  if stage == "1" and "connector" in said:
+    raise UserError("configs/real.py: stage 1 trains the connector; name one in stages 2 and 3")
   model = ModelConfig(
     path=said.get("text", TEXT),
     text_only=True,
     encoders=(said.get("encoder", ENCODER),),
     encoder_size=SIZE,
     connector_factor=FACTOR,
+    connector_from=None if stage == "1" else said.get("connector", TRAINED),
     max_tiles=1,
   )
-  return _words(model)
+  return make(model)
 
 
 def _read(arg: str) -> dict[str, str]:
   said = {}
   for part in filter(None, arg.split(",")):
     key, _, value = part.partition("=")
-    if key not in ("stage", "text", "encoder") or not value:
-      raise UserError(f"configs/real.py: cannot read {part!r}; known: stage=1|2|3, text=PATH, encoder=PATH")
+    if key not in ("stage", "text", "encoder", "connector") or not value:
+      raise UserError(
+        f"configs/real.py: cannot read {part!r}; known: stage=1|2|3, text=PATH, encoder=PATH, connector=PATH"
+      )
     said[key] = value
   return said
 
@@ -91,11 +95,11 @@ def _words(model: ModelConfig) -> RunConfig:
   )
 
 
-def _talk() -> RunConfig:
+def _talk(model: ModelConfig) -> RunConfig:
   skills = SkillsConfig(seed=101, image_size=SIZE, pictures=PICTURES, turns=6, tasks=TALK)
   return RunConfig(
     name="real-2",
-    model=ModelConfig(path="runs/real/1/model", max_tiles=1),
+    model=model,
     peft=_lora(),
     data=_data({"skills": skills}, targets=64),
     losses={"answer": LossConfig()} | spoken_losses(objects=True, **{k: w / 4 for k, w in WORDS.items()}),
@@ -105,12 +109,12 @@ def _talk() -> RunConfig:
   )
 
 
-def _kinds() -> RunConfig:
+def _kinds(model: ModelConfig) -> RunConfig:
   scenes = ScenesConfig(seed=11, image_size=SIZE, pictures=PICTURES, turns=4)
   talk = SkillsConfig(seed=101, image_size=SIZE, pictures=PICTURES, turns=6, tasks=TALK, weight=0.3)
   return RunConfig(
     name="real-3",
-    model=ModelConfig(path="runs/real/1/model", max_tiles=1),
+    model=model,
     peft=_lora("runs/real/2/adapter"),
     data=_data({"scenes": scenes, "talk": talk}, targets=64),
     optim=OptimConfig("muon", learning_rate=2e-3, warmup_steps=50, kwargs=MUON),

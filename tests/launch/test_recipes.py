@@ -69,14 +69,14 @@ def test_stages_of_the_real_parts():
   first = read("stage=1,text=/models/lm")
   assert first.model.path == "/models/lm" and first.model.text_only and len(first.model.encoders) == 1
   assert first.peft.full == encoders.CONNECTOR and all(one.kind == "words" for one in first.losses.values())
-  second, third = read("stage=2"), read("stage=3")
-  assert second.model.path == third.model.path == "runs/real/1/model"
+  third = read("stage=3,connector=runs/real/1/model")
+  assert first.model.connector_from is None and third.model.connector_from == "runs/real/1/model"
   assert third.peft.resume_from == "runs/real/2/adapter" and third.eval is not None
   held_out = {source.seed for source in third.data.validation.values()} | {third.eval.source.seed}
   assert not held_out & {source.seed for source in third.data.sources.values()}
   for arg, message in (
     ("stage=4", "no stage '4'"),
-    ("stage=2,text=/models/lm", "stage 2 takes the model of stage 1"),
+    ("stage=1,connector=a", "stage 1 trains the connector"),
     ("stag=2", "cannot read 'stag=2'"),
   ):
     with pytest.raises(UserError, match=message):
