@@ -28,3 +28,10 @@ def checkpoints() -> dict[str, pathlib.Path]:
   """The folders of models that come with the project by their bare names: {"smolvlm-tiny": ...}."""
   configs = sorted(folder(CHECKPOINTS).glob("*/config.json"))
   return {file.parent.name: file.parent for file in configs}
+
+
+def file(name: str | pathlib.Path) -> pathlib.Path | None:
+  """`checkpoints/FOLDER/FILE` as it comes with the project; None for another name, or a missing one."""
+  parts = pathlib.PurePath(name).parts
+  found = folder(CHECKPOINTS).joinpath(*parts[1:]) if parts[:1] == (CHECKPOINTS,) else None
+  return found if found is not None and found.is_file() else None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatialvlm import caches
+from spatialvlm import caches, shipped
 from spatialvlm.config import ModelConfig
 from spatialvlm.hub import bases, contents, joining
 from spatialvlm.hub.joining import CONNECTORS, Part
@@ -146,7 +146,7 @@ def assemble(
 def _trained(name: str | Path) -> Path:
   """The file or folder whose connector is taken."""
   file = Path(name).expanduser()
-  return file if file.is_file() else resolve(name)
+  return file if file.is_file() else shipped.file(name) or resolve(name)
 
 
 def _find(name: str, base: bases.Base) -> Part:

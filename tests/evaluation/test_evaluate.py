@@ -268,7 +268,7 @@ def test_bad_input(prompter, tmp_path):
     evaluate([*questions, questions[0]], Counting(), prompter, CONFIG)
   with pytest.raises(UserError, match=r"question 1\d\d: the log-probabilities"):
     evaluate(questions, Counting(bad=True), prompter, CONFIG, folder=tmp_path / "nan")
-  with pytest.raises(UserError, match="tokens does not fit"):
+  with pytest.raises(UserError, match="47 tokens of text do not fit the largest bucket, 16"):
     evaluate(questions, Counting(), prompter, dataclasses.replace(CONFIG, lengths=(16,)))
   evaluate(questions, Counting(), prompter, CONFIG, folder=tmp_path / "run")
   with pytest.raises(UserError, match=r"holds question \d+, which is not in the data"):

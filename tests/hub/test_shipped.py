@@ -42,3 +42,9 @@ def test_inside_of_a_wheel_and_beside_the_library_in_a_checkout(tmp_path, monkey
     recipe.touch()
     (recipe.parent / "__init__.py").touch()
     assert shipped.checkpoints() == {"some": model} and shipped.recipes() == {"some": recipe}
+
+
+def test_files_that_come_with_the_project():
+  found = shipped.file("checkpoints/smolvlm-135m-dinov2s/connector.safetensors")
+  assert found is not None and found.is_absolute() and found.is_file()
+  assert shipped.file("checkpoints/none.safetensors") is None and shipped.file("runs/1/model") is None
