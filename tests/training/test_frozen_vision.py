@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -34,8 +29,8 @@ from spatialvlm.training import step as step_lib
 from spatialvlm.types import Batch, Deferred, Extra, PixelTable, UserError
 from tests.launch import tiny
 from tests.peft import support
+from tests.training import two_processes
 
-ROOT = pathlib.Path(__file__).parents[2]
 DECODER = PeftConfig(target=r".*text_model.*\.q_proj", options={"rank": 2})
 AND_CONNECTOR = dataclasses.replace(DECODER, full=r"model\.connector\..*")
 NORMAL = PixelTable.of(np.linspace(-1, 1, 256, dtype=np.float32)[:, None].repeat(3, 1))
@@ -207,27 +202,7 @@ SHARES = (([0, 1, 2, 3], [3, 2, 1, 0]), ([4, -1, -1, 4], [5, 0, 6, 4]))
 
 
 def test_two_processes_with_different_work_see_the_features_of_one(tmp_path):
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    port = s.getsockname()[1]
-  started = []
-  for process in range(2):
-    environment = dict(
-      os.environ,
-      PYTHONPATH=str(ROOT),
-      XLA_FLAGS="--xla_force_host_platform_device_count=1",
-      JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-      JAX_NUM_PROCESSES="2",
-      JAX_PROCESS_ID=str(process),
-    )
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
-  try:
-    errors = [process.communicate(timeout=400)[1] for process in started]
-  finally:
-    for process in started:
-      process.kill()
-  assert [process.returncode for process in started] == [0, 0], errors
+  two_processes.start(SCRIPT, str(tmp_path))
   vision, state, split = tower()
   two = [np.load(tmp_path / f"{process}.npy") for process in range(2)]
   for found, share in zip(two, SHARES, strict=True):

@@ -1,11 +1,5 @@
 """Real processes joined by jax.distributed on loopback."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import jax
 import pytest
 from jax.experimental import multihost_utils
@@ -13,10 +7,9 @@ from jax.experimental import multihost_utils
 from spatialvlm.training import metrics as metrics_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import Checkpoints
-from tests.training import fakes
+from tests.training import fakes, two_processes
 from tests.training.helpers import make_config, make_parts, run
 
-ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = """
 import pathlib, sys
 from spatialvlm.cli import processes
@@ -54,27 +47,7 @@ def fall_back(folder):
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path):
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    port = s.getsockname()[1]
-  started = []
-  for process in range(2):
-    environment = dict(
-      os.environ,
-      PYTHONPATH=str(ROOT),
-      XLA_FLAGS="--xla_force_host_platform_device_count=1",
-      JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-      JAX_NUM_PROCESSES="2",
-      JAX_PROCESS_ID=str(process),
-    )
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "two")]
-    started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
-  try:
-    errors = [process.communicate(timeout=400)[1] for process in started]
-  finally:
-    for process in started:
-      process.kill()
-  assert [process.returncode for process in started] == [0, 0], errors
+  two_processes.start(SCRIPT, str(tmp_path / "two"))
   parts_of(tmp_path / "one", 0, 1)
   one, two = (metrics_lib.read(tmp_path / name / metrics_lib.FILE) for name in ("one", "two"))
   assert [row["step"] for row in two] == [row["step"] for row in one] == [1, 2, 3, 4, 4]
