@@ -13,7 +13,7 @@ conversations going on beside them. The encoder stays as it is, so that what it 
   text=        another language model: folder, hub id or GGUF file
   encoder=     another encoder: folder or hub id
   connector=   of stages 2 and 3: where the trained connector is, by default the one that comes with the
-               project; of a stage 1 of yours runs/real/1/model
+               project; with other parts that of your stage 1, runs/real/1/model
 
 They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`.
 """
@@ -57,6 +57,11 @@ def get_config(arg: str = "stage=3") -> RunConfig:
     raise UserError(f"configs/real.py: no stage {stage!r}; there are 1, 2, 3")
   if stage == "1" and "connector" in said:
     raise UserError("configs/real.py: stage 1 trains the connector; name one in stages 2 and 3")
+  if stage != "1" and "connector" not in said and {"text", "encoder"} & set(said):
+    raise UserError(
+      "configs/real.py: the connector that comes with the project was trained between its own parts; with others"
+      " name theirs, as connector=runs/real/1/model"
+    )
   model = ModelConfig(
     path=said.get("text", TEXT),
     text_only=True,

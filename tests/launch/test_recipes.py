@@ -77,6 +77,7 @@ def test_stages_of_the_real_parts():
   for arg, message in (
     ("stage=4", "no stage '4'"),
     ("stage=1,connector=a", "stage 1 trains the connector"),
+    ("stage=2,encoder=/models/other", "was trained between its own parts"),
     ("stag=2", "cannot read 'stag=2'"),
   ):
     with pytest.raises(UserError, match=message):
