@@ -59,8 +59,8 @@ def get_config(arg: str = "stage=3") -> RunConfig:
     raise UserError("configs/real.py: stage 1 trains the connector; name one in stages 2 and 3")
   if stage != "1" and "connector" not in said and {"text", "encoder"} & set(said):
     raise UserError(
-      "configs/real.py: the connector that comes with the project was trained between its own parts; with others"
-      " name theirs, as connector=runs/real/1/model"
+      "configs/real.py: the connector that comes with the project was trained between its own parts; with"
+      " others name theirs, as connector=runs/real/1/model"
     )
   model = ModelConfig(
     path=said.get("text", TEXT),
