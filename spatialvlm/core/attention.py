@@ -17,6 +17,7 @@ from flax import nnx
 from spatialvlm.core.axes import context_mesh
 from spatialvlm.core.mlp import linear
 from spatialvlm.core.norm import RMSNorm
+from spatialvlm.core.products import einsum
 from spatialvlm.core.rope import rotate
 
 _QK_EPS = 1e-6  # in no config: a constant of the reference implementation
@@ -151,7 +152,7 @@ def _scores(q_BTNH, k_BSKH, mask_BTS, softcap):
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
   q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-  s_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+  s_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
   s_BKGTS = _capped(s_BKGTS, softcap)
   return s_BKGTS if mask_BTS is None else jnp.where(mask_BTS[:, None, None], s_BKGTS, _HIDDEN)
 
@@ -159,7 +160,9 @@ def _scores(q_BTNH, k_BSKH, mask_BTS, softcap):
 def _xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
   """The scores as one array; in blocks where one CPU computes alone and they would not fit its cache."""
   B, T, N, _ = q_BTNH.shape
-  whole = B * N * T * k_BSKH.shape[1] <= _BLOCK or not _cpu_alone()
+  # In bfloat16 the products are so fast that calling them head by head costs more than the cache saves.
+  limit = _BLOCK if q_BTNH.dtype == jnp.float32 else 4 * _BLOCK
+  whole = B * N * T * k_BSKH.shape[1] <= limit or not _cpu_alone()
   return (_whole if whole else _blocked)(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)
 
 
@@ -167,7 +170,7 @@ def _whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
   q_BTNH = _scaled(q_BTNH, scale)
   s_BKGTS = _scores(q_BTNH, k_BSKH, mask_BTS, softcap)
   p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BSKH.dtype)
-  return jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(q_BTNH.shape)
+  return einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
 
 
 def _blocked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
@@ -191,12 +194,12 @@ def _blocked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
 
   @jax.checkpoint
   def block(q, k, v, mask):
-    scores = _capped(jnp.einsum("TH,SH->TS", q, k, preferred_element_type=jnp.float32), softcap)
+    scores = _capped(einsum("TH,SH->TS", q, k), softcap)
     if mask is not None:
       scores = jnp.where(mask, scores.reshape(G, C, S), _HIDDEN).reshape(G * C, S)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     # Divided after the product, which has fewer columns than the scores.
-    out = jnp.einsum("TS,SH->TH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = einsum("TS,SH->TH", weights.astype(v.dtype), v)
     return (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
 
   def head(inputs):

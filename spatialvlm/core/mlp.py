@@ -10,6 +10,7 @@ from flax import nnx
 
 from spatialvlm.core.axes import logical
 from spatialvlm.core.init import truncated_normal
+from spatialvlm.core.products import dot_general
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
@@ -37,6 +38,7 @@ def linear(
     use_bias=bias,
     param_dtype=dtype,
     preferred_element_type=out_dtype,
+    dot_general=dot_general,
     kernel_init=truncated_normal(scale * d_in**-0.5, *axes),
     kernel_metadata=logical(*axes),
     bias_metadata=logical(axes[1]),

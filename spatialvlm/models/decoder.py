@@ -16,6 +16,7 @@ from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.masks import attention_mask, cached_mask, positions, windowed
 from spatialvlm.core.mlp import linear
 from spatialvlm.core.norm import NORMS
+from spatialvlm.core.products import einsum
 from spatialvlm.core.rope import RopeScaling, rope_angles
 
 
@@ -162,7 +163,8 @@ class Decoder(nnx.Module):
     if self.tied:
       table = self.embed.embedding[...]
       table = table if ids is None else table[ids]
-      logits = jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)
+      lead = "BTK"[: x.ndim - 1]
+      logits = einsum(f"{lead}D,VD->{lead}V", x, table)
     else:  # a whole product: an adapter may stand around the layer
       logits = self.lm_head(x).astype(jnp.float32)
       logits = logits if ids is None else logits[..., ids]

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialvlm.config import PeftConfig
-from spatialvlm.core import axes
+from spatialvlm.core import axes, products
 from spatialvlm.peft import foreign, linear, select
 from spatialvlm.peft.method import LayerMethod, Site
 from spatialvlm.peft.variables import AdapterParam, host, mesh_sharding, placed
@@ -72,8 +72,8 @@ class LoraLinear(linear.AroundLinear):
     x = self._dropped(inputs)
     # float32 factors on a bfloat16 base must not promote the network after the first adapter
     h, a, b = self.promote_dtype((x, self.lora_a[...], self.lora_b[...]), dtype=self.dtype or inputs.dtype)
-    low = self.spec.scale * jnp.dot(h, a, precision=self.precision)  # scaled while it is narrow
-    delta = jnp.dot(low, b, precision=self.precision, preferred_element_type=y.dtype)
+    low = self.spec.scale * products.matmul(h, a, self.precision)  # scaled while it is narrow
+    delta = products.matmul(low, b, self.precision, y.dtype)
     if self.magnitude is None:
       return y + delta
     base = y if x is inputs else super().__call__(x, out_sharding)
