@@ -153,8 +153,12 @@ def decode(
   done_B: Any,
   stop_ids: Sequence[int],
   pad_id: int,
+  temperature: float = 0.0,
+  top_p: float = 1.0,
+  seed_B: Any = None,
+  said_B: Any = None,
 ) -> jax.Array:
-  """Goes on greedily from prompts that are read already; the cache is used up.
+  """Goes on from prompts that are read already; the cache is used up.
 
   Args:
     graphdef, state: of the `Vlm`, as `nnx.split` gives them.
@@ -162,6 +166,9 @@ def decode(
     room: free slots of the cache; new tokens fit into them.
     limit: most new tokens.
     done_B: bool, rows that are not waited for.
+    temperature, top_p: as of `generate`; 0 goes on greedily.
+    seed_B, said_B: uint32 and int32, with a temperature above 0: what each row draws follows from its seed
+      and from how many tokens were said before, not from its neighbours, nor from its place among them.
 
   Returns:
     int32 (B, room) on the device: new tokens, the stop token included, then pads. `BROKEN` stands where the
@@ -176,12 +183,12 @@ def decode(
     done_B,
     _padded(stop_ids),
     np.int32(pad_id),
-    np.float32(1.0),
-    np.float32(1.0),
-    jax.random.key(0),
+    np.float32(temperature or 1.0),
+    np.float32(top_p),
+    jax.random.key(0) if temperature == 0 else (seed_B, said_B),
     room=room,
-    sampled=False,
-    nucleus=False,
+    sampled=temperature > 0,
+    nucleus=temperature > 0 and top_p < 1,
   )
   return new_BT
 
@@ -220,14 +227,17 @@ def _decode(
   sampled: bool,
   nucleus: bool,
 ) -> tuple[jax.Array, KVCache]:
-  """(B, room): up to `limit` new tokens, pads behind them; and the cache, so that it is updated in place."""
+  """(B, room): up to `limit` new tokens, pads behind them; and the cache, so that it is updated in place.
+
+  `key` is one for all rows, or a pair (seeds, tokens that were said before) by row.
+  """
   vlm = nnx.merge(graphdef, state)
   B = logits_BV.shape[0]
+  of_rows = isinstance(key, tuple)
 
   def choose(logits_BV, index, done_B):
-    chosen_B = _choose(
-      logits_BV, temperature, top_p, jax.random.fold_in(key, index), sampled=sampled, nucleus=nucleus
-    )
+    keys = _row_keys(*key, index) if of_rows else jax.random.fold_in(key, index)
+    chosen_B = _choose(logits_BV, temperature, top_p, keys, sampled=sampled, nucleus=nucleus)
     finite_B = jnp.isfinite(logits_BV).all(axis=-1)
     tokens_B = jnp.where(done_B, pad_id, jnp.where(finite_B, chosen_B, BROKEN))
     return tokens_B, done_B | ~finite_B | (tokens_B[:, None] == stop_ids_K).any(axis=1)
@@ -249,8 +259,14 @@ def _decode(
   return new_BT, cache
 
 
+def _row_keys(seed_B, said_B, index) -> jax.Array:
+  """The key of each row's next token."""
+  key_of = lambda seed, said: jax.random.fold_in(jax.random.key(seed), said + index)
+  return jax.vmap(key_of)(seed_B, said_B)
+
+
 def _choose(logits_BV, temperature, top_p, key, *, sampled: bool, nucleus: bool) -> jax.Array:
-  """The next token (B,) of each sample."""
+  """The next token (B,) of each sample; `key` is one for all of them, or (B,) of theirs."""
   if not sampled:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   logits_BV = logits_BV / temperature
@@ -261,7 +277,8 @@ def _choose(logits_BV, temperature, top_p, key, *, sampled: bool, nucleus: bool)
     kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p
     least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
+  draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
+  return draw(key, logits_BV).astype(jnp.int32)
 
 
 _choose_jit = jax.jit(_choose, static_argnames=("sampled", "nucleus"))

@@ -14,8 +14,8 @@ What is guaranteed:
 - **Batch of N = batch of 1.** An answer depends on its request alone, up to the order of floating-point sums:
   not on its neighbours, their order, `EngineConfig`, what pools held, nor on whether features came from disk.
   It is what the plain model gives for the whole sequence: log-probabilities over the whole vocabulary in
-  float32, of texts summed over their tokens; greedy tokens, cut before their stop token, at their limit or
-  where the context ends.
+  float32, of texts summed over their tokens; greedy tokens, or such as are drawn by the request's own seed,
+  cut before their stop token, at their limit or where the context ends.
 - **Order.** Every want is answered exactly once. Answers come in lists as batches land, not in the order of
   the requests, and a long generated answer after others of its own request: clients go by `tag`. With the
   same requests in the same order, batches are the same ones.

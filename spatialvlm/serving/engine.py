@@ -19,7 +19,7 @@ from spatialvlm.serving import padding
 from spatialvlm.serving.feature_store import FeatureStore, Place
 from spatialvlm.serving.pool import SlotPool
 from spatialvlm.serving.requests import Answer, EngineConfig, Generated, Letters, Request, Texts, buckets
-from spatialvlm.serving.scorer import Scorer
+from spatialvlm.serving.scorer import Drawn, Scorer
 from spatialvlm.types import Batch, UserError
 
 # Tiles that one call of the vision tower encodes: enough to keep a device busy, and one compiled shape only.
@@ -49,10 +49,17 @@ class Shape(NamedTuple):
 
 
 class Queue(NamedTuple):
-  """What requests of one batch have in common: their shape, and the tokens that end all of their answers."""
+  """What requests of one batch have in common.
+
+  Attributes:
+    stop: the tokens that end all of their answers.
+    temperature, top_p: how these are drawn (`requests.Generated`).
+  """
 
   shape: Shape
   stop: tuple[int, ...]
+  temperature: float = 0.0
+  top_p: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -206,7 +213,8 @@ class Engine:
       width=width,
     )
     first, *others = [want.stop for want in generated] or [()]
-    return Queue(shape, tuple(t for t in first if all(t in stop for stop in others)))
+    stop = tuple(t for t in first if all(t in stop for stop in others))
+    return Queue(shape, stop, *request.draw[:2])
 
   def _placed(self, request: Request, shape: Shape) -> _Pending | None:
     """The request with its prefix in the pool; None where waiting ones hold all of it."""
@@ -298,12 +306,23 @@ class Engine:
       rests = [self._most(pending.request) - len(pending.said) for pending in items]
       done_B = np.array([n <= 0 for n in rests] + [True] * (self._batch - len(items)))
       limit = min(max(rests), shape.room)
-      generated = self._scorer.generate(read, shape.room, limit, done_B, queue.stop, self._pad_id)
+      drawn = self._drawn(queue, items)
+      asked = (read, shape.room, limit, done_B, queue.stop, self._pad_id, *drawn)
+      generated = self._scorer.generate(*asked)
       batch = dataclasses.replace(batch, generated=generated, limit=limit)
     else:
       for pending in items:
         self._pool(shape).release(pending.key)
     self._in_flight.append(batch)
+
+  def _drawn(self, queue: Queue, items: Sequence[_Pending]) -> tuple[Drawn, ...]:
+    """How the batch's tokens are drawn; nothing where they are not."""
+    if not queue.temperature:
+      return ()
+    seed_B, said_B = np.zeros(self._batch, np.uint32), np.zeros(self._batch, np.int32)
+    seed_B[: len(items)] = [pending.request.draw[2] for pending in items]
+    said_B[: len(items)] = [len(pending.said) for pending in items]
+    return (Drawn(queue.temperature, queue.top_p, seed_B, said_B),)
 
   def _note(self, shape: Shape, items: Sequence[_Pending]) -> None:
     """Long answers hold up a run: says so while they do."""
@@ -350,7 +369,8 @@ class Engine:
       if not len(stops) and len(tokens) < most:
         rest.append(want)
       else:
-        found.append(Answer(want, tokens=tokens, ended=bool(len(stops))))
+        stopped_by = int(said[stops[0]]) if len(stops) else -1
+        found.append(Answer(want, tokens=tokens, ended=bool(len(stops)), stopped_by=stopped_by))
     if rest:
       request = dataclasses.replace(request, wanted=tuple(rest))
       queue = self._queue(request, len(said))

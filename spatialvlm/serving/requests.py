@@ -76,17 +76,28 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generated:
-  """Wants what greedy decoding says.
+  """Wants what the model says: greedily, or drawn. Several of one request are drawn alike.
 
   Attributes:
     limit: most tokens, at least 1; fewer where the model's context ends before.
     stop: token ids that end it; none of them belongs to the answer.
     tag: as of `Letters`.
+    temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn.
+    top_p: only the likeliest tokens whose probabilities first reach this sum are drawn from.
+    seed: in [0, 2**32): what is drawn follows from it and from the prompt alone, whatever the batch.
   """
 
   limit: int
   stop: tuple[int, ...] = ()
   tag: Any = None
+  temperature: float = 0.0
+  top_p: float = 1.0
+  seed: int = 0
+
+  @property
+  def draw(self) -> tuple[float, float, int]:
+    """How tokens are chosen: temperature, top_p and seed."""
+    return self.temperature, self.top_p, self.seed
 
 
 Wanted = Letters | Texts | Generated
@@ -129,6 +140,17 @@ class Request:
       raise ValueError(f"{self.name}: a text without tokens")
     if any(want.limit < 1 for want in self.of(Generated)):
       raise ValueError(f"{self.name}: an answer of less than one token")
+    draws = {want.draw for want in self.of(Generated)}
+    if len(draws) > 1:
+      raise ValueError(f"{self.name}: answers of one request that are drawn in several ways; make it several")
+    for temperature, top_p, seed in draws:
+      if not temperature >= 0 or not 0 < top_p <= 1 or not 0 <= seed < 2**32:
+        raise ValueError(f"{self.name}: temperature {temperature}, top_p {top_p}, seed {seed}: out of range")
+
+  @property
+  def draw(self) -> tuple[float, float, int]:
+    """How the tokens of its generated answers are chosen (`Generated.draw`); greedily where it wants none."""
+    return next((want.draw for want in self.of(Generated)), (0.0, 1.0, 0))
 
   def of(self, kind: type[Wanted]) -> tuple[Any, ...]:
     """What of one kind is wanted."""
@@ -149,12 +171,14 @@ class Answer:
     logprobs: float32 (K,), of letters or texts in their order; over the whole vocabulary.
     tokens: int32, what was generated, without the stop token.
     ended: whether a stop token ended it, not its limit.
+    stopped_by: that stop token; -1 where none ended it.
   """
 
   wanted: Wanted
   logprobs: np.ndarray | None = None
   tokens: np.ndarray | None = None
   ended: bool = False
+  stopped_by: int = -1
 
   @property
   def tag(self) -> Any:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,20 @@ class Read:
   cache: Any
 
 
+class Drawn(NamedTuple):
+  """How the tokens of a batch are drawn, as `generation.decode` takes it.
+
+  Attributes:
+    temperature: above 0.
+    seed_B, said_B: uint32 and int32, of each row its seed, and how many tokens it has said before.
+  """
+
+  temperature: float
+  top_p: float
+  seed_B: np.ndarray
+  said_B: np.ndarray
+
+
 class Scorer(Protocol):
   """A model as the engine sees it.
 
@@ -107,9 +121,19 @@ class Scorer(Protocol):
     """Summed log-probabilities (B, K) float32 of texts as what comes next; 0 where none is valid."""
 
   def generate(
-    self, read: Read, room: int, limit: int, done_B: np.ndarray, stop_ids: Sequence[int], pad_id: int
+    self,
+    read: Read,
+    room: int,
+    limit: int,
+    done_B: np.ndarray,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    drawn: Drawn | None = None,
   ) -> Any:
-    """Greedy tokens (B, room) int32, at most `limit`, each row up to its stop token; uses the cache up."""
+    """Tokens (B, room) int32, at most `limit`, each row up to its stop token; uses the cache up.
+
+    Greedy ones, or as `drawn` says.
+    """
 
 
 class _Graph:
@@ -204,9 +228,18 @@ class VlmScorer:
       return _texts(self._graph, self._state, read.logits_BV, read.cache, tokens_BKT, valid_BKT, count)
 
   def generate(
-    self, read: Read, room: int, limit: int, done_B: np.ndarray, stop_ids: Sequence[int], pad_id: int
+    self,
+    read: Read,
+    room: int,
+    limit: int,
+    done_B: np.ndarray,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    drawn: Drawn | None = None,
   ) -> jax.Array:
     self._note("generation", read.cache, room)
+    if drawn is not None:
+      drawn = drawn._replace(seed_B=self._put(drawn.seed_B), said_B=self._put(drawn.said_B))
     with self._context():
       new_BT = generation.decode(
         self._graph.graphdef,
@@ -218,6 +251,7 @@ class VlmScorer:
         done_B=self._put(done_B),
         stop_ids=stop_ids,
         pad_id=pad_id,
+        **({} if drawn is None else drawn._asdict()),
       )
       return _gathered(new_BT)
 

@@ -235,6 +235,48 @@ def test_answers_end_where_each_wish_says(vlm, monkeypatch):
   assert any(note.startswith("answers longer than 5 tokens") for note in notes)
 
 
+def drawn_plainly(plain, asked, tiles, want):
+  """What a want with a temperature above 0 says: each token by its own key, of the whole sequence."""
+  said, key = [], jax.random.key(want.seed)
+  while len(said) < want.limit:
+    logprob_V = plain(asked, tiles, said)[-1] / want.temperature
+    order = np.argsort(-logprob_V)
+    before = np.cumsum(np.exp(log_softmax(logprob_V))[order])
+    out = order[1:][before[:-1] >= want.top_p]
+    logprob_V[out] = -np.inf
+    said.append(int(jax.random.categorical(jax.random.fold_in(key, len(said)), logprob_V.astype(np.float32))))
+    if said[-1] in want.stop:
+      return said[:-1], True
+  return said, False
+
+
+def test_drawn_answers_follow_from_the_prompt_and_their_seed(vlm, monkeypatch):
+  """Groups of one prompt, past a pause, beside greedy ones: the same alone, in any order, of any batch."""
+  monkeypatch.setattr(engine, "PAUSES", (2, 5))
+  shown, plain = images(2), Plain(vlm)
+  draws = [dict(temperature=1.5), dict(temperature=0.8, top_p=0.7), {}]
+  requests, tiles = [], []
+  for i in range(9):
+    want = Generated(6, (17,), i, seed=2**32 - 1 - i, **draws[i % 3])
+    requests.append(request(i % 2, shown[i % 2], want, key=i % 2))
+    tiles.append(shown[i % 2])
+  answers = run(vlm, requests)
+  for asked, picture in zip(requests, tiles, strict=True):
+    (want,) = asked.wanted
+    said = drawn_plainly(plain, asked, picture, want) if want.temperature else plain.greedy(asked, picture, 6)
+    assert (answers[want.tag].tokens.tolist(), answers[want.tag].ended) == said
+  assert len({tuple(answers[i].tokens) for i in range(9)}) > 6
+  alone = run(vlm, requests, dataclasses.replace(CONFIG, batch_size=1, pool_prefixes=1))
+  turned = run(vlm, requests[::-1])
+  for tag, answer in answers.items():
+    assert alone[tag].tokens.tolist() == turned[tag].tokens.tolist() == answer.tokens.tolist()
+  first = int(answers[0].tokens[3])
+  (again,) = run(
+    vlm, [dataclasses.replace(requests[0], wanted=(Generated(6, (first,), 0, 1.5, 1.0, 2**32 - 1),))]
+  ).values()
+  assert again.ended and again.stopped_by == first and answers[0].stopped_by == -1
+
+
 def test_the_context_ends_an_answer(vlm):
   class Short(VlmScorer):
     def __init__(self, vlm):
@@ -270,6 +312,8 @@ def test_requests_that_cannot_be(vlm, prefix_lm):
     ((Texts(((1,), ())),), 4, "a text without tokens"),
     ((Generated(0),), 4, "less than one token"),
     ((letters,), 0, "a prefix of 7 of 7 tokens"),
+    ((Generated(1, seed=1), Generated(1, seed=2)), 4, "drawn in several ways"),
+    ((Generated(1, top_p=0.0),), 4, "top_p 0.0, seed 0: out of range"),
   ):
     with pytest.raises(ValueError, match=f"request 3: .*{message}"):
       request(3, tiles, *wanted, words=words)
