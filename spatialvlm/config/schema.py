@@ -179,7 +179,7 @@ class LossConfig:
   """One weighted term of what is minimised: an objective (`docs/objectives.md`).
 
   Attributes:
-    kind: a key of `training.objectives.OBJECTIVES`: "answer", "words", "depth_probe".
+    kind: a key of `training.objectives.OBJECTIVES`: "answer", "words", "depth_probe", "grpo".
     target: the setting `target` of kinds that have one: which array of the data is predicted.
     weight: of the term in the sum; a term of weight 0 is left out.
     kwargs: further settings of the kind, e.g. those of `training.objectives.words.WordsSettings`.
@@ -196,7 +196,7 @@ class PhaseConfig:
   """What is done to a batch between the stream and the step (`docs/objectives.md`).
 
   Attributes:
-    kind: a key of `training.phases.PHASES`: "hard_examples".
+    kind: a key of `training.phases.PHASES`: "hard_examples", "rollouts".
     kwargs: settings of the kind, e.g. those of `training.phases.hard_examples.HardExamplesSettings`.
   """
 

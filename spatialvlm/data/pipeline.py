@@ -19,7 +19,7 @@ from spatialvlm.data.sources.lettered import question_to_example
 from spatialvlm.data.sources.registry import open_questions, open_source, read
 from spatialvlm.data.tile_keys import Known, with_keys
 from spatialvlm.mixture import ENDLESS, Mixture
-from spatialvlm.types import Batch, UserError
+from spatialvlm.types import Batch, Turn, UserError
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded, Processor
@@ -61,6 +61,7 @@ class BatchInfo:
     ids: which examples: `source[index]`, and the source's own id in parentheses where it has one.
     blind: examples without a picture, by source.
     skipped: what stood in these places and was left out (`DataConfig.bad_rows`): by source[index], why.
+    turns: the conversations, in the order of `ids`, which where rows hold one each is theirs.
   """
 
   bucket: batches.Bucket
@@ -74,6 +75,7 @@ class BatchInfo:
   ids: tuple[str, ...]
   blind: Mapping[str, int] = dataclasses.field(default_factory=dict)
   skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  turns: tuple[tuple[Turn, ...], ...] = ()
 
 
 def suited(config: DataConfig, processor: Processor) -> DataConfig:
@@ -288,6 +290,7 @@ class BatchSequence:
       ids=tuple(s.id for s in samples),
       blind=Counter(s.source for s in samples if not s.example.images),
       skipped=skipped,
+      turns=tuple(s.example.turns for s in samples),
     )
     return batch, info
 

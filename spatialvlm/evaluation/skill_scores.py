@@ -10,6 +10,7 @@ import numpy as np
 
 from spatialvlm import generation
 from spatialvlm.data.batch import collate
+from spatialvlm.evaluation.asking.extraction import same_text
 from spatialvlm.evaluation.scoring import statistics
 from spatialvlm.reporting import tables
 from spatialvlm.reporting.tables import Table, percent
@@ -28,7 +29,7 @@ class SkillScore:
   """One row of the table.
 
   Attributes:
-    right: answers that equal the expected text, out of `count`.
+    right: answers that say the expected text (`extraction.same_text`), out of `count`.
     low, high: Wilson's 95 % interval of the share.
     misses: up to five (prompt, expected, given).
   """
@@ -65,8 +66,9 @@ def score_skill(
     answers = _answers(vlm, processor, part, batch_size, lengths)
     for example, given in zip(part, answers, strict=True):
       turn = example.turns[0]
-      right += given == turn.answer
-      if given != turn.answer and len(misses) < 5:
+      hit = same_text(given, turn.answer)
+      right += hit
+      if not hit and len(misses) < 5:
         misses.append((turn.prompt, turn.answer, given))
   return SkillScore(right, len(examples), *statistics.wilson(right, len(examples)), tuple(misses))
 

@@ -9,7 +9,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -47,6 +47,7 @@ class Parts:
     extra: the arrays of `Batch.extra` that go to the devices; the others are left behind.
     vision: makes features of a batch's pixels, where the vision tower is frozen; None where it is not.
     prepares: what is done to a step's batch before it (`training.phases`), in order.
+    repeats: steps that are taken with each batch, once it is prepared.
     stream: endless iterator of (Batch, BatchInfo) that a checkpoint can hold.
     validation: an iterable of the same, equal at every pass; None for no validation.
     evaluate: asks questions of a state's weights and returns the scores by name, of 1.
@@ -63,8 +64,17 @@ class Parts:
   extra: frozenset[str] = frozenset()
   vision: FrozenVision | None = None
   prepares: tuple[Prepare, ...] = ()
+  repeats: int = 1
   pad_id: int = 0
   tile_size: int = 0
+
+
+class Prepared(NamedTuple):
+  """A batch on the devices, as the step takes it; what is known of it; shares of its positions."""
+
+  batch: Batch
+  info: Any
+  shares: dict[str, float]
 
 
 @dataclasses.dataclass
@@ -169,6 +179,8 @@ class _Loop:
     self.clock = _Clock()
     # The loss or score of the step at hand that tells the best.
     self.measured: float | None = None
+    # The prepared batch, for further steps.
+    self.prepared: Prepared | None = None
 
   def run(self, received: guards.Received) -> None:
     train, step = self.config.train, int(self.state.step)
@@ -180,9 +192,13 @@ class _Loop:
       (train.evaluate_every, self.evaluate),
     )
     while step < train.steps and not self.memory.stopped:
-      batch, info = next(self.parts.stream)
-      self.advance(step, *self.agreed(batch, info))
+      if self.prepared is None:
+        batch, info = next(self.parts.stream)
+        self.prepare(step, *self.agreed(batch, info))
+      self.advance(step)
       step += 1
+      between = step % self.parts.repeats > 0
+      self.prepared = self.prepared if between else None
       self.measured = None
       self.screen.advance(step)
       last = step == train.steps
@@ -191,28 +207,35 @@ class _Loop:
           hook(step)
       if self.memory.stopped and train.log_every and (self.pending or self.memory.window):
         self.log(step)
-      stop = received.now(step, train.log_every)
+      # Between steps of one batch nothing is saved: the batch is in no checkpoint.
+      stop = not between and received.now(step, train.log_every)
       if last or stop or self.memory.stopped or _due(step, train.checkpoint_every) or self.is_best(step):
         self.save()
       if stop:
         return
 
-  def advance(self, step: int, batch: Batch, info) -> None:
-    """Sends one step to the devices, and waits for an earlier one so that the host stays near."""
+  def prepare(self, step: int, batch: Batch, info) -> None:
+    """Sends a batch to the devices and through the phases."""
     batch, flops = self.seen(batch)
     on_device = step_lib.to_devices(batch, self.parts.mesh, self.config.train.accumulation)
     for number, prepare in enumerate(self.parts.prepares):
       key = phase_key(self.config.seed, step, number)
       on_device = prepare(self.state, self.parts.frozen, on_device, info, key)
-    program, fresh = self.programs.get(self.state, self.parts.frozen, on_device)
-    if fresh:
-      self.announce(program, info)
-    self.state, figures = program.run(self.state, self.parts.frozen, on_device)
     positions = batch.tokens_BT.size
     shares = {"fill": info.tokens / positions, "supervised": info.targets / positions}
-    self.pending.append((step + 1, figures, shares, info.ids))
+    self.prepared = Prepared(on_device, info, shares)
     self.tally.count(info)
-    self.clock.count(info.samples, info.tokens, program.flops + flops)
+    self.clock.read(info.samples, info.tokens, flops)
+
+  def advance(self, step: int) -> None:
+    """Sends one step to the devices, and waits for an earlier one so that the host stays near."""
+    batch, info, shares = self.prepared
+    program, fresh = self.programs.get(self.state, self.parts.frozen, batch)
+    if fresh:
+      self.announce(program, info)
+    self.state, figures = program.run(self.state, self.parts.frozen, batch)
+    self.pending.append((step + 1, figures, shares, info.ids))
+    self.clock.count(program.flops)
     if len(self.pending) > AHEAD:
       jax.block_until_ready(self.pending[-1 - AHEAD][1])
 
@@ -367,8 +390,11 @@ class _Clock:
     self._since, self._paused = time.perf_counter(), 0.0
     self._steps = self._samples = self._tokens = self._flops = 0
 
-  def count(self, samples: int, tokens: int, flops: float) -> None:
+  def count(self, flops: float) -> None:
     self._steps += 1
+    self._flops += flops
+
+  def read(self, samples: int, tokens: int, flops: float) -> None:
     self._samples += samples * jax.process_count()
     self._tokens += tokens * jax.process_count()
     self._flops += flops

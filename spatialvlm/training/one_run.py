@@ -26,6 +26,7 @@ from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION
 from spatialvlm.training.fit import Memory, Parts, fit
+from spatialvlm.training.objectives.grpo import REFERENCE
 from spatialvlm.training.scores import Scores
 from spatialvlm.types import UserError
 
@@ -94,8 +95,9 @@ def _train(
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
   fresh = state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
+  wanted = objectives.of_phases(terms)
   # The state holds copies; for training in full a second set of parameters would lie there for nothing.
-  split.params = {}
+  begins, split.params = split.params if REFERENCE in wanted else {}, {}
   scores = Scores(config, split, processor, workdir)
   scores.check(config.train)
 
@@ -129,8 +131,12 @@ def _train(
     extra=objectives.extra_of(terms),
     vision=vision,
     prepares=phases.start(
-      steps_phases, phases.PhaseParts(split, mesh, config.train.accumulation, config.train.batch_size)
+      steps_phases,
+      phases.PhaseParts(
+        split, mesh, config.train.accumulation, config.train.batch_size, processor, wanted, begins
+      ),
     ),
+    repeats=phases.repeats(steps_phases),
     stream=streams[0],
     validation=streams[1],
     evaluate=scores.during if config.train.evaluate_every else None,
@@ -185,6 +191,14 @@ def open_streams(
 def make_phases(config: RunConfig, terms: objectives.Terms) -> tuple[phases.Phase, ...]:
   """Raises a UserError where a phase does not go with the objectives, or with packed rows."""
   made = phases.make_phases(config.phases)
+  given = {name for phase in made for name in phase.gives}
+  for name, (_, objective) in terms.items():
+    if missing := [array for array in objective.of_phases if array not in given]:
+      kinds = [kind for kind, phase in phases.PHASES.items() if set(missing) <= set(phase.gives)]
+      raise UserError(
+        f"config.losses.{name}: learns of {', '.join(missing)}, which no phase gives; add one, e.g."
+        f" --config.phases.{kinds[0]}.kind={kinds[0]}"
+      )
   for phase in made:
     phase.check(terms)
     if config.data.packing and not phase.packing:
@@ -250,7 +264,28 @@ def check(config: RunConfig) -> None:
     )
   if not config.data.sources:
     raise UserError("config.data.sources: empty; name at least one source")
-  make_phases(config, objectives.make_objectives(config.losses))
+  terms = objectives.make_objectives(config.losses)
+  check_repeats(config, phases.repeats(make_phases(config, terms)))
+  if (
+    train.validate_every
+    and config.data.validation
+    and not any(objective.validates for _, objective in terms.values())
+  ):
+    raise UserError(
+      f"config.train.validate_every: of held-out data the losses ({', '.join(terms)}) say nothing; set it to"
+      " 0, and ask questions with train.evaluate_every"
+    )
+
+
+def check_repeats(config: RunConfig, repeats: int) -> None:
+  """Raises a UserError where a run would end, or be saved, between steps that are taken with one batch."""
+  train = config.train
+  for name in ("steps", "checkpoint_every", "validate_every", "evaluate_every"):
+    if getattr(train, name) % repeats:
+      raise UserError(
+        f"config.train.{name}: {getattr(train, name)} is not divided by the {repeats} steps that a phase has"
+        " taken with each batch; use a multiple"
+      )
 
 
 def shards_of(mesh: jax.sharding.Mesh) -> int:

@@ -215,9 +215,10 @@ def batch_sharding(mesh: Mesh, accumulation: int = 1) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(None, *sharding.spec)) if accumulation > 1 else sharding
 
 
-def to_devices(batch: Batch, mesh: Mesh, accumulation: int = 1) -> Batch:
+def to_devices(batch: Any, mesh: Mesh, accumulation: int = 1) -> Any:
   """Puts this process's rows of a batch on the mesh, cut into microbatches where there are several.
 
+  So it does with any tree of arrays whose first axis counts a batch's rows.
   With several processes each gives its own rows, and the result is one global array.
   """
   sharding = batch_sharding(mesh, accumulation)

@@ -36,6 +36,52 @@ def extract_choice(output: str, choices: Sequence[str], protocol: str) -> str:
   return found if len(found) == 1 and found in LETTERS[: len(choices)] else ""
 
 
+def is_right(output: str, answer: str, prompt: str = "", rule: str = "vlmevalkit") -> bool:
+  """Whether a free answer says what the right one says.
+
+  Args:
+    answer, prompt: of the data. Where the prompt lists options and the answer names one, by letter or text,
+      the letter counts that `rule` finds (`extract_choice`); else all of the text, numbers by their value.
+  """
+  if choices := choices_of(prompt, answer):
+    return extract_choice(output, choices, rule) == right_letter(answer, choices)
+  return same_text(output, answer)
+
+
+def same_text(output: str, answer: str) -> bool:
+  """Whether two texts are equal but for white space around them, or are numbers of one value."""
+  output, answer = output.strip(), answer.strip()
+  number = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
+  if number.fullmatch(output) and number.fullmatch(answer):
+    return float(output) == float(answer)
+  return output == answer
+
+
+def choices_of(prompt: str, answer: str) -> tuple[str, ...]:
+  """The options that a prompt lists as `(A) chair`, or as `A. chair` in lines of their own.
+
+  Empty where it lists fewer than two, or where the right answer is none of them.
+  """
+  for mark in (r"\(([A-Z])\)", r"^\s*([A-Z])[.):]"):
+    found = re.findall(rf"{mark}\s*(\S[^\n]*?)\s*(?={mark}|$)", prompt, re.MULTILINE)
+    starts = [i for i, option in enumerate(found) if option[0] == "A"]
+    options = found[starts[-1] :] if starts else []
+    named = "".join(option[0] for option in options)
+    if len(options) > 1 and named == LETTERS[: len(named)]:
+      choices = tuple(option[1] for option in options)
+      return choices if right_letter(answer, choices) else ()
+  return ()
+
+
+def right_letter(answer: str, choices: Sequence[str]) -> str:
+  """The letter of a right answer that stands as `B`, `(B)`, `B.` or the option's text; else ""."""
+  bare = answer.strip()
+  if bare in choices:
+    return LETTERS[list(choices).index(bare)]
+  match = re.fullmatch(r"\(?([A-Z])[.)]?", bare)
+  return match[1] if match and match[1] in LETTERS[: len(choices)] else ""
+
+
 def _lmms_eval(output: str, choices: Sequence[str]) -> str:
   """The first character that is neither white space nor an opening bracket, in either case."""
   match = re.match(r"[(\s]*([A-Za-z])", output)

@@ -15,6 +15,7 @@ from spatialvlm.models.outputs import Wants
 from spatialvlm.models.vlm import VlmConfig
 from spatialvlm.training.objectives.answer import Answer
 from spatialvlm.training.objectives.depth_probe import DepthProbe
+from spatialvlm.training.objectives.grpo import Grpo
 from spatialvlm.training.objectives.objective import Metrics, Models, Objective
 from spatialvlm.training.objectives.words import Words
 from spatialvlm.types import UserError
@@ -23,6 +24,7 @@ __all__ = [
   "OBJECTIVES",
   "Answer",
   "DepthProbe",
+  "Grpo",
   "Metrics",
   "Models",
   "Objective",
@@ -32,12 +34,18 @@ __all__ = [
   "make_heads",
   "make_objective",
   "make_objectives",
+  "of_phases",
   "read_vocabulary",
   "typed",
   "wants_of",
 ]
 
-OBJECTIVES: dict[str, type[Objective]] = {"answer": Answer, "words": Words, "depth_probe": DepthProbe}
+OBJECTIVES: dict[str, type[Objective]] = {
+  "answer": Answer,
+  "words": Words,
+  "depth_probe": DepthProbe,
+  "grpo": Grpo,
+}
 
 # The terms of a run by name, each with its weight.
 Terms = Mapping[str, tuple[float, Objective]]
@@ -94,8 +102,13 @@ def wants_of(terms: Terms) -> Wants:
 
 
 def extra_of(terms: Terms) -> frozenset[str]:
-  """The arrays of `Batch.extra` that the terms need."""
+  """The arrays of `Batch.extra` that the terms need of the data."""
   return frozenset(name for _, objective in terms.values() for name in objective.extra)
+
+
+def of_phases(terms: Terms) -> frozenset[str]:
+  """The arrays of `Batch.extra` that the terms need of a phase."""
+  return frozenset(name for _, objective in terms.values() for name in objective.of_phases)
 
 
 def make_heads(terms: Terms, model: VlmConfig, seed: int) -> dict[str, nnx.Module]:

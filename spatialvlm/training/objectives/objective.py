@@ -5,7 +5,9 @@
     class Mine(Objective):
       Settings = MySettings            # frozen dataclass: what `config.losses.NAME.kwargs` may hold
       wants = Wants(image=True)        # what of the model it reads; one pass serves all terms of a step
-      extra = ("depth",)               # arrays of `Batch.extra` that it needs
+      extra = ("depth",)               # arrays of `Batch.extra` that it needs, of the data
+      of_phases = ()                   # those that it needs of a phase (`training.phases`)
+      validates = True                 # whether it says something of held-out data as it is
       def head(self, model, rngs): ... # parameters of its own, or None
       def __call__(self, outputs, models, batch, key): ...  # -> (sum, weight, metrics)
 
@@ -68,6 +70,8 @@ class Objective:
   Settings: ClassVar[type] = NoSettings
   wants: Wants = Wants()
   extra: tuple[str, ...] = ()
+  of_phases: tuple[str, ...] = ()
+  validates: bool = True
 
   def __init__(self, settings: Any = None, where: str = "config.losses"):
     """Raises a UserError for settings that cannot work with any model."""

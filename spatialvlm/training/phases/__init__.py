@@ -5,6 +5,8 @@ A phase of `config.phases` is one class of `PHASES`, in a file of its own here:
     class Mine(Phase):
       Settings = MySettings            # frozen dataclass: what `config.phases.NAME.kwargs` may hold
       packing = False                  # whether it may be given rows of several examples (`data.packing`)
+      gives = ()                       # arrays of `Batch.extra` that it can give to objectives
+      repeats = 1                      # steps that are taken with what it gave once
       def reads(self, size): ...       # examples it must be given to give `size`
       def start(self, parts): ...      # -> prepare
 
@@ -14,6 +16,7 @@ A phase of `config.phases` is one class of `PHASES`, in a file of its own here:
 devices it compiles itself (`step.Programs`). The batch lies on the mesh as `step.to_devices` puts it, with a
 leading axis of microbatches where there are several, before and after. All that is random comes from `key`,
 the step's own: a phase keeps nothing between steps, so that an interrupted run continues with the same bits.
+Where a phase `repeats`, it runs before every so many steps, and checkpoints are written between them alone.
 Phases follow each other in the order of their names, each with what the one before gave.
 """
 
@@ -25,11 +28,12 @@ from spatialvlm.config import PhaseConfig, nearest
 from spatialvlm.training.objectives import typed
 from spatialvlm.training.phases.hard_examples import HardExamples
 from spatialvlm.training.phases.phase import Phase, PhaseParts, Prepare
+from spatialvlm.training.phases.rollouts import Rollouts
 from spatialvlm.types import UserError
 
-__all__ = ["PHASES", "Phase", "PhaseParts", "Prepare", "examples_read", "make_phases", "start"]
+__all__ = ["PHASES", "Phase", "PhaseParts", "Prepare", "examples_read", "make_phases", "repeats", "start"]
 
-PHASES: dict[str, type[Phase]] = {"hard_examples": HardExamples}
+PHASES: dict[str, type[Phase]] = {"hard_examples": HardExamples, "rollouts": Rollouts}
 
 
 def make_phases(configs: Mapping[str, PhaseConfig]) -> tuple[Phase, ...]:
@@ -57,6 +61,11 @@ def examples_read(phases: tuple[Phase, ...], size: int) -> int:
   for phase in reversed(phases):
     size = phase.reads(size)
   return size
+
+
+def repeats(phases: tuple[Phase, ...]) -> int:
+  """Steps that are taken with a batch, once it has gone through the phases."""
+  return max((phase.repeats for phase in phases), default=1)
 
 
 def start(phases: tuple[Phase, ...], parts: PhaseParts) -> tuple[Prepare, ...]:

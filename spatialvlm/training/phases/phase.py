@@ -25,12 +25,18 @@ class PhaseParts:
     split: the way from a state's arrays to the models.
     accumulation: microbatches of a step.
     gives: examples of the batch that the phase must give, over all devices and microbatches.
+    processor: of the model: its tokenizer, and the tokens that end an answer.
+    wanted: arrays of `Batch.extra` that objectives need of phases.
+    begins: the trainables as the run began, before any interruption; empty where no phase asks for them.
   """
 
   split: Split
   mesh: Mesh
   accumulation: int
   gives: int
+  processor: Any = None
+  wanted: frozenset[str] = frozenset()
+  begins: Params = dataclasses.field(default_factory=dict)
 
   def giving(self, gives: int) -> PhaseParts:
     """These parts for another number of examples."""
@@ -44,10 +50,14 @@ class Phase:
     settings: as `config.phases` gives them, of the class `Settings`.
     where: `config.phases.NAME`, for messages.
     packing: whether it may be given packed rows, which hold several examples each (`data.packing`).
+    gives: arrays of `Batch.extra` that it can give to objectives.
+    repeats: steps that are taken with what it gave once.
   """
 
   Settings: ClassVar[type]
   packing: ClassVar[bool] = False
+  gives: ClassVar[tuple[str, ...]] = ()
+  repeats: int = 1
 
   def __init__(self, settings: Any, where: str = "config.phases"):
     """Raises a UserError for settings that cannot work."""
