@@ -194,10 +194,10 @@ def make_phases(config: RunConfig, terms: objectives.Terms) -> tuple[phases.Phas
   given = {name for phase in made for name in phase.gives}
   for name, (_, objective) in terms.items():
     if missing := [array for array in objective.of_phases if array not in given]:
-      kinds = [kind for kind, phase in phases.PHASES.items() if set(missing) <= set(phase.gives)]
+      kind = next(kind for kind, phase in phases.PHASES.items() if set(missing) <= set(phase.gives))
       raise UserError(
-        f"config.losses.{name}: learns of {', '.join(missing)}, which no phase gives; add one, e.g."
-        f" --config.phases.{kinds[0]}.kind={kinds[0]}"
+        f"config.losses.{name}: learns of {', '.join(missing)}, which no phase gives; add one:"
+        f" --config.phases.{kind}.kind={kind}"
       )
   for phase in made:
     phase.check(terms)
@@ -301,7 +301,7 @@ def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
   if read % (shards * parts) and not size % (shards * parts):
     raise UserError(
       f"config.phases: {read} examples are read for a step, which {shards} shards (mesh data x fsdp) times "
-      f"{parts} microbatches do not divide; use another share"
+      f"{parts} microbatches do not divide; use another share or another train.batch_size"
     )
   if size % (shards * parts):
     raise UserError(

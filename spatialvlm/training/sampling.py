@@ -92,7 +92,8 @@ class Sampler:
     rows = texts_of(batch, self._accumulation)
     features = None if _blind(batch) else self._see.get(state, frozen, batch)[0].run(state, frozen, batch)
     requests = self._requests(rows, None if features is None else np.asarray(features), seeds_BG, names)
-    longest = max(len(r.tokens) - r.text_start for r in requests)
+    # From the shape of the batch, not from its questions: else programs would come one by one for a while.
+    longest = rows.tokens_BT.shape[1] - min(r.text_start for r in requests)
     config = EngineConfig(
       batch_size=min(self._draw.batch_size, len(requests)),
       lengths=(generation.bucket(longest, 16),),

@@ -119,7 +119,7 @@ def test_interrupted_it_ends_with_the_same_bits(folder, trained, tmp_path, monke
 
 
 def test_eight_devices_draw_and_learn_as_one(folder, tmp_path):
-  """Without dropout, whose masks are those of shards; few steps: rounding decides what is drawn later."""
+  """Without dropout, whose masks are those of shards, and with plain steps, which do not magnify rounding."""
   same = [
     ("peft.dropout", "0.0"),
     ("train.batch_size", "16"),
@@ -127,14 +127,14 @@ def test_eight_devices_draw_and_learn_as_one(folder, tmp_path):
     ("train.accumulation", "1"),
   ]
   same += [("phases.rollouts.kwargs.oversample", "1"), ("phases.rollouts.kwargs.group", "2")]
-  for name, mesh in (("one", [("mesh.data", "1")]), ("many", [("mesh.data", "4"), ("mesh.fsdp", "2")])):
-    sized = mesh if name == "many" else []
-    assert one_run.train(settings(folder, *same, *sized), tmp_path / name)["finished"]
-  one, many = metrics(tmp_path / "one"), metrics(tmp_path / "many")
-  assert one[0]["grpo/reward"] == pytest.approx(many[0]["grpo/reward"], rel=1e-6)
-  assert one[0]["grad_norm"] == pytest.approx(many[0]["grad_norm"], rel=1e-4)
+  same += [("optim.name", "sgd"), ("optim.learning_rate", "0.1")]
+  for name, mesh in (("one", []), ("many", [("mesh.data", "4"), ("mesh.fsdp", "2")])):
+    assert one_run.train(settings(folder, *same, *mesh), tmp_path / name)["finished"]
+  for one, many in zip(metrics(tmp_path / "one"), metrics(tmp_path / "many"), strict=True):
+    for name in ("grpo/reward", "grpo/length", "grpo/entropy", "grad_norm"):
+      assert one[name] == pytest.approx(many[name], rel=1e-3), name
   for name, value in adapter(tmp_path / "one").items():
-    np.testing.assert_allclose(adapter(tmp_path / "many")[name], value, rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(adapter(tmp_path / "many")[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_a_reward_without_signal_ends_the_run_in_one_line(folder, tmp_path):

@@ -1,10 +1,12 @@
 """The objective `grpo` against TRL's formulas, written out in NumPy; advantages; what cannot be."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from spatialvlm.config import LossConfig, PhaseConfig
+from spatialvlm.config import DataConfig, LossConfig, PhaseConfig
 from spatialvlm.models.outputs import Outputs
 from spatialvlm.training import objectives, one_run, phases
 from spatialvlm.training.objectives import Grpo, Models
@@ -110,19 +112,20 @@ def test_groups_with_a_signal_come_first():
 
 
 ROLLOUTS = {"r": PhaseConfig("rollouts", {"group": 4})}
+SEES = {"depth": LossConfig("depth_probe")}
 LEARNS = {"g": LossConfig("grpo", kwargs={"kl": 0.1})}
 
 
 @pytest.mark.parametrize(
   ("losses", "kwargs", "train", "message"),
   [
-    (LEARNS, None, {}, r"config\.losses\.g: learns of .*; add one, e\.g\. --config\.phases\.rollouts\.kind="),
     (
-      {"answer": LossConfig()},
+      LEARNS,
+      None,
       {},
-      {},
-      r"config\.phases\.r: answers are sampled, but no loss is of kind 'grpo'",
+      r"config\.losses\.g: learns of .*; add one: --config\.phases\.rollouts\.kind=rollouts",
     ),
+    (SEES, {}, {}, r"config\.phases\.r: answers are sampled, but no loss is of kind 'grpo'"),
     (
       LEARNS | {"a": LossConfig()},
       {},
@@ -146,16 +149,16 @@ LEARNS = {"g": LossConfig("grpo", kwargs={"kl": 0.1})}
 def test_what_cannot_be_is_named_before_anything_is_read(losses, kwargs, train, message):
   made = None if kwargs is None else {"r": PhaseConfig("rollouts", {"group": 4} | kwargs)}
   config = make_config(losses=losses, phases=made, **train)
-  config = one_run.dataclasses.replace(config, data=config.data.__class__(sources={"a": None}))
+  config = dataclasses.replace(config, data=DataConfig(sources={"a": None}))
   with pytest.raises(UserError, match=message):
     one_run.check(config)
     phases.examples_read(phases.make_phases(config.phases), 16)
 
 
 def test_held_out_data_says_nothing_of_it():
-  data = one_run.config_lib.DataConfig(sources={"a": None}, validation={"a": None})
+  data = DataConfig(sources={"a": None}, validation={"a": None})
   config = make_config(losses=LEARNS, phases=ROLLOUTS, validate_every=2)
-  config = one_run.dataclasses.replace(config, data=data)
+  config = dataclasses.replace(config, data=data)
   with pytest.raises(UserError, match=r"validate_every: of held-out data the losses \(g\) say nothing"):
     one_run.check(config)
   assert objectives.of_phases(objectives.make_objectives(LEARNS)) >= {"advantage", "reference_logprob"}
