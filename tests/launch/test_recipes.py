@@ -7,11 +7,12 @@ import pytest
 
 from spatialvlm import cli, hub
 from spatialvlm.config import PeftConfig, RunConfig
-from spatialvlm.configs import encoders, lora
+from spatialvlm.configs import encoders, grpo, lora
 from spatialvlm.hub import rules
 from spatialvlm.models.families import ENCODERS, FAMILIES
 from spatialvlm.peft import METHODS
 from spatialvlm.peft.lora import LoraOptions
+from spatialvlm.training import one_run, phases, stages
 from spatialvlm.types import UserError
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
@@ -62,6 +63,21 @@ def test_encoders_by_short_names_hub_ids_and_folders():
   ):
     with pytest.raises(UserError, match=message):
       read(arg)
+
+
+@pytest.mark.parametrize("arg", ["tiny", "500m"])
+def test_rewards_come_after_answers(arg, tmp_path):
+  run = cli.load(f"grpo:{arg}", [], RunConfig)
+  (_, first), (_, second) = stages.split(stages.completed(run), tmp_path)
+  for stage in (first, second):
+    one_run.check(stage)
+  assert [*first.losses] == ["answer"] and not first.phases and [*second.losses] == ["grpo"]
+  read = phases.examples_read(phases.make_phases(second.phases), second.train.batch_size)
+  assert read == second.train.batch_size // 8 and second.model.path == str(tmp_path / "1-answers" / "model")
+  seeds = {stage.data.sources["scenes"].seed for stage in (first, second)} | {run.eval.source.seed}
+  assert len(seeds) == 3
+  with pytest.raises(UserError, match="no recipe 'small'; there are 500m, tiny"):
+    grpo.get_config("small")
 
 
 def test_stages_of_the_real_parts():

@@ -25,7 +25,7 @@ from spatialvlm.types import Batch, UserError
 # its log-probability under the model that the run began with, and under the one that drew it.
 ADVANTAGE, TEMPERATURE = "advantage", "temperature"
 REFERENCE, OLD = "reference_logprob", "old_logprob"
-# Further ones, of each sample, are means to be shown: under their names without this.
+# Further ones, the same for each sample, are figures to be shown: under their names without this.
 SHOWN = "rollouts."
 
 
@@ -53,9 +53,9 @@ class GrpoSettings:
 class Grpo(Objective):
   """Minus the clipped gain of sampled answers, and the divergence from where the run began.
 
-  Metrics, means over samples: `reward`, and each of several as `reward_NAME`; `no_signal`, the share whose
-  whole group had one reward, so that nothing is learned of it; `length` in tokens, the end included;
-  `truncated`, the share that the limit cut off. Means over tokens: `entropy` in nats, at the sampling
+  Metrics, means over all that was sampled: `reward`, and each of several as `reward_NAME`; `no_signal`, the
+  share of groups with one reward, of which nothing is learned; `length` in tokens, the end included;
+  `truncated`, the share that the limit cut off. Means over the tokens of the step: `entropy` in nats, at the sampling
   temperature; `kl` (k3, where it has a weight); `clipped`, the share whose gain a clip holds.
   """
 

@@ -160,13 +160,9 @@ class _Sampled:
     values = {
       ADVANTAGE: advantages(total_QG[taken], self._settings.scale).reshape(-1),
       TEMPERATURE: np.full(len(rows), self._settings.temperature, np.float32),
-      f"{SHOWN}reward": total_QG[taken].reshape(-1),
-      f"{SHOWN}no_signal": silent_Q[rows].astype(np.float32),
-      f"{SHOWN}length": np.array([len(sample.tokens) for sample in flat], np.float32),
-      f"{SHOWN}truncated": np.array([not sample.ended for sample in flat], np.float32),
     }
-    if len(rewards) > 1:
-      values |= {f"{SHOWN}reward_{name}": found[taken].reshape(-1) for name, found in rewards.items()}
+    for name, mean in figures(samples, rewards, total_QG).items():
+      values[SHOWN + name] = np.full(len(rows), mean, np.float32)
     return self._batch(state, frozen, batch, rows, flat, values)
 
   def _batch(self, state, frozen, batch: Batch, rows, flat: Sequence[Sample], values) -> Batch:
@@ -243,6 +239,24 @@ def advantages(reward_QG: np.ndarray, scale: str) -> np.ndarray:
   elif scale == "batch":
     centred_QG = centred_QG / (reward_QG.std(ddof=1) + 1e-4)
   return centred_QG.astype(np.float32)
+
+
+def figures(
+  samples: Sequence[Sequence[Sample]], rewards: Mapping[str, np.ndarray], total_QG: np.ndarray
+) -> dict[str, float]:
+  """Means over all that was sampled, whether it is trained on or not; NaN for a reward that never applied."""
+  flat = [sample for group in samples for sample in group]
+  found = {
+    "reward": total_QG.mean(),
+    "no_signal": (np.ptp(total_QG, axis=1) == 0).mean(),
+    "length": np.mean([len(sample.tokens) for sample in flat]),
+    "truncated": np.mean([not sample.ended for sample in flat]),
+  }
+  if len(rewards) > 1:
+    for name, value_QG in rewards.items():
+      there = value_QG[np.isfinite(value_QG)]
+      found[f"reward_{name}"] = there.mean() if there.size else np.nan
+  return {name: float(value) for name, value in found.items()}
 
 
 def chosen(silent_Q: np.ndarray, count: int) -> np.ndarray:
