@@ -55,8 +55,8 @@ class Grpo(Objective):
 
   Metrics, means over all that was sampled: `reward`, and each of several as `reward_NAME`; `no_signal`, the
   share of groups with one reward, of which nothing is learned; `length` in tokens, the end included;
-  `truncated`, the share that the limit cut off. Means over the tokens of the step: `entropy` in nats, at the sampling
-  temperature; `kl` (k3, where it has a weight); `clipped`, the share whose gain a clip holds.
+  `truncated`, the share that the limit cut off. Means over the tokens of the step: `entropy` in nats, at the
+  sampling temperature; `kl` (k3, where it has a weight); `clipped`, the share whose gain a clip holds.
   """
 
   Settings = GrpoSettings

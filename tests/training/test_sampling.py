@@ -1,0 +1,86 @@
+"""Answers sampled in training, and their batches: what was drawn is what the model, reading whole rows, says."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spatialvlm.config import MeshConfig
+from spatialvlm.core import axes
+from spatialvlm.models.outputs import Wants
+from spatialvlm.models.vlm import Vlm
+from spatialvlm.training import step as step_lib
+from spatialvlm.training.sampling import Draw, Sampler
+from spatialvlm.training.state import Split, TrainState
+from spatialvlm.types import Batch, Extra
+from tests import tiny_model
+
+EXAMPLES, LENGTH, TILES, IMAGE, LIMIT = 4, 24, 2, 60, 5
+
+
+def examples(bidirectional):
+  """Prompts of two tiles, of one, and of none, with answers of the data behind them."""
+  rng = np.random.default_rng(0)
+  tokens, valid = np.zeros((EXAMPLES, LENGTH), np.int32), np.zeros((EXAMPLES, LENGTH), bool)
+  slots, causal = np.full((EXAMPLES, LENGTH), -1, np.int32), np.ones((EXAMPLES, LENGTH), bool)
+  targets = np.zeros((EXAMPLES, 2), np.int32)
+  pixels = rng.normal(size=(EXAMPLES * TILES, 16, 16, 3)).astype(np.float32)
+  for row, count in enumerate((2, 1, 0, 1)):
+    shown, words = count * tiny_model.TOKENS_PER_TILE, rng.integers(10, 59, 3 + row)
+    start = 2 + shown + len(words)
+    tokens[row, : start + 2] = [7, 8, *[IMAGE] * shown, *words, 3, 4]
+    slots[row, 2 : 2 + shown] = np.arange(shown)
+    valid[row, : start + 2] = True
+    causal[row, : start * bidirectional] = False
+    targets[row] = start, start + 1
+  return Batch(
+    tokens_BT=tokens,
+    valid_BT=valid,
+    pixels_NHWC=pixels,
+    image_slot_BT=slots,
+    mask_ar_BT=causal if bidirectional else None,
+    target_index_BK=targets,
+    example_mask_B=np.ones(EXAMPLES, bool),
+    extra={
+      "number": Extra(np.arange(EXAMPLES, dtype=np.float32), "sample"),
+      "of_answers": Extra(np.zeros((EXAMPLES, 2), np.float32), "target"),
+    },
+  )
+
+
+@pytest.mark.parametrize(("bidirectional", "accumulation"), [(False, 1), (True, 2)])
+def test_what_is_drawn_is_what_the_model_says(bidirectional, accumulation):
+  vlm = tiny_model.build()
+  if bidirectional:
+    other = Vlm(dataclasses.replace(vlm.config, prefix_lm=True), rngs=nnx.Rngs(0))
+    nnx.update(other, nnx.state(vlm))
+    vlm = other
+  mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  split = Split(vlm, lambda path, variable: path[0] == "connector", mesh)
+  state = TrainState(jnp.int32(0), split.params, (), {})
+  sent = step_lib.to_devices(examples(bidirectional), mesh, accumulation)
+  draw = Draw(LIMIT, 1e-5, 1.0, (5, 6), 0, batch_size=3)
+  sampler = Sampler(split, mesh, accumulation, EXAMPLES, draw)
+  seeds, names = np.arange(8, dtype=np.uint32).reshape(4, 2), [f"row {i}" for i in range(4)]
+  greedy = sampler(state, split.frozen, sent, seeds, names)
+  rows, numbers = [2, 2, 0, 3, 1, 0], [0, 1, 0, 1, 1, 1]
+  samples = [greedy[row][number] for row, number in zip(rows, numbers, strict=True)]
+  made = sampler.batch(sent, rows, samples, [True] * 5 + [False])
+  flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]) if accumulation > 1 else x, made)
+  assert flat.extra["number"].array.tolist() == rows and set(flat.extra) == {"number"}
+  logits = jax.jit(lambda batch: vlm.read(batch, Wants(logits=True)).logits)(flat)
+  index, said = np.asarray(flat.target_index_BK), np.argmax(logits, -1)
+  for place, sample in enumerate(samples[:5]):
+    count = len(sample.tokens)
+    assert said[place, :count].tolist() == sample.tokens.tolist() and (index[place, count:] == -1).all()
+    assert sample.ended == (sample.tokens[-1] in draw.stop_ids) and (sample.ended or count == LIMIT)
+  assert (index[5] == -1).all() and samples[0].tokens.tolist() == samples[1].tokens.tolist()
+  warm = Sampler(split, mesh, accumulation, EXAMPLES, dataclasses.replace(draw, temperature=1.0))
+  drawn = warm(state, split.frozen, sent, seeds, names)
+  again = warm(state, split.frozen, sent, seeds[:, ::-1], names)
+  for row in range(EXAMPLES):
+    assert [s.tokens.tolist() for s in drawn[row]] == [s.tokens.tolist() for s in again[row][::-1]]
+  assert len({tuple(s.tokens) for group in drawn for s in group}) > 4
