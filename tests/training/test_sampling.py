@@ -1,4 +1,4 @@
-"""Answers sampled in training, and their batches: what was drawn is what the model, reading whole rows, says."""
+"""Answers sampled in training, and their batches: what is drawn is what the model says of whole rows."""
 
 import dataclasses
 
