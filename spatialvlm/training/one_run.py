@@ -97,7 +97,7 @@ def _train(
   fresh = state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
   wanted = objectives.of_phases(terms)
   # The state holds copies; for training in full a second set of parameters would lie there for nothing.
-  begins, split.params = split.params if REFERENCE in wanted else {}, {}
+  first, split.params = split.params if REFERENCE in wanted else {}, {}
   scores = Scores(config, split, processor, workdir)
   scores.check(config.train)
 
@@ -133,7 +133,7 @@ def _train(
     prepares=phases.start(
       steps_phases,
       phases.PhaseParts(
-        split, mesh, config.train.accumulation, config.train.batch_size, processor, wanted, begins
+        split, mesh, config.train.accumulation, config.train.batch_size, processor, wanted, first
       ),
     ),
     repeats=phases.repeats(steps_phases),
