@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spatialvlm import generation
 from spatialvlm.models.outputs import Wants
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.serving.engine import Engine
@@ -96,7 +95,7 @@ class Sampler:
     longest = rows.tokens_BT.shape[1] - min(r.text_start for r in requests)
     config = EngineConfig(
       batch_size=min(self._draw.batch_size, len(requests)),
-      lengths=(generation.bucket(longest, 16),),
+      lengths=(longest,),
       tiles=(max(max(r.tile_count for r in requests), 1),),
       pool_tiles=0,
     )
