@@ -70,6 +70,7 @@ class Example:
     files: names of the images' files, as far as the source knows them: empty, or as many as images.
     dense: targets per pixel of `images[0]`, (H, W) each, for auxiliary losses. The processor makes them
       `Extra` arrays of axis "tile" (`processing.tiling.dense_tiles`).
+    facts: gives what is true of its pictures, in words, for teachers that are told; None for nothing.
   """
 
   images: tuple[np.ndarray, ...]
@@ -79,6 +80,7 @@ class Example:
   source: str = ""
   files: tuple[str, ...] = ()
   dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  facts: Callable[[], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -258,6 +260,8 @@ class Batch:
     target_index_BK: int32, positions t of the supervised tokens (predicted from t - 1), -1 for none.
     example_mask_B: bool, false for samples (of a packed batch: rows) that only fill a batch.
     extra: further arrays by name, each an `Extra` that says which axis it follows.
+    views: what other models read of the same examples, by their names, where that is not the batch itself
+      (`view`): sample b and target k are the same in all of them.
     normal: what pixels of 8 bits stand for; no array, but a constant of the programs that read the batch.
   """
 
@@ -274,4 +278,16 @@ class Batch:
   target_index_BK: Any = None
   example_mask_B: Any = None
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
+  views: Mapping[str, Batch] = dataclasses.field(default_factory=dict)
   normal: PixelTable | None = dataclasses.field(default=None, metadata={"static": True})
+
+  def view(self, name: str) -> Batch:
+    """What the model `name` reads of these examples: its view, else the batch itself.
+
+    A view without pictures of its own shows those of the batch, whose tiles are then in the same places.
+    """
+    view = self.views.get(name, self)
+    if view.pixels_NHWC is not None or view.vision is not None or view.features_NPD is not None:
+      return view
+    pictures = ("pixels_NHWC", "pixel_mask_NHW", "vision", "features_NPD", "normal")
+    return dataclasses.replace(view, **{field: getattr(self, field) for field in pictures})

@@ -1,10 +1,11 @@
 """The typed configuration of a run: frozen dataclasses, and the only way into them from dicts and flags.
 
 `schema` holds `RunConfig` (a training) and `EvaluateConfig` (an evaluation) with all their parts, `sources`
-one config for each kind of data source, `probes` that of a comparison of encoders. `read` makes them of
-dicts (`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json,
-also an earlier version's (`from_stored`), and turns them into dicts again (`to_dict`, `fingerprint`). A key
-that no class has, and a value of the wrong type, is a `UserError` by its full name.
+one config for each kind of data source, `teachers` what losses ask, `probes` that of a comparison of
+encoders. `read` makes them of dicts (`from_config_dict`), of dicts with a command line's settings
+(`override`) and of a run's config.json, also an earlier version's (`from_stored`), and turns them into dicts
+again (`to_dict`, `fingerprint`). A key that no class has, and a value of the wrong type, is a `UserError` by
+its full name.
 
 A config holds plain values only, and everything that a result depends on but the data and weights
 themselves.
@@ -47,6 +48,7 @@ from spatialvlm.config.sources import (
   SourceConfig,
   called,
 )
+from spatialvlm.config.teachers import TeacherConfig
 
 __all__ = [
   "CVBenchConfig",
@@ -69,6 +71,7 @@ __all__ = [
   "SkillsConfig",
   "SourceConfig",
   "StageConfig",
+  "TeacherConfig",
   "TrainConfig",
   "called",
   "check_dtype",

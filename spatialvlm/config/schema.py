@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from spatialvlm.config.sources import CVBenchConfig, ScenesConfig, SourceConfig
+from spatialvlm.config.teachers import TeacherConfig
 
 # Metadata of a field that takes all keys of its group that name no other field: the settings of whatever
 # another field chooses, which the chosen reads and refuses by itself.
@@ -179,7 +180,8 @@ class LossConfig:
   """One weighted term of what is minimised: an objective (`docs/objectives.md`).
 
   Attributes:
-    kind: a key of `training.objectives.OBJECTIVES`: "answer", "words", "depth_probe", "grpo".
+    kind: a key of `training.objectives.OBJECTIVES`: "answer", "distil",
+      "distil_hidden", "distil_relations", "words", "depth_probe", "grpo".
     target: the setting `target` of kinds that have one: which array of the data is predicted.
     weight: of the term in the sum; a term of weight 0 is left out.
     kwargs: further settings of the kind, e.g. those of `training.objectives.words.WordsSettings`.
@@ -342,6 +344,7 @@ class StageConfig:
     data: the training stream.
     optim: optimizer and schedule.
     losses: all terms of the objective, by name.
+    teachers: all models that losses ask, by name.
     phases: all phases of a step, by name.
     train: the loop.
   """
@@ -350,6 +353,7 @@ class StageConfig:
   data: DataConfig | None = None
   optim: OptimConfig | None = None
   losses: Mapping[str, LossConfig] | None = None
+  teachers: Mapping[str, TeacherConfig] | None = None
   phases: Mapping[str, PhaseConfig] | None = None
   train: TrainConfig | None = None
 
@@ -366,6 +370,7 @@ class RunConfig:
     data: on what.
     optim: how parameters follow from gradients.
     losses: weighted terms of the objective, by the names that metrics give them.
+    teachers: models that losses ask, by the names that the losses' settings call them.
     phases: what is done to each batch before its step, in the order of their names; empty for nothing.
     train: how long, and what happens on the way.
     mesh: on which devices.
@@ -381,6 +386,7 @@ class RunConfig:
   data: DataConfig = DataConfig()
   optim: OptimConfig = OptimConfig()
   losses: Mapping[str, LossConfig] = dataclasses.field(default_factory=lambda: {"answer": LossConfig()})
+  teachers: Mapping[str, TeacherConfig] = dataclasses.field(default_factory=dict)
   phases: Mapping[str, PhaseConfig] = dataclasses.field(default_factory=dict)
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()

@@ -146,7 +146,10 @@ def collate(
 
 
 def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
-  """Pads an aligned batch to a larger bucket, where another process's share of the step needs one."""
+  """Pads an aligned batch to a larger bucket, where another process's share of the step needs one.
+
+  Its views stay as they are: they have buckets of their own.
+  """
   rows, length = batch.tokens_BT.shape
   more = bucket.length - length
   if bucket.rows > rows:
@@ -192,6 +195,7 @@ def grow(batch: Batch, bucket: Bucket, *, pad_id: int, tile_size: int) -> Batch:
     normal=batch.normal,
     pixel_mask_NHW=more_tiles(batch.pixel_mask_NHW, True),
     extra={name: grown(extra) for name, extra in batch.extra.items()},
+    views=batch.views,
   )
 
 

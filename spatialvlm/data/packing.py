@@ -94,6 +94,7 @@ def joined(encoded: Sequence[Encoded]) -> Encoded:
     pixel_mask=masks,
     images=tuple(tiles for e in encoded for tiles in e.images),
     extra={name: _joined_extra(encoded, name) for name in sorted({n for e in encoded for n in e.extra})},
+    views={name: joined([e.views[name] for e in encoded]) for name in encoded[0].views},
     parts=tuple((len(e.tokens), e.prefix) for e in encoded),
     prefix=0,
   )

@@ -18,8 +18,9 @@ from spatialvlm.data.samples import Mixed, Sample, encode, read_good
 from spatialvlm.data.sources.lettered import question_to_example
 from spatialvlm.data.sources.registry import open_questions, open_source, read
 from spatialvlm.data.tile_keys import Known, with_keys
+from spatialvlm.data.views import View, collated
 from spatialvlm.mixture import ENDLESS, Mixture
-from spatialvlm.types import Batch, Turn, UserError
+from spatialvlm.types import Batch, Extra, Turn, UserError
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded, Processor
@@ -45,6 +46,10 @@ __all__ = [
 ]
 
 
+# Further arrays of an example, by their names in `Batch.extra`.
+Extras = Callable[[Sample, "Encoded"], Mapping[str, Extra]]
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchInfo:
   """What a batch is made of.
@@ -62,6 +67,7 @@ class BatchInfo:
     blind: examples without a picture, by source.
     skipped: what stood in these places and was left out (`DataConfig.bad_rows`): by source[index], why.
     turns: the conversations, in the order of `ids`, which where rows hold one each is theirs.
+    views: the buckets of the batch's views, by name.
   """
 
   bucket: batches.Bucket
@@ -76,6 +82,7 @@ class BatchInfo:
   blind: Mapping[str, int] = dataclasses.field(default_factory=dict)
   skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
   turns: tuple[tuple[Turn, ...], ...] = ()
+  views: Mapping[str, batches.Bucket] = dataclasses.field(default_factory=dict)
 
 
 def suited(config: DataConfig, processor: Processor) -> DataConfig:
@@ -143,6 +150,8 @@ def training_stream(
   known: Known | None = None,
   multiple: int = 1,
   on_note: Callable[[str], None] | None = None,
+  views: Mapping[str, View] | None = None,
+  extras: Extras | None = None,
 ) -> grain.DatasetIterator[tuple[Batch, BatchInfo]]:
   """An endless, deterministic, prefetched iterator of (batch, info).
 
@@ -160,6 +169,8 @@ def training_stream(
     multiple: the rows of all processes of a packed batch are one of its multiples: the shards of a mesh times
       the microbatches of a step.
     on_note: called with what the user should know of each source; None for a `types.Note`.
+    views: what other models read of the same examples (`Batch.views`), by their names.
+    extras: gives further arrays of an example, by their names in `Batch.extra`.
 
   Raises:
     UserError: a source that cannot be opened, or a batch that the processes do not divide; the first example
@@ -169,9 +180,11 @@ def training_stream(
   mixed = training_mixture(config, seed)
   mixed.say_pictures(on_note)
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
-  read_good(mixed, [0], processor, config)
+  samples, encoded, _ = read_good(mixed, [0], processor, config, views=views)
+  if extras:
+    list(map(extras, samples, encoded))
   shares = {"process_index": process_index, "process_count": process_count}
-  shares |= {"keys": keys, "known": known, "multiple": multiple}
+  shares |= {"keys": keys, "known": known, "multiple": multiple, "views": views, "extras": extras}
   return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
@@ -186,12 +199,14 @@ def validation_batches(
   known: Known | None = None,
   multiple: int = 1,
   on_note: Callable[[str], None] | None = None,
+  views: Mapping[str, View] | None = None,
+  extras: Extras | None = None,
 ) -> Iterable[tuple[Batch, BatchInfo]] | None:
   """The held-out stream: the same batches at every pass, in order; None where none is configured.
 
   It ends as `validation_mixture` says; the last batch is filled with rows of `example_mask_B` false. Batches
   of up to 256 MB in all are kept after the first pass; they are not to be written to. `keys`, `known`,
-  `multiple` and `on_note` as in `training_stream`.
+  `multiple`, `on_note`, `views` and `extras` as in `training_stream`.
   """
   config = suited(config, processor)
   mixed = validation_mixture(config)
@@ -199,7 +214,7 @@ def validation_batches(
     return None
   mixed.say_pictures(on_note)
   shares = {"process_index": process_index, "process_count": process_count}
-  shares |= {"keys": keys, "known": known, "multiple": multiple}
+  shares |= {"keys": keys, "known": known, "multiple": multiple, "views": views, "extras": extras}
   return Kept(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
@@ -241,6 +256,8 @@ class BatchSequence:
     keys: bool = False,
     known: Known | None = None,
     multiple: int = 1,
+    views: Mapping[str, View] | None = None,
+    extras: Extras | None = None,
   ):
     if batch_size < 1 or batch_size % process_count:
       raise UserError(
@@ -250,6 +267,7 @@ class BatchSequence:
     self._batch_size, self._rows = batch_size, batch_size // process_count
     self._process_index, self._keys, self._known = process_index, keys, known
     self._multiple = max(1, multiple // process_count)
+    self._views, self._extras = dict(sorted((views or {}).items())), extras
 
   def __len__(self) -> int:
     count = self._mixed.count
@@ -265,7 +283,13 @@ class BatchSequence:
       self._processor,
       self._config,
       known=self._known if self._keys else None,
+      views=self._views,
     )
+    if self._extras:
+      encoded = [
+        dataclasses.replace(e, extra={**e.extra, **self._extras(s, e)})
+        for e, s in zip(encoded, samples, strict=True)
+      ]
     if self._keys:
       encoded = [
         with_keys(e, s.keys, again=self._mixed.again(s.source)) for e, s in zip(encoded, samples, strict=True)
@@ -278,6 +302,7 @@ class BatchSequence:
       batch_size=self._rows,
       normal=self._processor.normal,
     )
+    views, sizes = collated(rows, self._views, self._config, bucket, self._rows)
     info = BatchInfo(
       bucket=bucket,
       samples=len(encoded),
@@ -291,8 +316,9 @@ class BatchSequence:
       blind=Counter(s.source for s in samples if not s.example.images),
       skipped=skipped,
       turns=tuple(s.example.turns for s in samples),
+      views=sizes,
     )
-    return batch, info
+    return dataclasses.replace(batch, views=views), info
 
 
 def batch_rows(

@@ -13,6 +13,7 @@ from spatialvlm.config import DataConfig
 from spatialvlm.data.checks import check_encoded
 from spatialvlm.data.sources.registry import Source, read
 from spatialvlm.data.tile_keys import Known, settled
+from spatialvlm.data.views import View, cut_once, with_views
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Example, Note, UserError
 
@@ -106,16 +107,20 @@ class Mixed:
       yield name, index, lambda index=index: Sample(name, index, read(source, [index])[0])
 
 
-def encode(sample: Sample, processor: Processor, config: DataConfig) -> Encoded:
-  """What the model will read of a sample, checked (`checks.check_encoded`).
+def encode(
+  sample: Sample, processor: Processor, config: DataConfig, views: Mapping[str, View] | None = None
+) -> Encoded:
+  """What the model will read of a sample, checked (`checks.check_encoded`), and others, by `views`.
 
   Raises:
     UserError: the example is broken, would train wrongly, or fits no bucket; named.
   """
   try:
-    encoded = processor.encode(sample.example)
+    example = cut_once(sample.example, processor, views) if views else sample.example
+    encoded = processor.encode(example)
     sizes = {"longest": config.lengths[-1], "most_tiles": config.tiles[-1]}
     check_encoded(encoded, sample.example, processor.layout, **sizes)
+    encoded = with_views(sample.example, example, encoded, views, config) if views else encoded
   except UserError as error:
     where = f" (id {sample.example.id!r})" if sample.example.id else ""
     raise UserError(f"data source {sample.source!r}, example {sample.index}{where}: {error}") from error
@@ -134,6 +139,7 @@ def read_good(
   config: DataConfig,
   *,
   known: Known | None = None,
+  views: Mapping[str, View] | None = None,
 ) -> tuple[list[Sample], list[Encoded], dict[str, str]]:
   """The samples at `positions`, encoded; and why rows were left out, by `source[index]`.
 
@@ -143,6 +149,7 @@ def read_good(
       after an interruption.
     known: tells whether a tile's features are kept; pictures of which all are need not be made. None: all
       are made.
+    views: what other models read of the samples.
 
   Raises:
     UserError: a broken row, or with "skip" so many of them in succession that the config must be wrong.
@@ -151,7 +158,7 @@ def read_good(
     samples = mixed.read(positions, deferred=known is not None)
     if known is not None:
       samples = [_settled(sample, processor, known) for sample in samples]
-    return samples, [encode(sample, processor, config) for sample in samples], {}
+    return samples, [encode(sample, processor, config, views) for sample in samples], {}
   except UserError:
     if config.bad_rows != "skip":
       raise
@@ -160,7 +167,7 @@ def read_good(
     for tried, (name, index, reader) in enumerate(mixed.after(position)):
       try:
         sample = reader()
-        good.append((sample, encode(sample, processor, config)))
+        good.append((sample, encode(sample, processor, config, views)))
         break
       except UserError as error:
         skipped[f"{name}[{index}]"] = str(error)

@@ -40,6 +40,7 @@ class Encoded:
     pixel_mask: bool (I, S, S), true at real pixels; None, as always here, where all are.
     images: how many tiles each image became.
     extra: arrays that go into `Batch.extra` by their names; the example's dense targets among them.
+    views: what other models read of the same example, by their names (`data.views`).
     prefix: how many leading tokens all see each other; 0 for a causal model.
     parts: of several conversations in one row (`data.packing`) the tokens and the `prefix` of each, in order;
       empty for one conversation.
@@ -55,6 +56,7 @@ class Encoded:
   task: str = ""
   source: str = ""
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
+  views: Mapping[str, Encoded] = dataclasses.field(default_factory=dict)
   prefix: int = 0
   parts: tuple[tuple[int, int], ...] = ()
   normal: PixelTable | None = None

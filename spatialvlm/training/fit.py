@@ -51,7 +51,8 @@ class Parts:
     stream: endless iterator of (Batch, BatchInfo) that a checkpoint can hold.
     validation: an iterable of the same, equal at every pass; None for no validation.
     evaluate: asks questions of a state's weights and returns the scores by name, of 1.
-    pad_id, tile_size: of batches that grow to the bucket of another process.
+    pad_id, tile_size: of batches that grow to the bucket of another process; view_tiles: the tile sizes of
+      their views, by name.
   """
 
   mesh: Mesh
@@ -67,6 +68,7 @@ class Parts:
   repeats: int = 1
   pad_id: int = 0
   tile_size: int = 0
+  view_tiles: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Prepared(NamedTuple):
@@ -246,14 +248,27 @@ class _Loop:
       batch = dataclasses.replace(batch, extra={k: v for k, v in batch.extra.items() if k not in unread})
     if jax.process_count() == 1:
       return batch, info
-    buckets = multihost_utils.process_allgather(np.array(info.bucket, np.int32))
-    largest = batch_lib.largest([batch_lib.Bucket(*map(int, b)) for b in buckets])
+    largest, *sizes = self.largest(info)
     if read:
       kinds = multihost_utils.process_allgather(batch_lib.extra_kinds(batch))
       batch = batch_lib.with_extra(batch, kinds)
-    if largest == info.bucket:
-      return batch, info
-    return batch_lib.grow(batch, largest, pad_id=self.parts.pad_id, tile_size=self.parts.tile_size), info
+    grown = lambda batch, bucket, tile_size: batch_lib.grow(
+      batch, bucket, pad_id=self.parts.pad_id, tile_size=tile_size
+    )
+    views = {
+      name: grown(batch.views[name], size, self.parts.view_tiles[name])
+      for name, size in zip(sorted(info.views), sizes, strict=True)
+    }
+    if largest != info.bucket:
+      batch = grown(batch, largest, self.parts.tile_size)
+    return dataclasses.replace(batch, views=views), info
+
+  def largest(self, info) -> list[batch_lib.Bucket]:
+    """The buckets that hold those of all processes: of the batch, then of its views in the order of names."""
+    own = np.array([info.bucket, *(info.views[name] for name in sorted(info.views))], np.int32)
+    gathered = multihost_utils.process_allgather(own)
+    columns = np.moveaxis(gathered, 1, 0)
+    return [batch_lib.largest([batch_lib.Bucket(*map(int, b)) for b in column]) for column in columns]
 
   def seen(self, batch: Batch) -> tuple[Batch, float]:
     """The batch with features for its pixels, where the vision tower is frozen; FLOPs that they took."""

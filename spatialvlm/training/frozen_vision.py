@@ -106,6 +106,7 @@ def make(
   memory: Memory | None,
   numbers: Callable[[], Mapping[str, Any]] = dict,
   handover: Handover | None = None,
+  own_eyes: frozenset[str] = frozenset(),
 ) -> FrozenVision | None:
   """What a run does with its tower; None where the tower must run within the step.
 
@@ -113,13 +114,14 @@ def make(
     numbers: gives what features depend on beside pictures and the model's arrays, as JSON values: its dtype,
       how pictures become tiles and pixels numbers.
     handover: what the stage before has left, and where this one leaves its own.
+    own_eyes: other models that need pixels (`training.teachers`): they keep them in views of theirs.
 
   Raises:
     UserError: something is to be kept for certain that cannot be; the folder cannot be written.
   """
   if not apart(config, split.params, terms):
     return None
-  vision = FrozenVision(split, terms, memory)
+  vision = FrozenVision(split, terms, memory, own_eyes)
   identity = lambda: vision.identity(split.frozen, numbers())
   vision.store = open_store(config.cache_vision_folder, identity, "config.train.cache_vision_folder")
   if handover is not None and memory is not None:
@@ -196,8 +198,11 @@ class FrozenVision:
     encoded, reused: tiles of this process so far that the tower has seen, and that it need not.
   """
 
-  def __init__(self, split: Split, terms: Terms, memory: Memory | None):
-    """`memory`: where features are kept; None for nowhere."""
+  def __init__(
+    self, split: Split, terms: Terms, memory: Memory | None, own_eyes: frozenset[str] = frozenset()
+  ):
+    """`memory`: where features are kept; None for nowhere. `own_eyes`: as of `make`."""
+    self._own_eyes = own_eyes
     self._split, self._mesh, self._memory = split, split.mesh, memory
     self.store: FeatureStore | None = None
     before = any(objective.wants.vision for _, objective in terms.values())
@@ -243,8 +248,15 @@ class FrozenVision:
     for place, row in found.items():
       features[place] = row
     seen = {"features_NPD": features} if self._connected else {"vision": Features(features, self._grid)}
+    views = {name: dataclasses.replace(batch.view(name), extra={}, views={}) for name in self._own_eyes}
     batch = dataclasses.replace(
-      batch, pixels_NHWC=None, pixel_mask_NHW=None, normal=None, extra=extra, **seen
+      batch,
+      pixels_NHWC=None,
+      pixel_mask_NHW=None,
+      normal=None,
+      extra=extra,
+      views={**batch.views, **views},
+      **seen,
     )
     return batch, seconds, flops
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,10 +19,11 @@ from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, RunConfig, check_dtype, read_json
 from spatialvlm.core import axes
 from spatialvlm.data import pipeline, tile_keys
+from spatialvlm.data.views import View
 from spatialvlm.models import execution
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import Processor, load_processor
-from spatialvlm.training import export, frozen_vision, objectives, optim, phases, plots
+from spatialvlm.training import export, frozen_vision, objectives, optim, phases, plots, taught, teachers
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION
@@ -74,24 +76,32 @@ def _train(
   objectives.read_vocabulary(terms, processor.token_ids)
   steps_phases = make_phases(config, terms)
   check_data(config, terms)
+  dense = bool(objectives.extra_of(terms))
+  asked = teachers.find(config, terms, hub.read_config(folder, dtype=config.model.dtype), processor)
+  objectives.meet(terms, {name: teacher.other for name, teacher in asked.items()})
+  own_eyes, stores = teachers.own_eyes(asked, terms), teachers.stores(config, asked)
   notes: list[str] = []
   memory = frozen_vision.memory_of(config.train)
-  # Dense targets lie where pixels do: who reads them has all pictures made.
-  in_memory = None if memory is None or objectives.extra_of(terms) else memory.__contains__
-  streams = open_streams(config, processor, notes.append, shards_of(mesh), in_memory)
-  model = build_model(config, mesh)
+  # Dense targets lie where pixels do: who reads them has all pictures made, and so has a teacher of its own,
+  # or one whose logits go by pixels.
+  in_memory = None if memory is None or dense or own_eyes or stores else memory.__contains__
+  views = teachers.views(asked)
+  streams = open_streams(config, processor, notes.append, shards_of(mesh), in_memory, views, stores)
+  base = loading.load_base(config.model, mesh)
+  others = teachers.load(asked, base, mesh)
+  model = build_model(config, mesh, base)
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
-  split = state_lib.Split(model, trainable, mesh, heads)
+  split = state_lib.Split(model, trainable, mesh, heads, others)
   numbers = lambda: {
     "dtype": config.model.dtype,
     "tiles": repr(processor.tiler),
     "pixels": hashlib.sha256(processor.normal.data).hexdigest(),
   }
-  vision = frozen_vision.make(config.train, split, terms, memory, numbers, handover)
-  del model, heads
+  vision = frozen_vision.make(config.train, split, terms, memory, numbers, handover, own_eyes)
+  del base, model, heads, others
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
   fresh = state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
@@ -102,7 +112,7 @@ def _train(
   scores.check(config.train)
 
   # Only now, when all that can be wrong at the start has been seen: a claimed folder keeps its settings.
-  continues = claim(workdir, config)
+  continues = claim(workdir, config, asked)
   sizes = [math.prod(value.shape) for name, value in fresh.params.items() if state_lib.is_head(name)]
   beside = f" and {sum(sizes):,} of heads" if sizes else ""
   begins = "continues" if continues else "begins"
@@ -142,6 +152,7 @@ def _train(
     evaluate=scores.during if config.train.evaluate_every else None,
     pad_id=processor.pad_id,
     tile_size=processor.layout.tile_size,
+    view_tiles={name: view.processor.layout.tile_size for name, view in views.items()},
   )
   outcome = fit(config, parts, fresh, workdir, config_lib.to_dict(config))
   if vision is not None and vision.encoded + vision.reused:
@@ -173,14 +184,18 @@ def open_streams(
   on_note: Callable[[str], None],
   shards: int = 1,
   known: tile_keys.Known | None = None,
+  views: Mapping[str, View] | None = None,
+  stores: Mapping[str, taught.Store] | None = None,
 ) -> tuple[Iterator, Iterable | None]:
   """This process's share of the training stream and of the validation batches, for so many shards.
 
   Args:
     known: which features are kept, where pictures of which they are need not be made.
+    views: what teachers read of the same examples; stores: what those say of them that are cached.
   """
   share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_note": on_note}
-  share |= {"keys": True, "known": known}
+  share |= {"keys": True, "known": known, "views": views}
+  share["extras"] = functools.partial(taught.extras, stores) if stores else None
   size = config.train.batch_size
   read = phases.examples_read(phases.make_phases(config.phases), size)
   rows = shards * config.train.accumulation
@@ -229,11 +244,23 @@ def assembled(model: ModelConfig) -> ModelConfig:
   return hub.assembled(model)
 
 
-def claim(workdir: pathlib.Path, config: RunConfig) -> bool:
-  """Process 0 makes the workdir while the others wait: half of one would look like somebody else's folder."""
+def claim(
+  workdir: pathlib.Path, config: RunConfig, asked: Mapping[str, teachers.Teacher] | None = None
+) -> bool:
+  """Process 0 makes the workdir while the others wait: half of one would look like somebody else's folder.
+
+  Args:
+    asked: its teachers, whose weights must stay the same too; None of a finished run, which asks nobody.
+  """
   continues, model = False, config.model
   if jax.process_index() == 0:
-    identity = {"model": loading.identity(model)["model"]}
+    identity: dict[str, Any] = {"model": loading.identity(model)["model"]}
+    if asked is None:
+      said = workdir / workdir_lib.IDENTITY_FILE
+      others = read_json(said).get("teachers") if said.exists() else None
+    else:
+      others = {name: hashes for name, teacher in asked.items() if (hashes := teacher.identity())}
+    identity |= {"teachers": others} if others else {}
     continues = workdir_lib.claim(workdir, config, identity)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("workdir")
@@ -310,9 +337,9 @@ def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     )
 
 
-def build_model(config: RunConfig, mesh: jax.sharding.Mesh) -> Vlm:
-  """The model on its mesh, adapters attached."""
-  model = peft.apply(loading.load_base(config.model, mesh), config.peft)
+def build_model(config: RunConfig, mesh: jax.sharding.Mesh, base: Vlm | None = None) -> Vlm:
+  """The model on its mesh, adapters attached to `base`, in place, where it was loaded already."""
+  model = peft.apply(base or loading.load_base(config.model, mesh), config.peft)
   return execution.apply(model, execution.Execution(config.model.attention, config.train.remat))
 
 

@@ -16,7 +16,7 @@ from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
 from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.processing.processor import load_processor
-from spatialvlm.training import frozen_vision, objectives, one_run
+from spatialvlm.training import frozen_vision, objectives, one_run, teachers
 from spatialvlm.types import UserError
 
 _PLAIN = re.compile(r"[A-Za-z0-9][\w-]*")
@@ -127,10 +127,13 @@ def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
     peft.check_layers(abstract, run.peft)
     if frozen_vision.for_certain(run.train):
       frozen_vision.apart(run.train, _trained(config, run.peft), terms)
+    processor = load_processor(folder, **built.tiling)
+    one_run.check_data(run, terms)
+    asked = teachers.find(dataclasses.replace(run, model=model), terms, config, processor)
+    objectives.meet(terms, {name: teacher.other for name, teacher in asked.items()})
     for _, objective in terms.values():
       objective.check(config)
-    objectives.read_vocabulary(terms, load_processor(folder, **built.tiling).token_ids)
-    one_run.check_data(run, terms)
+    objectives.read_vocabulary(terms, processor.token_ids)
   except UserError as error:
     raise UserError(f"config.stages.{stage}: {error}") from None
 

@@ -82,6 +82,8 @@ class Split:
       trainable: an nnx filter over the VLM, `(path, variable) -> bool`. Of heads every `nnx.Param` is
         trained, of others nothing is.
       mesh: arrays that do not lie on it yet (new adapters, heads) are put to their logical places.
+      others: arrays that they have in common with the frozen part of a model before them are kept once, so
+        that the base of an adapted model takes no memory of its own.
 
     Raises:
       UserError: nothing is trainable, or a trainable is no float32 array.
@@ -93,12 +95,17 @@ class Split:
     # Only the shells stay here: a second reference would keep donated buffers alive.
     self._graphs: dict[str, nnx.GraphDef] = {}
     self._shells: dict[str, tuple[dict, dict]] = {}
+    # The name of the array that another model's variable takes its value from, where it has none of its own.
+    self._shared: dict[str, str] = {}
     self._heads, self._others = tuple(heads or ()), tuple(others or ())
+    # Frozen arrays as the models hold them, by identity; the models live as long as this is read.
+    self._raw: dict[int, str] = {}
     self._cut("", vlm, trainable)
     for name, head in (heads or {}).items():
       self._cut(f"{HEADS}{name}.", head, nnx.Param)
     for name, other in (others or {}).items():
-      self._cut(f"{OTHERS}{name}.", other, nnx.Nothing())
+      self._cut(f"{OTHERS}{name}.", other, nnx.Nothing(), shares=True)
+    self._raw = {}
     if not self.params:
       raise UserError("nothing is trained: config.peft names no adapter and no parameter; set target or full")
     for name, value in self.params.items():
@@ -117,18 +124,24 @@ class Split:
       {name: self._merged(f"{OTHERS}{name}.", params, frozen) for name in self._others},
     )
 
-  def _cut(self, prefix: str, model: nnx.Module, trainable: Any) -> None:
+  def _cut(self, prefix: str, model: nnx.Module, trainable: Any, shares: bool = False) -> None:
     self._graphs[prefix], *states = nnx.split(model, trainable, ...)
     named = [_by_name(state, prefix) for state in states]
+    raw = {name: id(item[1].get_raw_value()) for name, item in named[1].items()}
+    shared = {name: self._raw[array] for name, array in raw.items() if shares and array in self._raw}
     for found, arrays in zip(named, (self.params, self.frozen), strict=True):
       if twice := found.keys() & (self.params.keys() | self.frozen.keys()):
         raise ValueError(f"two arrays have one name: {sorted(twice)}")
-      arrays |= {name: _place(item, self.mesh) for name, item in found.items()}
+      arrays |= {name: _place(item, self.mesh) for name, item in found.items() if name not in shared}
+    self._shared |= shared
+    self._raw |= {array: name for name, array in raw.items() if name not in shared}
     self._shells[prefix] = tuple({name: _shell(item) for name, item in found.items()} for found in named)
 
   def _merged(self, prefix: str, params: Params, frozen: Params) -> nnx.Module:
     states = [
-      nnx.State.from_flat_path({path: shell.replace(values[name]) for name, (path, shell) in shells.items()})
+      nnx.State.from_flat_path(
+        {path: shell.replace(values[self._shared.get(name, name)]) for name, (path, shell) in shells.items()}
+      )
       for values, shells in zip((params, frozen), self._shells[prefix], strict=True)
     ]
     return nnx.merge(self._graphs[prefix], *states)

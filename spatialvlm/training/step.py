@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatialvlm.core import axes
 from spatialvlm.peft import seed_dropout
-from spatialvlm.training.objectives import Models, Terms, wants_of
+from spatialvlm.training.objectives import Models, Terms, asks_of, wants_of
 from spatialvlm.training.state import Params, Split, TrainState, is_head, weights
 from spatialvlm.types import Batch
 
@@ -116,14 +116,16 @@ def make_loss_step(split: Split, terms: Terms) -> Callable[[TrainState, Params, 
 
 
 def _terms_of(split: Split, terms: Terms) -> Callable[..., dict[str, tuple]]:
-  """`(params, frozen, batch, key, dropout=True) -> {name: (sum, weight, metrics)}`, of one pass."""
-  wants = wants_of(terms)
+  """`(params, frozen, batch, key, dropout=True) -> {name: (sum, weight, metrics)}`, of one pass a model."""
+  wants, asks = wants_of(terms), asks_of(terms)
 
   def terms_of(params, frozen, batch, key, dropout=True):
     trainee = split.trainee(params, frozen)
     vlm = seed_dropout(trainee.vlm, key) if dropout else trainee.vlm
     outputs = vlm.read(batch, wants)
-    shown = lambda name: Models(vlm, trainee.heads.get(name), trainee.others)
+    ask = lambda name: jax.lax.stop_gradient(trainee.others[name].read(batch.view(name), asks[name]))
+    asked = {name: ask(name) for name in sorted(asks)}
+    shown = lambda name: Models(vlm, trainee.heads.get(name), trainee.others, asked)
     return {name: objective(outputs, shown(name), batch, key) for name, (_, objective) in terms.items()}
 
   return terms_of

@@ -21,7 +21,7 @@ import numpy as np
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.once import OnceCache
 from spatialvlm.types import Deferred, Question, UserError, choice_prompt
-from spatialvlm.worlds import candidates, pools, questions, world
+from spatialvlm.worlds import candidates, facts, pools, questions, world
 from spatialvlm.worlds.plans import Found, Placed, Wish, plan
 
 # Pictures among which questions are spread; the last block has the rest too.
@@ -233,6 +233,7 @@ class PictureQuestions:
       key=f"scenes/{self.seed}/{picture}/{self.image_size}/{drawn}",
       make=lambda: self._drawn(picture, boxes),
       depth=lambda: self._depth(picture),
+      facts=lambda: self._told(picture, boxes),
     )
 
   def _rendered(self, picture: int) -> tuple[world.Pool, int]:
@@ -244,6 +245,10 @@ class PictureQuestions:
     pool, b = self._rendered(picture)
     return pool.rendering.depth[b]
 
+  def _told(self, picture: int, boxes: Mapping[int, str]) -> str:
+    pool, b = self._rendered(picture)
+    return facts.of_pool(pool, b, pool.layout.color[b], boxes)
+
   def _drawn(self, picture: int, boxes: Mapping[int, str]) -> np.ndarray:
     pool, b = self._rendered(picture)
     image = world.paint(pool, b)
@@ -254,9 +259,10 @@ class PictureQuestions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture(Deferred):
-  """A picture with its depth in metres, (H, W) float32, 0 for sky."""
+  """A picture with its depth in metres, (H, W) float32, 0 for sky, and the scene in words (`facts.said`)."""
 
   depth: Callable[[], np.ndarray]
+  facts: Callable[[], str]
 
 
 def _listed(kind: str, tables: Sequence[candidates.Table], count: int) -> Found:

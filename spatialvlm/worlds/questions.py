@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Question, UserError, choice_prompt
-from spatialvlm.worlds import pools, world
+from spatialvlm.worlds import facts, pools, world
 
 KINDS = ("Count", "Relation", "Depth", "Distance")
 # Pools that are looked through before the rules' agreement is given up.
@@ -92,6 +92,20 @@ class _Found:
   exhausted: bool
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Described:
+  """A question and what is known of its picture.
+
+  Attributes:
+    depth: (H, W) float32, metres along the optical axis, 0 for sky.
+    facts: gives the scene in words (`facts.said`).
+  """
+
+  question: Question
+  depth: np.ndarray
+  facts: Callable[[], str]
+
+
 class SceneQuestions(Sequence[Question]):
   """Question number i of a seed is always the same, whatever was read before. Thread-safe.
 
@@ -132,13 +146,10 @@ class SceneQuestions(Sequence[Question]):
     return self.size or ENDLESS
 
   def __getitem__(self, index: int) -> Question:
-    return self.with_depth(index)[0]
+    return self.described(index).question
 
-  def with_depth(self, index: int) -> tuple[Question, np.ndarray]:
-    """Question number `index`, and how far its picture's pixels are.
-
-    The map is (image_size, image_size) float32 in metres along the optical axis, 0 for sky.
-    """
+  def described(self, index: int) -> Described:
+    """Question number `index` with what is known of its picture."""
     index = int(index)
     if not 0 <= index < len(self):
       raise IndexError(index)
@@ -199,12 +210,13 @@ class SceneQuestions(Sequence[Question]):
 
   def _compose(
     self, index: int, kind: str, wish: _Wish, found: _Found, rng: np.random.Generator
-  ) -> tuple[Question, np.ndarray]:
+  ) -> Described:
     pool, scene, picture = found.source.pool, found.scene, found.source.pool
     if self.image_size != pool.size:
       picture, scene = world.zoom(pool, scene, self.image_size), 0
     colors = _paint_order(wish, found, kind, rng)[picture.layout.color[scene]]
     image, depth = world.paint(picture, scene, colors), picture.rendering.depth[scene]
+    told = lambda drawn: lambda: facts.of_pool(picture, scene, colors, drawn)
     number = found.source.first + found.scene
     shared = dict(
       idx=index,
@@ -217,13 +229,14 @@ class SceneQuestions(Sequence[Question]):
     )
     if kind == "Count":
       text = count_text(int(found.roles[0]), wish.names[0][1])
-      return _question(shared, "2D", text, [str(n) for n in wish.numbers]), depth
+      question = _question(shared, "2D", text, [str(n) for n in wish.numbers])
+      return Described(question, depth, told({}))
     shapes = picture.layout.scene.shape[scene]
     names = [f"{world.COLORS[colors[o]]} {world.SHAPES[shapes[o]]}" for o in found.roles]
     boxes = [tuple(float(v) for v in picture.rendering.box[scene, o]) for o in found.roles]
-    if kind != "Relation" or wish.marked:
-      for box, color in zip(boxes, BOX_ORDER[kind], strict=False):
-        world.draw_box(image, box, color)
+    drawn = BOX_ORDER[kind] if kind != "Relation" or wish.marked else ()
+    for box, color in zip(boxes, drawn, strict=False):
+      world.draw_box(image, box, color)
     target = found.roles[0]
     shared |= dict(
       target_class=names[0], target_size=int(picture.rendering.visible[scene, target]), bbox=tuple(boxes)
@@ -233,7 +246,7 @@ class SceneQuestions(Sequence[Question]):
     question = _question(
       shared, "2D" if kind == "Relation" else "3D", text, choices[::-1] if swapped else choices
     )
-    return question, depth
+    return Described(question, depth, told({int(o): c for o, c in zip(found.roles, drawn, strict=False)}))
 
 
 def checked_kinds(kinds: Mapping[str, float] | Iterable[str]) -> dict[str, float]:

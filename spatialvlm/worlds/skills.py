@@ -20,7 +20,7 @@ import numpy as np
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS
 from spatialvlm.types import LETTERS, Deferred, Example, Turn, UserError, choice_prompt
-from spatialvlm.worlds import world
+from spatialvlm.worlds import facts, world
 from spatialvlm.worlds.rounds import Block, Rounds
 from spatialvlm.worlds.targets import (
   BOXES,
@@ -321,6 +321,7 @@ class SceneSkills:
       id=f"{self.seed}/{index}",
       task=tasks[0],
       source="skills",
+      facts=None if picture is None else lambda: facts.of_frame(picture.frame, picture.boxes),
       dense=dense_targets(picture) if picture is not None and dense else {},
     )
 

@@ -96,6 +96,7 @@ class Stream:
       blind={"fake": sum(i % 4 == 3 for i in range(self.size)[rows])},
       skipped={f"fake[{number * self.size + i}]": "broken" for i in range(self.size)[rows] if i == 9},
       bucket=Bucket(LENGTH, 0, TARGETS),
+      views={},
       samples=len(batch.tokens_BT),
       tokens=batch.tokens_BT.size,
       targets=int((index[rows] >= 0).sum()),

@@ -113,7 +113,11 @@ class HubExamples(Sequence[Example]):
       task=tag_of(row.get("task")),
       source=tag_of(row.get("source")),
       files=file_names(self._rows.pictures(row, index)[1]),
+      facts=None if is_empty(row.get("facts")) else lambda: self._text(row, index, "facts"),
     )
+
+  def _text(self, row: Mapping[str, Any], index: int, name: str) -> str:
+    return text_of(row[name], self._rows.place(index, name))
 
   def _turns(self, row: Mapping[str, Any], index: int, images: int) -> tuple[Turn, ...]:
     if "messages" not in row and (self._config.choices or not is_empty(row.get("choices"))):

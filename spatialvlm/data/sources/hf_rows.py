@@ -18,7 +18,7 @@ from spatialvlm.data.sources.hf_tables import Table
 from spatialvlm.types import Deferred, UserError
 
 # A column that carries one of these names serves without being mapped.
-FOUND = ("image", "images", "question", "choices", "answer", "messages", "id", "task", "source")
+FOUND = ("image", "images", "question", "choices", "answer", "messages", "id", "task", "source", "facts")
 OURS = (*FOUND, "prompt", "type", "source_dataset")
 _PICTURES = ("image", "images")
 _JOINED = ("image", "images", "choices")  # may be spread over several columns

@@ -11,25 +11,29 @@ import numpy as np
 
 from spatialvlm.config import LlavaConfig
 from spatialvlm.data.sources import pictures
-from spatialvlm.data.sources.cells import is_empty, tag_of
+from spatialvlm.data.sources.cells import is_empty, tag_of, text_of
 from spatialvlm.data.sources.conversation import parse_turns, picture_cells, refuse_two
 from spatialvlm.data.sources.json_files import open_records
 from spatialvlm.data.sources.registry import Source
 from spatialvlm.data.sources.unread import UnreadError, refusal, unread
 from spatialvlm.types import Example, Turn, UserError
 
-_READ = ("id", "image", "images", "conversations", "messages", "task", "source")
+_READ = ("id", "image", "images", "conversations", "messages", "task", "source", "facts")
 _TALKS = ("conversations", "messages")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-  """What is kept of a record; its pictures as cells, or their number where they stand in the file itself."""
+  """What is kept of a record.
+
+  Its `facts` as they stand; its pictures as cells, or their number where they stand in the file itself.
+  """
 
   id: str
   images: tuple[Any, ...]
   turns: tuple[Turn, ...]
   task: str
+  facts: Any
 
 
 def examples(config: LlavaConfig, *, defer: bool = False) -> Source:
@@ -42,7 +46,8 @@ class Llava(Sequence[Example]):
   """The conversations of a file; their images are read when asked for.
 
   A record has `conversations` (or `messages`: see `conversation.parse_turns`), and `image` or `images`: what
-  `pictures.locate` takes, names of files under `image_root` or base64; none, or empty, for text alone. All
+  `pictures.locate` takes, names of files under `image_root` or base64; none, or empty, for text alone. Its
+  `facts` are what is true of them, in words, for teachers that are told (`Example.facts`). All
   records are checked when the file is opened, also that their images are there.
 
   Args:
@@ -92,7 +97,11 @@ class Llava(Sequence[Example]):
       pictures.load(cell, self._root, f"{where}, {_called(cell)}") for cell in self._cells(index % len(self))
     )
     files = pictures.file_names(record.images)
-    return Example(images=images, turns=record.turns, id=record.id, task=record.task, files=files)
+    told = lambda: text_of(record.facts, f"{where}, 'facts'")
+    facts = None if is_empty(record.facts) else told
+    return Example(
+      images=images, turns=record.turns, id=record.id, task=record.task, files=files, facts=facts
+    )
 
   def picture_counts(self, size: int) -> np.ndarray:
     """How many images each of the first `size` records has."""
@@ -127,7 +136,7 @@ class Llava(Sequence[Example]):
     kept = tuple(cell if pictures.may_be_name(cell) else None for cell in cells)
     turns = parse_turns(row["messages"], len(cells))
     refuse_two(raw, self._talks, len(cells), f'set ignore="({self._talks[-1]!r},)"')
-    return _Record(tag_of(raw.get("id")), kept, turns, task)
+    return _Record(tag_of(raw.get("id")), kept, turns, task, raw.get("facts"))
 
 
 def _called(cell: Any) -> str:

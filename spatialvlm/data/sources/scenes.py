@@ -34,11 +34,13 @@ def examples(config: ScenesConfig, *, defer: bool = False) -> Source:
 
 
 class SceneExamples(QuestionExamples):
-  """Questions about rendered scenes as examples, each with its picture's `depth` in metres."""
+  """Questions about rendered scenes as examples, each with its picture's `depth` in metres, and in words."""
 
   def __getitem__(self, index: int) -> Example:
-    question, depth = self.questions.with_depth(index)
-    return dataclasses.replace(question_to_example(question), dense={"depth": depth})
+    found = self.questions.described(index)
+    return dataclasses.replace(
+      question_to_example(found.question), dense={"depth": found.depth}, facts=found.facts
+    )
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
     return [self[index] for index in indices]
@@ -68,5 +70,6 @@ class PictureExamples(Sequence[Example]):
     for index in indices:
       asked = [question_to_example(question) for question in self._conversations[int(index)]]
       turns = tuple(turn for example in asked for turn in example.turns)
-      found.append(dataclasses.replace(asked[0], turns=turns, id=str(index)))
+      (picture,) = asked[0].images
+      found.append(dataclasses.replace(asked[0], turns=turns, id=str(index), facts=picture.facts))
     return found

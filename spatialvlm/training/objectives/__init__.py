@@ -15,8 +15,11 @@ from spatialvlm.models.outputs import Wants
 from spatialvlm.models.vlm import VlmConfig
 from spatialvlm.training.objectives.answer import Answer
 from spatialvlm.training.objectives.depth_probe import DepthProbe
+from spatialvlm.training.objectives.distil import Distil
+from spatialvlm.training.objectives.distil_hidden import DistilHidden
+from spatialvlm.training.objectives.distil_relations import DistilRelations
 from spatialvlm.training.objectives.grpo import Grpo
-from spatialvlm.training.objectives.objective import Metrics, Models, Objective
+from spatialvlm.training.objectives.objective import Metrics, Models, Objective, Other
 from spatialvlm.training.objectives.words import Words
 from spatialvlm.types import UserError
 
@@ -24,16 +27,22 @@ __all__ = [
   "OBJECTIVES",
   "Answer",
   "DepthProbe",
+  "Distil",
+  "DistilHidden",
+  "DistilRelations",
   "Grpo",
   "Metrics",
   "Models",
   "Objective",
+  "Other",
   "Terms",
+  "asks_of",
   "check_data",
   "extra_of",
   "make_heads",
   "make_objective",
   "make_objectives",
+  "meet",
   "of_phases",
   "read_vocabulary",
   "typed",
@@ -42,6 +51,9 @@ __all__ = [
 
 OBJECTIVES: dict[str, type[Objective]] = {
   "answer": Answer,
+  "distil": Distil,
+  "distil_hidden": DistilHidden,
+  "distil_relations": DistilRelations,
   "words": Words,
   "depth_probe": DepthProbe,
   "grpo": Grpo,
@@ -101,6 +113,15 @@ def wants_of(terms: Terms) -> Wants:
   return wants
 
 
+def asks_of(terms: Terms) -> dict[str, Wants]:
+  """All that the terms ask of other models, by their names."""
+  asks: dict[str, Wants] = {}
+  for _, objective in terms.values():
+    for name, wants in objective.asks.items():
+      asks[name] = asks.get(name, Wants()) | wants
+  return asks
+
+
 def extra_of(terms: Terms) -> frozenset[str]:
   """The arrays of `Batch.extra` that the terms need of the data."""
   return frozenset(name for _, objective in terms.values() for name in objective.extra)
@@ -109,6 +130,16 @@ def extra_of(terms: Terms) -> frozenset[str]:
 def of_phases(terms: Terms) -> frozenset[str]:
   """The arrays of `Batch.extra` that the terms need of a phase."""
   return frozenset(name for _, objective in terms.values() for name in objective.of_phases)
+
+
+def meet(terms: Terms, others: Mapping[str, Other]) -> None:
+  """Tells each term what is known of the models that it asks, by name.
+
+  Raises:
+    UserError: one of them cannot give what is asked.
+  """
+  for _, objective in terms.values():
+    objective.meet({name: others[name] for name in objective.asks})
 
 
 def make_heads(terms: Terms, model: VlmConfig, seed: int) -> dict[str, nnx.Module]:

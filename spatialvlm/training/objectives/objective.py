@@ -5,6 +5,7 @@
     class Mine(Objective):
       Settings = MySettings            # frozen dataclass: what `config.losses.NAME.kwargs` may hold
       wants = Wants(image=True)        # what of the model it reads; one pass serves all terms of a step
+      asks = {"base": Wants(...)}      # what of other models, by name (`training.teachers`), likewise
       extra = ("depth",)               # arrays of `Batch.extra` that it needs, of the data
       of_phases = ()                   # those that it needs of a phase (`training.phases`)
       validates = True                 # whether it says something of held-out data as it is
@@ -18,13 +19,14 @@ averaged in the same way; of one that is called `rmse` or `..._rmse` the root of
 float32. A row of a batch may hold several conversations (`data.packing`): add up over targets, tokens or
 tiles, never over rows.
 
-An objective may not run a tower: it asks by `wants`, so that terms share one pass. Of the VLM itself it may
-use what is cheap, such as the vocabulary product of a few vectors.
+An objective may not run a tower: it asks by `wants`, and other models by `asks`, so that terms share one pass
+of each. Of the models themselves it may use what is cheap, such as the vocabulary product of a few vectors.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -46,12 +48,31 @@ class Models:
   Attributes:
     vlm: the model, as it stands in this step.
     head: the objective's own, None where it has none.
-    others: models by name that are only asked (`training.state.Trainee.others`); no gradient reaches them.
+    others: models by name that are only asked (`training.teachers`); no gradient reaches them.
+    asked: what the terms ask of them, by name: of one pass each over `batch.view(name)`.
   """
 
   vlm: Any
   head: nnx.Module | None = None
   others: Mapping[str, nnx.Module] = dataclasses.field(default_factory=dict)
+  asked: Mapping[str, Outputs] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+  """What is known of a model that is asked, before it is there.
+
+  Attributes:
+    model: its configuration.
+    same_tokens: it reads the very batch; otherwise a view of it (`Batch.views`).
+    same_pictures: its image tokens show the same tiles, in the same order and number.
+    cached: it is not there: the likeliest tokens that it finds come in the batch (`training.taught`).
+  """
+
+  model: VlmConfig
+  same_tokens: bool = True
+  same_pictures: bool = True
+  cached: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +90,7 @@ class Objective:
 
   Settings: ClassVar[type] = NoSettings
   wants: Wants = Wants()
+  asks: Mapping[str, Wants] = types.MappingProxyType({})
   extra: tuple[str, ...] = ()
   of_phases: tuple[str, ...] = ()
   validates: bool = True
@@ -77,6 +99,14 @@ class Objective:
     """Raises a UserError for settings that cannot work with any model."""
     self.settings = self.Settings() if settings is None else settings
     self.where = where
+
+  def meet(self, others: Mapping[str, Other]) -> None:
+    """Called once, before `check` and `head`, with what is known of the models that it asks, by name.
+
+    Of a model that is cached it may ask nothing from then on (`asks`), but name arrays instead (`extra`).
+
+    Raises a UserError where one of them cannot give what is asked.
+    """
 
   def check(self, model: VlmConfig) -> None:
     """Raises a UserError where this model cannot give what is wanted; called before anything is written."""

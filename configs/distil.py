@@ -1,0 +1,81 @@
+"""Distillation on the embedded world: docs/distillation.md.
+
+`--config=configs/distil.py:tiny` teaches the small model CV-Bench's questions, and holds what it says to what
+its base says. `--config=configs/distil.py:tiny-run` teaches it what another run knows: runs/tiny, or
+`--config.teachers.teacher.path=...`, is its teacher. Both take two cores some minutes.
+"""
+
+import dataclasses
+
+from spatialvlm.config import (
+  DataConfig,
+  EvalConfig,
+  LossConfig,
+  ModelConfig,
+  OptimConfig,
+  PeftConfig,
+  RunConfig,
+  ScenesConfig,
+  SkillsConfig,
+  TeacherConfig,
+  TrainConfig,
+)
+from spatialvlm.types import UserError
+
+EVERY_LINEAR = r".*text_model.*\.(q|k|v|o|gate|up|down)_proj"
+SCENES = ScenesConfig(image_size=96, tasks=dict(Count=0.3, Relation=0.25, Depth=0.45))
+
+
+def get_config(arg: str = "tiny") -> RunConfig:
+  recipes = {"tiny": _tiny, "tiny-run": _tiny_run}
+  if arg not in recipes:
+    raise UserError(f"configs/distil.py: no recipe {arg!r}; there are {', '.join(recipes)}")
+  return recipes[arg]()
+
+
+def _tiny() -> RunConfig:
+  """The base teaches on every answer; half of them are of skills that it has already."""
+  skills = SkillsConfig(seed=1, weight=0.5)
+  scenes = dataclasses.replace(SCENES, seed=1, weight=0.5)
+  held_out = {
+    "skills": dataclasses.replace(skills, seed=2),
+    "scenes": dataclasses.replace(scenes, seed=2),
+  }
+  return RunConfig(
+    name="distil-tiny",
+    model=ModelConfig(path="checkpoints/smolvlm-tiny"),
+    peft=PeftConfig("lora", target=EVERY_LINEAR, options=dict(rank=16, alpha=32.0)),
+    data=DataConfig(
+      sources={"skills": skills, "scenes": scenes},
+      validation=held_out,
+      validation_size=256,
+      lengths=(136, 208),
+      tiles=(1,),
+      targets=8,
+    ),
+    optim=OptimConfig(
+      "muon", learning_rate=2e-3, warmup_steps=30, kwargs=dict(consistent_rms=0.2, adam_b2=0.98)
+    ),
+    losses={
+      "answer": LossConfig("answer"),
+      "base": LossConfig("distil", weight=0.5, kwargs=dict(teacher="base")),
+    },
+    train=TrainConfig(steps=400, batch_size=16, log_every=50, validate_every=200, checkpoint_every=200),
+    eval=EvalConfig(source=dataclasses.replace(SCENES, seed=1_000_000, size=1200), tiles=(1,)),
+  )
+
+
+def _tiny_run() -> RunConfig:
+  """A student with few parameters; no answer is shown to it, only what its teacher makes of the questions."""
+  first = _tiny()
+  scenes = dataclasses.replace(SCENES, seed=1)
+  return dataclasses.replace(
+    first,
+    name="distil-tiny-run",
+    peft=PeftConfig("lora", target=r".*text_model.*\.(q|v)_proj", options=dict(rank=8, alpha=16.0)),
+    data=dataclasses.replace(
+      first.data, sources={"scenes": scenes}, validation={"scenes": dataclasses.replace(scenes, seed=2)}
+    ),
+    losses={"distil": LossConfig("distil")},
+    teachers={"teacher": TeacherConfig(path="runs/tiny")},
+  )

@@ -1,0 +1,145 @@
+"""What other models read of an example: the same answers behind another prompt, or with other pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spatialvlm.config import DataConfig
+from spatialvlm.data import batch as batches
+from spatialvlm.data.checks import check_encoded
+from spatialvlm.data.packing import rounded
+from spatialvlm.processing.tiling import Tiles
+from spatialvlm.types import IMAGE_MARK, Batch, Example, UserError
+
+if TYPE_CHECKING:
+  from spatialvlm.processing.processor import Encoded, Processor
+
+_FIELD = re.compile(r"\{(facts|prompt)\}")
+_LEADING_MARKS = re.compile(rf"(?:\s*{re.escape(IMAGE_MARK)}\s*)*")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+  """How one other model reads examples.
+
+  Attributes:
+    processor: its own; its tokenizer must be the trained model's.
+    prompt: what it reads in place of the first prompt: a text with `{prompt}`, and `{facts}` where it is told
+      what is true of the pictures. Marks of images that begin a prompt stay before all of it.
+    pictures: whether its batches hold pictures that it cuts itself; else those of the batch are shown, which
+      it must cut alike.
+    where: the setting, for messages.
+  """
+
+  processor: Processor
+  prompt: str = "{prompt}"
+  pictures: bool = False
+  where: str = "view"
+
+  def __call__(self, example: Example) -> Example:
+    """The example as it is asked.
+
+    Raises:
+      UserError: it is to be told facts, and the example has none.
+    """
+    if "{facts}" in self.prompt and example.facts is None:
+      raise UserError(
+        f"{self.where}: has {{facts}}, but this example says none; sources of kind 'scenes' and 'skills' do,"
+        " and rows of yours may, under 'facts'"
+      )
+    first = example.turns[0]
+    marks = _LEADING_MARKS.match(first.prompt).group()
+    said = {"prompt": first.prompt[len(marks) :]}
+    if "{facts}" in self.prompt:
+      said["facts"] = example.facts()
+    asked = marks + _FIELD.sub(lambda found: said[found.group(1)], self.prompt)
+    return dataclasses.replace(example, turns=(dataclasses.replace(first, prompt=asked), *example.turns[1:]))
+
+  def encode(self, example: Example, ours: Encoded, config: DataConfig) -> Encoded:
+    """What is read of an example, of which the trained model reads `ours`.
+
+    Raises:
+      UserError: the example is broken or too large, as `samples.encode`; or its answer is other tokens here.
+    """
+    told = self(example)
+    try:
+      encoded = self.processor.encode(told)
+      sizes = {"longest": config.lengths[-1], "most_tiles": config.tiles[-1]}
+      check_encoded(encoded, told, self.processor.layout, **sizes)
+    except UserError as error:
+      raise UserError(f"as it is read for {self.where.rpartition('.')[0]}: {error}") from error
+    if not np.array_equal(encoded.tokens[encoded.loss_mask], ours.tokens[ours.loss_mask]):
+      raise UserError(
+        f"{self.where.rpartition('.')[0]}: reads this answer as other tokens than the model that it shall"
+        " teach; use a teacher with the same template"
+      )
+    return dataclasses.replace(encoded, extra={})
+
+
+def cut_once(example: Example, processor: Processor, views: Mapping[str, View]) -> Example:
+  """The example with its pictures cut into tiles, where a view is shown the very tiles of the batch."""
+  if all(view.pictures for view in views.values()):
+    return example
+  cut = tuple(i if isinstance(i, Tiles) else processor.tiler(i) for i in example.images)
+  return dataclasses.replace(example, images=cut)
+
+
+def with_views(
+  example: Example, cut: Example, ours: Encoded, views: Mapping[str, View], config: DataConfig
+) -> Encoded:
+  """`ours` with what each view reads of its example, under `Encoded.views`.
+
+  Args:
+    cut: the example as `cut_once` gives it.
+
+  Raises:
+    UserError: as `View.encode`.
+  """
+  read = {name: view.encode(example if view.pictures else cut, ours, config) for name, view in views.items()}
+  return dataclasses.replace(ours, views=read)
+
+
+def collated(
+  rows: Sequence[Encoded],
+  views: Mapping[str, View],
+  config: DataConfig,
+  bucket: batches.Bucket,
+  batch_size: int,
+) -> tuple[dict[str, Batch], dict[str, batches.Bucket]]:
+  """The views of a batch of these rows, packed or not, and their buckets; `bucket` is the batch's own.
+
+  Raises:
+    UserError: a row is larger than the largest bucket.
+  """
+  made, buckets = {}, {}
+  for name, view in views.items():
+    own = [row.views[name] for row in rows]
+    buckets[name] = size = _bucket(own, config, bucket, view.pictures)
+    made[name] = batches.collate(
+      own,
+      **size._asdict(),
+      pad_id=view.processor.pad_id,
+      batch_size=batch_size,
+      normal=view.processor.normal if view.pictures else None,
+    )
+  return made, buckets
+
+
+def _bucket(
+  rows: Sequence[Encoded], config: DataConfig, bucket: batches.Bucket, pictures: bool
+) -> batches.Bucket:
+  longest = max((len(row.tokens) for row in rows), default=1)
+  tiles = max((len(row.tiles) for row in rows), default=0) if pictures else 0
+
+  def room(sizes: Sequence[int], needed: int) -> int:
+    """A packed row, of which the trained model's part is packed tightly, may be larger than any bucket."""
+    return next((size for size in sizes if size >= needed), rounded(needed))
+
+  return batches.Bucket(
+    room(config.lengths, longest), room(config.tiles, tiles) if tiles else 0, bucket.targets, bucket.rows
+  )

@@ -1,0 +1,213 @@
+"""Models that objectives ask and no step trains: teachers, and the model itself as it began.
+
+An objective names them in `Objective.asks`; `config.teachers` says what the names stand for, and `base` is
+always known: the model without what training adds to it. Of a base whatever is frozen in the trained model is
+the very same array (`state.Split`), so that beside adapters it takes no memory at all.
+
+A teacher must have the model's tokenizer, so that a token means the same to both, and may have a larger
+vocabulary, whose further ids are left out of account. Its weights lie on the run's mesh, in the run's numbers
+or its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from spatialvlm import hub, loading
+from spatialvlm.config import ModelConfig, RunConfig, TeacherConfig, check_dtype, nearest
+from spatialvlm.data.views import View
+from spatialvlm.loading import Found
+from spatialvlm.models.vlm import Vlm, VlmConfig
+from spatialvlm.processing import alike
+from spatialvlm.processing.processor import Processor, load_processor
+from spatialvlm.training import runs, taught
+from spatialvlm.training.objectives import Other, Terms, asks_of
+from spatialvlm.types import UserError
+
+# The name of the model itself without what training adds, and the path that says so.
+BASE = "base"
+_OF_A_FOLDER = ("revision", "adapter", "dtype")
+_TILING = ("max_tiles", "longest_edge", "split_images")
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A model that is asked, found and not loaded yet.
+
+  Attributes:
+    found: where it is; None for the model itself without what training adds.
+    model: its configuration.
+    view: how it reads examples; None where it reads the very tokens and pixels that the trained model reads.
+    config: its settings.
+    numbers: what its logits depend on beside weights, settings and examples, as JSON values.
+  """
+
+  found: Found | None
+  model: VlmConfig
+  view: View | None = None
+  config: TeacherConfig = TeacherConfig()
+  numbers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def other(self) -> Other:
+    """What objectives are told of it."""
+    pictures = self.view is not None and self.view.pictures
+    return Other(self.model, self.view is None, not pictures, self.config.cache is not None)
+
+  def identity(self) -> dict[str, Any]:
+    """Hashes of its weights; empty for the model itself, whose own are known."""
+    return self.found.identity() if self.found else {}
+
+
+def find(config: RunConfig, terms: Terms, student: VlmConfig, processor: Processor) -> dict[str, Teacher]:
+  """The teachers that the terms ask, by name.
+
+  Args:
+    student: of the model that is trained, and `processor` what it reads.
+
+  Raises:
+    UserError: a name that `config.teachers` lacks, or one that no term asks; a model that is not there; one
+      of another tokenizer or of a smaller vocabulary; a prompt without its question.
+  """
+  asks = asks_of(terms)
+  configs = {BASE: TeacherConfig()} | dict(config.teachers)
+  for name in asks:
+    if name not in configs:
+      term = next(objective for _, objective in terms.values() if name in objective.asks)
+      raise UserError(
+        f"{term.where}: asks a teacher {name!r}, but config.teachers has none; "
+        f"{nearest(name, configs)}, or set config.teachers.{name}.path"
+      )
+  for name in config.teachers:
+    if name not in asks:
+      raise UserError(
+        f"config.teachers.{name}: no loss asks it; name it in a loss's kwargs.teacher, or leave it out"
+      )
+  return {name: _find(name, configs[name], config.model, student, processor) for name in sorted(asks)}
+
+
+def load(teachers: Mapping[str, Teacher], base: Vlm, mesh: Mesh) -> dict[str, nnx.Module]:
+  """The models, on the mesh.
+
+  Args:
+    base: the model before anything is added to it.
+  """
+  return {
+    name: plain(base) if teacher.found is None else teacher.found.load(mesh)
+    for name, teacher in teachers.items()
+    if teacher.config.cache is None
+  }
+
+
+def stores(config: RunConfig, teachers: Mapping[str, Teacher]) -> dict[str, taught.Store]:
+  """The logits of those that are cached, by name.
+
+  Raises:
+    UserError: a folder is of another teacher.
+  """
+  return {name: store(config, name, t) for name, t in teachers.items() if t.config.cache is not None}
+
+
+def store(config: RunConfig, name: str, teacher: Teacher) -> taught.Store:
+  """The logits of a teacher with a cache, as far as they are there already.
+
+  Raises:
+    UserError: the folder is of another teacher.
+  """
+  where, said = f"config.teachers.{name}.cache", teacher.config
+  base = loading.identity(config.model) | {"seed": config.model.seed if config.model.from_scratch else None}
+  identity = {
+    "teacher": teacher.identity() or base,
+    "top": min(said.top, teacher.numbers["vocabulary"]),
+    "prompt": said.prompt,
+    **teacher.numbers,
+  }
+  return taught.Store(said.cache, identity, told="{facts}" in said.prompt, where=where)
+
+
+def plain(vlm: Vlm) -> Vlm:
+  """A module of its own of the same arrays, which surgery on the other leaves as it is."""
+  graph, state = nnx.split(vlm)
+  return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
+
+
+def own_eyes(teachers: Mapping[str, Teacher], terms: Terms) -> frozenset[str]:
+  """Names of those that need pixels where the trained model takes features of a frozen tower."""
+  asks = asks_of(terms)
+  own = lambda t: t.found is not None or bool(t.view and t.view.pictures)
+  return frozenset(name for name, wants in asks.items() if own(teachers[name]) or wants.of_encoder)
+
+
+def views(teachers: Mapping[str, Teacher]) -> dict[str, View]:
+  """How those read examples that read them in a way of their own, by name."""
+  return {name: t.view for name, t in teachers.items() if t.view and t.config.cache is None}
+
+
+def _find(
+  name: str, config: TeacherConfig, model: ModelConfig, student: VlmConfig, processor: Processor
+) -> Teacher:
+  where = f"config.teachers.{name}"
+  if "{prompt}" not in config.prompt:
+    raise UserError(
+      f"{where}.prompt: {config.prompt!r} leaves the question out; write {{prompt}} in its place"
+    )
+  if config.top < 1:
+    raise UserError(f"{where}.top: {config.top}; one token at least")
+  own_tiling = {key: getattr(config, key) for key in _TILING if getattr(config, key) is not None}
+  tiling = model.tiling | own_tiling
+  if config.path == BASE:
+    for key in _OF_A_FOLDER:
+      if getattr(config, key) is not None:
+        raise UserError(f"{where}.{key}: with path 'base' it is the run's own model; leave it out")
+    built = hub.assembled(model)
+    folder, found, own = hub.resolve(built.path, built.revision), None, student
+  else:
+    found, own = _found(where, config, model, tiling)
+    folder = found.folder
+    _check_vocabulary(where, config.path, own, student)
+  reads = processor if found is None and not own_tiling else load_processor(folder, **tiling)
+  if differs := "" if found is None else alike.other_tokens(processor.tokenizer, reads.tokenizer):
+    raise UserError(
+      f"{where}.path: {config.path} has another tokenizer than the model ({differs}), so that its"
+      " probabilities are of other tokens; use a teacher of the same tokenizer"
+    )
+  numbers = {
+    "dtype": own.dtype,
+    "vocabulary": student.text.vocab_size,
+    "tokenizer": hashlib.sha256(reads.tokenizer.to_str().encode()).hexdigest() if config.cache else "",
+    "tiles": [repr(reads.tiler), reads.tokens_per_tile],
+  }
+  view = None
+  if config.prompt != "{prompt}" or not alike.read_alike(processor, reads):
+    view = View(reads, config.prompt, not alike.see_alike(processor, reads), f"{where}.prompt")
+  return Teacher(found, own, view, config, numbers)
+
+
+def _found(
+  where: str, config: TeacherConfig, model: ModelConfig, tiling: Mapping[str, Any]
+) -> tuple[Found, VlmConfig]:
+  """Where the model of a path is, and its configuration."""
+  dtype = model.dtype if config.dtype is None else config.dtype
+  check_dtype(dtype, f"{where}.dtype")
+  asked = ModelConfig(config.path, config.revision, dtype=dtype, attention=model.attention, **tiling)
+  try:
+    found = runs.find(asked, config.adapter)
+    return found, hub.read_config(found.folder, dtype=dtype)
+  except UserError as error:
+    text = str(error).replace("config.model.", f"{where}.").replace("config.adapter", f"{where}.adapter")
+    raise UserError(f"{where}: {text}") from None
+
+
+def _check_vocabulary(where: str, path: str, teacher: VlmConfig, student: VlmConfig) -> None:
+  if teacher.text.vocab_size < student.text.vocab_size:
+    raise UserError(
+      f"{where}.path: {path} has a vocabulary of {teacher.text.vocab_size:,}, smaller than the"
+      f" {student.text.vocab_size:,} of the model that it shall teach; use a teacher of the same tokenizer"
+    )
