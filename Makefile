@@ -34,8 +34,9 @@ train: $(VENV)/.installed
 
 real: $(VENV)/.installed-real
 	$(BIN)/python launch/real_parts.py --out=runs/real/parts
-	for stage in 2 3; do \
-	  $(BIN)/python launch/train.py --config=configs/real.py:stage=$$stage --workdir=runs/real/$$stage || exit $$?; done
+	$(BIN)/python launch/evaluate.py --config=configs/real.py:score --workdir=runs/real/score
+	-$(BIN)/python -m webbrowser runs/real/score/report.html
+	$(BIN)/python launch/train.py --config=configs/real.py:stage=more --workdir=runs/real/more
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) --ignore=tests/oracle -m "not slow" $(PYTEST_ARGS)

@@ -4,18 +4,24 @@
   python launch/train.py --config=configs/real.py:stage=1 --workdir=runs/real/1
   python launch/train.py --config=configs/real.py:stage=2 --workdir=runs/real/2
   python launch/train.py --config=configs/real.py:stage=3 --workdir=runs/real/3
+  python launch/train.py --config=configs/real.py:stage=4 --workdir=runs/real/4
 
 Stage 1 trains the fresh connector alone: image tokens say in the language model's own words what they show.
-Stage 2 adds LoRA on the decoder, and conversations; stage 3 CV-Bench's four kinds of question, the
-conversations going on beside them. The encoder stays as it is, so that what it makes of each of the
-`PICTURES` is made once.
+Stage 2 adds LoRA on the decoder, and teaches in a few steps what answers look like; stage 3 goes on with
+conversations, CV-Bench's four kinds of question among them; of stage 4 these are the most. The encoder stays
+as it is, so that what it makes of a picture is made once.
 
   text=        another language model: folder, hub id or GGUF file
   encoder=     another encoder: folder or hub id
-  connector=   of stages 2 and 3: where the trained connector is, by default the one that comes with the
+  adapter=     from stage 3 on: what it goes on from, by default the adapter of the stage before
+  connector=   of later stages: where the trained connector is, by default the one that comes with the
                project; with other parts that of your stage 1, runs/real/1/model
 
-They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`.
+They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`. What came of stages
+2 to 4 comes with the project; it is scored, and trained further on other pictures, by
+
+  python launch/evaluate.py --config=configs/real.py:score
+  python launch/train.py --config=configs/real.py:stage=more
 """
 
 import dataclasses
@@ -23,6 +29,7 @@ import dataclasses
 from spatialvlm.config import (
   DataConfig,
   EvalConfig,
+  EvaluateConfig,
   LogConfig,
   LossConfig,
   ModelConfig,
@@ -30,6 +37,7 @@ from spatialvlm.config import (
   PeftConfig,
   RunConfig,
   ScenesConfig,
+  ScoreConfig,
   SkillsConfig,
   TrainConfig,
 )
@@ -39,6 +47,7 @@ from spatialvlm.worlds.vocabulary import spoken_losses
 
 TEXT, ENCODER = "runs/real/parts/SmolLM2-135M-Instruct.Q4_1.gguf", "runs/real/parts/dinov2-small"
 TRAINED = "checkpoints/smolvlm-135m-dinov2s/connector.safetensors"
+ADAPTER = "checkpoints/smolvlm-135m-dinov2s/adapter"
 # 16 x 16 patches of 14 pixels, 2 x 2 of them to a token: 64 image tokens.
 SIZE, FACTOR = 224, 2
 PICTURES = 4000
@@ -51,42 +60,67 @@ MUON = dict(consistent_rms=0.2, adam_b2=0.98)
 WORDS = dict(color=0.7, shape=1.5, box=1.0, row=0.3, column=0.3, depth_step=0.7)
 
 
-def get_config(arg: str = "stage=3") -> RunConfig:
+def get_config(arg: str = "stage=4") -> RunConfig | EvaluateConfig:
   said = _read(arg)
-  stage = said.get("stage", "3")
-  make = {"1": _words, "2": _talk, "3": _kinds}.get(stage)
+  stage = said.get("stage", "4")
+  if stage == "score":
+    return _score(said)
+  make = {"1": _words, "2": _answers, "3": _talk, "4": _kinds, "more": _more}.get(stage)
   if make is None:
-    raise UserError(f"configs/real.py: no stage {stage!r}; there are 1, 2, 3")
+    raise UserError(f"configs/real.py: no stage {stage!r}; there are 1, 2, 3, 4, more, and score")
   if stage == "1" and "connector" in said:
-    raise UserError("configs/real.py: stage 1 trains the connector; name one in stages 2 and 3")
-  if stage != "1" and "connector" not in said and {"text", "encoder"} & set(said):
+    raise UserError("configs/real.py: stage 1 trains the connector; name one in later stages")
+  if stage in "12" and "adapter" in said:
+    raise UserError(f"configs/real.py: stage {stage} begins with a fresh adapter; name one in later stages")
+  config = make(_model(said, trained=stage != "1"))
+  if "adapter" not in said:
+    return config
+  return dataclasses.replace(config, peft=dataclasses.replace(config.peft, resume_from=said["adapter"]))
+
+
+def _read(arg: str) -> dict[str, str]:
+  if arg == "score":
+    return {"stage": arg}
+  said = {}
+  for part in filter(None, arg.split(",")):
+    key, _, value = part.partition("=")
+    if key not in ("stage", "text", "encoder", "connector", "adapter") or not value:
+      raise UserError(
+        f"configs/real.py: cannot read {part!r}; known: score, or stage=1|2|3|4|more, text=PATH,"
+        " encoder=PATH, connector=PATH, adapter=PATH"
+      )
+    said[key] = value
+  return said
+
+
+def _model(said: dict[str, str], trained: bool) -> ModelConfig:
+  """`trained`: with a connector that was trained before."""
+  if trained and "connector" not in said and {"text", "encoder"} & set(said):
     raise UserError(
       "configs/real.py: the connector that comes with the project was trained between its own parts; with"
       " others name theirs, as connector=runs/real/1/model"
     )
-  model = ModelConfig(
+  return ModelConfig(
     path=said.get("text", TEXT),
     text_only=True,
     encoders=(said.get("encoder", ENCODER),),
     encoder_size=SIZE,
     connector_factor=FACTOR,
-    connector_from=None if stage == "1" else said.get("connector", TRAINED),
+    connector_from=said.get("connector", TRAINED) if trained else None,
     max_tiles=1,
     dtype="bfloat16",
   )
-  return make(model)
 
 
-def _read(arg: str) -> dict[str, str]:
-  said = {}
-  for part in filter(None, arg.split(",")):
-    key, _, value = part.partition("=")
-    if key not in ("stage", "text", "encoder", "connector") or not value:
-      raise UserError(
-        f"configs/real.py: cannot read {part!r}; known: stage=1|2|3, text=PATH, encoder=PATH, connector=PATH"
-      )
-    said[key] = value
-  return said
+def _score(said: dict[str, str]) -> EvaluateConfig:
+  """What comes with the project, on scenes that no stage saw, beside controls that a blind model passes."""
+  return EvaluateConfig(
+    name="real",
+    model=_model(said, trained=True),
+    adapter=ADAPTER,
+    data=ScenesConfig(seed=1_000_000, size=1200, image_size=SIZE),
+    score=ScoreConfig(batch_size=16, tiles=(1,), controls=("circular", "no_image", "other_image", "flip")),
+  )
 
 
 def _words(model: ModelConfig) -> RunConfig:
@@ -103,7 +137,7 @@ def _words(model: ModelConfig) -> RunConfig:
   )
 
 
-def _talk(model: ModelConfig) -> RunConfig:
+def _answers(model: ModelConfig) -> RunConfig:
   skills = SkillsConfig(seed=102, image_size=SIZE, pictures=OTHERS, turns=10, tasks=TALK)
   return RunConfig(
     name="real-2",
@@ -111,24 +145,44 @@ def _talk(model: ModelConfig) -> RunConfig:
     peft=_lora(),
     data=_data({"skills": skills}, targets=64, lengths=(256, 320)),
     losses={"answer": LossConfig()} | spoken_losses(objects=True, **{k: w / 4 for k, w in WORDS.items()}),
-    optim=OptimConfig("muon", learning_rate=2e-3, warmup_steps=50, kwargs=MUON),
-    train=_train(steps=900, batch_size=8),
+    optim=OptimConfig("muon", learning_rate=2e-3, schedule_steps=900, warmup_steps=50, kwargs=MUON),
+    train=_train(steps=100, batch_size=8),
     log=LogConfig(tensorboard=False),
   )
 
 
-def _kinds(model: ModelConfig) -> RunConfig:
-  scenes = ScenesConfig(seed=11, image_size=SIZE, pictures=PICTURES, turns=4)
-  talk = SkillsConfig(seed=101, image_size=SIZE, pictures=PICTURES, turns=6, tasks=TALK, weight=0.3)
+def _talk(model: ModelConfig, stage: int = 3, steps: int = 400, kinds: float = 0.3) -> RunConfig:
+  """`kinds`: share of conversations that ask CV-Bench's four kinds of question."""
+  scenes = ScenesConfig(seed=10 + stage, image_size=SIZE, pictures=OTHERS, turns=2, weight=kinds)
+  talk = SkillsConfig(
+    seed=100 + stage, image_size=SIZE, pictures=OTHERS, turns=10, tasks=TALK, weight=1 - kinds
+  )
+  losses = {"answer": LossConfig()} | spoken_losses(objects=True, **{k: w / 2 for k, w in WORDS.items()})
   return RunConfig(
-    name="real-3",
+    name=f"real-{stage}",
     model=model,
-    peft=_lora("runs/real/2/adapter"),
-    data=_data({"scenes": scenes, "talk": talk}, targets=64),
-    optim=OptimConfig("muon", learning_rate=2e-3, warmup_steps=50, kwargs=MUON),
-    train=_train(steps=3000, batch_size=16),
-    eval=EvalConfig(source=ScenesConfig(seed=1_000_000, size=1200, image_size=SIZE), tiles=(1,)),
+    peft=_lora(f"runs/real/{stage - 1}/adapter"),
+    data=_data({"scenes": scenes, "talk": talk}, targets=64, lengths=(256, 320)),
+    losses=losses,
+    optim=OptimConfig("muon", learning_rate=1e-3, warmup_steps=20, kwargs=MUON),
+    train=_train(steps=steps, batch_size=8),
     log=LogConfig(tensorboard=False),
+  )
+
+
+def _kinds(model: ModelConfig, stage: int = 4) -> RunConfig:
+  """Scored before and after: 1,200 questions."""
+  source = ScenesConfig(seed=1_000_000, size=1200, image_size=SIZE)
+  return dataclasses.replace(
+    _talk(model, stage, steps=140, kinds=0.75), eval=EvalConfig(source=source, tiles=(1,))
+  )
+
+
+def _more(model: ModelConfig) -> RunConfig:
+  """Goes on from what comes with the project."""
+  config = _kinds(model, stage=5)
+  return dataclasses.replace(
+    config, name="real-more", peft=dataclasses.replace(config.peft, resume_from=ADAPTER)
   )
 
 
@@ -142,7 +196,7 @@ def _train(steps: int, batch_size: int) -> TrainConfig:
     steps=steps,
     batch_size=batch_size,
     log_every=10,
-    validate_every=250,
+    validate_every=200,
     checkpoint_every=50,
     cache_vision_mib=6144,
   )
@@ -150,7 +204,9 @@ def _train(steps: int, batch_size: int) -> TrainConfig:
 
 def _data(sources: dict[str, ScenesConfig | SkillsConfig], targets: int, lengths=(96,)) -> DataConfig:
   """Held out: worlds of another seed."""
-  held_out = {name: dataclasses.replace(source, seed=2, pictures=0) for name, source in sources.items()}
+  held_out = {
+    name: dataclasses.replace(source, seed=2, pictures=0, turns=1) for name, source in sources.items()
+  }
   return DataConfig(
     sources=sources,
     validation=held_out,

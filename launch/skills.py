@@ -24,6 +24,7 @@ flags.DEFINE_string("adapter", None, "PEFT folder that is put on the model")
 flags.DEFINE_integer("count", 500, "questions of each skill")
 flags.DEFINE_integer("seed", 1_000_000, "of the held-out world")
 flags.DEFINE_integer("image_size", 96, "pixels of the rendered images")
+flags.DEFINE_integer("max_tiles", None, "tile budget of an image; by default the checkpoint's own")
 flags.DEFINE_list("skill", [], "only these skills, separated by commas")
 flags.DEFINE_boolean("misses", False, "show some wrong answers")
 flags.DEFINE_string("out", None, "Markdown file for the table")
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
   names = FLAGS.skill or list(skills.SKILLS)
   sources = {n: skills.SceneSkills(FLAGS.seed, {n: 1.0}, FLAGS.image_size) for n in names}
   folder = hub.resolve(FLAGS.model)
-  vlm, processor = hub.load_model(folder), load_processor(folder)
+  vlm, processor = hub.load_model(folder), load_processor(folder, max_tiles=FLAGS.max_tiles)
   if FLAGS.adapter:
     peft.load_adapter(vlm, FLAGS.adapter)
   scores = {}

@@ -161,7 +161,7 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
   """The scores as one array; in blocks where one CPU computes alone and they would not fit its cache."""
   B, T, N, _ = q_BTNH.shape
   # In bfloat16 the products are so fast that calling them head by head costs more than the cache saves.
-  limit = _BLOCK if q_BTNH.dtype == jnp.float32 else 4 * _BLOCK
+  limit = _BLOCK if q_BTNH.dtype == jnp.float32 else 8 * _BLOCK
   whole = B * N * T * k_BSKH.shape[1] <= limit or not _cpu_alone()
   return (_whole if whole else _blocked)(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)
 

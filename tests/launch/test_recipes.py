@@ -6,7 +6,7 @@ import re
 import pytest
 
 from spatialvlm import cli, hub
-from spatialvlm.config import PeftConfig, RunConfig
+from spatialvlm.config import EvaluateConfig, PeftConfig, RunConfig
 from spatialvlm.configs import encoders, grpo, lora
 from spatialvlm.hub import rules
 from spatialvlm.models.families import ENCODERS, FAMILIES
@@ -85,13 +85,24 @@ def test_stages_of_the_real_parts():
   first = read("stage=1,text=/models/lm")
   assert first.model.path == "/models/lm" and first.model.text_only and len(first.model.encoders) == 1
   assert first.peft.full == encoders.CONNECTOR and all(one.kind == "words" for one in first.losses.values())
-  third = read("stage=3,connector=runs/real/1/model")
-  assert first.model.connector_from is None and third.model.connector_from == "runs/real/1/model"
-  assert third.peft.resume_from == "runs/real/2/adapter" and third.eval is not None
-  held_out = {source.seed for source in third.data.validation.values()} | {third.eval.source.seed}
-  assert not held_out & {source.seed for source in third.data.sources.values()}
+  last = read("stage=4,connector=runs/real/1/model")
+  assert first.model.connector_from is None and last.model.connector_from == "runs/real/1/model"
+  assert last.peft.resume_from == "runs/real/3/adapter" and last.eval is not None
+  seen = set()
+  for stage in ("1", "2", "3", "4", "more"):
+    config = read(f"stage={stage}")
+    now = {(name, source.seed) for name, source in config.data.sources.items()}
+    assert not now & seen  # each stage sees pictures that none before it saw
+    seen |= now
+    assert not {source.seed for source in config.data.validation.values()} & {seed for _, seed in seen}
+  score = cli.load("real:score", [], EvaluateConfig)
+  assert score.data.seed not in {seed for _, seed in seen} and score.adapter.startswith("checkpoints/")
+  assert score.model == read("stage=4").model
+  assert read("stage=4,adapter=mine").peft.resume_from == "mine"
+  assert read("stage=more").peft.resume_from == score.adapter
   for arg, message in (
-    ("stage=4", "no stage '4'"),
+    ("stage=5", "no stage '5'"),
+    ("stage=2,adapter=mine", "begins with a fresh adapter"),
     ("stage=1,connector=a", "stage 1 trains the connector"),
     ("stage=2,encoder=/models/other", "was trained between its own parts"),
     ("stag=2", "cannot read 'stag=2'"),
