@@ -104,4 +104,11 @@ BENCHMARKS = {
   "whatsup-coco-two": _whatsup_pair("coco_qa_two_obj.json", COCO, "COCO two objects"),
   "whatsup-vg-one": _whatsup_pair("vg_qa_one_obj.json", VISUAL_GENOME, "VG one object"),
   "whatsup-vg-two": _whatsup_pair("vg_qa_two_obj.json", VISUAL_GENOME, "VG two objects"),
+  # What `python launch/real_parts.py --photos=runs/real/photos` writes.
+  "photos": HFConfig(
+    path="runs/real/photos",
+    files="questions.jsonl",
+    templates=dict(source="Photographs"),
+    answers="letter",
+  ),
 }

@@ -18,6 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIG_OF = {
   "train": RunConfig,
   "evaluate": EvaluateConfig,
+  "shifts": EvaluateConfig,
   "inspect_data": RunConfig,
   "encoders": ProbeConfig,
 }
@@ -70,7 +71,7 @@ def test_a_command_can_be_typed(script, flags):
     elif key.startswith("config."):
       overrides.append((key.removeprefix("config."), value))
     else:
-      assert key in ("workdir", "output", "scan", "show"), flag
+      assert key in ("workdir", "output", "scan", "show", "shifts"), flag
   if recipe is not None:
     recipe = str(ROOT / recipe) if recipe.startswith("configs/") else recipe
     assert isinstance(cli.load(recipe, overrides, CONFIG_OF[name]), CONFIG_OF[name])

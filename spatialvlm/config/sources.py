@@ -27,6 +27,8 @@ class ScenesConfig:
       tower makes of them is made once (`TrainConfig.cache_vision`); 0 for one to each question. Few pictures
       are learned by heart: take thousands. For training alone.
     turns: with `pictures`: most questions asked about one picture in one conversation.
+    shift: name of a world that differs in one thing from all that is trained on (`worlds.shifts.SHIFTS`): its
+      shapes, colours, camera, light...; empty for the plain one. For scoring alone.
   """
 
   kind: Literal["scenes"] = "scenes"
@@ -37,6 +39,7 @@ class ScenesConfig:
   image_size: int = 96
   pictures: int = 0
   turns: int = 1
+  shift: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,9 +38,14 @@ def check(questions: Sequence[Question], prompter: Prompter, config: ScoreConfig
     config: which passes there are, over how many questions, and what must fit.
 
   Raises:
-    UserError: the first question with a picture that cannot be read, or a prompt that cannot be asked, by
-      file, row and column, and how many others there are.
+    UserError: the tokenizer has no token for a word of a shifted world; or the first question with a picture
+      that cannot be read, or a prompt that cannot be asked, by file, row and column, and how many others.
   """
+  if unknown := spelled_out(questions, prompter):
+    raise UserError(
+      f"scenes: shift {questions.shift!r} asks about things that the model's tokenizer has no token for"
+      f" ({', '.join(unknown)}), so it has never read them; leave the shift out"
+    )
   count = min(len(questions), config.limit or len(questions))
   layout, others = _Layout(prompter, config), OtherImages()
   if not hasattr(questions, "unopened"):
@@ -72,6 +77,13 @@ def check(questions: Sequence[Question], prompter: Prompter, config: ScoreConfig
     more = f"; so it is with {len(broken) - 1} more of the questions" if broken[1:] else ""
     raise UserError(f"{broken[0]}{more}")
   others.close()
+
+
+def spelled_out(questions: Sequence[Question], prompter: Prompter) -> list[str]:
+  """The `new_words` of questions, where they have such, that a tokenizer does not know as one token each."""
+  known = lambda ids, word: len(ids) == 1 and prompter.decode(ids).strip() == word
+  words = getattr(questions, "new_words", ())
+  return [w for w, ids in zip(words, prompter.answers(words), strict=True) if not known(ids, w)]
 
 
 class _Layout:

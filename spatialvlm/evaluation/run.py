@@ -28,6 +28,8 @@ def run(
   config: EvaluateConfig,
   folder: pathlib.Path,
   find: Callable[[ModelConfig, str | None], loading.Found] = loading.find,
+  *,
+  show_tables: bool = True,
 ) -> Result:
   """Scores the model on the questions, or continues what was begun in `folder`, and shows the table.
 
@@ -36,15 +38,18 @@ def run(
 
   Args:
     find: what finds the config's model and adapter; `training.runs.find` knows training runs too.
+    show_tables: on the screen as well; they are written in any case.
 
   Raises:
     UserError: anything in the config, data, weights or folder that the user can mend.
   """
   with workdir.alone(folder):
-    return _run(config, folder, find)
+    return _run(config, folder, find, show_tables)
 
 
-def _run(config: EvaluateConfig, folder: pathlib.Path, find: Callable[..., loading.Found]) -> Result:
+def _run(
+  config: EvaluateConfig, folder: pathlib.Path, find: Callable[..., loading.Found], show_tables: bool
+) -> Result:
   check(config)
   workdir.check(folder, config)
   mesh = axes.make_mesh(config.mesh)
@@ -76,9 +81,8 @@ def _run(config: EvaluateConfig, folder: pathlib.Path, find: Callable[..., loadi
     workdir.write_text(folder / "table.txt", terminal.plain_text(table))
     # Files first: whatever befalls the screen, they are there.
     run_page.write(folder, result.all_rows, result.summary, headed, questions)
-    terminal.show(table)
-    for other in _other_tables(config, result):
-      terminal.show(other)
+    for shown in (table, *_other_tables(config, result)) if show_tables else ():
+      terminal.show(shown)
     compiled = usage.compiled() - before
     for line in (usage.programs(scorer.programs, compiled), usage.peak_memory(), *result.notes):
       print(line)
@@ -125,4 +129,6 @@ def title(config: EvaluateConfig, model: str) -> str:
   """What was scored on what, as the table is headed."""
   names = {"cvbench": "CV-Bench", "scenes": "held-out scenes"}
   data = getattr(config.data, "path", "") or names.get(config.data.kind, config.data.kind)
+  if shift := getattr(config.data, "shift", ""):
+    data += f", shift {shift!r}"
   return f"{model} on {data}"

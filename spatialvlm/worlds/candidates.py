@@ -84,7 +84,7 @@ class Scenes:
   def __init__(self, pool: world.Pool, margins: Margins = MARGINS):
     self.margins = margins
     box = pool.rendering.box.astype(np.float64) / pool.size
-    self.shape, self.color = pool.layout.scene.shape[:, :N], pool.layout.color
+    self.shape, self.color = pool.layout.shape, pool.layout.color
     self.seen = pool.rendering.visible > 0
     self.clear, self.hidden = pool.clear, pool.layout.present & ~pool.clear
     name = np.where(self.seen, self.color * SHAPES + self.shape, -1 - np.arange(N))

@@ -35,8 +35,8 @@ def of_pool(pool: world.Pool, b: int, colors: np.ndarray, boxes: Mapping[int, st
     colors: (MAX_OBJECTS,), in which it is painted.
     boxes: that are drawn: object -> colour.
   """
-  shapes = pool.layout.scene.shape[b]
-  name = lambda k: f"{world.COLORS[colors[k]]} {world.SHAPES[shapes[k]]}"
+  shapes, look = pool.layout.shape[b], pool.look
+  name = lambda k: f"{look.color_words[colors[k]]} {look.shape_words[shapes[k]]}"
   seen = np.flatnonzero(pool.rendering.visible[b])
   return said((name(k), pool.center_camera[b, k], boxes.get(int(k), "")) for k in seen)
 

@@ -14,25 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from spatialvlm.worlds import render
+from spatialvlm.worlds.shifts import PLAIN, Form, Look
 
-COLORS = ("yellow", "purple", "orange", "cyan", "white", "black")
-ALBEDO = (
-  (0.98, 0.86, 0.08),
-  (0.56, 0.16, 0.74),
-  (0.97, 0.47, 0.04),
-  (0.10, 0.86, 0.88),
-  (0.99, 0.99, 0.99),
-  (0.11, 0.11, 0.12),
-)
 FURNITURE_ALBEDO = (0.56, 0.54, 0.52)
 SKY_ALBEDO = (0.80, 0.84, 0.88)
-FLOOR_ALBEDOS = (
-  (0.62, 0.56, 0.50),
-  (0.66, 0.66, 0.64),
-  (0.44, 0.42, 0.40),
-  (0.58, 0.62, 0.56),
-  (0.72, 0.68, 0.60),
-)
 
 TRIES = 64
 SHARE_FLOOR, SHARE_HANGING, SHARE_SHELF, SHARE_REPEATS = 0.30, 0.35, 0.30, 0.30
@@ -52,12 +37,13 @@ class Layout:
 
   Attributes:
     scene, camera: what `render` takes.
-    color: (MAX_OBJECTS,) int32 into COLORS. floor_albedo: (3,).
+    shape, color: (MAX_OBJECTS,) int32 into the look's forms and colours. floor_albedo: (3,).
     present: (MAX_OBJECTS,) bool. stand: (MAX_OBJECTS,) int32 into STANDS.
   """
 
   scene: render.Scene
   camera: render.Camera
+  shape: jax.Array
   color: jax.Array
   floor_albedo: jax.Array
   present: jax.Array
@@ -98,29 +84,32 @@ class _Shelf:
     return self.used & (along < self.length / 2 + 0.1 + radius) & (across < 0.5 + radius)
 
 
-def sample(key: jax.Array) -> Layout:
-  """One scene from one key. Pure, so it may be vmapped and jitted."""
+def sample(key: jax.Array, look: Look = PLAIN) -> Layout:
+  """One scene from one key. Pure, so it may be vmapped and jitted; `look` is static there."""
   draw = _Draws(key, render.MAX_OBJECTS * TRIES * 8 + 256)
-  camera, right, ahead = _camera(draw)
+  camera, right, ahead = _camera(draw, look)
+  if look.roll != PLAIN.roll:  # from numbers of its own, so that the others stay what they are
+    camera = _rolled(_Draws(jax.random.fold_in(key, 1), 2), camera, look)
   shape, color = _names(draw)
   shelf = _draw_shelf(draw, camera, right, ahead)
-  center, half, stand, present = _place(draw, camera, _forms(draw, shape), shelf)
+  center, half, stand, present = _place(draw, camera, _forms(draw, shape, look.forms), shelf)
   shelf = dataclasses.replace(shelf, used=(present & (stand == _ON_SHELF)).any())
   return Layout(
-    scene=_build(draw, shape, half, center, stand, present, shelf),
+    scene=_build(draw, look, shape, half, center, stand, present, shelf),
     camera=camera,
+    shape=shape,
     color=color,
-    floor_albedo=jnp.asarray(FLOOR_ALBEDOS)[draw.integer(len(FLOOR_ALBEDOS))],
+    floor_albedo=jnp.asarray(look.floors)[draw.integer(len(look.floors))],
     present=present,
     stand=stand,
   )
 
 
-def _camera(draw: _Draws):
+def _camera(draw: _Draws, look: Look):
   """A camera that looks down at a place above the floor, and its horizontal axes."""
-  pitch = jnp.deg2rad(draw.uniform(10.0, 44.0))
+  pitch = jnp.deg2rad(draw.uniform(*look.pitch))
   yaw = draw.uniform(0.0, 2 * jnp.pi)
-  focal = 0.5 / jnp.tan(jnp.deg2rad(draw.uniform(44.0, 62.0)) / 2)
+  focal = 0.5 / jnp.tan(jnp.deg2rad(draw.uniform(*look.view)) / 2)
   height = draw.uniform(0.3, 1.0) + draw.uniform(4.2, 6.8) * jnp.sin(pitch)
   zero = jnp.zeros(())
   ahead = jnp.stack([jnp.cos(yaw), jnp.sin(yaw), zero])
@@ -132,9 +121,18 @@ def _camera(draw: _Draws):
   return render.Camera(jnp.stack([right, down, forward], 1), position, focal), right, ahead
 
 
+def _rolled(draw: _Draws, camera: render.Camera, look: Look) -> render.Camera:
+  """The camera turned about its optical axis, to the left as often as to the right."""
+  angle = jnp.deg2rad(draw.uniform(*look.roll)) * jnp.where(draw.uniform() < 0.5, -1.0, 1.0)
+  right, down, forward = camera.rotation.T
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  turned = jnp.stack([cos * right + sin * down, cos * down - sin * right, forward], 1)
+  return dataclasses.replace(camera, rotation=turned)
+
+
 def _names(draw: _Draws):
   """Shapes and colours: all names distinct, or many repeats out of a few (for counting)."""
-  colors, shapes, n = len(COLORS), len(render.SHAPES), render.MAX_OBJECTS
+  colors, shapes, n = len(PLAIN.colors), len(PLAIN.forms), render.MAX_OBJECTS
   distinct = jnp.argsort(draw.uniform(shape=(colors * shapes,)))[:n]
   share = draw.uniform(0.3, 1.0)
   common_shape, common_color = draw.integer(shapes), draw.integer(colors)
@@ -144,17 +142,13 @@ def _names(draw: _Draws):
   return jnp.where(repeat, shape, distinct % shapes), jnp.where(repeat, color, distinct // shapes)
 
 
-def _forms(draw: _Draws, shape: jax.Array) -> jax.Array:
+def _forms(draw: _Draws, shape: jax.Array, forms: tuple[Form, ...]) -> jax.Array:
   """Half sizes (N, 3) of objects of scale 1, with proportions that vary where the shape allows it."""
   n = render.MAX_OBJECTS
   a, b, c = draw.uniform(shape=(3, n))
-  forms = {
-    "sphere": (jnp.ones(n), jnp.ones(n), jnp.ones(n)),
-    "block": (0.72 + 0.28 * a, 0.72 + 0.28 * b, 0.75 + 0.3 * c),
-    "cylinder": (0.72 + 0.18 * a, 0.72 + 0.18 * a, 0.8 + 0.5 * c),
-    "cone": (0.82 + 0.2 * a, 0.82 + 0.2 * a, 0.9 + 0.4 * c),
-  }
-  table = jnp.stack([jnp.stack(forms[s], 1) for s in render.SHAPES])
+  between = lambda ends, share: ends[0] + round(ends[1] - ends[0], 6) * share
+  halves = [(between(f.width, a), between(f.width, a if f.round else b), between(f.height, c)) for f in forms]
+  table = jnp.stack([jnp.stack(half, 1) for half in halves])
   return table[shape, jnp.arange(n)]
 
 
@@ -275,7 +269,7 @@ def _columns(draw: _Draws, half, center, stand, present):
   return (
     jnp.concatenate([center[:, :2], middle[:, None]], 1),
     jnp.maximum(jnp.concatenate([half_xy, half_z[:, None]], 1), 1e-3),
-    jnp.where(round_, render.SHAPES.index("cylinder"), render.SHAPES.index("block")),
+    jnp.where(round_, render.SOLIDS.index("cylinder"), render.SOLIDS.index("block")),
     present & (hanging | (stand == _ON_PEDESTAL)),
   )
 
@@ -291,17 +285,22 @@ def _shelf_blocks(shelf: _Shelf):
   return center, jnp.stack([jnp.stack([shelf.length / 2, deep + 0.06, jnp.full((), _BOARD)]), panel, panel])
 
 
-def _build(draw: _Draws, shape, half, center, stand, present, shelf: _Shelf) -> render.Scene:
+def _solids(look: Look) -> jax.Array:
+  """The solid of each of a look's forms, index into render.SOLIDS."""
+  return jnp.array([render.SOLIDS.index(form.solid) for form in look.forms])
+
+
+def _build(draw: _Draws, look: Look, shape, half, center, stand, present, shelf: _Shelf) -> render.Scene:
   """Objects and the furniture that carries them as one list of primitives, with textures and light."""
   n, m = render.MAX_OBJECTS, render.MAX_FURNITURE
   yaw = draw.uniform(0.0, 2 * jnp.pi, (n,))
   column_center, column_half, column_shape, column_active = _columns(draw, half, center, stand, present)
   shelf_center, shelf_half = _shelf_blocks(shelf)
-  block = jnp.full(3, render.SHAPES.index("block"))
+  block = jnp.full(3, render.SOLIDS.index("block"))
   shelf_yaw = jnp.broadcast_to(jnp.arctan2(shelf.along[1], shelf.along[0]), (3,))
   pattern = draw.uniform(shape=(n,))
-  texture = (pattern > 0.70).astype(jnp.int32) + (pattern > 0.85)
-  turn, tilt = draw.uniform(0.0, 2 * jnp.pi), jnp.deg2rad(draw.uniform(5.0, 32.0))
+  texture = (pattern > 1 - look.patterned).astype(jnp.int32) + (pattern > 1 - look.patterned / 2)
+  turn, tilt = draw.uniform(0.0, 2 * jnp.pi), jnp.deg2rad(draw.uniform(*look.tilt))
   # The light is high, so that the shadow of a lifted object lies near its foot and tells its depth.
   light = [jnp.sin(tilt) * jnp.cos(turn), jnp.sin(tilt) * jnp.sin(turn), jnp.cos(tilt)]
   floor_kind = draw.integer(3).astype(jnp.float32)
@@ -310,12 +309,12 @@ def _build(draw: _Draws, shape, half, center, stand, present, shelf: _Shelf) -> 
     center=jnp.concatenate([center, column_center, shelf_center]),
     half=jnp.concatenate([half, column_half, shelf_half]),
     yaw=jnp.concatenate([yaw, yaw, shelf_yaw]),
-    shape=jnp.concatenate([shape, column_shape, block]).astype(jnp.int32),
+    shape=jnp.concatenate([_solids(look)[shape], column_shape, block]).astype(jnp.int32),
     active=jnp.concatenate([present, column_active, jnp.broadcast_to(shelf.used, (3,))]),
     texture=jnp.concatenate([texture, jnp.zeros(m, jnp.int32)]),
     frequency=jnp.concatenate([draw.uniform(1.4, 2.6, (n,)), jnp.ones(m)]),
     tone=jnp.concatenate([jnp.ones(n), jnp.broadcast_to(draw.uniform(0.95, 1.25), (m,))]),
     light=jnp.stack(light),
-    ambient=draw.uniform(0.5, 0.62),
+    ambient=draw.uniform(*look.ambient),
     floor=jnp.stack(floor),
   )

@@ -145,7 +145,7 @@ class PictureQuestions:
     asked = [pools.get(self.seed, part, self._pool_size) for part in parts]
     tables = {kind: _listed(kind, [a.tables[kind] for a in asked], count) for kind in questions.KINDS}
     joined = lambda get: np.concatenate([get(a.pool) for a in asked])[:count]
-    color, shape = joined(lambda p: p.layout.color), joined(lambda p: p.layout.scene.shape)
+    color, shape = joined(lambda p: p.layout.color), joined(lambda p: p.layout.shape)
     names = tuple(
       tuple(f"{world.COLORS[c]} {world.SHAPES[s]}" for c, s in zip(*both, strict=False))
       for both in zip(color, shape, strict=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from spatialvlm.once import OnceCache
 from spatialvlm.worlds import candidates, world
+from spatialvlm.worlds.shifts import PLAIN, Look
 
 SCENES = 64
 # Of a scene's pixel: its surface, shade and depth.
@@ -25,9 +26,9 @@ class AskedPool(NamedTuple):
   first: int
 
 
-def _make(seed: int, number: int, size: int) -> AskedPool:
+def _make(seed: int, number: int, size: int, look: Look) -> AskedPool:
   first = number * SCENES
-  pool = world.pool(seed, range(first, first + SCENES), size)
+  pool = world.pool(seed, range(first, first + SCENES), size, look)
   scenes = candidates.Scenes(pool)
   tables = {
     "Count": scenes.count(),
@@ -45,10 +46,10 @@ class Pools:
   def __init__(self):
     self._pools: OnceCache[AskedPool] = OnceCache()
 
-  def get(self, seed: int, number: int, size: int) -> AskedPool:
+  def get(self, seed: int, number: int, size: int, look: Look = PLAIN) -> AskedPool:
     """Pool `number` of a seed, its pictures of `size` pixels."""
     keep = max(_BUDGET // (_BYTES * SCENES * size * size), _FEWEST)
-    return self._pools.get((seed, number, size), lambda: _make(seed, number, size), keep)
+    return self._pools.get((seed, number, size, look), lambda: _make(seed, number, size, look), keep)
 
 
 _POOLS = Pools()

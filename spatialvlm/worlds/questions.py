@@ -25,7 +25,7 @@ import numpy as np
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Question, UserError, choice_prompt
-from spatialvlm.worlds import facts, pools, world
+from spatialvlm.worlds import facts, pools, shifts, world
 
 KINDS = ("Count", "Relation", "Depth", "Distance")
 # Pools that are looked through before the rules' agreement is given up.
@@ -116,13 +116,15 @@ class SceneQuestions(Sequence[Question]):
     size: number of questions, 0 for an endless sequence.
     shuffle_options: options in a drawn order; else objects stand in the order of mention, and left before
       right, above before below. Count's numbers are always shuffled.
+    shift: name of the look (`shifts.SHIFTS`) that scenes are drawn in; empty for the plain one.
 
   Attributes:
+    new_words: the words of the shift that plain questions do not have.
     read: questions that were read so far; exhausted: how many of these found no scene within ATTEMPTS pools
       and gave up agreement with the rules (their answers are right all the same).
 
   Raises:
-    UserError: an unknown kind, a weight that is not positive, a seed or size out of range.
+    UserError: an unknown kind or shift, a weight that is not positive, a seed or size out of range.
   """
 
   def __init__(
@@ -132,12 +134,15 @@ class SceneQuestions(Sequence[Question]):
     image_size: int = 96,
     size: int = 0,
     shuffle_options: bool = False,
+    shift: str = "",
   ):
     weights = checked_kinds(kinds)
     if size < 0:
       raise UserError(f"scenes: a size of {size} questions; 0 means endless")
     world.check(seed, image_size)
     self.seed, self.image_size, self.size, self.shuffle_options = seed, image_size, size, shuffle_options
+    self.shift, self._look = shift, shifts.look(shift)
+    self.new_words = tuple(word for word in self._look.words if word not in shifts.PLAIN.words)
     self.read = self.exhausted = 0
     self._lock = threading.Lock()
     self._mixture = Mixture(dict.fromkeys(weights, ENDLESS), weights, shuffle=False, seed=0)
@@ -199,7 +204,7 @@ class SceneQuestions(Sequence[Question]):
     size = pool_size(self.image_size)
     for length in (len(wish.digits), *wish.relaxed):
       for attempt in range(ATTEMPTS):
-        source = pools.get(self.seed, (first + attempt) % (2**32 // pools.SCENES), size)
+        source = pools.get(self.seed, (first + attempt) % (2**32 // pools.SCENES), size, self._look)
         rows = source.tables[kind].matching(wish.digits[:length])
         if len(rows):
           row = rows[int(rng.integers(len(rows)))]
@@ -225,14 +230,14 @@ class SceneQuestions(Sequence[Question]):
       answer=wish.answer,
       source="Scenes",
       source_dataset="Scenes",
-      source_filename=f"scene_{self.seed}_{number:08d}",
+      source_filename=f"scene_{self.seed}_{number:08d}" + (f"_{self.shift}" if self.shift else ""),
     )
     if kind == "Count":
-      text = count_text(int(found.roles[0]), wish.names[0][1])
+      text = count_text(int(found.roles[0]), wish.names[0][1], self._look)
       question = _question(shared, "2D", text, [str(n) for n in wish.numbers])
       return Described(question, depth, told({}))
-    shapes = picture.layout.scene.shape[scene]
-    names = [f"{world.COLORS[colors[o]]} {world.SHAPES[shapes[o]]}" for o in found.roles]
+    shapes, look = picture.layout.shape[scene], self._look
+    names = [f"{look.color_words[colors[o]]} {look.shape_words[shapes[o]]}" for o in found.roles]
     boxes = [tuple(float(v) for v in picture.rendering.box[scene, o]) for o in found.roles]
     drawn = BOX_ORDER[kind] if kind != "Relation" or wish.marked else ()
     for box, color in zip(boxes, drawn, strict=False):
@@ -309,10 +314,10 @@ def object_text(
   return DISTANCE.format(r=r, a=a, b=b, R=R, A=A, B=B), list(names[1:])
 
 
-def count_text(shape: int, color: int | None) -> str:
-  """The question of how many things of a shape (index into SHAPES), and of a colour, are there."""
-  x = world.PLURALS[world.SHAPES[shape]]
-  return COUNT.format(x=x if color is None else f"{world.COLORS[color]} {x}")
+def count_text(shape: int, color: int | None, look: shifts.Look = shifts.PLAIN) -> str:
+  """The question of how many things of a shape (index into the look's forms), and of a colour, are there."""
+  x = look.forms[shape].plural
+  return COUNT.format(x=x if color is None else f"{look.color_words[color]} {x}")
 
 
 def _question(shared: dict, type_: str, text: str, choices: Sequence[str]) -> Question:

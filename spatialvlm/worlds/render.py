@@ -3,7 +3,7 @@
 Every primitive is, in its own frame scaled to the cube [-1, 1]^3, the part of that cube where a quadric is
 not positive: q = k_xy (x^2 + y^2) + k_zz z^2 + k_z z + k_0. Sphere, block, cylinder and cone are four rows
 of coefficients, so one branchless kernel serves all (the slab method of Kay and Kajiya 1986, with the
-quadric as a fourth slab).
+quadric as a fourth slab). Dome and barrel, which no training shows, are two more.
 
 World: metres, z up, the floor is z = 0. Camera: OpenCV's axes (x right, y down, z forward), so that the ray
 parameter of a direction (x, y, 1) is the depth along the optical axis. Pixel (row, column) is sampled at its
@@ -18,9 +18,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
-SHAPES = ("sphere", "block", "cylinder", "cone")
-# Coefficients (k_xy, k_zz, k_z, k_0) of each shape's quadric.
-QUADRICS = ((1.0, 1.0, 0.0, -1.0), (0.0, 0.0, 0.0, -1.0), (1.0, 0.0, 0.0, -1.0), (1.0, -0.25, 0.5, -0.25))
+SOLIDS = ("sphere", "block", "cylinder", "cone", "dome", "barrel")
+# Coefficients (k_xy, k_zz, k_z, k_0) of each solid's quadric.
+QUADRICS = (
+  (1.0, 1.0, 0.0, -1.0),
+  (0.0, 0.0, 0.0, -1.0),
+  (1.0, 0.0, 0.0, -1.0),
+  (1.0, -0.25, 0.5, -0.25),
+  (1.0, 0.25, 0.5, -0.75),  # the upper half of a sphere
+  (1.0, 0.5, 0.0, -1.0),  # a sphere, stretched, without its caps
+)
 
 MAX_OBJECTS = 8
 MAX_FURNITURE = MAX_OBJECTS + 3  # what carries each object; a shelf's board and two panels
@@ -54,7 +61,7 @@ class Scene:
 
   Attributes:
     center: (P, 3) metres. half: (P, 3) half sizes in the primitive's frame. yaw: (P,) radians about z.
-    shape: (P,) int32 into SHAPES. active: (P,) bool.
+    shape: (P,) int32 into SOLIDS. active: (P,) bool.
     texture: (P,) int32, 0 plain, 1 stripes, 2 checker. frequency: (P,) of the texture.
     tone: (P,) brightness factor (objects 1, furniture varies).
     light: (3,) unit vector towards the light. ambient: () share of light that reaches shadows.

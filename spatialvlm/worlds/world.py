@@ -7,21 +7,23 @@ fixed size, so that the same compiled program makes them whatever is asked for t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 
 from spatialvlm.types import UserError
-from spatialvlm.worlds import layout, render
+from spatialvlm.worlds import grain, layout, render
+from spatialvlm.worlds.shifts import PLAIN, Look
 
 BLOCK = 16
 # An object may be named when this many of its pixels show (at 96 x 96, scaled with the area) and this share.
 MIN_PIXELS, MIN_FRACTION = 60, 0.6
-COLORS, SHAPES = layout.COLORS, render.SHAPES
-PLURALS = {s: s + "s" for s in SHAPES}
+# Of the plain look, which alone is trained on.
+COLORS, SHAPES = PLAIN.color_words, PLAIN.shape_words
+PLURALS = {form.word: form.plural for form in PLAIN.forms}
 BOX_COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
-_ALBEDO = np.asarray(layout.ALBEDO, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class SceneObject:
 
   Attributes:
     index: its number in `Frame.instance`.
-    shape, color: words of SHAPES and COLORS; name: both, e.g. "yellow cone".
+    shape, color: words of the look, by default of SHAPES and COLORS; name: both, e.g. "yellow cone".
     center: (3,) metres, world. size: (3,) full sizes in metres along its own axes.
     center_camera: (3,) metres, OpenCV axes; the third is its depth.
     box: (x0, y0, x1, y1) pixels, half-open, around the visible mask.
@@ -82,7 +84,10 @@ class Frame:
 class Pool:
   """Many scenes as arrays, B first: `layout` and `rendering` as numpy pytrees, and what is derived from them.
 
-  Attributes: clear (B, MAX_OBJECTS) bool; center_camera (B, MAX_OBJECTS, 3) metres; size in pixels.
+  Attributes:
+    clear: (B, MAX_OBJECTS) bool. center_camera: (B, MAX_OBJECTS, 3) metres.
+    size: in pixels.
+    look: that the scenes were drawn in.
   """
 
   layout: layout.Layout
@@ -90,12 +95,13 @@ class Pool:
   clear: np.ndarray
   center_camera: np.ndarray
   size: int
+  look: Look = PLAIN
 
 
-@jax.jit
-def _sample_block(seed, indices):
+@functools.partial(jax.jit, static_argnames="look")
+def _sample_block(seed, indices, look):
   base = jax.random.fold_in(jax.random.key(0), seed)
-  return jax.vmap(lambda i: layout.sample(jax.random.fold_in(base, i)))(indices)
+  return jax.vmap(lambda i: layout.sample(jax.random.fold_in(base, i), look))(indices)
 
 
 def check(seed: int, size: int) -> None:
@@ -111,7 +117,7 @@ def _key_part(value: int, what: str) -> int:
   return int(value)
 
 
-def pool(seed: int, indices: Sequence[int], size: int = 96) -> Pool:
+def pool(seed: int, indices: Sequence[int], size: int = 96, look: Look = PLAIN) -> Pool:
   """Renders scenes as one block of arrays (see `frames` for the arguments)."""
   check(seed, size)
   numbers = np.array([_key_part(i, "scene number") for i in indices], np.uint32)
@@ -119,33 +125,40 @@ def pool(seed: int, indices: Sequence[int], size: int = 96) -> Pool:
   parts = []
   for start in range(0, len(numbers), BLOCK):
     block = np.resize(numbers[start : start + BLOCK], BLOCK)
-    layouts = _sample_block(seed, block)
+    layouts = _sample_block(seed, block, look.drawn)
     parts.append((layouts, render.render_batch(layouts.scene, layouts.camera, size)))
   keep = len(numbers)
   lay, out = jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[:keep], *parts)
-  return _measured(lay, out, size)
+  return _measured(lay, out, size, look)
 
 
-def _measured(lay: layout.Layout, out: render.Rendering, size: int) -> Pool:
+def _measured(lay: layout.Layout, out: render.Rendering, size: int, look: Look) -> Pool:
   offset = lay.scene.center[:, : render.MAX_OBJECTS] - lay.camera.position[:, None]
   local = np.einsum("bnk,bkj->bnj", offset, lay.camera.rotation)
   clear = (out.visible >= MIN_PIXELS * (size / 96) ** 2) & (out.visible >= MIN_FRACTION * out.covered)
-  return Pool(lay, out, clear & lay.present, local, size)
+  return Pool(lay, out, clear & lay.present, local, size, look)
 
 
 def zoom(pool_: Pool, b: int, size: int) -> Pool:
   """Scene `b` of a pool alone, rendered anew at another size."""
   one = jax.tree.map(lambda a: a[b : b + 1], pool_.layout)
-  return _measured(one, jax.tree.map(np.asarray, render.render_batch(one.scene, one.camera, size)), size)
+  out = jax.tree.map(np.asarray, render.render_batch(one.scene, one.camera, size))
+  return _measured(one, out, size, pool_.look)
 
 
 def paint(pool_: Pool, b: int, colors: np.ndarray | None = None) -> np.ndarray:
   """The picture of scene `b`, (H, W, 3) uint8; `colors` (MAX_OBJECTS,) gives other colours to its objects."""
-  colors = pool_.layout.color[b] if colors is None else colors
+  look, colors = pool_.look, pool_.layout.color[b] if colors is None else colors
   rest = [layout.FURNITURE_ALBEDO, pool_.layout.floor_albedo[b], layout.SKY_ALBEDO]
-  albedo = 255.0 * np.concatenate([_ALBEDO[colors], np.asarray(rest, np.float32)])
+  painted = np.asarray([color.albedo for color in look.colors], np.float32)[colors]
+  albedo = 255.0 * np.concatenate([painted, np.asarray(rest, np.float32)])
+  if look.lamp != PLAIN.lamp:
+    albedo *= np.asarray(look.lamp, np.float32)
   rgb = np.take(albedo, pool_.rendering.surface[b], axis=0)
   rgb *= pool_.rendering.shade[b][..., None]
+  if look.speckled or look.tiled:
+    one = lambda tree: jax.tree.map(lambda a: a[b], tree)
+    rgb *= grain.factor(look, one(pool_.layout), one(pool_.rendering), pool_.size)[..., None]
   return np.minimum(rgb + 0.5, 255.0, out=rgb).astype(np.uint8)
 
 
@@ -157,8 +170,8 @@ def frame(pool_: Pool, b: int) -> Frame:
     objects.append(
       SceneObject(
         index=int(k),
-        shape=SHAPES[lay.scene.shape[b, k]],
-        color=COLORS[lay.color[b, k]],
+        shape=pool_.look.shape_words[lay.shape[b, k]],
+        color=pool_.look.color_words[lay.color[b, k]],
         center=lay.scene.center[b, k],
         size=2 * lay.scene.half[b, k],
         center_camera=pool_.center_camera[b, k],
@@ -177,7 +190,7 @@ def frame(pool_: Pool, b: int) -> Frame:
   return Frame(paint(pool_, b), out.depth[b], instance, tuple(objects), intrinsics, pose)
 
 
-def frames(seed: int, indices: Iterable[int], size: int = 96) -> list[Frame]:
+def frames(seed: int, indices: Iterable[int], size: int = 96, look: Look = PLAIN) -> list[Frame]:
   """Scenes number `indices` of world `seed` at size x size pixels.
 
   Raises:
@@ -186,7 +199,7 @@ def frames(seed: int, indices: Iterable[int], size: int = 96) -> list[Frame]:
   indices = list(indices)
   if not indices:
     return []
-  rendered = pool(seed, indices, size)
+  rendered = pool(seed, indices, size, look)
   return [frame(rendered, b) for b in range(len(indices))]
 
 

@@ -73,7 +73,25 @@ def _cone(o, d):
   return np.concatenate([side, base])
 
 
+def _dome(o, d):
+  """The upper half of an ellipsoid of half sizes (1, 1, 2) about (0, 0, -1): apex at z = 1, base at -1."""
+  shrunk = np.array([1.0, 1.0, 0.5])
+  p, q = (o + np.array([0.0, 0.0, 1.0])) * shrunk, d * shrunk
+  side = _side((q * q).sum(-1), (p * q).sum(-1), (p * p).sum(-1) - 1, o, d, lambda x: np.abs(x[..., 2]) <= 1)
+  base = _faces(o, d, 2, lambda x: ((x[..., :2] ** 2).sum(-1) <= 1) & (x[..., 2] < 0))
+  return np.concatenate([side, base])
+
+
+def _barrel(o, d):
+  """x^2 + y^2 + z^2 / 2 = 1 between its two lids."""
+  shrunk = np.array([1.0, 1.0, np.sqrt(0.5)])
+  p, q = o * shrunk, d * shrunk
+  side = _side((q * q).sum(-1), (p * q).sum(-1), (p * p).sum(-1) - 1, o, d, lambda x: np.abs(x[..., 2]) <= 1)
+  return np.concatenate([side, _faces(o, d, 2, lambda x: (x[..., :2] ** 2).sum(-1) <= 0.5)])
+
+
 SHAPES = {"sphere": _sphere, "block": _block, "cylinder": _cylinder, "cone": _cone}
+SHAPES |= {"dome": _dome, "barrel": _barrel}
 
 
 def first_hit(scene, k, origin, direction, least):
@@ -82,7 +100,7 @@ def first_hit(scene, k, origin, direction, least):
   turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
   half = np.asarray(scene.half[k], np.float64)
   o = np.broadcast_to((origin - scene.center[k]) @ turn.T / half, direction.shape)
-  t = SHAPES[render.SHAPES[scene.shape[k]]](o, direction @ turn.T / half)
+  t = SHAPES[render.SOLIDS[scene.shape[k]]](o, direction @ turn.T / half)
   return np.where(t > least, t, MISS).min(0)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spatialvlm.types import Question, UserError
-from spatialvlm.worlds import layout, pools, questions, world
+from spatialvlm.worlds import pools, questions, shifts, world
 from spatialvlm.worlds.questions import SceneQuestions
 
 SIZE = 48
@@ -44,7 +44,7 @@ def painted_color(q: Question, frame: world.Frame, o: world.SceneObject) -> str:
   """The colour word of an object, by most of its pixels in the question's own picture."""
   pixels = q.images[0][frame.instance == o.index].astype(float)
   pixels = pixels[~np.isin(pixels, (0, 255)).all(1)]  # a box may run across
-  palette = np.array(layout.ALBEDO)
+  palette = np.array([color.albedo for color in shifts.PLAIN.colors])
   cosine = pixels @ (palette / np.linalg.norm(palette, axis=1, keepdims=True)).T
   grey = np.ptp(pixels, axis=1) < 0.15 * pixels.max(1)
   cosine[:, [world.COLORS.index(c) for c in ("white", "black")]] = 0

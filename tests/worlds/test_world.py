@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spatialvlm.types import UserError
-from spatialvlm.worlds import layout, render, world
+from spatialvlm.worlds import layout, render, shifts, world
 
 SIZE = 48
 
@@ -97,7 +97,7 @@ def test_objects_do_not_run_through_each_other(pool):
 
 
 def test_size_and_color_know_nothing_of_the_class(pool):
-  present, shape = pool.layout.present, pool.layout.scene.shape[:, : render.MAX_OBJECTS]
+  present, shape = pool.layout.present, pool.layout.shape
   size = np.log(pool.layout.scene.half[:, : render.MAX_OBJECTS].max(-1))
   means = [size[present & (shape == k)].mean() for k in range(4)]
   assert max(means) - min(means) < 0.12 < size[present].std()
@@ -125,7 +125,7 @@ def test_colors_stay_apart_under_light_and_shadow(pool):
 
 def test_no_object_has_the_color_of_a_drawn_box():
   assert not set(world.COLORS) & set(world.BOX_COLORS)
-  for albedo in np.array(layout.ALBEDO):
+  for albedo in np.array([color.albedo for color in shifts.PLAIN.colors]):
     for box in world.BOX_COLORS.values():
       cosine = albedo @ np.array(box) / np.linalg.norm(albedo) / np.linalg.norm(box)
       assert cosine < 0.92

@@ -20,10 +20,12 @@ def questions(config: ScenesConfig) -> SceneQuestions:
         f"{name}: {getattr(config, name)}: of questions that score a model each has a picture; leave it out"
       )
   tasks = dict(sorted(config.tasks.items()))  # equal configs draw alike, in whatever order they name kinds
-  return SceneQuestions(config.seed, tasks, config.image_size, config.size)
+  return SceneQuestions(config.seed, tasks, config.image_size, config.size, shift=config.shift)
 
 
 def examples(config: ScenesConfig, *, defer: bool = False) -> Source:
+  if config.shift:
+    raise UserError(f"shift: {config.shift!r}: what is trained on is no shift any more; leave it out")
   if config.pictures:
     tasks = dict(sorted(config.tasks.items()))
     sizes = config.image_size, config.size, config.pictures, config.turns

@@ -92,6 +92,35 @@ def paired(
   return found
 
 
+def unpaired(
+  before: Sequence[Prediction],
+  after: Sequence[Prediction],
+  *,
+  resamples: int = 2000,
+  seed: int = 0,
+  level: float = 0.95,
+) -> dict[str, dict[str, float]]:
+  """How the scores of two runs differ whose questions are on different images: each is drawn by itself.
+
+  Returns, by the name of each score that both have: before, after, difference, low, high (of the difference)
+  and n (of `after`).
+  """
+  drawn, scores, alone = [], [], set()
+  for number, rows in enumerate((before, after)):
+    table = aggregation(rows)
+    correct_N = np.array([row.correct for row in rows], float)
+    drawn.append(_resample(rows, table, correct_N[:, None], resamples, seed + number))
+    scores.append(table.values(correct_N))
+    alone |= _of_one_image(rows, table)
+  counts, found = table.counts(), {}
+  for name in (name for name in scores[1] if name in scores[0]):
+    difference_R = drawn[1][name][:, 0] - drawn[0][name][:, 0]
+    low, high = (-1.0, 1.0) if name in alone else _percentiles(difference_R, level)
+    was, now = scores[0][name], scores[1][name]
+    found[name] = dict(before=was, after=now, difference=now - was, low=low, high=high, n=counts[name])
+  return found
+
+
 def mcnemar(before_N: np.ndarray, after_N: np.ndarray) -> dict[str, float]:
   """McNemar's exact test of two runs on the same questions (McNemar, Psychometrika 12, 1947).
 
