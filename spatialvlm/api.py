@@ -110,8 +110,9 @@ class LoadedVlm:
   @functools.cached_property
   def processor(self) -> Processor:
     """The checkpoint's processor, read when it is first needed."""
+    context = self.model.config.text.max_length
     return processor_lib.load_processor(
-      self.folder, max_length=self.model.config.text.max_length, **self._options
+      self.folder, max_length=context, reserved=context - self.model.max_length, **self._options
     )
 
   @functools.cached_property
@@ -237,7 +238,7 @@ class LoadedVlm:
       UserError: an image cannot be read, or the prompt is longer than the context.
     """
     encoded = self._prompt(images, prompt)
-    room = self.model.config.text.max_length - len(encoded.tokens)
+    room = self.model.max_length - len(encoded.tokens)
     self._check_length(len(encoded.tokens) + 1)
     tokens = generation.stream(
       self.model,
@@ -292,6 +293,7 @@ class LoadedVlm:
       UserError: no such adapter, or it does not fit.
     """
     peft.load_adapter(self.model, peft_folder)
+    self.__dict__.pop("processor", None)  # a soft prompt leaves it less of the context
     return self
 
   def save_adapter(self, folder: str | os.PathLike) -> Path:
@@ -347,7 +349,7 @@ class LoadedVlm:
     return (rows // factor) * (cols // factor)
 
   def _check_length(self, length: int) -> None:
-    most = self.model.config.text.max_length
+    most = self.model.max_length
     if length > most:
       raise UserError(
         f"{length} tokens exceed the model's context of {most}; shorten the prompt or lower max_tiles"

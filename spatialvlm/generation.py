@@ -314,7 +314,7 @@ def _check(vlm: Vlm, batch: Batch, max_new_tokens: int, temperature: float, top_
   if not 0 < top_p <= 1:
     raise UserError(f"top_p must lie above 0 and at most at 1, got {top_p}")
   longest = int(np.asarray(batch.valid_BT).sum(axis=1).max())
-  most = vlm.config.text.max_length
+  most = vlm.max_length
   if longest + max_new_tokens > most:
     raise UserError(
       f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {most};"

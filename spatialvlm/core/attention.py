@@ -58,17 +58,20 @@ class KVCache:
     keys, values: for each layer (B, S, K, H), keys already rotated.
     valid_BS: slots that hold real tokens. Padding of a prompt keeps its slots and stays invalid.
     length: int32 scalar, slots filled so far, the same for all samples.
+    begun: whether any token of the samples has been read into it.
   """
 
   keys: tuple[jax.Array, ...]
   values: tuple[jax.Array, ...]
   valid_BS: jax.Array
   length: jax.Array
+  begun: bool = dataclasses.field(default=True, metadata={"static": True})
 
   def extend(self, valid_BT: jax.Array) -> KVCache:
     """The cache with the slots of T new tokens marked (their keys and values are still to be written)."""
     valid_BS = jax.lax.dynamic_update_slice(self.valid_BS, valid_BT.astype(bool), (0, self.length))
-    return dataclasses.replace(self, valid_BS=valid_BS, length=self.length + valid_BT.shape[1])
+    length = self.length + valid_BT.shape[1]
+    return dataclasses.replace(self, valid_BS=valid_BS, length=length, begun=True)
 
 
 class Read(NamedTuple):

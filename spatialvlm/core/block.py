@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -146,6 +146,7 @@ class Stack(nnx.Module):
     layers: Collection[int] = (),
     attention: Collection[int] = (),
     stop: int | None = None,
+    past: Sequence[tuple[jax.Array, jax.Array, jax.Array]] | None = None,
   ) -> StackOutput:
     """Runs the blocks, without a cache, and keeps what is asked for on the way.
 
@@ -153,13 +154,15 @@ class Stack(nnx.Module):
       mask_BTS: as of `Attention`, or a tuple of them, one a layer.
       layers, attention: numbers as of `StackOutput`, none negative (`layer_numbers` makes them so).
       stop: after so many blocks; None for all.
+      past: as of `Attention`, one a layer; None where nothing stands before.
     """
     streams, attended = ({0: x_BTD} if 0 in layers else {}), {}
-    blocks = list(zip(self.layers, self._masks(mask_BTS), strict=True))[:stop]
-    for number, (layer, mask) in enumerate(blocks, 1):
+    past = past or (None,) * len(self.layers)
+    blocks = list(zip(self.layers, self._masks(mask_BTS), past, strict=True))[:stop]
+    for number, (layer, mask, before) in enumerate(blocks, 1):
       run = _remat if self.remat else _run
       x_BTD = constrain(x_BTD, "batch", None, None)
-      x_BTD, found_BNTS = run(layer, x_BTD, mask, angles, number in attention)
+      x_BTD, found_BNTS = run(layer, x_BTD, mask, angles, before, number in attention)
       if number in layers:
         streams[number] = x_BTD
       if number in attention:
@@ -180,14 +183,18 @@ class Stack(nnx.Module):
     return mask_BTS if isinstance(mask_BTS, tuple) else (mask_BTS,) * len(self.layers)
 
 
-def _run(layer: Block, x_BTD, mask_BTS, angles, probabilities: bool) -> tuple[jax.Array, jax.Array | None]:
-  x_BTD, read = layer(x_BTD, mask_BTS, angles, probabilities=probabilities)
+def _run(
+  layer: Block, x_BTD, mask_BTS, angles, past, probabilities: bool
+) -> tuple[jax.Array, jax.Array | None]:
+  x_BTD, read = layer(x_BTD, mask_BTS, angles, past, probabilities=probabilities)
   return x_BTD, read.probabilities
 
 
-def _remat(layer: Block, x_BTD, mask_BTS, angles, probabilities: bool) -> tuple[jax.Array, jax.Array | None]:
+def _remat(
+  layer: Block, x_BTD, mask_BTS, angles, past, probabilities: bool
+) -> tuple[jax.Array, jax.Array | None]:
   # jax.checkpoint over split state, since nnx.remat tracks graph updates, which fail inside a gradient
   # that is taken over a part of the parameters only.
   graphdef, state = nnx.split(layer)
-  run = lambda state, x, mask, angles: _run(nnx.merge(graphdef, state), x, mask, angles, probabilities)
-  return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles)
+  run = lambda state, *inputs: _run(nnx.merge(graphdef, state), *inputs, probabilities)
+  return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles, past)

@@ -63,6 +63,11 @@ def _run(
   if not (folder / SUMMARY_FILE).exists():
     beforehand.check(questions, prompter, config.score)
   vlm = model.load(mesh)
+  if taken := vlm.config.text.max_length - vlm.max_length:  # by a soft prompt
+    processor = load_processor(model.folder, reserved=taken, **config.model.tiling)
+    prompter = ProcessorPrompter(processor)
+    if not (folder / SUMMARY_FILE).exists():
+      beforehand.check(questions, prompter, config.score)
   continues = workdir.claim(folder, config, model.identity() | identity(questions))
   if jax.process_index() == 0:
     count = min(len(questions), config.score.limit or len(questions))

@@ -2,6 +2,7 @@
 
 - Layers: `encoders` (one vision transformer) with `positions`, `joined` (several side by side),
   `connector`, `decoder`, and `vlm`, which joins them.
+- What may stand in every sequence beside its tokens: `soft_prompts`, put there by `peft`.
 - What is read of them: `outputs` (`Wants`, `Outputs`). How they compute: `execution`.
 - Families, without layers: `smolvlm`, `internvl`, `paligemma`, `language` (Llama, Qwen2, Gemma and Gemma 2 by
   themselves: `vision` and `connector` are None); each reads a config.json and names tensors),
@@ -19,6 +20,8 @@ Contract of `vlm.Vlm`, an `nnx.Module` with `config`, `vision`, `connector`, `de
 - `encode_images(pixels_NHWC, pixel_mask_NHW=None) -> (N, P, D)` after the connector; `embed(batch) -> (B,
   T, D)` with the image tokens in their places; `hidden(batch) -> (B, T, D)` after the final norm;
   `unembed(...D) -> ...V` in float32; the call is `unembed(hidden(batch))`. They share `read`'s code.
+- `max_length`: most tokens of a sequence, beside a soft prompt. Positions in batches and outputs never count
+  one; `read`, and `extend` on a cache that nothing has been read into, put it in its place.
 - `init_cache(B, length) -> KVCache`; `extend(batch, cache) -> (hidden (B, T, D), cache)` reads any number
   of further tokens; `prefill` and `decode_step` are cases of it. Buffers have one fixed length; callers
   size them.

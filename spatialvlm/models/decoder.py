@@ -18,6 +18,7 @@ from spatialvlm.core.mlp import linear
 from spatialvlm.core.norm import NORMS
 from spatialvlm.core.products import einsum
 from spatialvlm.core.rope import RopeScaling, rope_angles
+from spatialvlm.models.soft_prompts import LearnedPast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Decoder(nnx.Module):
         out_dtype=jnp.float32,
       )
     self.tied = tied
+    self.learned_past: LearnedPast | None = nnx.data(None)
 
   def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
     """(B, T, D), scaled as the blocks expect them."""
@@ -123,28 +125,47 @@ class Decoder(nnx.Module):
     streams = layer_numbers(layers, self.config.depth, "decoder")
     attended = layer_numbers(attention, self.config.depth, "decoder's attention", first=1)
     masks, angles = self.context(valid_BT, mask_ar_BT, segment_BT)
-    out = self.stack.read(x_BTD, masks, angles, layers=streams.values(), attention=attended.values())
+    past = None
+    if self.learned_past is not None:
+      cache = self.init_cache(*x_BTD.shape[:2])
+      past = [(k_BSKH, v_BSKH, cache.length) for k_BSKH, v_BSKH in zip(cache.keys, cache.values, strict=True)]
+    out = self.stack.read(
+      x_BTD, masks, angles, layers=streams.values(), attention=attended.values(), past=past
+    )
     return DecoderOutput(
       hidden_BTD=self.norm(out.x_BTD),
       layers={layer: out.layers[number] for layer, number in streams.items()},
-      attention={layer: out.attention[number] for layer, number in attended.items()},
+      attention={layer: out.attention[number][..., self._before :] for layer, number in attended.items()},
     )
 
   def context(
     self, valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None, segment_BT: jax.Array | None = None
   ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, jax.Array]]:
-    """What the blocks read beside the residual stream: masks (B, T, T), one a block, and rotary angles."""
-    places_BT = positions(valid_BT, segment_BT)
-    mask_BTT = attention_mask(valid_BT, mask_ar_BT, segment_BT)
-    masks = self._masks(mask_BTT, places_BT, places_BT, mask_ar_BT, segment_BT)
-    return masks, self._angles(places_BT)
+    """What the blocks read beside the residual stream: masks (B, T, S), one a block, and rotary angles.
+
+    S counts the places of a learned past, which all see, before those of the batch.
+    """
+    P, (B, T) = self._before, valid_BT.shape
+    queries_BT = positions(valid_BT, segment_BT) + P
+    mask_BTS, keys_BS = attention_mask(valid_BT, mask_ar_BT, segment_BT), queries_BT
+    if P:
+      mask_BTS = jnp.concatenate([jnp.ones((B, T, P), bool), mask_BTS], axis=2)
+      keys_BS = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (B, P)), queries_BT], axis=1)
+    masks = self._masks(mask_BTS, queries_BT, keys_BS, mask_ar_BT, segment_BT)
+    return masks, self._angles(queries_BT)
 
   def init_cache(self, batch: int, length: int) -> KVCache:
-    """An empty cache for `length` tokens a sample, prompt padding included."""
-    attention, dtype = self.config.block.attention, self.embed.embedding.dtype
-    shape = (batch, length, attention.kv_heads, attention.head_dim)
-    buffers = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(self.config.depth))
-    return KVCache(buffers(), buffers(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
+    """A cache for `length` tokens a sample, prompt padding included; of a learned past, and else empty."""
+    attention, dtype, P = self.config.block.attention, self.embed.embedding.dtype, self._before
+    shape = (batch, P + length, attention.kv_heads, attention.head_dim)
+    buffer = lambda past_PKH: jnp.zeros(shape, dtype).at[:, :P].set(past_PKH.astype(dtype))
+    if self.learned_past is None:
+      keys, values = ([jnp.zeros(shape, dtype) for _ in range(self.config.depth)] for _ in range(2))
+    else:
+      pairs = [map(buffer, self.learned_past(layer)) for layer in range(self.config.depth)]
+      keys, values = zip(*pairs, strict=True)
+    valid_BS = jnp.broadcast_to(jnp.arange(P + length) < P, (batch, P + length))
+    return KVCache(tuple(keys), tuple(values), valid_BS, jnp.int32(P), begun=False)
 
   def extend(
     self, x_BTD: jax.Array, valid_BT: jax.Array, cache: KVCache, mask_ar_BT: jax.Array | None = None
@@ -170,6 +191,11 @@ class Decoder(nnx.Module):
       logits = logits if ids is None else logits[..., ids]
     cap = self.config.softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+  @property
+  def _before(self) -> int:
+    """Places of the context that a learned past takes."""
+    return 0 if self.learned_past is None else self.learned_past.length
 
   def _masks(self, mask_BTS, queries_BT, keys_BS, mask_ar_BT, segment_BT=None) -> tuple[jax.Array, ...]:
     """One mask a layer; layers of one window share theirs."""

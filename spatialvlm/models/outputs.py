@@ -74,7 +74,8 @@ class Outputs:
     encoder_attention: probabilities (N, heads, T', T') in float32 over all tokens of the encoder, class token
       and registers first.
     decoder_layers: residual streams (B, T, D), before the final norm.
-    attention: probabilities (B, heads, T, T) in float32; rows of padding say nothing.
+    attention: probabilities (B, heads, T, T) in float32; rows of padding say nothing. What a soft prompt
+      takes of a row is missing from its sum.
     hidden: (B, T, D), after the final norm.
     logits: (B, K, V) in float32, of the tokens at `batch.target_index_BK`: each row is read at the position
       before its target, and only there the product with the vocabulary is made. Rows of targets that are none

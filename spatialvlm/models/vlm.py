@@ -17,6 +17,7 @@ from spatialvlm.models.decoder import Decoder, DecoderConfig
 from spatialvlm.models.encoders import VisionConfig, VisionEncoder
 from spatialvlm.models.joined import JoinedConfig, JoinedEncoder
 from spatialvlm.models.outputs import Outputs, Wants
+from spatialvlm.models.soft_prompts import Sequence, SoftTokens
 from spatialvlm.types import Batch, UserError
 
 
@@ -62,6 +63,13 @@ class Vlm(nnx.Module):
         config.connector, config.vision.width, config.text.block.width, dtype=dtype, rngs=rngs
       )
     self.decoder = Decoder(config.text, tied=config.tied, dtype=dtype, rngs=rngs)
+    self.soft_tokens: SoftTokens | None = nnx.data(None)
+
+  @property
+  def max_length(self) -> int:
+    """Most tokens that it can read: its context, without the places that a soft prompt takes."""
+    prompts = self.soft_tokens, self.decoder.learned_past
+    return self.config.text.max_length - sum(prompt.length for prompt in prompts if prompt is not None)
 
   def encode_images(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None) -> jax.Array:
     """Image tokens (N, P, D) of normalised tiles, after the connector.
@@ -92,24 +100,30 @@ class Vlm(nnx.Module):
     outputs = seen if wants.image else dataclasses.replace(seen, image=None)
     if not wants.of_decoder:
       return outputs
+    sequence = Sequence(self._with_images(batch, seen.image), batch.valid_BT, self._mask_ar(batch))
+    if self.soft_tokens is not None:
+      if batch.segment_BT is not None:
+        raise UserError("soft tokens stand in one sequence a row; this batch is packed, several a row")
+      sequence = self.soft_tokens.insert(sequence, batch.image_slot_BT)
     out = self.decoder.read(
-      self._with_images(batch, seen.image),
-      batch.valid_BT,
-      self._mask_ar(batch),
+      sequence.x_BTD,
+      sequence.valid_BT,
+      sequence.mask_ar_BT,
       batch.segment_BT,
       layers=wants.decoder_layers,
       attention=wants.attention,
     )
     logits_BKV = None
     if wants.logits:
-      before_BK = jnp.maximum(batch.target_index_BK - 1, 0)
+      before_BK = jnp.maximum(sequence.home(jnp.maximum(batch.target_index_BK, 0)) - 1, 0)
       hidden_BKD = jnp.take_along_axis(out.hidden_BTD, before_BK[..., None], axis=1)
       logits_BKV = self.unembed(hidden_BKD)
+    over_keys = lambda p_BNTS: sequence.of_batch(sequence.of_batch(p_BNTS, axis=2), axis=3)
     return dataclasses.replace(
       outputs,
-      decoder_layers=out.layers or None,
-      attention=out.attention or None,
-      hidden=out.hidden_BTD if wants.hidden else None,
+      decoder_layers={layer: sequence.of_batch(x_BTD) for layer, x_BTD in out.layers.items()} or None,
+      attention={layer: over_keys(p_BNTS) for layer, p_BNTS in out.attention.items()} or None,
+      hidden=sequence.of_batch(out.hidden_BTD) if wants.hidden else None,
       logits=logits_BKV,
     )
 
@@ -126,8 +140,13 @@ class Vlm(nnx.Module):
     return self.unembed(self.hidden(batch))
 
   def init_cache(self, batch: int, length: int) -> KVCache:
-    """An empty key-value cache of fixed size: `length` counts prompt, its padding, and new tokens."""
-    return self.decoder.init_cache(batch, length)
+    """A key-value cache of fixed size: `length` counts prompt, its padding, and new tokens.
+
+    There is room for a soft prompt beside them, which is read with the first tokens of the samples.
+    """
+    return self.decoder.init_cache(
+      batch, length + (0 if self.soft_tokens is None else self.soft_tokens.length)
+    )
 
   def extend(self, batch: Batch, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """Reads the batch after what the cache holds: hidden states (B, T, D), and the longer cache.
@@ -135,13 +154,15 @@ class Vlm(nnx.Module):
     Without a `mask_ar_BT` it is causal, as all is that follows a prompt. A cache that is too short is not
     noticed here, since its length is traced: callers size it.
     """
-    return self.decoder.extend(self.embed(batch), batch.valid_BT, cache, batch.mask_ar_BT)
+    sequence, hidden_BTD, cache = self._extend(batch, cache)
+    return sequence.of_batch(hidden_BTD), cache
 
   def prefill(self, batch: Batch, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """Reads prompts, padded on either side: the hidden state (B, D) of each one's last valid token."""
-    hidden_BTD, cache = self.extend(dataclasses.replace(batch, mask_ar_BT=self._mask_ar(batch)), cache)
-    T = batch.tokens_BT.shape[1]
-    last_B = T - 1 - jnp.argmax(batch.valid_BT[:, ::-1], axis=1)
+    batch = dataclasses.replace(batch, mask_ar_BT=self._mask_ar(batch))
+    sequence, hidden_BTD, cache = self._extend(batch, cache)
+    T = hidden_BTD.shape[1]
+    last_B = T - 1 - jnp.argmax(sequence.valid_BT[:, ::-1], axis=1)
     return jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0], cache
 
   def decode_step(self, tokens_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
@@ -149,6 +170,13 @@ class Vlm(nnx.Module):
     batch = Batch(tokens_BT=tokens_B[:, None], valid_BT=jnp.ones((tokens_B.shape[0], 1), bool))
     hidden_BTD, cache = self.extend(batch, cache)
     return hidden_BTD[:, 0], cache
+
+  def _extend(self, batch: Batch, cache: KVCache) -> tuple[Sequence, jax.Array, KVCache]:
+    """What was read, its hidden states, and the longer cache."""
+    sequence = Sequence(self.embed(batch), batch.valid_BT, batch.mask_ar_BT)
+    if self.soft_tokens is not None and not cache.begun:
+      sequence = self.soft_tokens.insert(sequence, batch.image_slot_BT)
+    return sequence, *self.decoder.extend(sequence.x_BTD, sequence.valid_BT, cache, sequence.mask_ar_BT)
 
   def _see(self, batch: Batch, wants: Wants) -> Outputs:
     """The wanted fields of `Outputs` that come of images; all are None where the batch has none."""

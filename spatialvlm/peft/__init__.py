@@ -1,9 +1,11 @@
 """Parameter-efficient fine-tuning: few parameters trained beside, or in, a frozen model; PEFT folders.
 
-- `METHODS` (`methods`) lists the methods: `lora`, `ia3`, `ln_tuning`, `none`; `method.Method` says what one
-  is. A new one is a file with a subclass, and a line there.
-- `apply(vlm, PeftConfig) -> vlm`: surgery in place; prints nothing. `completed(PeftConfig)` writes out the
-  method's defaults, and refuses what it does not know.
+- `METHODS` (`methods`) lists the methods: `lora`, `ia3`, `ln_tuning`, `prompt`, `prefix`,
+  `p_tuning`, `none`;
+  `method.Method` says what one is. A new one is a file with a subclass, and a line there.
+- `apply(vlm, PeftConfig, Given) -> vlm`: surgery in place; prints nothing. `Given` is what first values may
+  be made of, such as the tokenizer's words. `completed(PeftConfig)` writes out the method's defaults, and
+  refuses what it does not know. `positions(PeftConfig)`: places of the context that a method takes.
 - What is trained is marked once, by `Trained`: `AdapterParam`, which a method added, or `FullParam`, a
   float32 master of a base parameter that layers read in the base's dtype. Optimizers and checkpoints take the
   raw arrays of the state; `variable[...]` is for layers. `trainable_filter(vlm, PeftConfig)` is the nnx
@@ -23,12 +25,14 @@ surgery and merge.
 from spatialvlm.peft.folder import load_adapter, save_adapter
 from spatialvlm.peft.lora import LoraLinear, LoraSpec
 from spatialvlm.peft.merge import merge
+from spatialvlm.peft.method import Given
 from spatialvlm.peft.methods import METHODS, carries, completed
 from spatialvlm.peft.surgery import (
   apply,
   check_claims,
   check_layers,
   count_parameters,
+  positions,
   seed_dropout,
   trainable_filter,
 )
@@ -38,6 +42,7 @@ __all__ = [
   "METHODS",
   "AdapterParam",
   "FullParam",
+  "Given",
   "LoraLinear",
   "LoraSpec",
   "Trained",
@@ -49,6 +54,7 @@ __all__ = [
   "count_parameters",
   "load_adapter",
   "merge",
+  "positions",
   "save_adapter",
   "seed_dropout",
   "trainable_filter",

@@ -27,7 +27,6 @@ from spatialvlm.peft.variables import Trained, host
 from spatialvlm.types import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
 
 
 def save_adapter(vlm: Vlm, folder: str | Path, base_id: str | None = None) -> Path:
@@ -172,7 +171,8 @@ def _export(vlm: Vlm, base_id: str | None) -> tuple[dict[str, Any], dict[str, te
     **own.config,
   }
   arrays = {**own.arrays, **whole}
-  return config, {PREFIX + name: tensors.lazy(value) for name, value in arrays.items()}
+  written = lambda name: name if name in found[0].bare else found[0].prefix + name
+  return config, {written(name): tensors.lazy(value) for name, value in arrays.items()}
 
 
 def _read_entries(folder: Path, family: str, method: Method) -> dict[str, tensors.Entry]:
@@ -188,11 +188,12 @@ def _read_entries(folder: Path, family: str, method: Method) -> dict[str, tensor
   entries = tensors.read_header(file)
   plain = foreign.without_adapter_names(entries, str(file), method.kinds)
   entries = {plain[name]: entry for name, entry in entries.items() if name in plain}
-  strange = [name for name in entries if not name.startswith(PREFIX)]
+  bare, prefix = {name: entry for name, entry in entries.items() if name in method.bare}, method.prefix
+  strange = [name for name in entries if not name.startswith(prefix) and name not in bare]
   if strange:
-    raise UserError(f"{file}: tensor names must start with {PREFIX!r}: {', '.join(strange)}")
-  name_of = lambda name: rules.as_module(rules.canonical(name.removeprefix(PREFIX), family), family)
-  return {name_of(name): entry for name, entry in entries.items()}
+    raise UserError(f"{file}: tensor names must start with {prefix!r}: {', '.join(strange)}")
+  name_of = lambda name: rules.as_module(rules.canonical(name.removeprefix(prefix), family), family)
+  return bare | {name_of(name): entry for name, entry in entries.items() if name not in bare}
 
 
 def _check_fit(

@@ -62,17 +62,18 @@ class Fields:
     needs: those of them that must be there.
     fits: field -> whether a value can be one.
     regexes: fields that hold a regex, or regexes as keys; lists of modules are plain names.
+    layers: whether it changes layers, so that `target_modules` must name them.
   """
 
   reads: tuple[str, ...] = ()
   needs: tuple[str, ...] = ()
   fits: Mapping[str, Callable[[Any], bool]] = dataclasses.field(default_factory=dict)
   regexes: tuple[str, ...] = ()
+  layers: bool = True
 
 
 _SHARED = Fields(
   reads=_READ,
-  needs=("target_modules",),
   fits={
     "target_modules": is_modules,
     "exclude_modules": is_modules,
@@ -92,14 +93,15 @@ def check(said: Mapping[str, Any], file: Path, fields: Fields, refused: Iterable
   Raises:
     UserError: options that are not supported (all of them are named), or a value that cannot be.
   """
-  known = {*_SHARED.reads, *_HARMLESS, *fields.reads}
+  shared = _SHARED.reads if fields.layers else ("peft_type", "modules_to_save")
+  known, needs = {*shared, *_HARMLESS, *fields.reads}, {*fields.needs, *(("target_modules",) * fields.layers)}
   wrong = [f"{k}={v!r}" for k, v in said.items() if v and k not in known]
   wrong += refused
   if wrong:
     raise UserError(f"{file}: not supported: {', '.join(sorted(wrong))}")
   for key, fit in {**_SHARED.fits, **fields.fits}.items():
     value = said.get(key)
-    if not fit(value) and (value is not None or key in (*_SHARED.needs, *fields.needs)):
+    if not fit(value) and (value is not None or key in needs):
       raise UserError(f"{file}: {key} is {value!r}")
   for key in (*_SHARED.regexes, *fields.regexes):
     value = said.get(key) or ()

@@ -8,7 +8,7 @@ merging, the command line) follows from that and from the functions here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -59,28 +59,49 @@ class Export:
   arrays: Mapping[str, np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """What a fresh adapter may begin from, beside the model's weights and its settings.
+
+  Attributes:
+    words: token ids of a text, without any that the tokenizer adds by itself.
+  """
+
+  words: Callable[[str], Sequence[int]] | None = None
+
+
+NOTHING = Given()
+
+
 class Method:
   """One way to train few parameters beside, or in, a frozen model.
 
   Attributes:
     name: its key in `METHODS` and in `--config.peft.method`.
     peft_type: what adapter_config.json calls it; None where PEFT knows no such folder.
+    reads: all types of folders that it restores; None for `peft_type` alone.
     Options: frozen dataclass of its own settings; their names stand beside those of `PeftConfig`.
     target: the default of `PeftConfig.target`.
     fields: what it reads of adapter_config.json.
     kinds: what stands between a layer's name and an adapter's in names of tensors, such as `lora_A`.
     ties: whether such a folder can hold a tied embedding that is trained in full.
     mergeable: whether plain layers can compute what the adapted ones do.
+    prefix: what stands before transformers' names in its folders; `bare`: names of tensors without it.
+    packing: whether it can be trained on rows that hold several conversations.
   """
 
   name: ClassVar[str]
   peft_type: ClassVar[str | None] = None
+  reads: ClassVar[Names | None] = None
   Options: ClassVar[type] = NoOptions
   target: ClassVar[str] = ""
   fields: ClassVar[foreign.Fields] = foreign.Fields()
   kinds: ClassVar[Names] = ()
   ties: ClassVar[bool] = False
   mergeable: ClassVar[bool] = True
+  prefix: ClassVar[str] = "base_model.model."
+  bare: ClassVar[Names] = ()
+  packing: ClassVar[bool] = True
 
   def check(self, options: Any) -> None:
     """Raises a UserError that names the setting where a value makes no sense, before a model is there."""
@@ -88,11 +109,15 @@ class Method:
   def check_layers(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:
     """Raises a UserError for a pattern that names nothing in `vlm`, which may be abstract."""
 
-  def apply(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:
-    """Surgery in place: adds `Trained` variables that leave what `vlm` computes as it was.
+  def positions(self, options: Any, said: Mapping[str, Any] | None = None) -> int:
+    """Places of the model's context that it takes, of a run's settings or of an adapter_config.json."""
+    return 0
+
+  def apply(self, vlm: nnx.Module, config: PeftConfig, options: Any, given: Given) -> None:
+    """Surgery in place: adds `Trained` variables; those of layers leave what `vlm` computes as it was.
 
     Raises:
-      UserError: a pattern that names nothing.
+      UserError: a pattern that names nothing, or nothing to begin from.
     """
 
   def refused(self, said: Mapping[str, Any]) -> list[str]:
@@ -230,7 +255,7 @@ class LayerMethod(Method):
   def check_layers(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:
     self.plan(vlm, config, options)
 
-  def apply(self, vlm: nnx.Module, config: PeftConfig, options: Any) -> None:
+  def apply(self, vlm: nnx.Module, config: PeftConfig, options: Any, given: Given) -> None:
     sites = self.sites(vlm)
     for name, spec in self.plan(vlm, config, options).items():
       select.put(vlm, sites[name].path, self.fresh(sites[name], spec, config.seed))

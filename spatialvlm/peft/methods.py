@@ -12,6 +12,9 @@ from spatialvlm.peft.ia3 import Ia3
 from spatialvlm.peft.ln_tuning import LnTuning
 from spatialvlm.peft.lora import Lora
 from spatialvlm.peft.method import Method
+from spatialvlm.peft.p_tuning import PTuning
+from spatialvlm.peft.prefix import Prefix
+from spatialvlm.peft.prompt import Prompt
 from spatialvlm.types import UserError
 
 
@@ -21,7 +24,9 @@ class Nothing(Method):
   name = "none"
 
 
-METHODS: dict[str, Method] = {method.name: method for method in (Lora(), Ia3(), LnTuning(), Nothing())}
+METHODS: dict[str, Method] = {
+  method.name: method for method in (Lora(), Ia3(), LnTuning(), Prompt(), Prefix(), PTuning(), Nothing())
+}
 
 
 def named(name: str, where: str = "config.peft") -> Method:
@@ -41,7 +46,12 @@ def of_type(peft_type: Any, where: Any) -> Method:
   Raises:
     UserError: none reads such folders; those that can be read are named.
   """
-  known = {method.peft_type: method for method in METHODS.values() if method.peft_type}
+  known = {
+    kind: method
+    for method in METHODS.values()
+    for kind in ((method.peft_type,) if method.reads is None else method.reads)
+    if kind
+  }
   if peft_type not in known:
     raise UserError(f"{where}: peft_type {peft_type!r} is not supported (only {', '.join(map(repr, known))})")
   return known[peft_type]

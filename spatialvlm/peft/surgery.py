@@ -10,18 +10,23 @@ from flax import nnx
 
 from spatialvlm.config import PeftConfig
 from spatialvlm.hub import rules
+from spatialvlm.hub.resolve import resolve
 from spatialvlm.peft import folder, full, methods, select
+from spatialvlm.peft.method import NOTHING, Given
 from spatialvlm.peft.variables import FullParam, Trained
 from spatialvlm.types import UserError
 
 
-def apply(vlm: nnx.Module, config: PeftConfig) -> nnx.Module:
+def apply(vlm: nnx.Module, config: PeftConfig, given: Given = NOTHING) -> nnx.Module:
   """Makes `vlm` ready for training as `config` says, in place, and returns it.
 
   Parameters that `config.full` names become float32 `FullParam`; the layers that `config.target` names are
   adapted by `config.method`. With `config.resume_from` the adapter and its layers come from that PEFT folder,
   and of `config` only `full`, `seed`, and what of the method's options leaves the adapter's shape alone
   (dropout) are used.
+
+  Args:
+    given: what first values may be made of; without it a method that needs some refuses.
 
   Raises:
     UserError: an unknown method or option, a pattern that matches nothing (near misses are shown), a layer
@@ -42,7 +47,7 @@ def apply(vlm: nnx.Module, config: PeftConfig) -> nnx.Module:
   if config.resume_from:
     _check_apart(vlm)
   else:
-    method.apply(vlm, config, options)
+    method.apply(vlm, config, options, given)
   return vlm
 
 
@@ -53,6 +58,18 @@ def check_layers(vlm: nnx.Module, config: PeftConfig) -> None:
     select.match_parameters(config.full, select.parameter_paths(vlm), "peft.full")
   if not config.resume_from:
     methods.named(config.method).check_layers(vlm, config, options)
+
+
+def positions(config: PeftConfig) -> int:
+  """Places of the model's context that a run's method takes.
+
+  Raises:
+    UserError: no such method or option; a folder in `config.resume_from` that is none.
+  """
+  options, said = methods.options_of(config), None
+  if config.resume_from:
+    said = folder.read_config(resolve(config.resume_from) / folder.CONFIG)[1]
+  return methods.named(config.method).positions(options, said)
 
 
 def trainable_filter(vlm: nnx.Module, config: PeftConfig) -> nnx.filterlib.Filter:

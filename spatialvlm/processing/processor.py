@@ -78,7 +78,7 @@ class Processor:
     tokens_per_tile: image tokens of one tile.
     image_id, pad_id: token ids; `image_id` is -1 of a language model by itself.
     stop_ids: ids that end an answer: `end_id`, of the format, and what generation_config.json names.
-    max_length: longest sequence that the decoder takes.
+    max_length: longest sequence that the decoder takes, beside a soft prompt of `reserved` tokens.
     padding_side: of `__call__`, by default.
   """
 
@@ -93,6 +93,7 @@ class Processor:
     pad_id: int,
     stop_ids: Sequence[int],
     max_length: int,
+    reserved: int = 0,
     padding_side: str = "right",
     where: str = "processor",
   ):
@@ -103,7 +104,7 @@ class Processor:
     self.tokens_per_tile = tokens_per_tile
     self.pad_id = pad_id
     self.stop_ids = tuple(stop_ids)
-    self.max_length = max_length
+    self.max_length, self.reserved = max_length - reserved, reserved
     self.padding_side = padding_side
     self._expand = Expander(tokenizer, prompt_format, tokens_per_tile, where)
     self.image_id = -1 if self._expand.image_id is None else self._expand.image_id
@@ -296,6 +297,10 @@ class Processor:
       raise UserError(f"answer {answer!r} does not begin with a token of its own after {answer_prefix!r}")
     return tuple(whole[len(prompt) : end].tolist())
 
+  def word_ids(self, text: str) -> tuple[int, ...]:
+    """Tokens of a text as it stands, without any that the tokenizer adds before or behind it."""
+    return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
   def letter_ids(self, count: int, answer_prefix: str = "") -> tuple[int, ...]:
     """The token by which an answer A, B, ... begins right after `encode_prompt(..., answer_prefix)`.
 
@@ -336,8 +341,10 @@ class Processor:
       visual = int((tokens == self.image_id).sum())
       alone = len(tokens) - visual > self.max_length  # the text is too long without any image
       advice = "shorten the text" + ("" if alone or not visual else " or lower max_tiles")
+      beside = f" (beside a soft prompt of {self.reserved})" if self.reserved else ""
       raise UserError(
-        f"{name}: {len(tokens)} tokens ({visual} of images) exceed the model's context of {self.max_length};"
+        f"{name}: {len(tokens)} tokens ({visual} of images) exceed the model's context of {self.max_length}"
+        f"{beside};"
         f" {advice}"
       )
     is_image = tokens == self.image_id
@@ -379,6 +386,7 @@ def load_processor(
   split_images: bool | None = None,
   enlarge: bool = True,
   max_length: int | None = None,
+  reserved: int = 0,
 ) -> Processor:
   """The processor of a local folder: SmolVLM's or Idefics3's, InternVL's (`-hf` format), or PaliGemma's; of a
   language model by itself its tokenizer and template, which refuse images.
@@ -392,9 +400,11 @@ def load_processor(
     max_tiles, longest_edge, split_images, enlarge: the tile budget, see `tiling.TileOptions`; None for the
       checkpoint's own.
     max_length: longest sequence; None for the checkpoint's own.
+    reserved: places of it that a soft prompt takes.
 
   Raises:
-    UserError: a file is missing, broken or of another kind of model; the family's tiles know no such option.
+    UserError: a file is missing, broken or of another kind of model; the family's tiles know no such option;
+      a soft prompt that leaves nothing of the context.
   """
   folder = Path(folder).expanduser()
   if not folder.is_dir():
@@ -413,6 +423,9 @@ def load_processor(
   context = files.group(found.config, "text_config", folder).get("max_position_embeddings")
   context = context or found.config.get("max_position_embeddings") or family.context
   context = context or settings.get("model_max_length") or 8192
+  longest = max_length or int(min(context, 2**31))
+  if reserved >= longest:
+    raise UserError(f"a soft prompt of {reserved} leaves no room in the model's context of {longest}")
   processor = Processor(
     tokenizer,
     prompt_format,
@@ -421,7 +434,8 @@ def load_processor(
     family.tokens_per_tile(tiler.tile_size, found),
     pad_id=pad,
     stop_ids=stops,
-    max_length=max_length or int(min(context, 2**31)),
+    max_length=longest,
+    reserved=reserved,
     padding_side=settings.get("padding_side", family.padding_side),
     where=str(folder),
   )

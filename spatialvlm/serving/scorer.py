@@ -164,7 +164,7 @@ class VlmScorer:
     graphdef, self._state = nnx.split(vlm)
     self._graph = _Graph.of(graphdef)
     self._mesh = mesh
-    self.max_length, self.bidirectional = vlm.config.text.max_length, vlm.config.prefix_lm
+    self.max_length, self.bidirectional = vlm.max_length, vlm.config.prefix_lm
     self.programs: set[tuple] = set()
     self.multiple = 1
     if mesh is not None:

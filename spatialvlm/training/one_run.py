@@ -71,7 +71,7 @@ def _train(
   plain = assembled(config.model)
   folder = hub.resolve(plain.path, plain.revision)
   loading.check_base(plain, folder, resumes=bool(config.peft.resume_from))
-  processor = load_processor(folder, **plain.tiling)
+  processor = load_processor(folder, reserved=peft.positions(config.peft), **plain.tiling)
   terms = objectives.make_objectives(config.losses)
   objectives.read_vocabulary(terms, processor.token_ids)
   steps_phases = make_phases(config, terms)
@@ -302,6 +302,11 @@ def check(config: RunConfig) -> None:
       f"config.train.validate_every: of held-out data the losses ({', '.join(terms)}) say nothing; set it to"
       " 0, and ask questions with train.evaluate_every"
     )
+  if config.data.packing and not peft.METHODS[config.peft.method].packing:
+    raise UserError(
+      f"config.data.packing: a soft prompt of method {config.peft.method!r} is read once a row, and a packed"
+      " row holds several conversations; set data.packing=false"
+    )
 
 
 def check_repeats(config: RunConfig, repeats: int) -> None:
@@ -339,7 +344,9 @@ def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
 
 def build_model(config: RunConfig, mesh: jax.sharding.Mesh, base: Vlm | None = None) -> Vlm:
   """The model on its mesh, adapters attached to `base`, in place, where it was loaded already."""
-  model = peft.apply(base or loading.load_base(config.model, mesh), config.peft)
+  words = lambda text: load_processor(hub.resolve(plain.path, plain.revision)).word_ids(text)
+  plain = hub.assembled(config.model)
+  model = peft.apply(base or loading.load_base(config.model, mesh), config.peft, peft.Given(words))
   return execution.apply(model, execution.Execution(config.model.attention, config.train.remat))
 
 

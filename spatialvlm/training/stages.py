@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -125,9 +126,9 @@ def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
   abstract = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
   try:
     peft.check_layers(abstract, run.peft)
+    processor = load_processor(folder, reserved=peft.positions(run.peft), **built.tiling)
     if frozen_vision.for_certain(run.train):
-      frozen_vision.apart(run.train, _trained(config, run.peft), terms)
-    processor = load_processor(folder, **built.tiling)
+      frozen_vision.apart(run.train, _trained(config, run.peft, processor.word_ids), terms)
     one_run.check_data(run, terms)
     asked = teachers.find(dataclasses.replace(run, model=model), terms, config, processor)
     objectives.meet(terms, {name: teacher.other for name, teacher in asked.items()})
@@ -138,8 +139,9 @@ def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
     raise UserError(f"config.stages.{stage}: {error}") from None
 
 
-def _trained(config: VlmConfig, settings: PeftConfig) -> list[str]:
+def _trained(config: VlmConfig, settings: PeftConfig, words: Callable) -> list[str]:
   """Names of the parameters that a method trains, as `state.Split` has them; no array is made."""
-  vlm = nnx.eval_shape(lambda: peft.apply(Vlm(config, rngs=nnx.Rngs(0)), settings))
+  given = peft.Given(words)
+  vlm = nnx.eval_shape(lambda: peft.apply(Vlm(config, rngs=nnx.Rngs(0)), settings, given))
   _, trained, _ = nnx.split(vlm, peft.trainable_filter(vlm, settings), ...)
   return [".".join(map(str, path)) for path, _ in trained.flat_state()]

@@ -153,8 +153,8 @@ def test_what_nothing_would_export_is_refused_before_anything_is_written(typed, 
   """As a soft prompt without an exporter: it would be trained, and missing from all that the run leaves."""
   before = surgery.apply
 
-  def planted(vlm, config):
-    vlm = before(vlm, config)
+  def planted(vlm, *settings):
+    vlm = before(vlm, *settings)
     vlm.decoder.prompt = AdapterParam(np.zeros((2, 8), np.float32))
     return vlm
 

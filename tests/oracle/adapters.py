@@ -1,6 +1,7 @@
 """Adapters made by Hugging Face peft: every option that is read here, with all trained values random.
 
-`CASES` are LoRA's; `OTHERS` those of the other methods, by the class of their config.
+`CASES` are LoRA's; `OTHERS` those of the other methods of layers, by the class of their config, and `SOFT`
+those of soft prompts.
 """
 
 from __future__ import annotations
@@ -98,9 +99,25 @@ OTHERS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
+_PROMPT = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
+SOFT: dict[str, tuple[type, dict[str, Any]]] = {
+  "prompt": (peft.PromptTuningConfig, _PROMPT),
+  "p_tuning_mlp": (peft.PromptEncoderConfig, {**_PROMPT, "encoder_hidden_size": 10}),
+  "p_tuning_lstm": (
+    peft.PromptEncoderConfig,
+    {**_PROMPT, "encoder_hidden_size": 10, "encoder_reparameterization_type": "LSTM"},
+  ),
+  "prefix": (peft.PrefixTuningConfig, _PROMPT),
+  "prefix_projected": (
+    peft.PrefixTuningConfig,
+    {**_PROMPT, "prefix_projection": True, "encoder_hidden_size": 10},
+  ),
+}
+
+
 def config_of(name: str) -> peft.PeftConfig:
-  """The config of one of `OTHERS`."""
-  kind, options = OTHERS[name]
+  """The config of one of `OTHERS` or `SOFT`."""
+  kind, options = (OTHERS | SOFT)[name]
   return kind(**options)
 
 

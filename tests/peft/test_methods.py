@@ -15,11 +15,14 @@ from spatialvlm.config import PeftConfig, from_config_dict, to_dict
 from spatialvlm.core import axes
 from spatialvlm.peft.ia3 import Ia3Linear
 from spatialvlm.peft.lora import Lora
+from spatialvlm.peft.method import LayerMethod
 from spatialvlm.training import state as state_lib
 from spatialvlm.types import UserError
 from tests.peft import support
+from tests.peft.test_soft import SOFT
 
-ADAPTERS = [name for name, method in peft.METHODS.items() if method.peft_type]
+# Those that change layers; tests/peft/test_soft.py is of the others.
+ADAPTERS = [name for name, method in peft.METHODS.items() if isinstance(method, LayerMethod)]
 # Settings under which each method trains in every part of the model.
 WIDE = {
   "lora": {"target": ".*", "rank": 2},
@@ -42,7 +45,7 @@ def trained(vlm) -> dict[str, jax.Array]:
 
 
 def test_the_tests_know_every_method():
-  assert set(WIDE) == set(ADAPTERS) and set(peft.METHODS) == {*ADAPTERS, "none"}
+  assert set(WIDE) == set(ADAPTERS) and set(peft.METHODS) == {*ADAPTERS, *SOFT, "none"}
   assert all(name == method.name for name, method in peft.METHODS.items())
 
 
@@ -210,7 +213,7 @@ def test_two_methods_on_one_model_are_refused(tmp_path):
     )
   config = json.loads((folder / "adapter_config.json").read_text())
   (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "VERA"}))
-  with pytest.raises(UserError, match=r"peft_type 'VERA' is not .*\(only 'LORA', 'IA3', 'LN_TUNING'\)"):
+  with pytest.raises(UserError, match=r"peft_type 'VERA' is not .*\(only 'LORA', 'IA3', 'LN_TUNING'"):
     peft.load_adapter(support.build(), folder)
 
 

@@ -4,11 +4,14 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from scipy.special import log_softmax
 
+from spatialvlm import peft
+from spatialvlm.config import PeftConfig
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.serving import engine
 from spatialvlm.serving.engine import Engine
@@ -24,6 +27,7 @@ from spatialvlm.serving.requests import (
 from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import Batch, UserError
 from tests.evaluation import support
+from tests.peft.support import moved
 
 IMAGE_ID, PER_TILE, LENGTH = 5, 4, 96
 CONFIG = EngineConfig(batch_size=4, lengths=(24,), tiles=(2,), pool_tiles=8)
@@ -161,6 +165,25 @@ def test_every_kind_is_what_the_plain_model_says(vlm):
 def test_prompts_of_a_prefix_lm(prefix_lm):
   requests, tiles = mixed(images(2), bidirectional=True)
   check(Plain(prefix_lm), requests, tiles, run(prefix_lm, requests))
+
+
+@pytest.mark.parametrize(
+  ("method", "options", "bidirectional"),
+  [
+    ("prompt", {"place": "after_image"}, False),
+    ("prefix", {"init": "random"}, False),
+    ("prompt", {"place": "start"}, True),
+    ("prefix", {"init": "random"}, True),
+  ],
+)
+def test_soft_prompts(vlm, prefix_lm, method, options, bidirectional):
+  """Read once with what prompts share, and part of every answer."""
+  graphdef, state = nnx.split(prefix_lm if bidirectional else vlm)
+  base = nnx.merge(graphdef, jax.tree.map(jnp.asarray, state))
+  config = PeftConfig(method, options={"tokens": 3, **options})
+  soft = moved(peft.apply(base, config, peft.Given(lambda text: [20, 21, 22])), 0.5)
+  requests, tiles = mixed(images(2), bidirectional=bidirectional)
+  check(Plain(soft), requests[:5], tiles[:5], run(soft, requests[:5]))
 
 
 def test_one_at_a_time_and_in_any_order_it_is_the_same(vlm):
