@@ -79,6 +79,7 @@ def _train(
   dense = bool(objectives.extra_of(terms))
   asked = teachers.find(config, terms, hub.read_config(folder, dtype=config.model.dtype), processor)
   objectives.meet(terms, {name: teacher.other for name, teacher in asked.items()})
+  check_teachers(steps_phases, asked)
   own_eyes, stores = teachers.own_eyes(asked, terms), teachers.stores(config, asked)
   notes: list[str] = []
   memory = frozen_vision.memory_of(config.train)
@@ -307,6 +308,17 @@ def check(config: RunConfig) -> None:
       f"config.data.packing: a soft prompt of method {config.peft.method!r} is read once a row, and a packed"
       " row holds several conversations; set data.packing=false"
     )
+
+
+def check_teachers(made: tuple[phases.Phase, ...], asked: Mapping[str, teachers.Teacher]) -> None:
+  """Raises a UserError where a phase's answers would not reach a teacher that does not read the batch."""
+  for phase in made:
+    for name, teacher in asked.items():
+      if phase.answers and (teacher.found or teacher.view or teacher.config.cache):
+        raise UserError(
+          f"config.teachers.{name}: {phase.where} puts answers of its own in the place of the data's, and"
+          " then the plain base alone can be asked, no other, told, sharper or cached teacher"
+        )
 
 
 def check_repeats(config: RunConfig, repeats: int) -> None:

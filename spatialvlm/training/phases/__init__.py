@@ -7,6 +7,7 @@ A phase of `config.phases` is one class of `PHASES`, in a file of its own here:
       packing = False                  # whether it may be given rows of several examples (`data.packing`)
       gives = ()                       # arrays of `Batch.extra` that it can give to objectives
       repeats = 1                      # steps that are taken with what it gave once
+      answers = False                  # whether it puts answers of its own in the place of the data's
       def reads(self, size): ...       # examples it must be given to give `size`
       def start(self, parts): ...      # -> prepare
 

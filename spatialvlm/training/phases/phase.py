@@ -52,12 +52,14 @@ class Phase:
     packing: whether it may be given packed rows, which hold several examples each (`data.packing`).
     gives: arrays of `Batch.extra` that it can give to objectives.
     repeats: steps that are taken with what it gave once.
+    answers: whether it puts answers of its own in the place of the data's; views of the batch are then lost.
   """
 
   Settings: ClassVar[type]
   packing: ClassVar[bool] = False
   gives: ClassVar[tuple[str, ...]] = ()
   repeats: int = 1
+  answers: ClassVar[bool] = False
 
   def __init__(self, settings: Any, where: str = "config.phases"):
     """Raises a UserError for settings that cannot work."""

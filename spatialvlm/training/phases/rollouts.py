@@ -74,6 +74,7 @@ class Rollouts(Phase):
 
   Settings = RolloutsSettings
   gives = (ADVANTAGE, TEMPERATURE, REFERENCE, OLD)
+  answers = True
 
   def __init__(self, settings: RolloutsSettings, where: str = "config.phases"):
     super().__init__(settings, where)
