@@ -51,7 +51,7 @@ def _tiny() -> RunConfig:
       validation_size=256,
       lengths=(136, 208),
       tiles=(1,),
-      targets=8,
+      targets=32,
     ),
     optim=OptimConfig(
       "muon", learning_rate=2e-3, warmup_steps=30, kwargs=dict(consistent_rms=0.2, adam_b2=0.98)
