@@ -20,7 +20,9 @@ as it is, so that what it makes of a picture is made once.
 They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`. What came of stages
 2 to 4 comes with the project; it is scored, and trained further on other pictures, by
 
-  python launch/evaluate.py --config=configs/real.py:score
+  python launch/evaluate.py --config=configs/real.py:score    # scenes and controls
+  python launch/evaluate.py --config=configs/real.py:photos   # of launch/real_parts.py --photos
+  python launch/shifts.py --config=configs/real.py:shifts     # worlds whose looks training never showed
   python launch/train.py --config=configs/real.py:stage=more
 """
 
@@ -30,6 +32,7 @@ from spatialvlm.config import (
   DataConfig,
   EvalConfig,
   EvaluateConfig,
+  HFConfig,
   LogConfig,
   LossConfig,
   ModelConfig,
@@ -47,6 +50,8 @@ from spatialvlm.worlds.vocabulary import spoken_losses
 
 TEXT, ENCODER = "runs/real/parts/SmolLM2-135M-Instruct.Q4_1.gguf", "runs/real/parts/dinov2-small"
 TRAINED = "checkpoints/smolvlm-135m-dinov2s/connector.safetensors"
+PHOTOS = "runs/real/photos"
+SCORED = ("score", "shifts", "photos")
 ADAPTER = "checkpoints/smolvlm-135m-dinov2s/adapter"
 # 16 x 16 patches of 14 pixels, 2 x 2 of them to a token: 64 image tokens.
 SIZE, FACTOR = 224, 2
@@ -63,11 +68,13 @@ WORDS = dict(color=0.7, shape=1.5, box=1.0, row=0.3, column=0.3, depth_step=0.7)
 def get_config(arg: str = "stage=4") -> RunConfig | EvaluateConfig:
   said = _read(arg)
   stage = said.get("stage", "4")
-  if stage == "score":
-    return _score(said)
+  if stage in SCORED:
+    return _scored(stage)
   make = {"1": _words, "2": _answers, "3": _talk, "4": _kinds, "more": _more}.get(stage)
   if make is None:
-    raise UserError(f"configs/real.py: no stage {stage!r}; there are 1, 2, 3, 4, more, and score")
+    raise UserError(
+      f"configs/real.py: no stage {stage!r}; there are 1, 2, 3, 4, more, and score, shifts, photos"
+    )
   if stage == "1" and "connector" in said:
     raise UserError("configs/real.py: stage 1 trains the connector; name one in later stages")
   if stage in "12" and "adapter" in said:
@@ -79,15 +86,15 @@ def get_config(arg: str = "stage=4") -> RunConfig | EvaluateConfig:
 
 
 def _read(arg: str) -> dict[str, str]:
-  if arg == "score":
+  if arg in SCORED:
     return {"stage": arg}
   said = {}
   for part in filter(None, arg.split(",")):
     key, _, value = part.partition("=")
     if key not in ("stage", "text", "encoder", "connector", "adapter") or not value:
       raise UserError(
-        f"configs/real.py: cannot read {part!r}; known: score, or stage=1|2|3|4|more, text=PATH,"
-        " encoder=PATH, connector=PATH, adapter=PATH"
+        f"configs/real.py: cannot read {part!r}; known: score, shifts, photos, or stage=1|2|3|4|more,"
+        " text=PATH, encoder=PATH, connector=PATH, adapter=PATH"
       )
     said[key] = value
   return said
@@ -112,15 +119,20 @@ def _model(said: dict[str, str], trained: bool) -> ModelConfig:
   )
 
 
-def _score(said: dict[str, str]) -> EvaluateConfig:
-  """What comes with the project, on scenes that no stage saw, beside controls that a blind model passes."""
-  return EvaluateConfig(
-    name="real",
-    model=_model(said, trained=True),
-    adapter=ADAPTER,
-    data=ScenesConfig(seed=1_000_000, size=1200, image_size=SIZE),
-    score=ScoreConfig(batch_size=16, tiles=(1,), controls=("circular", "no_image", "other_image", "flip")),
+def _scored(asked: str) -> EvaluateConfig:
+  """What comes with the project, asked what it never saw; scenes also under controls."""
+  scenes = ScenesConfig(seed=1_000_000, size=800, image_size=SIZE)
+  score = ScoreConfig(batch_size=16, tiles=(1,))
+  controls = dataclasses.replace(score, controls=("circular", "no_image", "other_image", "flip"))
+  photos = HFConfig(
+    path=PHOTOS, files="questions.jsonl", templates=dict(source="Photographs"), answers="letter"
   )
+  data, score = {
+    "score": (scenes, controls),
+    "shifts": (dataclasses.replace(scenes, size=300), score),
+    "photos": (photos, score),
+  }[asked]
+  return EvaluateConfig(f"real-{asked}", _model({}, trained=True), ADAPTER, data, score)
 
 
 def _words(model: ModelConfig) -> RunConfig:

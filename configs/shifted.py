@@ -1,7 +1,7 @@
 """Scores a model on plain scenes and on each shifted world (`launch/shifts.py`).
 
-Without an argument the small model that ships with the project; `:real` the model of `configs/real.py`, after
-its last stage. Any other by `--config.model.path=`; more questions a world by `--config.data.size=`.
+The small model that ships with the project; `configs/real.py:shifts` is the same for that of real parts. Any
+other by `--config.model.path=`; more questions a world by `--config.data.size=`.
 """
 
 from spatialvlm.config import EvaluateConfig, ModelConfig, ScenesConfig, ScoreConfig
@@ -12,15 +12,10 @@ SEED = 1_000_000
 
 
 def get_config(arg: str = "") -> EvaluateConfig:
-  if arg == "real":
-    return EvaluateConfig(
-      name="shifted-real",
-      model=ModelConfig(path="runs/real/3", max_tiles=1, dtype="bfloat16"),
-      data=ScenesConfig(seed=SEED, size=400, image_size=224),
-      score=ScoreConfig(batch_size=16, tiles=(1,)),
-    )
   if arg:
-    raise UserError(f"configs/shifted.py: unknown argument {arg!r}; known: real")
+    raise UserError(
+      f"configs/shifted.py: takes no argument, got {arg!r}; the model of configs/real.py: real.py:shifts"
+    )
   return EvaluateConfig(
     name="shifted",
     model=ModelConfig(path="checkpoints/smolvlm-tiny"),
