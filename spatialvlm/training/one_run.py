@@ -293,7 +293,9 @@ def check(config: RunConfig) -> None:
   if not config.data.sources:
     raise UserError("config.data.sources: empty; name at least one source")
   terms = objectives.make_objectives(config.losses)
-  check_repeats(config, phases.repeats(make_phases(config, terms)))
+  made = make_phases(config, terms)
+  phases.examples_read(made, train.batch_size)
+  check_repeats(config, phases.repeats(made))
   if (
     train.validate_every
     and config.data.validation

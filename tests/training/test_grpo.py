@@ -152,7 +152,6 @@ def test_what_cannot_be_is_named_before_anything_is_read(losses, kwargs, train, 
   config = dataclasses.replace(config, data=DataConfig(sources={"a": None}))
   with pytest.raises(UserError, match=message):
     one_run.check(config)
-    phases.examples_read(phases.make_phases(config.phases), 16)
 
 
 def test_held_out_data_says_nothing_of_it():
