@@ -29,6 +29,7 @@ flags.DEFINE_float("temperature", 0.0, "0 for the likeliest answer; above, answe
 flags.DEFINE_float("top_p", 1.0, "draw among the likeliest tokens up to this probability")
 flags.DEFINE_integer("seed", 0, "of drawn answers")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and activations")
+flags.DEFINE_string("quantize", None, "keep the decoder's weights in few bits: nf4 or int8")
 flags.DEFINE_integer("max_tiles", None, "tile budget of an image; fewer tiles are faster")
 
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
   from spatialvlm.processing.images import open_image
 
   images = [open_image(file) for file in FLAGS.image]
-  vlm = spatialvlm.load_vlm(FLAGS.model, FLAGS.dtype, max_tiles=FLAGS.max_tiles)
+  vlm = spatialvlm.load_vlm(FLAGS.model, FLAGS.dtype, max_tiles=FLAGS.max_tiles, quantize=FLAGS.quantize)
   if FLAGS.adapter:
     vlm.load_adapter(FLAGS.adapter)
   for question in arguments or iter(sys.stdin.readline, ""):

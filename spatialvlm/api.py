@@ -48,6 +48,10 @@ def load_vlm(
   longest_edge: int | None = None,
   split_images: bool | None = None,
   enlarge: bool = True,
+  quantize: str | None = None,
+  quantize_block: int | None = None,
+  quantize_double: bool | None = None,
+  quantize_target: str | Sequence[str] | None = None,
 ) -> LoadedVlm:
   """Loads a SmolVLM, InternVL or PaliGemma, or a language model by itself (Llama and SmolLM2, Qwen2, Gemma,
   Gemma 2), from a local folder or the hub, in Hugging Face's format; a language model also from a GGUF file.
@@ -61,13 +65,28 @@ def load_vlm(
     revision: of a hub repository.
     attention: "xla", "blocked", or "cudnn" on a GPU in bfloat16, as of `models.execution.Execution`.
     max_tiles, longest_edge, split_images, enlarge: the processor's tile budget, as in `load_processor`.
+    quantize, quantize_block, quantize_double, quantize_target: keep kernels in few bits, as `ModelConfig` has
+      it: "nf4" or "int8". A training run's workdir brings its own.
 
   Raises:
     UserError: the model cannot be found or read, or does not fit its config.
   """
   if mesh is not None and not isinstance(mesh, Mesh):
     mesh = make_mesh(mesh)
-  found = runs.find(ModelConfig(str(path_or_hub_id), revision, dtype, attention=attention))
+  if not (quantize_target is None or isinstance(quantize_target, str)):
+    quantize_target = tuple(quantize_target)
+  found = runs.find(
+    ModelConfig(
+      str(path_or_hub_id),
+      revision,
+      dtype,
+      attention=attention,
+      quantize=quantize,
+      quantize_block=quantize_block,
+      quantize_double=quantize_double,
+      quantize_target=quantize_target,
+    )
+  )
   options = {
     "max_tiles": max_tiles,
     "longest_edge": longest_edge,

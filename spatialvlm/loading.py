@@ -16,8 +16,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from spatialvlm import hub, peft
+from spatialvlm import hub, peft, quantise
 from spatialvlm.config import ModelConfig
+from spatialvlm.core.quantised import wrap
 from spatialvlm.hub import contents
 from spatialvlm.hub.foreign import quantised
 from spatialvlm.hub.resolve import read_json
@@ -54,7 +55,10 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
   Raises:
     UserError: nothing there, an adapter whose base is not there, or two adapters.
   """
-  name = model.path + (f" + {adapter}" if adapter else "")
+  quantise.chosen(model)  # what is wrong there is told first
+  name = (
+    model.path + (f" in {model.quantize}" if model.quantize else "") + (f" + {adapter}" if adapter else "")
+  )
   model = hub.assembled(model)
   folder = hub.resolve(model.path, model.revision)
   if contents.has_adapter(folder):
@@ -106,6 +110,7 @@ def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
   """The model of a folder or hub id, as the config says."""
   execution = Execution(attention=model.attention)
   execution.check(model.dtype)
+  few_bits = quantise.chosen(model)
   model = hub.assembled(model)
   vlm = hub.load_model(
     model.path,
@@ -114,7 +119,9 @@ def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
     mesh=mesh,
     from_scratch=model.from_scratch,
     seed=model.seed,
+    replacements=few_bits and quantise.replacements(few_bits, model.quantize_target),
   )
+  wrap(vlm)
   return apply(vlm, execution)
 
 

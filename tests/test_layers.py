@@ -43,6 +43,7 @@ ROOMS = {
   # The tokenizer and prompts that an assembled model gets are written by who reads them.
   "hub": room(f"{MODEL} shipped caches processing", "jax flax numpy ml_dtypes huggingface_hub gguf"),
   "peft": room(f"{MODEL} hub", "jax flax numpy"),
+  "quantise": room(f"{MODEL} peft", "jax flax numpy"),
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
   "data.sources": room(
@@ -50,7 +51,7 @@ ROOMS = {
   ),
   "data": room("types config mixture processing worlds data.sources", "jax numpy PIL grain"),
   "export": room(f"{MODEL} hub peft"),
-  "loading": room(f"{MODEL} hub peft", "jax"),
+  "loading": room(f"{MODEL} hub peft quantise", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
   "wheels": room("types workdir hub", "numpy onnx"),
   "encoder": room(f"{MODEL} hub processing", "jax flax numpy"),

@@ -51,6 +51,12 @@ class ModelConfig:
     connector_from: with `encoders`: a safetensors file, or a model of the same parts, whose connector is
       taken in place of a fresh one.
     text_only: `path` must be a language model by itself; one that sees already is refused.
+    quantize: keep frozen weights in few bits, for adapters to be trained over them (docs/quantised.md):
+      "nf4", "int8", or None for weights in full. Of a training run that is evaluated it is the run's.
+    quantize_block: of nf4, how many weights share a scale; None for 64.
+    quantize_double: of nf4, whether the scales are quantised too (double quantisation); None for false.
+    quantize_target: which linear layers, as `peft.target`: a regex, or a list of the ends of names; None for
+      those of the decoder's blocks. Never embeddings, norms or biases.
   """
 
   path: str = "checkpoints/smolvlm-tiny"
@@ -69,6 +75,10 @@ class ModelConfig:
   connector_factor: int = 0
   connector_from: str | None = None
   text_only: bool = False
+  quantize: str | None = None
+  quantize_block: int | None = None
+  quantize_double: bool | None = None
+  quantize_target: str | tuple[str, ...] | None = None
 
   @property
   def tiling(self) -> dict[str, Any]:

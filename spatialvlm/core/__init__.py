@@ -1,8 +1,8 @@
 """The parts that all networks here are made of, in jax and flax alone.
 
 `attention` (grouped queries, its cache, the implementations of the product), `mlp`, `norm`, `rope`,
-`masks`, `init`, `pixels` (bytes into numbers); `block`, the one transformer block with a stack of it;
-`axes`, which says where arrays lie on devices.
+`masks`, `init`, `pixels` (bytes into numbers), `quantised` (kernels in few bits); `block`, the one
+transformer block with a stack of it; `axes`, which says where arrays lie on devices.
 
 What belongs here: a computation that no family's name is needed to describe. What differs between families
 is a field of `BlockConfig` or `AttentionConfig`, named after what it does, with a default that changes

@@ -79,8 +79,14 @@ def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Any) -> Partit
 
 
 def sharding_of(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
-  """The sharding of one (abstract or real) variable, from the names in its metadata."""
+  """The sharding of one (abstract or real) variable, from the names in its metadata.
+
+  Of a value that consists of several arrays (`core.quantised`) it is a tree of them, in its own structure.
+  """
   names = variable.get_metadata().get("out_sharding") or (None,) * len(variable.shape)
+  value = variable.get_raw_value()
+  if hasattr(value, "shardings"):
+    return value.shardings(names, mesh)
   return NamedSharding(mesh, spec(names, variable.shape, mesh))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from spatialvlm import hub, peft
 from spatialvlm.config import nearest
+from spatialvlm.core.quantised import formats
+from spatialvlm.hub import contents
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import UserError
 
@@ -49,6 +51,15 @@ def _no_merging(vlm: Vlm) -> str | None:
   return f"an adapter of method {names[0]!r} cannot be merged; --to=adapter writes it" if names else None
 
 
+def _merged(model: Exportable, folder: Path) -> Path:
+  if kinds := ", ".join(formats(model.vlm)):
+    contents.note(
+      f"{folder}: the base is kept in {kinds}; what is written are its decoded weights, in"
+      f" {model.vlm.config.dtype}, and the adapter merged into these, not into {model.base} as it is"
+    )
+  return hub.save_model(peft.merge(model.vlm), folder, model.folder)
+
+
 EXPORTERS: dict[str, Exporter] = {
   "adapter": Exporter(
     "a PEFT folder, which Hugging Face peft loads",
@@ -58,7 +69,7 @@ EXPORTERS: dict[str, Exporter] = {
   "merged": Exporter(
     "a checkpoint with adapters merged, which transformers loads",
     _no_merging,
-    lambda model, folder: hub.save_model(peft.merge(model.vlm), folder, model.folder),
+    _merged,
   ),
 }
 # Exporter -> its folder in the workdir of a run.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from spatialvlm.config import check_dtype
 from spatialvlm.core.axes import create_sharded, sharding_of
 from spatialvlm.hub import contents, foreign, rules
 from spatialvlm.hub.resolve import read_entries, resolve, weight_files
+from spatialvlm.hub.save import whole
 from spatialvlm.hub.tensors import DTYPES, Entry
 from spatialvlm.models import registry
 from spatialvlm.models.encoders import EncoderConfig, VisionEncoder
@@ -26,6 +27,8 @@ from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.types import UserError
 
 Model = TypeVar("Model")
+# Path of a parameter -> what makes the variable that takes its place.
+Replacements = Mapping[tuple[Any, ...], Callable[[np.ndarray, nnx.Variable, Mesh | None], nnx.Variable]]
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -37,6 +40,7 @@ def load_model(
   mesh: Mesh | None = None,
   from_scratch: bool = False,
   seed: int = 0,
+  replacements: Callable[[Vlm], Replacements] | None = None,
 ) -> Vlm:
   """Loads a vision-language model, or a language model by itself, from a local folder or a hub id.
 
@@ -44,6 +48,8 @@ def load_model(
     dtype: "float32" or "bfloat16", of weights and activations; files of either are cast.
     mesh: where the parameters lie, by their logical axes; None for the default device.
     from_scratch: draw the weights from `seed`; the folder needs only its config.json.
+    replacements: gives the parameters of the abstract model in whose place something else is to stand, by
+      their paths, and what makes it: of the parameter in our layout and dtype, its variable and the mesh.
 
   Raises:
     UserError: the model cannot be found or read, or its tensors do not fit; all misfits are listed.
@@ -52,12 +58,17 @@ def load_model(
   folder = resolve(path_or_id, revision)
   config = read_config(folder, dtype=dtype)
   if from_scratch:
-    return create_sharded(lambda: Vlm(config, rngs=nnx.Rngs(seed)), mesh)
+    vlm = create_sharded(lambda: Vlm(config, rngs=nnx.Rngs(seed)), mesh)
+    for path, make in (replacements(vlm) if replacements else {}).items():
+      variable = _get(vlm, path)
+      _put(vlm, path, make(whole(variable), variable, mesh))
+    return vlm
   entries, doubled = read_entries(weight_files(folder))
   head = registry.family(config.family).head
   heads = [name for name in entries if rules.to_ours(name, config.family) == head]
   config = dataclasses.replace(config, tied=not heads)
-  return _filled(lambda: Vlm(config, rngs=nnx.Rngs(0)), entries, doubled, config.family, folder, mesh)
+  build = lambda: Vlm(config, rngs=nnx.Rngs(0))
+  return _filled(build, entries, doubled, config.family, folder, mesh, replacements)
 
 
 def load_encoder(
@@ -100,18 +111,29 @@ def _filled(
   family: str,
   folder: Path,
   mesh: Mesh | None,
+  replacements: Callable[[Model], Replacements] | None = None,
 ) -> Model:
   """A model with the tensors of a folder's files in their places."""
   if kind := foreign.quantised_tensors(entries):
     raise UserError(foreign.refusal(folder, kind))
-  graphdef, abstract = nnx.split(nnx.eval_shape(build))
+  shells = nnx.eval_shape(build)
+  makers = replacements(shells) if replacements else {}
+  graphdef, abstract = nnx.split(shells)
   variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(abstract)}
   shapes = {name: tuple(v.shape) for name, (_, v) in variables.items()}
   plan = match(entries, doubled, shapes, family, folder)
-  state = []
+  state, replaced = [], {}
   for name, (path, variable) in variables.items():
-    state.append((path, variable.replace(_place(plan[name], name, variable, family, mesh))))
-  return nnx.merge(graphdef, nnx.from_flat_state(state))
+    tensor = _read(plan[name], name, variable, family)
+    if path in makers:
+      replaced[path] = makers[path](tensor, variable, mesh)
+    else:
+      variable = variable.replace(_place(tensor, variable, mesh))
+    state.append((path, variable))
+  model = nnx.merge(graphdef, nnx.from_flat_state(state))
+  for path, variable in replaced.items():
+    _put(model, path, variable)
+  return model
 
 
 def read_config(folder: Path, *, dtype: str = "float32") -> VlmConfig:
@@ -159,13 +181,26 @@ def match(
   return plan
 
 
-def _place(entry: Entry, path: str, variable: nnx.Variable, family: str, mesh: Mesh | None) -> jax.Array:
+def _read(entry: Entry, path: str, variable: nnx.Variable, family: str) -> np.ndarray:
   host = entry.read()
   if DTYPES[entry.dtype] != variable.dtype:
     host = host.astype(variable.dtype)
-  host = rules.from_file(host, path, family)
+  return rules.from_file(host, path, family)
+
+
+def _place(host: np.ndarray, variable: nnx.Variable, mesh: Mesh | None) -> jax.Array:
   if mesh is None:
     # A copy, since an array that aliases NumPy's memory can never be donated.
     return jnp.array(host, copy=True)
   sharding = sharding_of(variable, mesh)
   return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
+
+
+def _get(model: nnx.Module, path: tuple[Any, ...]) -> Any:
+  for part in path:
+    model = model[part] if isinstance(part, int) else getattr(model, part)
+  return model
+
+
+def _put(model: nnx.Module, path: tuple[Any, ...], variable: nnx.Variable) -> None:
+  setattr(_get(model, path[:-1]), path[-1], variable)

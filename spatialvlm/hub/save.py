@@ -168,11 +168,12 @@ def tensors_of(model: nnx.Module, family: str, prefix: str = "") -> dict[str, La
 def _lazy(parts: Mapping[str, nnx.Variable], family: str) -> Lazy:
   """One tensor of the file, from the variables that it holds."""
   path, variable = next(iter(parts.items()))
-  make = lambda: rules.joined([(path, _host(v)) for path, v in parts.items()], family)
+  make = lambda: rules.joined([(path, whole(v)) for path, v in parts.items()], family)
   return Lazy(np.dtype(variable.dtype), rules.file_shape(variable.shape, path, family), make)
 
 
-def _host(variable: nnx.Variable) -> np.ndarray:
+def whole(variable: nnx.Variable) -> np.ndarray:
+  """A parameter's values in this process's memory, wherever their shards lie."""
   value = variable[...]
   if not value.is_fully_addressable:
     from jax.experimental import multihost_utils

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm.core import axes
+from spatialvlm.core.quantised import QuantisedParam
 from spatialvlm.hub import rules, tensors
 from spatialvlm.models import registry
 from spatialvlm.models.vlm import Vlm
@@ -25,6 +26,11 @@ def train_in_full(vlm: nnx.Module, names: Iterable[str]) -> None:
   paths = select.parameter_paths(vlm)
   for name in names:
     old = select.get(vlm, paths[name])
+    if isinstance(old, QuantisedParam):
+      raise UserError(
+        f"peft.full: {name} is kept in {old.get_raw_value().format}, in which nothing is trained; narrow"
+        " peft.full, or model.quantize_target"
+      )
     if not isinstance(old, FullParam):
       replace_variable(vlm, old, trained_in_full(old))
 

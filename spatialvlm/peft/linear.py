@@ -11,7 +11,8 @@ from spatialvlm.peft.variables import axis_names
 class AroundLinear(nnx.Linear):
   """A linear layer that takes over `base`'s kernel, bias and ways of computing.
 
-  The variables stay under the same names, so that paths and checkpoints of the base do not change.
+  The variables stay under the same names, so that paths and checkpoints of the base do not change. Calling
+  it computes as the base's class does, so that it may stand around any kind of linear layer.
   """
 
   def __init__(self, base: nnx.Linear):
@@ -20,6 +21,10 @@ class AroundLinear(nnx.Linear):
     self.dtype, self.param_dtype, self.precision = base.dtype, base.param_dtype, base.precision
     self.dot_general, self.promote_dtype = base.dot_general, base.promote_dtype
     self.preferred_element_type = base.preferred_element_type
+    self.base_call = type(base).__call__
+
+  def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+    return self.base_call(self, inputs, out_sharding)
 
 
 def plain(layer: AroundLinear, kernel: jax.Array, bias: nnx.Variable | None) -> nnx.Linear:

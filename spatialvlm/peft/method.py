@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm.config import PeftConfig
-from spatialvlm.hub import rules
 from spatialvlm.peft import foreign, select
 from spatialvlm.peft.variables import AdapterParam, FullParam, layer_id
 from spatialvlm.types import UserError
@@ -242,7 +241,7 @@ class LayerMethod(Method):
         leave the adapter out; but where two settings claim a weight, one of them is a mistake.
     """
     sites = self.sites(vlm)
-    found = select.match(target_of(self, config), sites, "peft.target", _older(vlm))
+    found = select.match(target_of(self, config), sites, "peft.target", select.older(vlm))
     twice = [name for name in found if _in_full(sites[name].module)]
     if twice:
       more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
@@ -277,12 +276,13 @@ class LayerMethod(Method):
 
   def wanted(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, tuple[int, ...]]:
     sites = self.sites(vlm)
-    specs = self.specs_of_folder(said, sites, head, None, _older(vlm))
+    specs = self.specs_of_folder(said, sites, head, None, select.older(vlm))
     return {n + end: s for n, spec in specs.items() for end, s in self.shapes(sites[n], spec).items()}
 
   def restore(self, vlm: nnx.Module, folder: Folder, options: Any = None) -> None:
     sites = self.sites(vlm)
-    for name, spec in self.specs_of_folder(folder.said, sites, folder.head, options, _older(vlm)).items():
+    older = select.older(vlm)
+    for name, spec in self.specs_of_folder(folder.said, sites, folder.head, options, older).items():
       arrays = {end: folder.arrays[name + end] for end in self.shapes(sites[name], spec)}
       select.put(vlm, sites[name].path, self.restored(sites[name], spec, arrays))
 
@@ -335,11 +335,6 @@ def target_of(method: Method, config: PeftConfig) -> str | tuple[str, ...]:
 def sites_at(vlm: nnx.Module, paths: Mapping[str, select.Path]) -> dict[str, Site]:
   """The layers at some paths, by transformers' names of them."""
   return {n: Site(n, path, select.get(vlm, path), vlm.config.family) for n, path in paths.items()}
-
-
-def _older(vlm: nnx.Module) -> Callable[[str], Iterable[str]]:
-  """Other spellings of a layer's name, in the model's family."""
-  return lambda name: rules.older_names(name, vlm.config.family)
 
 
 def _in_full(module: nnx.Module) -> bool:

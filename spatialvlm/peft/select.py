@@ -44,6 +44,11 @@ def linear_paths(vlm: nnx.Module) -> dict[str, Path]:
   }
 
 
+def older(vlm: nnx.Module) -> Callable[[str], Iterable[str]]:
+  """Other spellings of a layer's name, in the model's family."""
+  return lambda name: rules.older_names(name, vlm.config.family)
+
+
 def get(root: Any, path: Path) -> Any:
   """The object at `path` below `root`, through attributes and list places."""
   for part in path:

@@ -85,7 +85,7 @@ def trainable_filter(vlm: nnx.Module, config: PeftConfig) -> nnx.filterlib.Filte
 
 def count_parameters(vlm: nnx.Module, trainable: nnx.filterlib.Filter) -> tuple[int, int]:
   """Numbers (trainable, total) of the model's parameters, adapters counted in both."""
-  count = lambda wanted: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(vlm, wanted)))
+  count = lambda wanted: sum(math.prod(variable.shape) for _, variable in nnx.state(vlm, wanted).flat_state())
   return count(nnx.All(nnx.Param, trainable)), count(nnx.Param)
 
 

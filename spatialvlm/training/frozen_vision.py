@@ -271,9 +271,9 @@ class FrozenVision:
     digest = hashlib.sha256()
     towers = ("vision.", "connector.") if self._connected else ("vision.",)
     for name in sorted(name for name in frozen if name.startswith(towers)):
-      array = np.asarray(frozen[name])
-      digest.update(f"{name} {array.dtype} {array.shape}".encode())
-      digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+      for array in map(np.asarray, jax.tree.leaves(frozen[name])):  # several of a quantised kernel
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     config = self._split.model(self._split.params, frozen).config
     shapes = repr((config.vision, config.connector if self._connected else None))
     return {

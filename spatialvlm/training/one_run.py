@@ -18,6 +18,7 @@ from spatialvlm import hub, loading, peft
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, RunConfig, check_dtype, read_json
 from spatialvlm.core import axes
+from spatialvlm.core.quantised import formats, weight_bytes
 from spatialvlm.data import pipeline, tile_keys
 from spatialvlm.data.views import View
 from spatialvlm.models import execution
@@ -95,6 +96,7 @@ def _train(
   heads = objectives.make_heads(terms, model.config, config.seed)
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
+  memory_of_base = weights_said(model)
   split = state_lib.Split(model, trainable, mesh, heads, others)
   numbers = lambda: {
     "dtype": config.model.dtype,
@@ -119,7 +121,7 @@ def _train(
   begins = "continues" if continues else "begins"
   say(
     f"{begins} in {workdir}: {counts[0]:,} of {counts[1]:,} parameters are trained "
-    f"({counts[0] / counts[1]:.2%}){beside}, mesh {dict(mesh.shape)}"
+    f"({counts[0] / counts[1]:.2%}){beside}, {memory_of_base}, mesh {dict(mesh.shape)}"
   )
   for note in notes:
     say(note)
@@ -172,6 +174,14 @@ def say_rows(memory: Memory) -> None:
   if memory.skipped:
     say(f"broken rows left out: {len(memory.skipped):,}; {SUMMARY_FILE} names them, the first:")
     say("\n".join(f"  {reason}" for reason in list(memory.skipped.values())[:3]))
+
+
+def weights_said(model: Vlm) -> str:
+  """How much memory the model's parameters take, of all devices together."""
+  kept, full = weight_bytes(model)
+  said = f"weights of {kept / 1e6:,.1f} MB"
+  kinds = ", ".join(formats(model))
+  return f"{said} ({kinds}; {full / 1e6:,.1f} MB in {model.config.dtype})" if kinds else said
 
 
 def say(text: str) -> None:

@@ -24,6 +24,7 @@ CHECKPOINTS = "checkpoints"
 SUMMARY_FILE = "summary.json"
 _OF_THE_RUN = ("path", "revision", "from_scratch", "seed", "encoders", "encoder_size")
 _OF_THE_RUN += ("connector", "connector_factor", "connector_from", "text_only")
+_OF_THE_RUN += ("quantize", "quantize_block", "quantize_double", "quantize_target")
 
 
 def find(model: ModelConfig, adapter: str | None = None) -> Found:
@@ -31,7 +32,8 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
 
   Of a workdir (`runs/x`) the checkpoint is the one whose parameters the finished run exports; before the end
   it is the best one where `train.best` names what is best, else the last. `runs/x/checkpoints/300` names one.
-  Base, revision and seed are the run's; numbers, attention and image settings are those of `model`.
+  Base, revision, seed and quantisation are the run's; numbers, attention and image settings are those of
+  `model`.
 
   Raises:
     UserError: as `loading.find`; a run without checkpoints, without that one, or on other weights than it
@@ -78,6 +80,11 @@ def is_run(folder: Path) -> bool:
 
 
 def _model(run: ModelConfig, asked: ModelConfig) -> ModelConfig:
+  if asked.quantize not in (None, run.quantize):
+    kept = f"in {run.quantize}" if run.quantize else "in full"
+    raise UserError(
+      f"config.model.quantize: {asked.path} is a training run, whose base is kept {kept}; leave it out"
+    )
   return dataclasses.replace(
     asked,
     **{name: getattr(run, name) for name in _OF_THE_RUN},

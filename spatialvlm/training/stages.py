@@ -99,6 +99,11 @@ def split(config: RunConfig, workdir: pathlib.Path) -> list[tuple[str, RunConfig
     )
     if found:
       before, run = found[-1]
+      if config.model.quantize:
+        raise UserError(
+          f"{where}: begins from the merged model of the stage before, and model.quantize would round what"
+          " that has learned; train in one stage, or go on from the adapter by peft.resume_from"
+        )
       if not run.train.export:
         raise UserError(f"config.stages.{before}.train.export: the next stage begins from what it exports")
       if not peft.METHODS[run.peft.method].mergeable:

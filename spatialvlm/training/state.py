@@ -220,12 +220,11 @@ def _by_name(state: nnx.State, prefix: str) -> dict[str, tuple[tuple, nnx.Variab
 
 
 def _place(item: tuple[tuple, nnx.Variable], mesh: Mesh) -> jax.Array:
-  value = item[1].get_raw_value()
-  sharding = axes.sharding_of(item[1], mesh)
-  return value if value.sharding.is_equivalent_to(sharding, value.ndim) else jax.device_put(value, sharding)
+  moved = lambda part, to: part if part.sharding.is_equivalent_to(to, part.ndim) else jax.device_put(part, to)
+  return jax.tree.map(moved, item[1].get_raw_value(), axes.sharding_of(item[1], mesh))
 
 
 def _shell(item: tuple[tuple, nnx.Variable]) -> tuple[tuple, nnx.Variable]:
   path, variable = item
-  value = variable.get_raw_value()
-  return path, variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype))
+  shell = lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype)
+  return path, variable.replace(jax.tree.map(shell, variable.get_raw_value()))
