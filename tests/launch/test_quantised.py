@@ -48,7 +48,7 @@ def test_a_run_from_its_first_line_to_its_exports(world, model, tmp_path, capfd)
     one, other = load_file(copy / name), load_file(workdir / name)
     assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
-  # The run brings its base back as it was trained over; what it exported computes the same.
+  # The run brings its base back as it was trained over, and its adapter over that base computes the same.
   loaded = runs.find(ModelConfig(path=str(workdir))).load(None)
   assert formats(loaded) == ("nf4",)
   over = [f"--config.model.path={model}", f"--config.adapter={workdir}/adapter", *FEW]
@@ -59,14 +59,12 @@ def test_a_run_from_its_first_line_to_its_exports(world, model, tmp_path, capfd)
   for name, of in (
     ("run", [f"--config.model.path={workdir}"]),
     ("adapter", over),
-    ("merged", [f"--config.model.path={workdir}/model"]),
   ):
     done = evaluate(name, *of)
     assert done.code == 0, done
     lines = (tmp_path / f"of-{name}" / "predictions.jsonl").read_text().splitlines()
     answers[name] = np.array([p for line in lines for p in json.loads(line)["logprobs"].values()])
   assert np.array_equal(answers["run"], answers["adapter"])
-  np.testing.assert_allclose(answers["merged"], answers["run"], atol=2e-4)
   done = evaluate("other", f"--config.model.path={workdir}", "--config.model.quantize=int8")
   assert done.code == 2 and "is a training run, whose base is kept in nf4; leave it out" in done.err
 
