@@ -17,7 +17,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from spatialvlm import hub, peft, quantise
-from spatialvlm.config import ModelConfig
+from spatialvlm.config import ModelConfig, to_dict
 from spatialvlm.core.quantised import wrap
 from spatialvlm.hub import contents
 from spatialvlm.hub.foreign import quantised
@@ -126,13 +126,16 @@ def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
 
 
 def identity(model: ModelConfig, adapter: str | None = None) -> dict[str, Any]:
-  """Hashes of the weights and of the adapter."""
+  """Hashes of the weights and of the adapter, and how the weights are quantised."""
   found: dict[str, Any] = {"model": {"from_scratch": True}}
   if not model.from_scratch:
     plain = hub.assembled(model)
     found["model"] = dict(hub.identity(plain.path, plain.revision))
     if model.encoders:  # where the assembled model lies may change
       found["model"] |= {"id": " + ".join([model.path, *model.encoders]), "revision": model.revision}
+  if model.quantize:
+    names = ("quantize", "quantize_block", "quantize_double", "quantize_target")
+    found["model"] |= {name: to_dict(getattr(model, name)) for name in names}
   if adapter:
     folder = hub.resolve(adapter)
     found["adapter"] = hash_files(folder, sorted(folder.glob("adapter_*")))
