@@ -30,7 +30,12 @@ OURS = {
   "prefix": PeftConfig("prefix", options={"tokens": 3}),
   "p_tuning": PeftConfig("p_tuning", options={"tokens": 3, "hidden": 7}),
 }
-BASES = {**FAMILIES, "llama": lambda: reference.build_language("llama")}
+BASES = {
+  **FAMILIES,
+  # peft takes the first parameter with as many rows as the vocabulary for the embeddings
+  "internvl": lambda: reference.build_internvl(text={"vocab_size": 96}),
+  "llama": lambda: reference.build_language("llama"),
+}
 pytestmark = pytest.mark.filterwarnings("ignore::spatialvlm.types.Note")
 
 
@@ -62,6 +67,7 @@ def theirs(model, given):
 def test_their_folder_gives_their_logits(base, name, tmp_path):
   """Loaded, written again, and loaded by peft."""
   model, folder, given, case = base
+  skip_where_none(name, folder)
   adapted = adapters.adapt(model, adapters.config_of(name))
   expected = theirs(adapted, given)
   assert_moved(expected, theirs(model, given))
@@ -76,10 +82,17 @@ def test_their_folder_gives_their_logits(base, name, tmp_path):
 @pytest.mark.parametrize("name", OURS)
 def test_our_folder_gives_our_logits_in_peft(base, name, tmp_path):
   model, folder, given, case = base
+  skip_where_none(name, folder)
   vlm = moved(peft.apply(hub.load_model(folder), OURS[name], GIVEN))
   expected = logits(vlm, case)
   adapted = reload(model, peft.save_adapter(vlm, tmp_path / "a", "some/base"))
   assert_close(theirs(adapted, given)[REAL], expected[REAL])
+
+
+def skip_where_none(name, folder):
+  """transformers counts PaliGemma's positions from 1, where keys that are not rotated tell it from 0."""
+  if name.startswith("prefix") and "paligemma" in folder.name:
+    pytest.skip("prefix tuning of PaliGemma is not exchanged with equal logits (docs/methods.md)")
 
 
 def by_hand(model, ids, rows, at, pixels, suffix):
@@ -152,7 +165,7 @@ def test_of_a_bidirectional_family_the_difference_is_said(tmp_path):
   model = reference.build_paligemma(second=True)
   model.save_pretrained(tmp_path / "base")
   vlm = peft.apply(hub.load_model(tmp_path / "base"), OURS["prompt"], GIVEN)
-  with pytest.warns(Note, match="peft reads prompts of paligemma causally"):
+  with pytest.warns(Note, match="peft reads prompts of paligemma2 causally"):
     peft.save_adapter(vlm, tmp_path / "a")
-  with pytest.warns(Note, match="peft reads prompts of paligemma causally"):
+  with pytest.warns(Note, match="peft reads prompts of paligemma2 causally"):
     peft.load_adapter(hub.load_model(tmp_path / "base"), tmp_path / "a")
