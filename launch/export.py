@@ -2,7 +2,7 @@
 
 `--to=merged` writes a checkpoint for transformers, adapters merged; `--to=adapter` a PEFT folder. `--model`
 names a model's or adapter's folder or hub id, a training run's workdir or one of its checkpoints;
-`--adapter` lays a PEFT folder over it.
+`--adapter` lays a PEFT folder over it; several, each with a `--weight`, are added into one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from spatialvlm.types import UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "a model's or adapter's folder or hub id, or a training run's workdir")
-flags.DEFINE_string("adapter", None, "PEFT folder that is put on the model")
-flags.DEFINE_string("to", None, "what is written: merged or adapter")
+flags.DEFINE_multi_string("adapter", [], "PEFT folder that is put on the model; may be given several times")
+flags.DEFINE_multi_float("weight", [], "of each --adapter in the sum of all; below 0 subtracts")
+flags.DEFINE_string("to", None, "what is written: merged, adapter or plain-lora")
 flags.DEFINE_string("out", None, "folder that is written; it must be new or empty")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the base's weights; adapters are float32")
 
@@ -33,15 +34,31 @@ def main(arguments: Sequence[str]) -> None:
   for name in ("model", "to", "out"):
     if not getattr(FLAGS, name):
       raise UserError(f"--{name} is missing; write --model=RUN_OR_FOLDER --to=merged --out=FOLDER")
-  from spatialvlm import export
+  adapters, weights = FLAGS.adapter, FLAGS.weight
+  summed = len(adapters) > 1 or bool(weights)
+  if summed and len(adapters) != len(weights):
+    raise UserError(
+      f"--weight: {len(weights)} of them for {len(adapters)} adapters; give each --adapter its own"
+    )
+  from spatialvlm import export, peft
   from spatialvlm.config import ModelConfig
   from spatialvlm.training import runs
 
   out = pathlib.Path(FLAGS.out).expanduser()
   exporter = export.named(FLAGS.to)  # what is wrong here is told before a model is loaded
   export.check_empty(out)
-  found = runs.find(ModelConfig(path=FLAGS.model, dtype=FLAGS.dtype), FLAGS.adapter)
-  export.export(export.Exportable(found.load(None), found.base, found.folder), FLAGS.to, out)
+  only = adapters[0] if adapters and not summed else None
+  found = runs.find(ModelConfig(path=FLAGS.model, dtype=FLAGS.dtype), only)
+  vlm = found.load(None)
+  if summed:
+    several = peft.Adapters(vlm)
+    for adapter in dict.fromkeys(adapters):
+      several.load(adapter, adapter)
+    totals = {
+      name: sum(w for a, w in zip(adapters, weights, strict=True) if a == name) for name in several.names
+    }
+    vlm = several.add(totals, "sum")
+  export.export(export.Exportable(vlm, found.base, found.folder), FLAGS.to, out)
   print(f"{found.name}: {exporter.what}: {out}")
 
 

@@ -107,7 +107,7 @@ def load_processor(
   return processor_lib.load_processor(hub.resolve(path_or_hub_id, revision), **options)
 
 
-class LoadedVlm:
+class LoadedVlm(peft.WithAdapters):
   """A model from a checkpoint, with or without an adapter.
 
   The arrays that its methods take are those of transformers' processors: input_ids and attention_mask
@@ -304,16 +304,6 @@ class LoadedVlm:
     scorer = VlmScorer(self.model, self.mesh)
     (answer,) = engine.answers(scorer, [request], pad_id=self.processor.pad_id)
     return answer.logprobs
-
-  def load_adapter(self, peft_folder: str | os.PathLike) -> LoadedVlm:
-    """Puts the adapter of a PEFT folder (or hub id) on the model, in place.
-
-    Raises:
-      UserError: no such adapter, or it does not fit.
-    """
-    peft.load_adapter(self.model, peft_folder)
-    self.__dict__.pop("processor", None)  # a soft prompt leaves it less of the context
-    return self
 
   def save_adapter(self, folder: str | os.PathLike) -> Path:
     """Writes the model's adapter as a folder that `peft` loads.

@@ -164,6 +164,15 @@ def test_adapters_go_out_and_in(folder, vlm, photo, tmp_path):
   trained.save_adapter(tmp_path / "adapter")
   fresh = spatialvlm.load_vlm(folder).load_adapter(tmp_path / "adapter")
   np.testing.assert_allclose(fresh.logits(**arrays), after, atol=1e-5)
+  before = vlm.logits(**arrays)
+  assert fresh.adapters == ("default",)
+  np.testing.assert_array_equal(fresh.disable_adapters().logits(**arrays), before)
+  fresh.add_weighted_adapter({"default": -1.0}, "minus")
+  assert np.abs(fresh.logits(**arrays) - before).max() > 0.1
+  np.testing.assert_allclose(fresh.set_adapter("default").logits(**arrays), after, atol=1e-5)
+  np.testing.assert_array_equal(fresh.delete_adapter("default").logits(**arrays), before)
+  with pytest.raises(spatialvlm.UserError, match="already carries an adapter"):
+    trained.disable_adapters()
   trained.save(tmp_path / "merged")
   np.testing.assert_allclose(spatialvlm.load_vlm(tmp_path / "merged").logits(**arrays), after, atol=1e-4)
 

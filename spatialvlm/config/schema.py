@@ -165,6 +165,8 @@ class OptimConfig:
     weight_decay: per step and unit of rate; decoupled from the gradient where the optimizer has a decay of
       its own, else added to the gradient (L2).
     weight_decay_mask: regex over parameter names that decay; "matrices" for all of two or more axes.
+    groups: rates of their own: regex over names of trained parameters, matched in full -> factor of
+      `learning_rate` and of the decay that goes with it; the first that matches counts, others keep 1.
     clip_norm: gradients of a larger norm, the model's all taken together, are scaled down to it; 0 for never.
     ema: decay of an exponential moving average of the trainables, 0 for none. Where it is kept, it is what
       is validated, evaluated and exported.
@@ -180,6 +182,7 @@ class OptimConfig:
   final_fraction: float = 0.0
   weight_decay: float = 0.0
   weight_decay_mask: str = "matrices"
+  groups: Mapping[str, float] = dataclasses.field(default_factory=dict)
   clip_norm: float = 1.0
   ema: float = 0.0
   kwargs: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -60,11 +60,21 @@ def _merged(model: Exportable, folder: Path) -> Path:
   return hub.save_model(peft.merge(model.vlm), folder, model.folder)
 
 
+def _no_plain_lora(vlm: Vlm) -> str | None:
+  names = [name for name in peft.carries(vlm) if name != "lora"]
+  return _no_adapter(vlm) or (f"the adapter is one of method {names[0]!r}, not LoRA" if names else None)
+
+
 EXPORTERS: dict[str, Exporter] = {
   "adapter": Exporter(
     "a PEFT folder, which Hugging Face peft loads",
     _no_adapter,
     lambda model, folder: peft.save_adapter(model.vlm, folder, model.base),
+  ),
+  "plain-lora": Exporter(
+    "a PEFT folder in which PiSSA and OLoRA are ordinary LoRA, of twice the rank",
+    _no_plain_lora,
+    lambda model, folder: peft.save_adapter(peft.as_plain_lora(model.vlm), folder, model.base),
   ),
   "merged": Exporter(
     "a checkpoint with adapters merged, which transformers loads",

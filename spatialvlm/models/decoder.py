@@ -65,13 +65,29 @@ class DecoderOutput:
   attention: dict[int, jax.Array]
 
 
+class Embed(nnx.Embed):
+  """A table of token embeddings, which may be the head's as well."""
+
+  def take_over(self, base: nnx.Embed) -> None:
+    """Makes this the table of `base`; the variable stays under its name."""
+    self.embedding, self.num_embeddings, self.features = base.embedding, base.num_embeddings, base.features
+    self.dtype, self.param_dtype, self.promote_dtype = base.dtype, base.param_dtype, base.promote_dtype
+
+  def logits(self, x: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+    """What a head that is tied to the table gives: `Decoder.unembed` without its cap."""
+    table = self.embedding[...]
+    table = table if ids is None else table[ids]
+    lead = "BTK"[: x.ndim - 1]
+    return einsum(f"{lead}D,VD->{lead}V", x, table)
+
+
 class Decoder(nnx.Module):
   """Embedding, rotary blocks, final norm and head. `tied`: the head is the embedding's transpose."""
 
   def __init__(self, config: DecoderConfig, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
     width = config.block.width
     self.config = config
-    self.embed = nnx.Embed(
+    self.embed = Embed(
       config.vocab_size,
       width,
       param_dtype=dtype,
@@ -182,10 +198,7 @@ class Decoder(nnx.Module):
   def unembed(self, x: jax.Array, ids: jax.Array | None = None) -> jax.Array:
     """Logits (..., V) in float32 of hidden states (..., D); with `ids` (K,) of those alone, (..., K)."""
     if self.tied:
-      table = self.embed.embedding[...]
-      table = table if ids is None else table[ids]
-      lead = "BTK"[: x.ndim - 1]
-      logits = einsum(f"{lead}D,VD->{lead}V", x, table)
+      logits = self.embed.logits(x, ids)
     else:  # a whole product: an adapter may stand around the layer
       logits = self.lm_head(x).astype(jnp.float32)
       logits = logits if ids is None else logits[..., ids]

@@ -1,8 +1,7 @@
 """Parameter-efficient fine-tuning: few parameters trained beside, or in, a frozen model; PEFT folders.
 
-- `METHODS` (`methods`) lists the methods: `lora`, `ia3`, `ln_tuning`, `prompt`, `prefix`,
-  `p_tuning`, `none`;
-  `method.Method` says what one is. A new one is a file with a subclass, and a line there.
+- `METHODS` (`methods`) lists the methods, `lora` and others; `method.Method` says what one is. A
+  new one is a file with a subclass, and a line there.
 - `apply(vlm, PeftConfig, Given) -> vlm`: surgery in place; prints nothing. `Given` is what first values may
   be made of, such as the tokenizer's words. `completed(PeftConfig)` writes out the method's defaults, and
   refuses what it does not know. `positions(PeftConfig)`: places of the context that a method takes.
@@ -15,18 +14,20 @@
   tree would repeat one mask.
 - `load_adapter(vlm, folder)`, `save_adapter(vlm, folder, base_id)`: Hugging Face PEFT folders, their method
   told by `peft_type`.
+- `Adapters(vlm)`: several by name on one base; `weighted_sum`, `as_plain_lora` make one of others.
 - `merge(vlm) -> vlm`: a new model of plain layers. `carries(vlm)` names the methods that a model carries.
 
 An adapted layer keeps `kernel` and `bias` under their old paths. Imports go one way: variables,
 select and foreign (PEFT's matching of names), method, a file for each method, methods, full and folder,
-surgery and merge.
+surgery, merge and several.
 """
 
 from spatialvlm.peft.folder import load_adapter, save_adapter
-from spatialvlm.peft.lora import LoraLinear, LoraSpec
+from spatialvlm.peft.lora_layers import LoraLinear, LoraSpec
 from spatialvlm.peft.merge import merge
 from spatialvlm.peft.method import Given
 from spatialvlm.peft.methods import METHODS, carries, completed
+from spatialvlm.peft.several import Adapters, WithAdapters, as_plain_lora, weighted_sum
 from spatialvlm.peft.surgery import (
   apply,
   check_claims,
@@ -41,12 +42,15 @@ from spatialvlm.peft.variables import AdapterParam, FullParam, Trained
 __all__ = [
   "METHODS",
   "AdapterParam",
+  "Adapters",
   "FullParam",
   "Given",
   "LoraLinear",
   "LoraSpec",
   "Trained",
+  "WithAdapters",
   "apply",
+  "as_plain_lora",
   "carries",
   "check_claims",
   "check_layers",
@@ -58,4 +62,5 @@ __all__ = [
   "save_adapter",
   "seed_dropout",
   "trainable_filter",
+  "weighted_sum",
 ]

@@ -77,7 +77,7 @@ def restore(vlm: Vlm, folder: str | Path, method: Method | None = None, options:
     raise UserError(f"{folder}: an adapter of method {found.name!r}; set config.peft.method to it")
   said = foreign.with_todays_names(said, vlm.config.family)
   entries = _read_entries(folder, vlm.config.family, found)
-  full.join_or_untie(vlm, entries)
+  full.join_or_untie(vlm, entries, found.repeats)
   parameters, head = select.parameter_paths(vlm), full.head(vlm)
   whole = foreign.whole_parameters(said, parameters, entries)
   own = found.wanted(vlm, said, head)
@@ -208,7 +208,7 @@ def _check_fit(
   problems = [f"{name}: missing" for name in wanted if name not in entries]
   for name, entry in entries.items():
     base = foreign.base_of(name)
-    if base in parameters:
+    if base in parameters and name not in wanted:
       if not _is_base(vlm, parameters[base], entry):
         problems.append(f"{name}: not the model's own weight; the adapter belongs to another base")
     elif name not in wanted:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
 from spatialvlm.hub import rules
 from spatialvlm.types import UserError
 
@@ -187,13 +189,15 @@ def with_todays_names(said: Mapping[str, Any], family: str) -> dict[str, Any]:
   return said
 
 
-def targets(
-  config: Mapping[str, Any], name: str, head: str, linear: bool = True, older: Iterable[str] = ()
-) -> bool:
+def is_linear(layer: nnx.Module, name: str, head: str) -> bool:
+  """Whether "all-linear" means a layer: all linear ones but the head."""
+  return isinstance(layer, nnx.Linear) and name != head
+
+
+def targets(config: Mapping[str, Any], name: str, linear: bool, older: Iterable[str] = ()) -> bool:
   """Whether the layer `name` is adapted: peft's `check_target_module_exists`, and its "all-linear".
 
   Args:
-    head: name of the head, which "all-linear" leaves out.
     linear: whether the layer is one of those that "all-linear" means.
     older: other spellings of its name, which a regex may mean.
   """
@@ -208,7 +212,7 @@ def targets(
   target = config["target_modules"]
   if isinstance(target, str):
     if target.lower() == "all-linear":
-      return linear and name != head
+      return linear
     return any(re.fullmatch(target, spelling) for spelling in (name, *older))
   if name in target:
     return True
@@ -220,15 +224,20 @@ def _ends(name: str, ends: Iterable[str]) -> bool:
 
 
 def _layer_is_chosen(config: Mapping[str, Any], name: str) -> bool:
-  """`layers_to_transform` and `layers_pattern`: the first number in the name, behind one of the patterns."""
+  """`layers_to_transform` and `layers_pattern`."""
   chosen = config.get("layers_to_transform")
   if chosen is None or chosen == []:
     return True
-  patterns = config.get("layers_pattern") or []
-  patterns = [patterns] if isinstance(patterns, str) else patterns
+  number = block_number(config.get("layers_pattern") or (), name)
+  return number is not None and number in ([chosen] if isinstance(chosen, int) else chosen)
+
+
+def block_number(patterns: str | Iterable[str], name: str) -> int | None:
+  """The first number in a layer's name, behind one of the patterns where there are some; None for none."""
+  patterns = [patterns] if isinstance(patterns, str) and patterns else patterns
   forms = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
   found = next((m for form in forms if (m := re.match(form, name))), None)
-  return found is not None and int(found[1]) in ([chosen] if isinstance(chosen, int) else chosen)
+  return None if found is None else int(found[1])
 
 
 def pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -93,11 +93,23 @@ def head(vlm: Vlm) -> str:
   return rules.to_module(registry.family(vlm.config.family).head, vlm.config.family).removesuffix(".weight")
 
 
-def join_or_untie(vlm: Vlm, entries: dict[str, tensors.Entry]) -> None:
-  """Drops the head of a tied pair that was trained as one; unties `vlm` where an adapter parts the two."""
+def join_or_untie(vlm: Vlm, entries: dict[str, tensors.Entry], repeats: Iterable[str] = ()) -> None:
+  """Drops the head of a tied pair that was trained as one; unties `vlm` where an adapter parts the two.
+
+  Args:
+    repeats: endings of an adapter's tensors that a folder holds for either of the two.
+
+  Raises:
+    UserError: such tensors differ.
+  """
   if not vlm.config.tied:
     return
   embedding, top = embedding_name(vlm), head(vlm)
+  for end in repeats:
+    again = entries.pop(f"{top}{end}", None)
+    first = entries.get(embedding.removesuffix(".weight") + end)
+    if again and first and not (again.shape == first.shape and np.array_equal(again.read(), first.read())):
+      raise UserError(f"{top}{end}: differs from the embedding's, and the model's head is its embedding")
   pair = [entries[name] for name in (embedding, f"{top}.weight") if name in entries]
   if len(pair) == 2 and pair[0].shape == pair[1].shape and np.array_equal(pair[0].read(), pair[1].read()):
     del entries[f"{top}.weight"]

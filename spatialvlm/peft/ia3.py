@@ -19,7 +19,7 @@ from flax import nnx
 
 from spatialvlm.config import PeftConfig
 from spatialvlm.peft import foreign, linear, select
-from spatialvlm.peft.method import LayerMethod, Site
+from spatialvlm.peft.method import LayerMethod, LayerOptions, Site
 from spatialvlm.peft.variables import AdapterParam, axis_names, beside, host
 
 _END = ".ia3_l"
@@ -27,7 +27,7 @@ _FEEDFORWARD = r".*\.(down_proj|fc2)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Ia3Options:
+class Ia3Options(LayerOptions):
   """(IA)^3's own setting.
 
   Attributes:

@@ -38,7 +38,7 @@ class LnTuning(LayerMethod):
   peft_type = "LN_TUNING"
   target = r".*(text_model|language_model).*norm"
   endings = (f"{_END}.weight", f"{_END}.bias")
-  linear = False
+  layers = ("norms", "norm")
 
   def sites(self, vlm: nnx.Module) -> dict[str, Site]:
     norms = {path for path, module in nnx.iter_modules(vlm) if isinstance(module, (LayerNorm, RMSNorm))}

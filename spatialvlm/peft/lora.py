@@ -1,4 +1,4 @@
-"""LoRA: the adapted linear layer, and the method.
+"""LoRA: the method. Its layers stand in `lora_layers`, what they begin with in `lora_start`.
 
 Sources: LoRA (Hu et al., arXiv 2106.09685), rsLoRA (Kalajdzievski, 2312.03732), DoRA (Liu et al.,
 2402.09353), with the numerics of Hugging Face PEFT.
@@ -8,99 +8,29 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
-from spatialvlm.config import PeftConfig
-from spatialvlm.core import axes, products
-from spatialvlm.peft import foreign, linear, select
-from spatialvlm.peft.method import LayerMethod, Site
-from spatialvlm.peft.variables import AdapterParam, host, mesh_sharding, placed
+from spatialvlm.config import PeftConfig, nearest
+from spatialvlm.peft import biases, foreign, full, lora_start, select
+from spatialvlm.peft.lora_layers import DropoutKey, LoraEmbed, LoraLinear, LoraSpec, adapted
+from spatialvlm.peft.method import Export, Folder, Given, LayerMethod, LayerOptions, Site, sites_at
+from spatialvlm.peft.variables import host
 from spatialvlm.types import UserError
 
-# Ways to draw the factors that leave the base's weights as they were.
+# PEFT's ways to draw the factors that leave the base's weights as they were.
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+_A, _B, _BIAS, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".lora_magnitude_vector"
+_TABLE = (".lora_embedding_A", ".lora_embedding_B")
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraSpec:
-  """How one linear layer is adapted. `dropout` acts on the adapter's input, in training only."""
-
-  rank: int
-  alpha: float
-  rslora: bool = False
-  dora: bool = False
-  dropout: float = 0.0
-
-  @property
-  def scale(self) -> float:
-    """Factor of the low-rank product: alpha / r, or alpha / sqrt(r) for rsLoRA."""
-    return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-
-class DropoutKey(nnx.Variable):
-  """A random key that `Lora.reseed` lays into a layer for one step; it is never stored or trained."""
-
-
-class LoraLinear(linear.AroundLinear):
-  """y = x W + b + s (dropout(x) A) B, in the dtype of x W; with DoRA the sum is rescaled per output.
-
-  Attributes:
-    lora_a: (d_in, r) float32.
-    lora_b: (r, d_out) float32.
-    magnitude: (d_out,) float32, the length of each output's weight vector; None without DoRA.
-    spec: rank, scale and dropout.
-    layer_id: a number of the layer's own, so that layers under one step key draw different masks.
-    dropout_key: set by `Lora.reseed`; None, as it is outside a training step, means no dropout.
-  """
-
-  def __init__(self, base: nnx.Linear, spec: LoraSpec, lora_a, lora_b, magnitude, layer_id: int):
-    super().__init__(base)
-    self.lora_a, self.lora_b, self.magnitude = lora_a, lora_b, nnx.data(magnitude)
-    self.spec, self.layer_id, self.dropout_key = spec, layer_id, nnx.data(None)
-
-  def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
-    y = super().__call__(inputs, out_sharding)
-    x = self._dropped(inputs)
-    # float32 factors on a bfloat16 base must not promote the network after the first adapter
-    h, a, b = self.promote_dtype((x, self.lora_a[...], self.lora_b[...]), dtype=self.dtype or inputs.dtype)
-    low = self.spec.scale * products.matmul(h, a, self.precision)  # scaled while it is narrow
-    delta = products.matmul(low, b, self.precision, y.dtype)
-    if self.magnitude is None:
-      return y + delta
-    base = y if x is inputs else super().__call__(x, out_sharding)
-    if self.bias is not None:
-      base = base - self.bias[...].astype(y.dtype)
-    gain = (self.magnitude[...] / self.weight_norm()).astype(y.dtype)
-    return y + (gain - 1) * base + gain * delta
-
-  def weight_norm(self) -> jax.Array:
-    """(d_out,) float32 length of each column of W + s A B, a constant to the gradient (DoRA, section 4.3)."""
-    kernel = adapted_kernel(self.kernel[...], self.lora_a[...], self.lora_b[...], self.spec.scale)
-    return jnp.linalg.norm(jax.lax.stop_gradient(kernel), axis=0)
-
-  def _dropped(self, x: jax.Array) -> jax.Array:
-    if self.dropout_key is None or not self.spec.dropout:
-      return x
-    keep = jax.random.bernoulli(self.dropout_key[...], 1.0 - self.spec.dropout, x.shape)
-    return jnp.where(keep, x / (1.0 - self.spec.dropout), 0).astype(x.dtype)
-
-
-def adapted_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-  """(d_in, d_out) float32 W + s A B, before DoRA's rescaling."""
-  return kernel.astype(jnp.float32) + scale * jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraOptions:
+class LoraOptions(LayerOptions):
   """LoRA's own settings.
 
   Attributes:
@@ -109,6 +39,13 @@ class LoraOptions:
     rslora: scale by alpha / sqrt(r) instead.
     dora: train each output's magnitude beside its direction.
     dropout: of the adapters' input, in training.
+    bias: which biases of the base are trained too: "none", "all" of the model, or "lora_only" of the adapted
+      layers (BitFit).
+    lora_bias: give each low-rank product a trained bias of its own.
+    embedding: adapt the table of token embeddings beside the layers that `target` names.
+    init: what the factors begin with: "default" (uniform A, B zero), "gaussian" (normal A of deviation 1/r, B
+      zero), or a part of the base's weight, "pissa" its largest singular values, "olora" of its QR
+      decomposition.
     rank_pattern, alpha_pattern: regex over module names, matched in full -> value in place of
       `rank`, `alpha`.
   """
@@ -118,12 +55,16 @@ class LoraOptions:
   dropout: float = 0.0
   rslora: bool = False
   dora: bool = False
+  bias: str | None = "none"
+  lora_bias: bool = False
+  embedding: bool = False
+  init: str = "default"
   rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
   alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Lora(LayerMethod):
-  """LoRA, rsLoRA and DoRA on linear layers; PEFT folders of type LORA."""
+  """LoRA, rsLoRA, DoRA, PiSSA and OLoRA on linear layers and token embeddings; PEFT folders of type LORA."""
 
   name = "lora"
   peft_type = "LORA"
@@ -136,6 +77,7 @@ class Lora(LayerMethod):
       "lora_dropout",
       "use_rslora",
       "use_dora",
+      "lora_bias",
       "rank_pattern",
       "alpha_pattern",
       "bias",
@@ -151,12 +93,13 @@ class Lora(LayerMethod):
       "r": foreign.is_positive,
       "lora_alpha": foreign.is_number,
       "lora_dropout": foreign.is_number,
+      "bias": lambda v: v in biases.KINDS,
       "rank_pattern": lambda v: isinstance(v, Mapping) and all(map(foreign.is_positive, v.values())),
       "alpha_pattern": lambda v: isinstance(v, Mapping) and all(map(foreign.is_number, v.values())),
     },
     regexes=("rank_pattern", "alpha_pattern"),
   )
-  endings = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+  endings = (_A, _B, _BIAS, _MAGNITUDE, *_TABLE)
   ties = True
 
   def check(self, options: LoraOptions) -> None:
@@ -165,16 +108,31 @@ class Lora(LayerMethod):
         raise UserError(f"peft: the rank of {where!r} is {rank}; it must be at least 1")
     if not 0.0 <= options.dropout < 1.0:
       raise UserError(f"peft.dropout: {options.dropout} is not in [0, 1)")
+    # a command line reads the word none as None
+    for field, value, known in (
+      ("bias", options.bias or "none", biases.KINDS),
+      ("init", options.init, lora_start.STARTS),
+    ):
+      if value not in known:
+        raise UserError(f"peft.{field}: there is no {value!r}; {nearest(value, known)}")
+    if options.dora and options.lora_bias:
+      raise UserError("peft.lora_bias: does not go with dora, as in PEFT; choose one of the two")
+    if options.embedding and (options.dora or options.lora_bias or options.init in lora_start.OF_BASE):
+      raise UserError(
+        f"peft.embedding: a table takes no dora, lora_bias, or init of {' or '.join(lora_start.OF_BASE)}"
+      )
 
   def refused(self, said: Mapping[str, Any]) -> list[str]:
-    wrong = [f"bias={said['bias']!r}"] if said.get("bias", "none") != "none" else []
-    if said.get("init_lora_weights", True) not in _PLAIN_STARTS:
-      # such starts move a part of the base into the adapter: it fits a changed base only
+    wrong = []
+    if said.get("init_lora_weights", True) not in (*_PLAIN_STARTS, *lora_start.OF_BASE):
+      # such starts move a part of the base into the adapter that does not follow from the base alone
       wrong.append(f"init_lora_weights={said['init_lora_weights']!r}")
+    if said.get("lora_bias") and said.get("use_dora"):
+      wrong.append("lora_bias=True with use_dora=True")
     return wrong
 
   def spec_of(self, site: Site) -> LoraSpec | None:
-    return site.module.spec if isinstance(site.module, LoraLinear) else None
+    return site.module.spec if isinstance(site.module, (LoraLinear, LoraEmbed)) else None
 
   def specs(self, config: PeftConfig, options: LoraOptions, names: list[str]) -> dict[str, LoraSpec]:
     for field in ("rank_pattern", "alpha_pattern"):
@@ -187,12 +145,15 @@ class Lora(LayerMethod):
         rslora=options.rslora,
         dora=options.dora,
         dropout=options.dropout,
+        bias=options.lora_bias,
+        init=options.init,
       )
       for name in names
     }
 
   def said_specs(self, said: Mapping[str, Any], names: list[str], options: Any) -> dict[str, LoraSpec]:
     ranks, alphas = said.get("rank_pattern") or {}, said.get("alpha_pattern") or {}
+    init = said.get("init_lora_weights")
     return {
       name: LoraSpec(
         rank=int(foreign.pattern_value(ranks, name, said["r"])),
@@ -200,6 +161,8 @@ class Lora(LayerMethod):
         rslora=bool(said.get("use_rslora")),
         dora=bool(said.get("use_dora")),
         dropout=float(said.get("lora_dropout") or 0.0) if options is None else options.dropout,
+        bias=bool(said.get("lora_bias")),
+        init=init if init in lora_start.OF_BASE else "default",
       )
       for name in names
     }
@@ -213,9 +176,9 @@ class Lora(LayerMethod):
       "r": rank,
       "lora_alpha": number(alpha),
       "lora_dropout": one.dropout,
-      "bias": "none",
+      "lora_bias": one.bias,
       "fan_in_fan_out": False,
-      "init_lora_weights": True,
+      "init_lora_weights": one.init if one.init in lora_start.OF_BASE else True,
       "use_rslora": one.rslora,
       "use_dora": one.dora,
       "target_modules": sorted(specs),
@@ -223,40 +186,113 @@ class Lora(LayerMethod):
       "alpha_pattern": {re.escape(n): number(s.alpha) for n, s in specs.items() if s.alpha != alpha},
     }
 
-  def fresh(self, site: Site, spec: LoraSpec, seed: int) -> LoraLinear:
-    """A uniform in +-1/sqrt(d_in), B zero, as PEFT draws them.
+  def sites(self, vlm: nnx.Module) -> dict[str, Site]:
+    """Linear layers, and the table of token embeddings."""
+    paths = select.linear_paths(vlm) | {
+      full.embedding_name(vlm).removesuffix(".weight"): ("decoder", "embed")
+    }
+    return sites_at(vlm, paths)
 
-    What a layer draws depends on `seed` and its name alone, not on the mesh or on the other layers.
-    """
-    base = site.module
-    bound = 1.0 / math.sqrt(base.in_features)
-    a = np.random.default_rng((seed, site.number)).uniform(-bound, bound, (base.in_features, spec.rank))
+  def chosen(self, vlm, target, sites: Mapping[str, Site], options: LoraOptions) -> list[str]:
+    """The patterns are of linear layers; the table of embeddings is adapted where `embedding` says so."""
+    tables = [name for name, site in sites.items() if isinstance(site.module, nnx.Embed)]
+    linears = {name: site for name, site in sites.items() if name not in tables}
+    return super().chosen(vlm, target, linears, options) + (tables if options.embedding else [])
+
+  def plan(self, vlm: nnx.Module, config: PeftConfig, options: LoraOptions) -> dict[str, LoraSpec]:
+    specs = super().plan(vlm, config, options)
+    if options.init in lora_start.OF_BASE:
+      sites = self.sites(vlm)
+      for name, spec in specs.items():
+        lora_start.check_rank(sites[name].module, spec, name)
+    if options.lora_bias:
+      self._check_biases(vlm, specs, "peft.lora_bias")
+    return specs
+
+  def _check_biases(self, vlm: nnx.Module, specs: Mapping[str, LoraSpec], where: str) -> None:
+    """What is trained is merged at the end."""
+    sites = self.sites(vlm)
+    if bare := [name for name in specs if getattr(sites[name].module, "bias", None) is None]:
+      raise UserError(
+        f"{where}: {bare[0]} has no bias for its adapter's to be merged into; narrow peft.target"
+      )
+
+  def apply(self, vlm: nnx.Module, config: PeftConfig, options: LoraOptions, given: Given) -> None:
+    specs = self.plan(vlm, config, options)
+    kind = options.bias or "none"
+    found = biases.paths(vlm, kind, specs)
+    super().apply(vlm, config, options, given)
+    if kind != "none":
+      biases.train(vlm, found.values())
+
+  def fresh(self, site: Site, spec: LoraSpec, seed: int) -> nnx.Module:
+    """What a layer draws depends on `seed` and its name alone, not on the mesh or on the other layers."""
+    base, rng = site.module, np.random.default_rng((seed, site.number))
+    if isinstance(base, nnx.Embed):  # drawn as PEFT does
+      draw = rng.normal(size=(spec.rank, base.features))
+      return LoraEmbed(base, spec, np.zeros((base.num_embeddings, spec.rank)), draw)
+    start = lora_start.of_base(base, spec, site.name)
+    if start is not None:
+      return adapted(base, spec, *start, None, site.number, start=start)
+    a = lora_start.DRAWN[spec.init](rng, base.in_features, spec.rank)
     return adapted(base, spec, a, np.zeros((spec.rank, base.out_features)), None, site.number)
+
+  def wanted(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, tuple[int, ...]]:
+    return super().wanted(vlm, said, head) | biases.shapes(vlm, self._said_biases(vlm, said, head))
+
+  def restore(self, vlm: nnx.Module, folder: Folder, options: LoraOptions | None = None) -> None:
+    found = self._said_biases(vlm, folder.said, folder.head)
+    if options is not None and folder.said.get("lora_bias"):
+      specs = self.specs_of_folder(folder.said, self.sites(vlm), folder.head, options, select.older(vlm))
+      self._check_biases(vlm, specs, folder.path)
+    super().restore(vlm, folder, options)
+    if found:
+      biases.restore(vlm, found, folder.arrays)
+
+  def export(self, vlm: nnx.Module) -> Export:
+    own = super().export(vlm)
+    kind, arrays = biases.export(vlm, own.config["target_modules"])
+    return Export({**own.config, "bias": kind}, {**own.arrays, **arrays})
+
+  def claims(self, vlm: nnx.Module) -> set[select.Path]:
+    return super().claims(vlm) | biases.claims(vlm)
+
+  def merged(self, vlm: nnx.Module) -> dict[select.Path, nnx.Module]:
+    """A head that is tied to an adapted table reads the table alone, so that it becomes one of its own."""
+    if vlm.config.tied and isinstance(vlm.decoder.embed, LoraEmbed):
+      full.untie(vlm)
+    return super().merged(vlm)
+
+  def _said_biases(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, select.Path]:
+    kind = said.get("bias") or "none"
+    return biases.paths(vlm, kind, self.specs_of_folder(said, self.sites(vlm), head, None, select.older(vlm)))
 
   def shapes(self, site: Site, spec: LoraSpec) -> dict[str, tuple[int, ...]]:
     base = site.module
-    found = {
-      ".lora_A.weight": (spec.rank, base.in_features),
-      ".lora_B.weight": (base.out_features, spec.rank),
-    }
-    return found | ({".lora_magnitude_vector": (base.out_features,)} if spec.dora else {})
+    if isinstance(base, nnx.Embed):
+      return {_TABLE[0]: (spec.rank, base.num_embeddings), _TABLE[1]: (base.features, spec.rank)}
+    found = {_A: (spec.rank, base.in_features), _B: (base.out_features, spec.rank)}
+    found |= {_BIAS: (base.out_features,)} if spec.bias else {}
+    return found | ({_MAGNITUDE: (base.out_features,)} if spec.dora else {})
 
-  def restored(self, site: Site, spec: LoraSpec, arrays: Mapping[str, np.ndarray]) -> LoraLinear:
-    a, b = arrays[".lora_A.weight"].T, arrays[".lora_B.weight"].T
-    return adapted(site.module, spec, a, b, arrays.get(".lora_magnitude_vector"), site.number)
+  def restored(self, site: Site, spec: LoraSpec, arrays: Mapping[str, np.ndarray]) -> nnx.Module:
+    base = site.module
+    if isinstance(base, nnx.Embed):
+      return LoraEmbed(base, spec, *(arrays[end].T for end in _TABLE))
+    start = lora_start.of_base(base, spec, site.name)
+    values = (arrays[_A].T, arrays[_B].T, arrays.get(_MAGNITUDE))
+    return adapted(base, spec, *values, site.number, arrays.get(_BIAS), start)
 
   def tensors(self, site: Site) -> dict[str, np.ndarray]:
     layer = site.module
-    found = {".lora_A.weight": host(layer.lora_a).T, ".lora_B.weight": host(layer.lora_b).T}
-    return found | ({} if layer.magnitude is None else {".lora_magnitude_vector": host(layer.magnitude)})
+    factors = (host(layer.lora_a).T, host(layer.lora_b).T)
+    if isinstance(layer, nnx.Embed):
+      return dict(zip(_TABLE, factors, strict=True))
+    found = {_A: factors[0], _B: factors[1], _BIAS: layer.lora_bias, _MAGNITUDE: layer.magnitude}
+    return {e: v if isinstance(v, np.ndarray) else host(v) for e, v in found.items() if v is not None}
 
-  def plain(self, site: Site) -> nnx.Linear:
-    layer = site.module
-    factors = (layer.lora_a[...], layer.lora_b[...])
-    magnitude = None if layer.magnitude is None else layer.magnitude[...]
-    sharding = mesh_sharding(layer.kernel.get_raw_value())
-    folded = jax.jit(fold, static_argnums=4, out_shardings=sharding)
-    return linear.plain(layer, folded(layer.kernel[...], *factors, magnitude, layer.spec.scale), layer.bias)
+  def plain(self, site: Site) -> nnx.Module:
+    return site.module.plain()
 
   def reseed(self, model: nnx.Module, key: jax.Array) -> None:
     """Turns dropout on for one step.
@@ -267,48 +303,3 @@ class Lora(LayerMethod):
     for _, module in nnx.iter_modules(model):
       if isinstance(module, LoraLinear) and module.spec.dropout:
         module.dropout_key = DropoutKey(jax.random.fold_in(key, module.layer_id))
-
-
-def adapted(
-  base: nnx.Linear, spec: LoraSpec, a: np.ndarray, b: np.ndarray, magnitude, number: int
-) -> LoraLinear:
-  """A LoraLinear around `base`, its factors float32 on the base's mesh, each axis split as the base's is.
-
-  With DoRA and `magnitude` None, the magnitude is the base's own, so that a zero B changes nothing.
-  """
-  in_name, out_name = base.kernel.get_metadata().get("out_sharding") or (None, None)
-  sharding = mesh_sharding(base.kernel.get_raw_value())
-  in_mesh, out_mesh = (*sharding.spec, None, None)[:2] if sharding else (None, None)
-
-  def factor(value, names, places):
-    metadata = axes.logical(*names) if in_name or out_name else {}
-    return AdapterParam(placed(value, sharding, PartitionSpec(*places)), **metadata)
-
-  layer = LoraLinear(
-    base,
-    spec,
-    factor(a, (in_name, None), (in_mesh, None)),
-    factor(b, (None, out_name), (None, out_mesh)),
-    None,
-    number,
-  )
-  if spec.dora:
-    if magnitude is None:
-      out = sharding and NamedSharding(sharding.mesh, PartitionSpec(out_mesh))
-      magnitude = jax.jit(_column_norms, out_shardings=out)(base.kernel[...])
-    layer.magnitude = factor(magnitude, (out_name,), (out_mesh,))
-  return layer
-
-
-def fold(
-  kernel: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array | None, scale: float
-) -> jax.Array:
-  """The adapted kernel (d_in, d_out) in the dtype of `kernel`, computed in float32."""
-  whole = adapted_kernel(kernel, a, b, scale)
-  if magnitude is not None:
-    whole = whole * (magnitude / jnp.linalg.norm(whole, axis=0))
-  return whole.astype(kernel.dtype)
-
-
-def _column_norms(kernel: jax.Array) -> jax.Array:
-  return jnp.linalg.norm(kernel.astype(jnp.float32), axis=0)

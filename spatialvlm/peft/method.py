@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm.config import PeftConfig
-from spatialvlm.peft import foreign, select
+from spatialvlm.peft import foreign, full, select
 from spatialvlm.peft.variables import AdapterParam, FullParam, layer_id
 from spatialvlm.types import UserError
 
@@ -26,6 +26,22 @@ Names = tuple[str, ...]
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
   """A method without settings of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerOptions:
+  """Which layers beside `PeftConfig.target`, by PEFT's names; settings of every method that changes layers.
+
+  Attributes:
+    exclude_modules: layers that are left out: a regex, or a list of ends of names, as `target`.
+    layers_to_transform: numbers of the blocks whose layers are adapted; empty for all.
+    layers_pattern: name of the list of blocks that these numbers count, such as "layers", where a name holds
+      several numbers; empty for the first number that a name holds.
+  """
+
+  exclude_modules: str | tuple[str, ...] = ""
+  layers_to_transform: tuple[int, ...] = ()
+  layers_pattern: str | tuple[str, ...] = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +100,7 @@ class Method:
     fields: what it reads of adapter_config.json.
     kinds: what stands between a layer's name and an adapter's in names of tensors, such as `lora_A`.
     ties: whether such a folder can hold a tied embedding that is trained in full.
+    repeats: endings of tensors that such a folder holds for the embedding and again for a head tied to it.
     mergeable: whether plain layers can compute what the adapted ones do.
     prefix: what stands before transformers' names in its folders; `bare`: names of tensors without it.
     packing: whether it can be trained on rows that hold several conversations.
@@ -97,6 +114,7 @@ class Method:
   fields: ClassVar[foreign.Fields] = foreign.Fields()
   kinds: ClassVar[Names] = ()
   ties: ClassVar[bool] = False
+  repeats: ClassVar[Names] = ()
   mergeable: ClassVar[bool] = True
   prefix: ClassVar[str] = "base_model.model."
   bare: ClassVar[Names] = ()
@@ -182,11 +200,12 @@ class LayerMethod(Method):
 
   Attributes:
     endings: what follows a layer's name in the names of its tensors.
-    linear: whether its layers are linear ones, which "all-linear" means.
+    layers: what its layers are, for messages: several, and one.
   """
 
+  Options: ClassVar[type] = LayerOptions
   endings: ClassVar[Names] = ()
-  linear: ClassVar[bool] = True
+  layers: ClassVar[tuple[str, str]] = ("linear", "linear layer")
 
   def __init_subclass__(cls) -> None:
     cls.kinds = tuple(dict.fromkeys(ending.split(".")[1] for ending in cls.endings))
@@ -241,7 +260,7 @@ class LayerMethod(Method):
         leave the adapter out; but where two settings claim a weight, one of them is a mistake.
     """
     sites = self.sites(vlm)
-    found = select.match(target_of(self, config), sites, "peft.target", select.older(vlm))
+    found = self.chosen(vlm, target_of(self, config), sites, options)
     twice = [name for name in found if _in_full(sites[name].module)]
     if twice:
       more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
@@ -259,10 +278,43 @@ class LayerMethod(Method):
     for name, spec in self.plan(vlm, config, options).items():
       select.put(vlm, sites[name].path, self.fresh(sites[name], spec, config.seed))
 
+  def chosen(
+    self, vlm: nnx.Module, target: str | tuple[str, ...], sites: Mapping[str, Site], options: LayerOptions
+  ) -> list[str]:
+    """Names of the layers that `target` names and the options do not leave out.
+
+    Raises:
+      UserError: one of them names nothing, or nothing is left.
+    """
+    older = select.older(vlm)
+    if isinstance(target, str) and target.lower() == "all-linear":
+      found = [name for name, site in sites.items() if foreign.is_linear(site.module, name, full.head(vlm))]
+      if not found:
+        raise UserError(f"peft.target: 'all-linear' names linear layers, and {self.name!r} adapts none")
+    else:
+      found = select.match(target, sites, "peft.target", older)
+    if options.exclude_modules:
+      out = set(select.match(options.exclude_modules, sites, "peft.exclude_modules", older))
+      found = [name for name in found if name not in out]
+    blocks = options.layers_to_transform
+    if options.layers_pattern and not blocks:
+      raise UserError("peft.layers_pattern: says what peft.layers_to_transform counts, which is empty")
+    numbers = {name: foreign.block_number(options.layers_pattern, name) for name in found if blocks}
+    for number in blocks:
+      if number not in numbers.values():
+        there = sorted({n for n in numbers.values() if n is not None})
+        raise UserError(
+          f"peft.layers_to_transform: no layer of peft.target is of block {number}; blocks: {there}"
+        )
+    found = [name for name in found if not blocks or numbers[name] in blocks]
+    if not found:
+      raise UserError("peft.exclude_modules: leaves out every layer that peft.target names")
+    return found
+
   def specs_of_folder(
     self,
     said: Mapping[str, Any],
-    sites: Iterable[str],
+    sites: Mapping[str, Site],
     head: str,
     options: Any = None,
     older: Callable[[str], Iterable[str]] = lambda name: (),
@@ -271,7 +323,11 @@ class LayerMethod(Method):
 
     `older` gives other spellings of a name.
     """
-    names = [n for n in sites if foreign.targets(said, n, head, self.linear, older(n))]
+    names = [
+      name
+      for name, site in sites.items()
+      if foreign.targets(said, name, foreign.is_linear(site.module, name, head), older(name))
+    ]
     return self.said_specs(said, names, options)
 
   def wanted(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, tuple[int, ...]]:
@@ -287,7 +343,7 @@ class LayerMethod(Method):
       select.put(vlm, sites[name].path, self.restored(sites[name], spec, arrays))
 
   def export(self, vlm: nnx.Module) -> Export:
-    found = self._adapted(vlm)
+    found = self.adapted_sites(vlm)
     arrays = {
       name + end: value for name, (site, _) in found.items() for end, value in self.tensors(site).items()
     }
@@ -296,7 +352,7 @@ class LayerMethod(Method):
   def claims(self, vlm: nnx.Module) -> set[select.Path]:
     return {
       (*site.path, *path)
-      for site, _ in self._adapted(vlm).values()
+      for site, _ in self.adapted_sites(vlm).values()
       for path, variable in nnx.iter_graph(site.module)
       if self.owns(variable)
     }
@@ -306,23 +362,23 @@ class LayerMethod(Method):
     return isinstance(variable, AdapterParam)
 
   def merged(self, vlm: nnx.Module) -> dict[select.Path, nnx.Module]:
-    return {site.path: self.plain(site) for site, _ in self._adapted(vlm).values()}
+    return {site.path: self.plain(site) for site, _ in self.adapted_sites(vlm).values()}
 
   def why_unmapped(self, vlm: nnx.Module, name: str, parameters: Mapping[str, Any]) -> str:
     end = next((end for end in self.endings if name.endswith(end)), None)
-    if ".lora_embedding_" in name:
-      return "adapters on embeddings are not supported"
     if end is None:
       return super().why_unmapped(vlm, name, parameters)
     layer = name.removesuffix(end)
     if layer in self.sites(vlm):
       return "target_modules does not name this layer"
-    kind = "linear" if self.linear else "norms"
+    if ".lora_embedding_" in end:
+      return "adapters on embeddings other than the decoder's, as embeddings of positions, are not supported"
     if f"{layer}.weight" in parameters:
-      return f"adapters on layers that are not {kind} are not supported"
-    return f"the model has no such {'linear layer' if self.linear else 'norm'}"
+      return f"adapters on layers that are not {self.layers[0]} are not supported"
+    return f"the model has no such {self.layers[1]}"
 
-  def _adapted(self, vlm: nnx.Module) -> dict[str, tuple[Site, Any]]:
+  def adapted_sites(self, vlm: nnx.Module) -> dict[str, tuple[Site, Any]]:
+    """Name -> (layer, spec) of what the model carries of this method."""
     found = ((name, site, self.spec_of(site)) for name, site in self.sites(vlm).items())
     return {name: (site, spec) for name, site, spec in found if spec is not None}
 

@@ -8,13 +8,16 @@ from typing import Any
 from flax import nnx
 
 from spatialvlm.config import PeftConfig, from_config_dict, nearest, to_dict
+from spatialvlm.peft.bottleneck import Houlsby, Parallel, Pfeiffer
 from spatialvlm.peft.ia3 import Ia3
 from spatialvlm.peft.ln_tuning import LnTuning
 from spatialvlm.peft.lora import Lora
+from spatialvlm.peft.lycoris import Loha, Lokr
 from spatialvlm.peft.method import Method
 from spatialvlm.peft.p_tuning import PTuning
 from spatialvlm.peft.prefix import Prefix
 from spatialvlm.peft.prompt import Prompt
+from spatialvlm.peft.trainable_tokens import TrainableTokens
 from spatialvlm.types import UserError
 
 
@@ -25,7 +28,22 @@ class Nothing(Method):
 
 
 METHODS: dict[str, Method] = {
-  method.name: method for method in (Lora(), Ia3(), LnTuning(), Prompt(), Prefix(), PTuning(), Nothing())
+  method.name: method
+  for method in (
+    Lora(),
+    Ia3(),
+    LnTuning(),
+    Loha(),
+    Lokr(),
+    Prompt(),
+    Prefix(),
+    PTuning(),
+    Houlsby(),
+    Pfeiffer(),
+    Parallel(),
+    TrainableTokens(),
+    Nothing(),
+  )
 }
 
 

@@ -70,11 +70,13 @@ class Entry:
     decay: its argument for the weight decay; None where it has none of its own, and decay times the weights
       is added to the gradient (L2).
     mask: its argument for the mask of the decay; None where it takes no mask.
+    whole: whether it sees all parameters as one, so that no group of them can have a rate of its own.
   """
 
   make: Callable[..., optax.GradientTransformation]
   decay: str | None = "weight_decay"
   mask: str | None = "mask"
+  whole: bool = False
 
 
 # Tables that are looked up, and heads: no linear maps between hidden states.
@@ -147,11 +149,11 @@ OPTIMIZERS: dict[str, Entry] = {
   "nadam": Entry(optax.nadam, None, None),
   "nadamw": Entry(optax.nadamw),
   "novograd": Entry(optax.novograd, "weight_decay", None),
-  "prodigy": Entry(contrib.prodigy, "weight_decay", None),
+  "prodigy": Entry(contrib.prodigy, "weight_decay", None, whole=True),
   "radam": Entry(optax.radam, None, None),
   "rmsprop": Entry(optax.rmsprop, None, None),
-  "schedule_free_adamw": Entry(_schedule_free_adamw),
-  "schedule_free_sgd": Entry(_schedule_free_sgd, None, None),
+  "schedule_free_adamw": Entry(_schedule_free_adamw, whole=True),
+  "schedule_free_sgd": Entry(_schedule_free_sgd, None, None, whole=True),
   "sgd": Entry(optax.sgd, None, None),
   "sign_sgd": Entry(optax.sign_sgd, None, None),
   "sm3": Entry(_sm3, None, None),
@@ -163,7 +165,8 @@ def make_optimizer(config: OptimConfig, rate: Schedule, params: Mapping[str, jax
   """The optax optimizer of a run; clipping is the step's own affair.
 
   Raises:
-    UserError: an unknown optimizer or argument, or a decay mask that names no parameter.
+    UserError: an unknown optimizer or argument, a decay mask or a group that names no parameter, or groups of
+      an optimizer that sees all parameters as one.
   """
   if config.name not in OPTIMIZERS:
     raise UserError(
@@ -181,10 +184,48 @@ def make_optimizer(config: OptimConfig, rate: Schedule, params: Mapping[str, jax
     raise UserError(
       f"config.optim.weight_decay_mask: {config.name} takes no mask; use '.*' or another optimizer"
     )
-  tx = entry.make(rate, **kwargs)
-  if mask is not None and entry.decay is None:
-    tx = optax.chain(optax.add_decayed_weights(config.weight_decay, mask), tx)
-  return tx
+
+  def make(factor: float) -> optax.GradientTransformation:
+    tx = entry.make(rate if factor == 1 else lambda step: factor * rate(step), **kwargs)
+    decays = mask is not None and entry.decay is None
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), tx) if decays else tx
+
+  if not config.groups:
+    return make(1)
+  if entry.whole:
+    raise UserError(f"config.optim.groups: {config.name} sees all parameters as one; use another optimizer")
+  factors = group_factors(config.groups, params)
+  return optax.partition({factor: make(factor) for factor in set(factors.values())}, factors)
+
+
+def group_factors(groups: Mapping[str, float], params: Mapping[str, jax.Array]) -> dict[str, float]:
+  """By parameter, the factor of its learning rate: of the first pattern that matches its name in full, or 1.
+
+  Raises:
+    UserError: a pattern is no regex or no parameter is left for it, or a factor is not above zero.
+  """
+  found: dict[str, float] = {}
+  for pattern, factor in groups.items():
+    where = f"config.optim.groups: {pattern!r}"
+    try:
+      compiled = re.compile(pattern)
+    except re.error as e:
+      raise UserError(f"{where} is not a regular expression: {e}") from None
+    if not factor > 0:
+      raise UserError(f"{where}: a factor of {factor}; it must be above 0 (what is not trained: config.peft)")
+    names = [name for name in params if name not in found and compiled.fullmatch(name)]
+    if not names:
+      taken = any(map(compiled.fullmatch, params))
+      why = "names only parameters that earlier patterns name" if taken else "names no trained parameter"
+      raise UserError(f"{where} {why}; trained are {', '.join(_ends(params))}")
+    found |= dict.fromkeys(names, float(factor))
+  return {name: found.get(name, 1.0) for name in params}
+
+
+def _ends(params: Mapping[str, jax.Array]) -> list[str]:
+  """One name of each kind of parameter."""
+  kinds = {re.sub(r"\.\d+\.", ".0.", name): name for name in reversed(list(params))}
+  return sorted({name.rpartition(".")[2]: name for name in kinds.values()}.values())[:8]
 
 
 def decay_mask(pattern: str, params: Mapping[str, jax.Array]) -> dict[str, bool]:

@@ -97,7 +97,12 @@ def test_exports(run, world, tmp_path, capfd):
     (["--to=merged", "--out=x"], "--model is missing"),
     (["--model={run}", "--out=x"], "--to is missing"),
     (["--model={run}", "--to=mergd", "--out={new}"], "--to=mergd: no such form; did you mean 'merged'?"),
-    (["--model={run}", "--to=gguf", "--out={new}"], "known: adapter, merged"),
+    (["--model={run}", "--to=gguf", "--out={new}"], "known: adapter, "),
+    (["--model={run}", "--to=plain-lora", "--out={new}"], "the adapter is one of method 'ia3', not LoRA"),
+    (
+      ["--model={model}", "--adapter=a", "--adapter=b", "--weight=1", "--to=adapter", "--out={new}"],
+      "--weight: 1 of them for 2 adapters",
+    ),
     (["--model={run}", "--to=merged", "--out={run}"], "already holds something; name a new folder"),
     (["--model={model}", "--to=adapter", "--out={new}"], "carries no adapter; --to=merged"),
     (["--model=/nowhere", "--to=merged", "--out={new}"], "/nowhere: no such folder"),
@@ -109,6 +114,58 @@ def test_exports_that_cannot_be(run, world, tmp_path, capfd, arguments, message)
   done = command.run(capfd, "export", *(a.format(**places) for a in arguments))
   assert done.code == 2 and done.err.count("\n") == 1 and message in done.err, done
   assert not (tmp_path / "new").exists()
+
+
+def test_a_weighted_sum_of_adapters(world, typed, tmp_path, capfd):
+  """Of one with itself, which is known: its change of the weights, times the sum of the weights."""
+  done = typed("train", "--config.optim.learning_rate=0.05")
+  assert done.code == 0, done
+  adapter = tmp_path / "run/adapter"
+  twice = [f"--adapter={adapter}", "--weight=0.75", f"--adapter={adapter}", "--weight=-0.25"]
+  export = lambda *arguments: command.run(capfd, "export", f"--model={world}/model", *arguments)
+  done = export(*twice, "--to=merged", f"--out={tmp_path}/half")
+  assert done.code == 0, done
+  base, half, full = (
+    load_file(folder / "model.safetensors")
+    for folder in (world / "model", tmp_path / "half", tmp_path / "run/model")
+  )
+  moved = 0.0
+  for name, value in base.items():
+    np.testing.assert_allclose(half[name] - value, 0.5 * (full[name] - value), atol=2e-6)
+    moved = max(moved, np.abs(full[name] - value).max())
+  assert moved > 1e-3
+  assert export(*twice, "--to=plain-lora", f"--out={tmp_path}/plain").code == 0
+  said = json.loads((tmp_path / "plain/adapter_config.json").read_text())
+  assert (said["peft_type"], said["r"]) == ("LORA", 2)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    ["method=pfeiffer", "reduction_factor=2"],
+    ["method=lora", "rank=2", "target=all-linear", "init=pissa", "bias=all", "embedding=false"],
+  ],
+  ids=["pfeiffer", "pissa"],
+)
+def test_runs_go_on_to_the_same_bits_and_are_evaluated(settings, world, typed, tmp_path, capfd):
+  arguments = [f"--config={world}/train.py", *(f"--config.peft.{setting}" for setting in settings)]
+  arguments += ["--config.optim.learning_rate=0.05", "--config.optim.groups={'.*': 0.5}"]
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  done = command.run(capfd, "train", *arguments, f"--workdir={whole}")
+  assert done.code == 0, done
+  mergeable = "method=lora" in settings
+  assert (whole / "model").exists() == mergeable
+  shutil.copytree(whole, parts)
+  (parts / "summary.json").unlink()
+  for name in ("checkpoints/3", "adapter", "model"):
+    shutil.rmtree(parts / name, ignore_errors=True)
+  assert command.run(capfd, "train", *arguments, f"--workdir={parts}").code == 0
+  same(parts / ADAPTER, whole / ADAPTER)
+  done = typed("evaluate", f"--config.adapter={whole}/adapter")
+  assert done.code == 0, done
+  if not mergeable:
+    done = command.run(capfd, "export", f"--model={whole}", "--to=merged", f"--out={tmp_path}/x")
+    assert done.code == 2 and "method 'pfeiffer' cannot be merged; --to=adapter" in done.err, done
 
 
 def test_stages_of_two_methods(world, typed, tmp_path):
@@ -184,7 +241,10 @@ def test_a_config_of_an_earlier_version_is_read(run):
   shared = {"method": "lora", "target": ".*q_proj", "full": "", "resume_from": None, "seed": 0}
   said["peft"] = {**shared, **own}
   config = from_stored(said, RunConfig).peft
-  assert config.options == own and peft.completed(config) == config
+  assert config.options == own
+  later = {"bias": "none", "lora_bias": False, "embedding": False, "init": "default"}
+  later |= {"exclude_modules": "", "layers_to_transform": [], "layers_pattern": ""}
+  assert peft.completed(config).options == own | later
 
 
 def test_what_cannot_be_merged_leaves_its_adapter_and_no_stage_begins_from_it(

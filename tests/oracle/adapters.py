@@ -68,6 +68,29 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "idefics3",
   ),
   "parted_head": ({"r": 2, "target_modules": ["lm_head", "q_proj"]}, "idefics3"),
+  "bias_all": ({"r": 2, "target_modules": ["q_proj", "fc1"], "bias": "all"}, "smolvlm"),
+  "bias_only": (
+    {"r": 2, "target_modules": ["v_proj", "fc1"], "bias": "lora_only", "use_dora": True},
+    "smolvlm",
+  ),
+  "lora_bias": (
+    {"r": 2, "lora_alpha": 6, "target_modules": r".*vision_model.*(q_proj|fc2)", "lora_bias": True},
+    "smolvlm",
+  ),
+  "embedding": ({"r": 3, "target_modules": ["embed_tokens", "v_proj"], "use_rslora": True}, "smolvlm"),
+  "embedding_tied": ({"r": 2, "target_modules": ["embed_tokens"]}, "idefics3"),
+  "pissa": (
+    {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa"},
+    "smolvlm",
+  ),
+  "olora": (
+    {"r": 4, "target_modules": ["v_proj", "fc1"], "init_lora_weights": "olora", "use_rslora": True},
+    "smolvlm",
+  ),
+  "pissa_dora": (
+    {"r": 2, "target_modules": ["q_proj", "fc1"], "init_lora_weights": "pissa", "use_dora": True},
+    "smolvlm",
+  ),
 }
 
 
@@ -96,6 +119,13 @@ OTHERS: dict[str, tuple[type, dict[str, Any]]] = {
       "modules_to_save": ["lm_head"],
     },
   ),
+  "loha": (peft.LoHaConfig, {"r": 3, "alpha": 5, "target_modules": ["q_proj", "fc1", "lm_head"]}),
+  "lokr": (peft.LoKrConfig, {"r": 2, "alpha": 6, "target_modules": ["q_proj", "fc1", "down_proj"]}),
+  "lokr_both": (
+    peft.LoKrConfig,
+    {"r": 2, "target_modules": ["v_proj", "fc2"], "decompose_both": True, "decompose_factor": 5},
+  ),
+  "tokens": (peft.TrainableTokensConfig, {"token_indices": [*range(30), 41, 33]}),
 }
 
 

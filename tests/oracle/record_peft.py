@@ -18,7 +18,10 @@ from tests.oracle import adapters, reference
 from tests.oracle.record_fixtures import from_bytes, quantised
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-RECORDED = ("regex", "patterns", "dora", "saved", "layers", "tied", "parted", "parted_head")
+RECORDED = (
+  *("regex", "patterns", "dora", "saved", "layers", "tied", "parted", "parted_head"),
+  *("bias_all", "lora_bias", "embedding", "embedding_tied", "pissa", "olora"),
+)
 
 
 def main() -> None:

@@ -39,6 +39,17 @@ OURS = {
     "full": r".*(layer)?norm\d?|lm_head|model\.connector|.*embedding|.*embed_tokens|.*\.1\.mlp\.fc1\.bias",
   },
   "tied": {"target": r".*text_model.*q_proj", "full": r".*embed_tokens|.*text_model\.norm"},
+  "biases": {
+    "target": "all-linear",
+    "bias": "all",
+    "exclude_modules": r".*(text_model|connector).*",
+    "lora_bias": True,
+  },
+  "own_biases": {"target": ["q_proj", "fc2"], "bias": "lora_only", "layers_to_transform": [0]},
+  "embedding": {"target": r".*q_proj", "embedding": True},
+  "embedding_tied": {"target": r".*q_proj", "embedding": True},
+  "pissa": {"target": r".*text_model.*_proj", "init": "pissa", "rank": 3, "alpha": 5.0},
+  "olora": {"target": r".*(q_proj|fc1)", "init": "olora", "rank": 4, "rslora": True},
 }
 
 
@@ -114,7 +125,7 @@ def test_our_folder_gives_our_logits_in_peft(bases, name, tmp_path):
   assert config["base_model_name_or_path"] == "some/base"
 
 
-@pytest.mark.parametrize("name", ["regex", "dora", "saved"])
+@pytest.mark.parametrize("name", ["regex", "dora", "saved", "pissa"])
 def test_gradients_are_those_of_peft(bases, name, tmp_path):
   options, family = adapters.CASES[name]
   model, folder = bases[family]
@@ -189,13 +200,13 @@ def test_first_values_are_drawn_as_peft_draws_them(bases):
 def test_what_is_not_supported_is_refused(bases, tmp_path):
   model, folder = bases["smolvlm"]
   refused = {
-    "bias='all'": theirs.LoraConfig(target_modules=["q_proj"], bias="all"),
     "peft_type 'VERA'": theirs.VeraConfig(target_modules=["q_proj"], r=2),
-    "adapters on embeddings": theirs.LoraConfig(target_modules=["embed_tokens", "q_proj"]),
+    "embeddings of positions": theirs.LoraConfig(target_modules=["position_embedding", "q_proj"]),
     "not linear": theirs.LoraConfig(target_modules=["patch_embedding", "q_proj"]),
-    "init_lora_weights='pissa'": theirs.LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"),
+    "init_lora_weights='pissa_niter_2'": theirs.LoraConfig(
+      target_modules=["q_proj"], init_lora_weights="pissa_niter_2"
+    ),
     "trainable_token_indices=": theirs.LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1]),
-    "lora_bias=True": theirs.LoraConfig(target_modules=["fc1"], lora_bias=True),
   }
   vlm = hub.load_model(folder)
   before = jax.tree.map(np.asarray, nnx.state(vlm))
@@ -204,6 +215,44 @@ def test_what_is_not_supported_is_refused(bases, tmp_path):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
       peft.load_adapter(vlm, adapters.save(adapted, tmp_path / str(i)))
   assert jax.tree.structure(nnx.state(vlm)) == jax.tree.structure(before)
+
+
+def test_a_converted_folder_is_ordinary_lora(bases, tmp_path):
+  """PiSSA as peft converts it, and as it is converted here."""
+  model, folder = bases["smolvlm"]
+  options = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "fc1"]}
+  start = theirs.get_peft_model(copy.deepcopy(model), theirs.LoraConfig(**options, init_lora_weights="pissa"))
+  start.peft_config["default"].init_lora_weights = True
+  adapters.save(start, tmp_path / "start")
+  adapted = adapters.adapt(model, options | {"init_lora_weights": "pissa"})
+  expected, real = reference.logits(adapted, CASE), CASE["attention_mask"].astype(bool)
+  raw = peft.load_adapter(hub.load_model(folder), adapters.save(adapted, tmp_path / "raw"))
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    adapted.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=tmp_path / "start")
+  said = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
+  assert (said["r"], said["init_lora_weights"]) == (6, True)
+  vlm = peft.load_adapter(hub.load_model(folder), tmp_path / "plain")
+  assert_close(logits(vlm)[real], expected[real], 2e-5)
+  back = reload(model, peft.save_adapter(peft.as_plain_lora(raw), tmp_path / "back"))
+  assert_close(reference.logits(back, CASE)[real], expected[real], 2e-5)
+
+
+def test_a_sum_is_the_one_that_peft_makes(bases, tmp_path):
+  model, folder = bases["smolvlm"]
+  first = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}
+  second = {"r": 3, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": True}
+  several = peft.Adapters(hub.load_model(folder))
+  for name, options in (("a", first), ("b", second)):
+    adapters.save(adapters.adapt(model, options, seed=len(name + name) + ord(name)), tmp_path / name)
+    several.load(tmp_path / name, name)
+  both = theirs.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "a", adapter_name="a")
+  both.load_adapter(tmp_path / "b", adapter_name="b")
+  both.add_weighted_adapter(["a", "b"], [0.7, 0.4], "sum", combination_type="cat")
+  both.set_adapter("sum")
+  vlm = several.add({"a": 0.7, "b": 0.4}, "sum")
+  real = CASE["attention_mask"].astype(bool)
+  assert_close(logits(vlm)[real], reference.logits(both.eval(), CASE)[real])
 
 
 def test_auto_class_finds_the_model(bases, tmp_path):

@@ -1,4 +1,4 @@
-"""(IA)^3 and layer-norm tuning against Hugging Face peft on models of three families: folders both ways."""
+"""Methods against Hugging Face peft on models of three families: folders both ways."""
 
 import json
 import warnings
@@ -38,6 +38,10 @@ OURS = {
     "target": r"(?!.*projector).*norm.*",
     "full": r".*(connector|projector).*",
   },
+  "loha": {"method": "loha", "target": ["q_proj", "fc1"], "rank": 3, "alpha": 5.0},
+  "lokr": {"method": "lokr", "target": "all-linear", "rank": 2, "decompose_factor": 4},
+  "tokens": {"method": "trainable_tokens", "token_indices": [40, *range(30)]},
+  "lora": {"method": "lora", "target": "all-linear", "bias": "all", "rank": 2},
 }
 
 

@@ -16,12 +16,13 @@ from spatialvlm import hub, peft
 from spatialvlm.config import PeftConfig
 from spatialvlm.hub import tensors
 from spatialvlm.peft.lora import Lora
+from spatialvlm.peft.method import Site
 from spatialvlm.types import UserError
 from tests.models.support import batch_of, call
 from tests.peft import support
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-FAMILY = {"tied": "idefics3", "parted": "idefics3", "parted_head": "idefics3"}  # the others: smolvlm
+FAMILY = dict.fromkeys(("tied", "parted", "parted_head", "embedding_tied"), "idefics3")  # the others: smolvlm
 RECORD = dict(np.load(FIXTURES / "peft" / "record.npz"))
 CASES = sorted(name.removesuffix(".logits") for name in RECORD if name.endswith(".logits"))
 
@@ -49,7 +50,7 @@ def test_folders_of_peft_give_the_logits_of_peft(name, tmp_path):
   ours, theirs = (
     load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "a", FIXTURES / "peft" / name)
   )
-  assert set(ours) == {key for key in theirs if ".base_layer." not in key}
+  assert set(ours) == {key for key in theirs if not key.endswith(".base_layer.weight")}
   assert all(np.array_equal(value, theirs[key]) for key, value in ours.items())
 
 
@@ -106,6 +107,11 @@ def test_ranks_and_alphas_survive_the_folder(tmp_path):
   assert written["base_model_name_or_path"] == "base"
 
 
+def sites(*names) -> dict[str, Site]:
+  layer = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+  return {name: Site(name, (), layer, "smolvlm") for name in names}
+
+
 @pytest.mark.parametrize(
   "changes, names",
   [
@@ -128,12 +134,13 @@ def test_ranks_and_alphas_survive_the_folder(tmp_path):
 def test_targets_are_matched_as_peft_matches_them(changes, names):
   linears = ["a.layers.0.q", "a.layers.1.q", "b.blocks.0.layers.1.k", "b.q", "head"]
   config = {"r": 2, "lora_alpha": 4} | changes
-  assert set(Lora().specs_of_folder(config, linears, "head")) == names
+  assert set(Lora().specs_of_folder(config, sites(*linears), "head")) == names
 
 
 def test_patterns_of_ranks_match_ends_of_names():
   config = {"r": 2, "lora_alpha": 4, "target_modules": ["q"], "rank_pattern": {"layers.0.q": 5, "^b.q": 6}}
-  ranks = {n: s.rank for n, s in Lora().specs_of_folder(config, ["a.layers.0.q", "a.b.q", "b.q"], "").items()}
+  found = Lora().specs_of_folder(config, sites("a.layers.0.q", "a.b.q", "b.q"), "")
+  ranks = {name: spec.rank for name, spec in found.items()}
   assert ranks == {"a.layers.0.q": 5, "a.b.q": 2, "b.q": 6}
 
 
@@ -174,7 +181,8 @@ def test_all_misfits_are_listed_at_once(folder):
     found[stem + "1.self_attn.v_proj.lora_B.weight"] = np.zeros((5, 3), np.float32)
     found[stem + "0.self_attn.k_proj.lora_A.weight"] = np.zeros((3, 24), np.float32)
     found[stem + "9.self_attn.q_proj.lora_A.weight"] = np.zeros((3, 24), np.float32)
-    found["base_model.model.model.text_model.embed_tokens.lora_embedding_A"] = np.zeros((3, 64), np.float32)
+    name = "base_model.model.model.vision_model.embeddings.position_embedding.lora_embedding_A"
+    found[name] = np.zeros((3, 36), np.float32)
     found["base_model.model.model.text_model.norm.weight"] = np.zeros(24, np.float32)
 
   spoil(folder, change)
@@ -185,7 +193,7 @@ def test_all_misfits_are_listed_at_once(folder):
     "1.self_attn.v_proj.lora_B.weight: shape [5, 3], wanted [16, 3]",
     "0.self_attn.k_proj.lora_A.weight: target_modules does not name this layer",
     "9.self_attn.q_proj.lora_A.weight: the model has no such linear layer",
-    "adapters on embeddings are not supported",
+    "as embeddings of positions, are not supported",
     "model.text_model.norm.weight: modules_to_save does not name its module",
   ):
     assert words in message, message
@@ -196,7 +204,14 @@ def test_all_misfits_are_listed_at_once(folder):
   [
     ({"r": 4}, ["shape [3, 24], wanted [4, 24]"]),
     ({"peft_type": "ADALORA"}, ["peft_type 'ADALORA'"]),
-    ({"bias": "lora_only", "fan_in_fan_out": True}, ["bias='lora_only'", "fan_in_fan_out=True"]),
+    (
+      {"target_parameters": ["x"], "fan_in_fan_out": True},
+      ["target_parameters=['x']", "fan_in_fan_out=True"],
+    ),
+    ({"bias": "some"}, ["bias is 'some'"]),
+    ({"bias": "all"}, ["fc1.bias: missing"]),
+    ({"lora_bias": True}, ["lora_B.bias: missing"]),
+    ({"lora_bias": True, "use_dora": True}, ["lora_bias=True with use_dora=True"]),
     ({"init_lora_weights": "pissa_niter_4"}, ["init_lora_weights='pissa_niter_4'"]),
     ({"some_future_option": [1]}, ["some_future_option=[1]"]),
     ({"target_parameters": ["x"]}, ["target_parameters"]),

@@ -8,7 +8,7 @@ from flax import nnx
 
 from spatialvlm import peft
 from spatialvlm.config import PeftConfig
-from spatialvlm.peft.lora import adapted
+from spatialvlm.peft.lora_layers import adapted
 from tests.peft import support
 
 ALL = r".*_proj|.*fc\d|.*modality_projection\.proj|lm_head"
@@ -55,6 +55,16 @@ def test_dora_is_its_formula_and_its_norm_is_a_constant():
   np.testing.assert_allclose(gradient["magnitude"][...], (x @ kernel / norm).sum(0), rtol=1e-4, atol=1e-5)
 
 
+def equations(jaxpr):
+  """Those of functions that are called in it as well."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from equations(inner)
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_bfloat16_stays_bfloat16_through_adapters_and_full_training(dora):
   vlm = support.build("bfloat16")
@@ -67,7 +77,7 @@ def test_bfloat16_stays_bfloat16_through_adapters_and_full_training(dora):
   assert vlm.init_cache(1, 4).keys[0].dtype == jnp.bfloat16
   # not one product of activations is computed in float32
   jaxpr = jax.make_jaxpr(vlm.hidden)(support.batch())
-  shapes = [[v.aval for v in e.invars] for e in jaxpr.jaxpr.eqns if e.primitive.name == "dot_general"]
+  shapes = [[v.aval for v in e.invars] for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
   assert len(shapes) > 50
   tokens = {2, 8, 16, 4}  # leading axes of activations: samples, positions, patches
   mixed = [p for p in shapes if p[0].dtype != jnp.bfloat16 and p[0].ndim > 2 and p[0].shape[1] in tokens]

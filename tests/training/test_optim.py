@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,3 +124,48 @@ def test_schedule_free_is_evaluated_at_its_average(split):
   for name in found:
     np.testing.assert_array_equal(found[name], expected[name])
     assert not np.array_equal(found[name], params[name])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
+def test_groups_have_rates_of_their_own(name):
+  """As two optimizers would, one for each part, at the rates that the factors give."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = {"a.lora_a": draw(4, 3), "a.lora_b": draw(3, 4), "norm.scale": draw(4)}
+  grads = [{key: draw(*value.shape) for key, value in params.items()} for _ in range(3)]
+  config = OptimConfig(
+    name=name, learning_rate=0.1, warmup_steps=2, weight_decay=0.1, groups={".*lora_b": 16}
+  )
+
+  def after(config, params, keys):
+    params = {key: params[key] for key in keys}
+    tx = optim.make_optimizer(config, optim.schedule(config, 3), params)
+    state = tx.init(params)
+    for grad in grads:
+      updates, state = tx.update({key: grad[key] for key in keys}, state, params)
+      params = optax.apply_updates(params, updates)
+    return params
+
+  found = after(config, params, params)
+  alone = dataclasses.replace(config, groups={})
+  faster = dataclasses.replace(alone, learning_rate=1.6)
+  expected = after(alone, params, ["a.lora_a", "norm.scale"]) | after(faster, params, ["a.lora_b"])
+  for key, value in expected.items():
+    np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize(
+  ("groups", "name", "words"),
+  [
+    ({".*lora_b": 2, ".*lora_c": 2}, "adamw", "'.*lora_c' names no trained parameter; trained are a.lora_b"),
+    ({".*": 2, ".*lora_b": 4}, "adamw", "names only parameters that earlier patterns name"),
+    ({"(": 2}, "adamw", "not a regular expression"),
+    ({".*": 0}, "adamw", "must be above 0"),
+    ({".*": 2}, "prodigy", "prodigy sees all parameters as one"),
+  ],
+)
+def test_groups_that_cannot_be(groups, name, words):
+  config = OptimConfig(name=name, groups=groups)
+  with pytest.raises(UserError) as caught:
+    optim.make_optimizer(config, optim.schedule(config, 3), {"a.lora_b": jnp.zeros((2, 2))})
+  assert words in str(caught.value) and "\n" not in str(caught.value)
