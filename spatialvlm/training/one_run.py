@@ -90,13 +90,13 @@ def _train(
   views = teachers.views(asked)
   streams = open_streams(config, processor, notes.append, shards_of(mesh), in_memory, views, stores)
   base = loading.load_base(config.model, mesh)
+  memory_of_base = weights_said(base)
   others = teachers.load(asked, base, mesh)
   model = build_model(config, mesh, base)
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
-  memory_of_base = weights_said(model)
   split = state_lib.Split(model, trainable, mesh, heads, others)
   numbers = lambda: {
     "dtype": config.model.dtype,
@@ -121,7 +121,7 @@ def _train(
   begins = "continues" if continues else "begins"
   say(
     f"{begins} in {workdir}: {counts[0]:,} of {counts[1]:,} parameters are trained "
-    f"({counts[0] / counts[1]:.2%}){beside}, {memory_of_base}, mesh {dict(mesh.shape)}"
+    f"({counts[0] / counts[1]:.2%}){beside}, over {memory_of_base}, mesh {dict(mesh.shape)}"
   )
   for note in notes:
     say(note)
