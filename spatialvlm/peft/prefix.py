@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm.config import PeftConfig
+from spatialvlm.core.rope import rope_angles, rotate
 from spatialvlm.models.soft_prompts import LearnedPast
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.peft import select, soft
@@ -71,10 +72,10 @@ class Prefix(SoftMethod):
     flat = folder.arrays[soft.TENSOR]
     soft.check_room(vlm, len(flat), folder.path)
     soft.note_causal(vlm)
-    _put(vlm, flat.reshape(len(flat), *_shape(vlm)))
+    _put(vlm, _turned(vlm, flat.reshape(len(flat), *_shape(vlm)), -1))
 
   def export(self, vlm: Vlm) -> Export:
-    pairs = host(vlm.decoder.learned_past.pairs)
+    pairs = _turned(vlm, host(vlm.decoder.learned_past.pairs), 1)
     heads, size = pairs.shape[3:]
     soft.note_causal(vlm)
     config = self.config_of(vlm, len(pairs), heads * size, heads)  # of keys and values, as PEFT counts here
@@ -99,6 +100,20 @@ def _of_text(graphdef: Any, state: Any, ids_P: jax.Array) -> jax.Array:
   _, cache = vlm.prefill(Batch(tokens_BT=ids_P[None], valid_BT=jnp.ones((1, P), bool)), vlm.init_cache(1, P))
   keys_LPKH, values_LPKH = (jnp.stack([x[0] for x in found]) for found in (cache.keys, cache.values))
   return jnp.stack([keys_LPKH, values_LPKH], axis=2).swapaxes(0, 1).astype(jnp.float32)
+
+
+def _turned(vlm: Vlm, pairs_PL2KH: np.ndarray, places: int) -> np.ndarray:
+  """The keys turned on by so many places, where transformers counts positions from 1 (PaliGemma).
+
+  Queries and keys of tokens do not show where one begins to count; keys that no position was applied to do.
+  """
+  if not vlm.config.prefix_lm:
+    return pairs_PL2KH
+  text = vlm.config.text
+  places_PL = jnp.full(pairs_PL2KH.shape[:2], places)
+  angles = rope_angles(places_PL, text.block.attention.head_dim, text.rope_theta, text.rope_scaling)
+  keys_PLKH = np.asarray(rotate(jnp.asarray(pairs_PL2KH[:, :, 0], jnp.float32), angles))
+  return np.stack([keys_PLKH, pairs_PL2KH[:, :, 1]], axis=2)
 
 
 def _shape(vlm: Vlm) -> tuple[int, ...]:
