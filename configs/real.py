@@ -121,7 +121,7 @@ def _model(said: dict[str, str], trained: bool) -> ModelConfig:
 
 def _scored(asked: str) -> EvaluateConfig:
   """What comes with the project, asked what it never saw; scenes also under controls."""
-  scenes = ScenesConfig(seed=1_000_000, size=800, image_size=SIZE)
+  scenes = ScenesConfig(seed=1_000_000, size=400, image_size=SIZE)
   score = ScoreConfig(batch_size=16, tiles=(1,))
   controls = dataclasses.replace(score, controls=("circular", "no_image", "other_image", "flip"))
   photos = HFConfig(
@@ -129,7 +129,7 @@ def _scored(asked: str) -> EvaluateConfig:
   )
   data, score = {
     "score": (scenes, controls),
-    "shifts": (dataclasses.replace(scenes, size=300), score),
+    "shifts": (dataclasses.replace(scenes, size=100), score),
     "photos": (photos, score),
   }[asked]
   return EvaluateConfig(f"real-{asked}", _model({}, trained=True), ADAPTER, data, score)
