@@ -8,6 +8,7 @@ import pytest
 from spatialvlm import cli, hub
 from spatialvlm.config import EvaluateConfig, PeftConfig, RunConfig
 from spatialvlm.configs import encoders, grpo, lora
+from spatialvlm.configs import peft as peft_recipe
 from spatialvlm.hub import rules
 from spatialvlm.models.families import ENCODERS, FAMILIES
 from spatialvlm.peft import METHODS
@@ -106,6 +107,25 @@ def test_stages_of_the_real_parts():
     ("stage=1,connector=a", "stage 1 trains the connector"),
     ("stage=2,encoder=/models/other", "was trained between its own parts"),
     ("stag=2", "cannot read 'stag=2'"),
+  ):
+    with pytest.raises(UserError, match=message):
+      read(arg)
+
+
+def test_every_method_has_a_recipe():
+  read = lambda arg: cli.load(f"peft:{arg}", [], RunConfig)
+  # trainable_tokens needs ids of the user's own, none adapts nothing
+  assert {read(f"method={name}").peft.method for name in peft_recipe.METHODS} == set(METHODS) - {
+    "trainable_tokens",
+    "none",
+  }
+  tiny, large = read("tiny,method=prefix"), read("method=prefix")
+  assert tiny.model.path.endswith("smolvlm-tiny") and large.model.dtype == "bfloat16"
+  assert tiny.optim.learning_rate > large.optim.learning_rate
+  for arg, message in (
+    ("method=adapter", "no method 'adapter'; there are lora"),
+    ("tiny", "name the method, as method=prompt"),
+    ("method=lora,size=3", "cannot read 'size=3'"),
   ):
     with pytest.raises(UserError, match=message):
       read(arg)
