@@ -24,6 +24,7 @@ class FakeEncoded:
   prefix: int = 0
   parts: tuple[tuple[int, int], ...] = ()
   normal: PixelTable | None = None
+  views: Mapping[str, "FakeEncoded"] = dataclasses.field(default_factory=dict)
 
 
 class FakeProcessor:

@@ -112,7 +112,10 @@ ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
     r"adapter_model\.bin is a pickle.*safe_serialization=True",
   ),
-  "not LoRA": (lambda f: edit_json(f / "adapter_config.json", peft_type="LOHA"), "'LOHA' is not supported"),
+  "unknown to the table": (
+    lambda f: edit_json(f / "adapter_config.json", peft_type="BOFT"),
+    "'BOFT' is not supported",
+  ),
   "another rank": (
     lambda f: edit_json(f / "adapter_config.json", r=3),
     r"tensor\(s\) do not fit the model: .*shape \[2, 24\], wanted \[3, 24\]",

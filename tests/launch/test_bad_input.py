@@ -78,7 +78,7 @@ def test_an_adapter_of_another_base(world, tmp_path, refused):
     ("--config.data.lengths=96", r"config\.data\.lengths: expected tuple, got 96"),
     (
       "--config=nothing.py",
-      r"nothing\.py: no such file; recipes of ours are assemble, base, benchmarks, cvbench, encoders",
+      r"nothing\.py: no such file; recipes of ours are assemble, base, benchmarks, cvbench, distil, encoders",
     ),
     ("--config=lra", r"no such recipe; did you mean 'lora'\?"),
     ("--workdr=x", r"Unknown command line flag 'workdr'\. Did you mean: workdir"),
