@@ -118,6 +118,7 @@ def test_interrupted_it_ends_with_the_same_bits(folder, trained, tmp_path, monke
   assert shown(trained[0]) == shown(tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_eight_devices_draw_and_learn_as_one(folder, tmp_path):
   """Without dropout, whose masks are those of shards, and with plain steps, which do not magnify rounding."""
   same = [

@@ -139,6 +139,7 @@ def test_a_weighted_sum_of_adapters(world, typed, tmp_path, capfd):
   assert (said["peft_type"], said["r"]) == ("LORA", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "settings",
   [

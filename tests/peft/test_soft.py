@@ -135,6 +135,7 @@ def test_what_peft_cannot_say_is_said(tmp_path):
   assert said["peft_type"] == "SPATIALVLM_PROMPT_AFTER_IMAGE"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), CASES)
 def test_eight_devices_are_one(name, more):
   mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})

@@ -273,6 +273,7 @@ def drawn_plainly(plain, asked, tiles, want):
   return said, False
 
 
+@pytest.mark.slow
 def test_drawn_answers_follow_from_the_prompt_and_their_seed(vlm, monkeypatch):
   """Groups of one prompt, past a pause, beside greedy ones: the same alone, in any order, of any batch."""
   monkeypatch.setattr(engine, "PAUSES", (2, 5))
