@@ -183,8 +183,8 @@ def _talk(model: ModelConfig, stage: int = 3, steps: int = 400, kinds: float = 0
 
 
 def _kinds(model: ModelConfig, stage: int = 4) -> RunConfig:
-  """Scored before and after: 1,200 questions."""
-  source = ScenesConfig(seed=1_000_000, size=1200, image_size=SIZE)
+  """Scored before and after: 400 questions."""
+  source = ScenesConfig(seed=1_000_000, size=400, image_size=SIZE)
   return dataclasses.replace(
     _talk(model, stage, steps=140, kinds=0.75), eval=EvalConfig(source=source, tiles=(1,))
   )
