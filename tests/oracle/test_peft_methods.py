@@ -91,7 +91,8 @@ def test_our_folder_gives_our_logits_in_peft(base, name, tmp_path):
   expected = logits(vlm, case)
   assert_moved(expected, before)
   adapted = reload(model, peft.save_adapter(vlm, tmp_path / "a", "some/base"))
-  assert_close(reference.logits(adapted, given)[REAL], expected[REAL])
+  # Drawn at random around every layer of both towers, low-rank products double what is rounded.
+  assert_close(reference.logits(adapted, given)[REAL], expected[REAL], 2e-5 if name == "lora" else 1e-5)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     theirs_merged = adapted.merge_and_unload()
