@@ -66,15 +66,13 @@ WORDS = dict(color=0.7, shape=1.5, box=1.0, row=0.3, column=0.3, depth_step=0.7)
 
 
 def get_config(arg: str = "stage=4") -> RunConfig | EvaluateConfig:
+  if arg in SCORED:
+    return _scored(arg)
   said = _read(arg)
   stage = said.get("stage", "4")
-  if stage in SCORED:
-    return _scored(stage)
   make = {"1": _words, "2": _answers, "3": _talk, "4": _kinds, "more": _more}.get(stage)
   if make is None:
-    raise UserError(
-      f"configs/real.py: no stage {stage!r}; there are 1, 2, 3, 4, more, and score, shifts, photos"
-    )
+    raise UserError(f"configs/real.py: no stage {stage!r}; there are 1, 2, 3, 4 and more")
   if stage == "1" and "connector" in said:
     raise UserError("configs/real.py: stage 1 trains the connector; name one in later stages")
   if stage in "12" and "adapter" in said:
@@ -86,14 +84,12 @@ def get_config(arg: str = "stage=4") -> RunConfig | EvaluateConfig:
 
 
 def _read(arg: str) -> dict[str, str]:
-  if arg in SCORED:
-    return {"stage": arg}
   said = {}
   for part in filter(None, arg.split(",")):
     key, _, value = part.partition("=")
     if key not in ("stage", "text", "encoder", "connector", "adapter") or not value:
       raise UserError(
-        f"configs/real.py: cannot read {part!r}; known: score, shifts, photos, or stage=1|2|3|4|more,"
+        f"configs/real.py: cannot read {part!r}; known: score, shifts or photos alone, or stage=1|2|3|4|more,"
         " text=PATH, encoder=PATH, connector=PATH, adapter=PATH"
       )
     said[key] = value

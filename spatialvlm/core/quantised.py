@@ -110,7 +110,7 @@ class QuantisedLinear(nnx.Linear):
 
   For the backward pass the kernel is decoded again instead of being kept: otherwise the step would hold every
   matrix in full between the two passes, and nothing was saved. Gradients go through it to the inputs. (XLA's
-  compiler for CPUs merges the two decodings again; those for GPUs and TPUs leave them apart.)
+  compiler for CPUs merges the two decodings again; what those for GPUs and TPUs do was not seen.)
   """
 
   def __init__(self, base: nnx.Linear):

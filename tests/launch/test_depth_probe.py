@@ -1,8 +1,6 @@
 """A depth probe by the command line: trained beside adapters, interrupted, exported, and read back."""
 
 import json
-import os
-import signal
 
 import jax
 import numpy as np
@@ -18,6 +16,7 @@ from spatialvlm.training import one_run, runs
 from spatialvlm.training.objectives import Models, heads
 from spatialvlm.types import UserError
 from tests.launch import tiny
+from tests.training import interrupted
 
 RECIPE = """
 def get_config():
@@ -96,23 +95,7 @@ def test_what_is_read_back_says_what_validation_said(trained):
 
 def test_interrupted_it_ends_with_the_same_head(trained, tmp_path, monkeypatch):
   config, workdir, _ = trained
-  opened = one_run.open_streams
-
-  def stopping(*arguments):
-    stream, validation = opened(*arguments)
-    read = type(stream).__next__
-
-    class Stream(type(stream)):
-      def __next__(self):
-        batch = read(self)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return batch
-
-    stream.__class__ = Stream
-    return stream, validation
-
-  with monkeypatch.context() as patch:
-    patch.setattr(one_run, "open_streams", stopping)
+  with interrupted.at_each_batch(monkeypatch):
     assert not one_run.train(config, tmp_path / "w")["finished"]
   assert one_run.train(config, tmp_path / "w")["finished"]
   for name in ("heads/depth.safetensors", "adapter/adapter_model.safetensors"):

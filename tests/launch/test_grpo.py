@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from spatialvlm.config import RunConfig
 from spatialvlm.training import one_run, rewards, sampling
 from spatialvlm.types import Batch, UserError
 from tests.launch import tiny
+from tests.training import interrupted
 
 RECIPE = """
 def get_config():
@@ -94,22 +93,7 @@ def test_what_was_sampled_is_shown(trained):
 
 def test_interrupted_it_ends_with_the_same_bits(folder, trained, tmp_path, monkeypatch):
   """A signal before the first step stops the run behind the second, when the samples are used up."""
-  opened = one_run.open_streams
-
-  def stopping(*arguments):
-    stream, validation = opened(*arguments)
-    read = type(stream).__next__
-
-    class Stream(type(stream)):
-      def __next__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return read(self)
-
-    stream.__class__ = Stream
-    return stream, validation
-
-  with monkeypatch.context() as patch:
-    patch.setattr(one_run, "open_streams", stopping)
+  with interrupted.at_each_batch(monkeypatch):
     assert one_run.train(settings(folder), tmp_path / "w")["step"] == 2
   assert one_run.train(settings(folder), tmp_path / "w")["finished"]
   whole, again = adapter(trained[0]), adapter(tmp_path / "w")

@@ -103,6 +103,8 @@ def test_stages_of_the_real_parts():
   assert read("stage=more").peft.resume_from == score.adapter
   for arg, message in (
     ("stage=5", "no stage '5'"),
+    ("stage=score,text=/models/lm", "no stage 'score'"),
+    ("score,text=/models/lm", "cannot read 'score'; known: score, shifts or photos alone"),
     ("stage=2,adapter=mine", "begins with a fresh adapter"),
     ("stage=1,connector=a", "stage 1 trains the connector"),
     ("stage=2,encoder=/models/other", "was trained between its own parts"),

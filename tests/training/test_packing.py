@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 
 import jax
@@ -32,6 +30,7 @@ from spatialvlm.training import metrics, objectives, one_run
 from spatialvlm.types import Extra, UserError
 from tests.launch import tiny
 from tests.models.support import jit, tokens_per_tile
+from tests.training import interrupted
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 LENGTHS = (32, 48, 64)
@@ -194,22 +193,7 @@ def test_a_packed_run_is_the_plain_one_on_any_mesh_also_where_it_was_interrupted
     assert b == pytest.approx(a | {k: b[k] for k in shares & set(b)}, rel=2e-5)
     assert b.get("fill", 1) > 1.5 * a.get("fill", 0)
 
-  opened = one_run.open_streams
-
-  def stopping(*arguments):
-    stream, validation = opened(*arguments)
-    read = type(stream).__next__
-
-    class Stream(type(stream)):
-      def __next__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return read(self)
-
-    stream.__class__ = Stream
-    return stream, validation
-
-  with monkeypatch.context() as patch:
-    patch.setattr(one_run, "open_streams", stopping)
+  with interrupted.at_each_batch(monkeypatch):
     assert not one_run.train(packed, tmp_path / "stopped")["finished"]
   assert one_run.train(packed, tmp_path / "stopped")["finished"]
   assert figures(tmp_path / "stopped") == found
