@@ -9,7 +9,7 @@ from spatialvlm.training import one_run
 
 @contextlib.contextmanager
 def at_each_batch(monkeypatch):
-  """Every batch that `one_run.train` reads in here comes behind a SIGTERM: the run ends with its next step."""
+  """Every batch that `one_run.train` reads in here comes behind a SIGTERM: the run ends with that step."""
   opened = one_run.open_streams
 
   def stopping(*arguments):
