@@ -72,6 +72,8 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
       raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.key=value")
     config = recipes.load(flags.FLAGS.config, overrides, config_class)
     processes.join()
+    if mesh := getattr(config, "mesh", None):  # commands of one device have none
+      processes.divide(mesh.cpu_devices)
     return main(config, flags.FLAGS.workdir) or 0
 
   app.run(wrapped, flags_parser=parse)

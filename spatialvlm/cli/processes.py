@@ -1,4 +1,4 @@
-"""Joining the processes of one run, before anything touches a device."""
+"""Joining the processes of one run, and dividing the processor of each, before anything touches a device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from spatialvlm.types import UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+DEVICES_FLAG = "xla_force_host_platform_device_count"
 
 
 def join() -> None:
@@ -34,3 +35,19 @@ def join() -> None:
       jax.distributed.initialize()
   except (RuntimeError, ValueError) as e:
     raise UserError(f"several processes: cannot join the others: {str(e).splitlines()[0]}") from e
+
+
+def divide(cpu_devices: int) -> None:
+  """Makes so many devices out of this computer's processor; 0 leaves it to `XLA_FLAGS`, otherwise one.
+
+  Where the environment says how many there are, it is right: the same run then goes over others.
+
+  Raises:
+    UserError: a negative number.
+  """
+  if cpu_devices < 0:
+    raise UserError(f"mesh.cpu_devices={cpu_devices}: the processor makes one device or several, 0 to leave it as it is")
+  if cpu_devices and DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", cpu_devices)
