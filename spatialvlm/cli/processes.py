@@ -46,7 +46,7 @@ def divide(cpu_devices: int) -> None:
     UserError: a negative number.
   """
   if cpu_devices < 0:
-    raise UserError(f"mesh.cpu_devices={cpu_devices}: the processor makes one device or several, 0 to leave it as it is")
+    raise UserError(f"mesh.cpu_devices={cpu_devices}: name how many devices the processor counts as, or 0")
   if cpu_devices and DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
     import jax
 

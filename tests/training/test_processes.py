@@ -1,12 +1,18 @@
 """Real processes joined by jax.distributed on loopback."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 from jax.experimental import multihost_utils
 
+from spatialvlm.cli import processes
 from spatialvlm.training import metrics as metrics_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import Checkpoints
+from spatialvlm.types import UserError
 from tests.training import fakes, two_processes
 from tests.training.helpers import make_config, make_parts, run
 
@@ -62,3 +68,16 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
   memory = kept.memory(2)
   assert memory["seen"] == {"fake": [2 * 16, 2 * 4]}
   assert memory["skipped"] == {f"fake[{16 * step + 9}]": "broken" for step in range(2)}
+
+
+@pytest.mark.parametrize("flags, devices", [("", 3), ("--xla_force_host_platform_device_count=2", 2)])
+def test_the_processor_counts_as_several_devices_unless_the_environment_says_how_many(flags, devices):
+  script = "from spatialvlm.cli import processes; processes.divide(3); import jax; print(jax.device_count())"
+  env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+  assert int(done.stdout) == devices
+
+
+def test_a_processor_cannot_count_as_fewer_than_no_devices():
+  with pytest.raises(UserError, match=r"mesh\.cpu_devices=-1"):
+    processes.divide(-1)
