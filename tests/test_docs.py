@@ -10,7 +10,7 @@ import tomllib
 import pytest
 
 from spatialvlm import cli, config
-from spatialvlm.config import EvaluateConfig, ProbeConfig, RunConfig
+from spatialvlm.config import EvaluateConfig, ProbeConfig, RunConfig, StudyConfig
 from spatialvlm.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -21,6 +21,7 @@ CONFIG_OF = {
   "shifts": EvaluateConfig,
   "inspect_data": RunConfig,
   "encoders": ProbeConfig,
+  "study": StudyConfig,
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -71,7 +72,7 @@ def test_a_command_can_be_typed(script, flags):
     elif key.startswith("config."):
       overrides.append((key.removeprefix("config."), value))
     else:
-      assert key in ("workdir", "output", "scan", "show", "shifts"), flag
+      assert key in ("workdir", "output", "scan", "show", "shifts", "report"), flag
   if recipe is not None:
     recipe = str(ROOT / recipe) if recipe.startswith("configs/") else recipe
     assert isinstance(cli.load(recipe, overrides, CONFIG_OF[name]), CONFIG_OF[name])

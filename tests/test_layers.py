@@ -74,6 +74,7 @@ ROOMS = {
     " processing data data.sources loading serving",
     "jax flax numpy optax orbax tensorstore matplotlib tensorboardX wandb",
   ),
+  "study": room(f"{GROUND} {EVALUATION} reporting reporting.terminal training", "jax numpy matplotlib"),
   "probing": room(
     f"{GROUND} {MODEL} reporting reporting.terminal hub processing worlds encoder",
     "jax flax numpy scipy PIL matplotlib sklearn",

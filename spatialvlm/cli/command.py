@@ -34,13 +34,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
     flags.DEFINE_string(
       "config", recipe, "recipe: path or name, with `:argument`; --config.key=value overrides"
     )
-  # Orbax logs the traceback of a failed save from its own threads, and raises it as well.
-  logging.set_verbosity(logging.FATAL)
-  # Without a network its client would tell of every retry, before the one line that matters.
-  os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-  # Pillow refuses images of twice this size, which is an error of ours; up to there they are read.
-  warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
-  screen.prepare()
+  quiet()
   caches.say()
   overrides: list[tuple[str, str]] = []
 
@@ -77,6 +71,23 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
     return main(config, flags.FLAGS.workdir) or 0
 
   app.run(wrapped, flags_parser=parse)
+
+
+def quiet() -> None:
+  """Keeps libraries from saying what is no news, and makes what is said fit for the screen."""
+  # Orbax logs the traceback of a failed save from its own threads, and raises it as well.
+  logging.set_verbosity(logging.FATAL)
+  # Without a network its client would tell of every retry, before the one line that matters.
+  os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+  # Pillow refuses images of twice this size, which is an error of ours; up to there they are read.
+  warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+  screen.prepare()
+
+
+def prepare() -> None:
+  """For a process that a command starts to do a part of its work: all of `run` that is no flag."""
+  quiet()
+  compiled.keep()
 
 
 def _fail(error: Exception) -> NoReturn:

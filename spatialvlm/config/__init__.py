@@ -2,10 +2,10 @@
 
 `schema` holds `RunConfig` (a training) and `EvaluateConfig` (an evaluation) with all their parts, `sources`
 one config for each kind of data source, `teachers` what losses ask, `probes` that of a comparison of
-encoders. `read` makes them of dicts (`from_config_dict`), of dicts with a command line's settings
-(`override`) and of a run's config.json, also an earlier version's (`from_stored`), and turns them into dicts
-again (`to_dict`, `fingerprint`). A key that no class has, and a value of the wrong type, is a `UserError` by
-its full name.
+encoders, `study` that of ways of training. `read` makes them of dicts (`from_config_dict`), of dicts with a
+command line's settings (`override`) and of a run's config.json, also an earlier version's (`from_stored`),
+and turns them into dicts again (`to_dict`, `fingerprint`). A key that no class has, and a value of the wrong
+type, is a `UserError` by its full name.
 
 A config holds plain values only, and everything that a result depends on but the data and weights
 themselves.
@@ -48,10 +48,12 @@ from spatialvlm.config.sources import (
   SourceConfig,
   called,
 )
+from spatialvlm.config.study import CellConfig, StudyConfig
 from spatialvlm.config.teachers import TeacherConfig
 
 __all__ = [
   "CVBenchConfig",
+  "CellConfig",
   "DataConfig",
   "EvalConfig",
   "EvaluateConfig",
@@ -71,6 +73,7 @@ __all__ = [
   "SkillsConfig",
   "SourceConfig",
   "StageConfig",
+  "StudyConfig",
   "TeacherConfig",
   "TrainConfig",
   "called",

@@ -45,10 +45,16 @@ def programs(called: Collection[tuple], compiled: int) -> str:
 
 
 def peak_memory() -> str:
-  """One line: the peak of the process's own memory and, where devices tell, of the fullest one's."""
+  """One line: `peaks` in words."""
+  found = peaks()
+  device = f", device {_gigabytes(found['device'])}" if found["device"] else ""
+  return f"peak memory: process {_gigabytes(found['process'])}{device}"
+
+
+def peaks() -> dict[str, int | None]:
+  """Bytes at the peak so far, of the `process` itself and of its fullest `device`, None where none tells."""
   devices = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
-  device = f", device {_gigabytes(max(devices))}" if devices else ""
-  return f"peak memory: process {_gigabytes(_process())}{device}"
+  return {"process": _process(), "device": max(devices, default=None)}
 
 
 def _process() -> int:

@@ -90,6 +90,7 @@ class Memory(Tally):
     best: the best measurement (`TrainConfig.best`), and `best_step` where it was first seen.
     waited: measurements since then.
     stopped: early stopping has ended the run.
+    step_bytes: memory of the largest step so far, of one device, as it was compiled.
   """
 
   window: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -97,6 +98,7 @@ class Memory(Tally):
   best_step: int | None = None
   waited: int = 0
   stopped: bool = False
+  step_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +282,7 @@ class _Loop:
 
   def announce(self, program: step_lib.Program, info) -> None:
     self.clock.pause(program.seconds)
+    self.memory.step_bytes = max(self.memory.step_bytes, program.bytes)
     said = batch_lib.bucket_says(bool(info.bucket.rows))
     limit = (self.parts.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
     of = f" of {scaled(limit, 1024)}iB" if limit else ""

@@ -24,6 +24,7 @@ from spatialvlm.data.views import View
 from spatialvlm.models import execution
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import Processor, load_processor
+from spatialvlm.serving import usage
 from spatialvlm.training import export, frozen_vision, objectives, optim, phases, plots, taught, teachers
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
@@ -164,7 +165,8 @@ def _train(
     step = int(outcome.state.step)
     say(f"stopped by signal {outcome.signal} at step {step}; the same command continues")
     return {"finished": False, "step": step, "signal": outcome.signal}
-  return finish(config, split, terms, outcome, scores, folder, workdir)
+  parameters = {"trained": counts[0], "all": counts[1], "heads": sum(sizes)}
+  return finish(config, split, terms, outcome, scores, folder, workdir, parameters)
 
 
 def say_rows(memory: Memory) -> None:
@@ -375,10 +377,11 @@ def build_model(config: RunConfig, mesh: jax.sharding.Mesh, base: Vlm | None = N
 
 
 def finish(
-  config, split, terms, outcome, scores, source: pathlib.Path, workdir: pathlib.Path
+  config, split, terms, outcome, scores, source: pathlib.Path, workdir: pathlib.Path, parameters: Mapping
 ) -> dict[str, Any]:
   """After the last step: the parameters that count are scored and exported, and all is summed up."""
   state, memory = outcome.state, outcome.memory
+  taken = {"step": memory.step_bytes, **usage.peaks()}
   best = {"by": config.train.best or VALIDATION, "value": memory.best, "step": memory.best_step}
   if jax.process_index() == 0:
     plots.loss_curve(workdir, best if config.train.best or memory.stopped else None)
@@ -391,6 +394,8 @@ def finish(
     "best": best,
     "seconds": outcome.seconds,
     "compilations": outcome.compilations,
+    "parameters": dict(parameters),
+    "memory": taken,
     "exported": exported,
     "data": {
       name: {"rows": read, "without_picture": blind} for name, (read, blind) in sorted(memory.seen.items())

@@ -34,6 +34,9 @@ def test_a_run_leaves_what_it_promises(trained):
   assert all(row["flops_per_second"] > 0 for row in rows if "loss" in row)
   # One program for the steps' bucket, one for validation.
   assert summary["compilations"] == 2
+  # LoRA of rank 2 on q, k, v and o of two layers, 16 wide.
+  assert summary["parameters"]["trained"] == 2 * 4 * 2 * (16 + 16) < summary["parameters"]["all"]
+  assert summary["memory"]["step"] > 0 and summary["memory"]["process"] > 2**20
   assert list((workdir / "tensorboard").iterdir())
 
 

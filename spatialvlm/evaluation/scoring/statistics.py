@@ -58,10 +58,7 @@ def paired(
   Raises:
     UserError: the runs are not of the same questions.
   """
-  first, second = ({row.idx: row for row in rows} for rows in (before, after))
-  if first.keys() != second.keys():
-    odd = min(first.keys() ^ second.keys())
-    raise UserError(f"the two runs are not of the same questions: number {odd} is in one of them only")
+  _, second = _of_same_questions(before, after)
   rows = list(before)
   correct_N2 = np.array([[row.correct, second[row.idx].correct] for row in rows], float)
   table = aggregation(rows)
@@ -89,6 +86,49 @@ def paired(
   tasks = [name for name in found if name.startswith("task/")]
   for name, p in holm({name: found[name]["p"] for name in tasks}).items():
     found[name]["p_holm"] = p
+  return found
+
+
+def paired_mean(
+  before: Sequence[Prediction],
+  runs: Sequence[Sequence[Prediction]],
+  *,
+  resamples: int = 2000,
+  seed: int = 0,
+  level: float = 0.95,
+) -> dict[str, dict[str, float]]:
+  """What changed on average of several runs on the same questions, e.g. of one method with several seeds.
+
+  All are drawn with the same resampled images, so the interval is of the mean of these very runs over other
+  questions. What further runs would give it does not say; how far these lie apart tells.
+
+  Returns, by the name of the score: before, after (the mean of the runs), difference, low, high (of the
+  difference), n, and `lowest` and `highest`, the differences of the single runs at their ends. Of one run
+  before, after, difference, low and high are those of `paired`.
+
+  Raises:
+    UserError: a run is not of the same questions.
+  """
+  answers = [_of_same_questions(before, rows)[1] for rows in runs]
+  rows = list(before)
+  correct_NS = np.array([[row.correct, *(by[row.idx].correct for by in answers)] for row in rows], float)
+  table = aggregation(rows)
+  values = [table.values(correct_N) for correct_N in correct_NS.T]
+  counts, found, alone = table.counts(), {}, _of_one_image(rows, table)
+  for name, drawn_RS in _resample(rows, table, correct_NS, resamples, seed).items():
+    change_R = drawn_RS[:, 1:].mean(axis=1) - drawn_RS[:, 0]
+    low, high = (-1.0, 1.0) if name in alone else _percentiles(change_R, level)
+    single = [value[name] - values[0][name] for value in values[1:]]
+    found[name] = {
+      "before": values[0][name],
+      "after": float(np.mean([value[name] for value in values[1:]])),
+      "difference": float(np.mean(single)),
+      "low": low,
+      "high": high,
+      "n": counts[name],
+      "lowest": min(single),
+      "highest": max(single),
+    }
   return found
 
 
@@ -173,6 +213,16 @@ def at_chance(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
   Low ones count as well: a run far below guessing does not answer, or answers in a form that nobody reads.
   """
   return [name for name, score in scores.items() if score["low"] <= score["guessing"]]
+
+
+def _of_same_questions(
+  before: Sequence[Prediction], after: Sequence[Prediction]
+) -> tuple[dict[int, Prediction], dict[int, Prediction]]:
+  first, second = ({row.idx: row for row in rows} for rows in (before, after))
+  if first.keys() != second.keys():
+    odd = min(first.keys() ^ second.keys())
+    raise UserError(f"the two runs are not of the same questions: number {odd} is in one of them only")
+  return first, second
 
 
 def _binomial(hits: int, count: int):

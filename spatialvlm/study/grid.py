@@ -1,0 +1,238 @@
+"""From a StudyConfig to its runs, each of them checked before any begins."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from spatialvlm import workdir as workdir_lib
+from spatialvlm.config import (
+  EvaluateConfig,
+  ModelConfig,
+  RunConfig,
+  ScenesConfig,
+  ScoreConfig,
+  SkillsConfig,
+  SourceConfig,
+  StudyConfig,
+  read_json,
+)
+from spatialvlm.training import one_run, stages
+from spatialvlm.training.checkpoint import VALIDATION
+from spatialvlm.types import UserError
+
+# Folders of a study: of the untrained model's evaluation, and of the runs, `runs/CELL/seed-N`.
+BASE, RUNS = "untrained", "runs"
+# Between the worlds of two seeds: recipes hold worlds out whose seeds are near those that they train on.
+STRIDE = 10_007
+# What a study says itself, by the first words of a setting's name, and where.
+_OWN = {
+  "name": "config.name",
+  "seed": "config.seeds",
+  "peft.seed": "config.seeds",
+  "eval": "config.questions",
+}
+_PLAIN = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_FEW_BITS = ("quantize", "quantize_block", "quantize_double", "quantize_target")
+
+# Makes a training's config of a recipe (`path.py:arg`, or a bare name) and pairs (dotted name, text).
+Read = Callable[[str, Sequence[tuple[str, str]]], RunConfig]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run of the grid.
+
+  Attributes:
+    cell: name of its way of training.
+    config: complete, as its workdir keeps it.
+    folder: its workdir.
+  """
+
+  cell: str
+  seed: int
+  config: RunConfig
+  folder: pathlib.Path
+
+  @property
+  def name(self) -> str:
+    return f"{self.cell}, seed {self.seed}"
+
+  @property
+  def finished(self) -> bool:
+    return (self.folder / one_run.SUMMARY_FILE).exists()
+
+  @property
+  def parts(self) -> list[pathlib.Path]:
+    """The workdirs of its stages, in order; its own where it has none."""
+    return [self.folder / name for name in sorted(self.config.stages)] or [self.folder]
+
+
+def expand(study: StudyConfig, folder: pathlib.Path, read: Read) -> list[Run]:
+  """All runs of a study: every cell with the first seed, then every cell with the next one.
+
+  Raises:
+    UserError: no cells or seeds, a name that is no folder's, a seed that stands twice; by the cell's name:
+      what `read` refuses, a setting that is the study's own, settings that cannot work, another model than
+      the other cells', or a run that would be chosen by, or trained on, what it is scored on.
+  """
+  if not study.cells:
+    raise UserError("config.cells: empty; name at least one way of training")
+  if not study.seeds:
+    raise UserError("config.seeds: empty; name at least one")
+  for seed in study.seeds:
+    if study.seeds.count(seed) > 1 or seed < 0:
+      raise UserError(f"config.seeds: {seed} {'stands twice' if seed >= 0 else 'is below 0'}")
+  for name in study.cells:
+    if not _PLAIN.fullmatch(name):
+      raise UserError(f"config.cells.{name}: the name becomes a folder's; letters, digits and - _ . + do")
+  recipes = {name: _recipe(study, name, read) for name in study.cells}
+  _one_model({name: config.model for name, config in recipes.items()})
+  runs = [_run(study, name, seed, folder, recipes[name]) for seed in study.seeds for name in study.cells]
+  for run in runs:
+    with _named(run.cell):
+      _check(run, study.questions.source)
+  return runs
+
+
+def base(study: StudyConfig, runs: Sequence[Run]) -> EvaluateConfig:
+  """The evaluation of the untrained model, in full numbers whatever a cell quantises."""
+  plain = {name: None for name in _FEW_BITS}
+  score = {f.name: getattr(study.questions, f.name) for f in dataclasses.fields(ScoreConfig)}
+  return EvaluateConfig(
+    name=f"{study.name}-{BASE}",
+    model=dataclasses.replace(runs[0].config.model, **plain),
+    data=study.questions.source,
+    score=ScoreConfig(**score),
+    mesh=runs[0].config.mesh,
+  )
+
+
+def check_folders(study: StudyConfig, runs: Sequence[Run], folder: pathlib.Path, busy: bool = False) -> None:
+  """Raises a UserError where what lies in a study's folder is another's, or of other settings.
+
+  Args:
+    busy: runs that are not finished may be at work in another process; they are passed by.
+  """
+  own = folder / workdir_lib.CONFIG_FILE
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f"{folder}: is a file; name a folder with --workdir")
+  if folder.is_dir() and any(folder.iterdir()):
+    stored = read_json(own)
+    if not {"cells", "seeds", "questions"} <= set(stored):
+      raise UserError(f"{folder}: not empty, and it holds no study; name another --workdir")
+  workdir_lib.check(folder / BASE, base(study, runs))
+  for run in runs:
+    if run.finished or not busy:
+      with _named(f"{run.cell}, seed {run.seed}"):
+        workdir_lib.check(run.folder, run.config)
+
+
+def pairs(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+  """Settings as a command line says them: (dotted name, text), nested groups laid flat."""
+  for key, value in settings.items():
+    name = f"{above}{key}"
+    if isinstance(value, Mapping) and value:
+      yield from pairs(value, f"{name}.")
+    else:
+      yield name, value if isinstance(value, str) else repr(value)
+
+
+def seeded(config: RunConfig, seed: int) -> RunConfig:
+  """A run with other seeds: of order and dropout, of first values, and of the worlds it is trained on.
+
+  They are the recipe's with `seed` added, of worlds `STRIDE` times of it: a recipe's endless questions are
+  otherwise the same ones in every run.
+  """
+  if not seed:
+    return config
+  moved = {
+    name: stage and dataclasses.replace(stage, peft=_peft(stage.peft, seed), data=_data(stage.data, seed))
+    for name, stage in config.stages.items()
+  }
+  return dataclasses.replace(
+    config,
+    seed=config.seed + seed,
+    peft=_peft(config.peft, seed),
+    data=_data(config.data, seed),
+    stages=moved,
+  )
+
+
+def _peft(settings: Any, seed: int) -> Any:
+  return settings and dataclasses.replace(settings, seed=settings.seed + seed)
+
+
+def _data(data: Any, seed: int) -> Any:
+  if data is None:
+    return None
+  sources = {
+    name: dataclasses.replace(source, seed=source.seed + STRIDE * seed) if _rendered(source) else source
+    for name, source in data.sources.items()
+  }
+  return dataclasses.replace(data, sources=sources)
+
+
+def _rendered(source: SourceConfig) -> bool:
+  return isinstance(source, (ScenesConfig, SkillsConfig))
+
+
+def _recipe(study: StudyConfig, name: str, read: Read) -> RunConfig:
+  with _named(name):
+    said = [*pairs(study.settings), *pairs(study.cells[name].settings)]
+    for key, _ in said:
+      plain = re.sub(r"^stages\.[^.]+\.", "", key)
+      for own, where in _OWN.items():
+        if plain == own or plain.startswith(f"{own}."):
+          raise UserError(f"settings: {key} is the study's own; set {where}")
+    if not study.cells[name].recipe:
+      raise UserError("recipe: is missing; name one, as --config of launch/train.py")
+    return stages.completed(read(study.cells[name].recipe, said))
+
+
+def _run(study: StudyConfig, name: str, seed: int, folder: pathlib.Path, recipe: RunConfig) -> Run:
+  asked = dataclasses.replace(study.questions, before=False)
+  config = dataclasses.replace(seeded(recipe, seed), name=f"{study.name}-{name}-{seed}", eval=asked)
+  return Run(name, seed, config, folder / RUNS / name / f"seed-{seed}")
+
+
+def _one_model(models: Mapping[str, ModelConfig]) -> None:
+  (first, model), *others = models.items()
+  for name, other in others:
+    for field in dataclasses.fields(ModelConfig):
+      was, now = getattr(model, field.name), getattr(other, field.name)
+      if was != now and field.name not in _FEW_BITS:
+        raise UserError(
+          f"config.cells.{name}: model.{field.name} is {now!r}, and {was!r} in {first!r}; all cells of a"
+          " study begin from one model, so that one untrained row stands for all"
+        )
+
+
+def _check(run: Run, asked: SourceConfig) -> None:
+  parts = [part for _, part in stages.split(run.config, run.folder)] if run.config.stages else [run.config]
+  for part in parts:
+    one_run.check(part)
+    if part.train.best not in (None, VALIDATION):
+      raise UserError(
+        f"train.best: {part.train.best!r} chooses the step by the questions that the study is scored on;"
+        f" choose it by {VALIDATION!r}"
+      )
+    for name, source in part.data.sources.items():
+      if _rendered(source) and isinstance(asked, ScenesConfig) and source.seed == asked.seed:
+        raise UserError(
+          f"data.sources.{name}: with seed {run.seed} it trains on the worlds that are asked about (seed"
+          f" {asked.seed}); give config.questions.source another seed"
+        )
+
+
+@contextlib.contextmanager
+def _named(cell: str) -> Iterator[None]:
+  """Puts a cell's name before what is refused."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f"config.cells.{cell}: {error}") from None

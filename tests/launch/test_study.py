@@ -1,0 +1,131 @@
+"""A study as a user types it: what is refused, and a small one from the first run to the last."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.launch import command
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECIPE = """
+def get_config():
+  run = "{folder}/train.py"
+  return dict(
+    name="small",
+    cells=dict(lora=dict(recipe=run), ia3=dict(recipe=run, settings={"peft.method": "ia3"})),
+    seeds=(0,),
+    settings={"train.export": False, "optim.learning_rate": 0.05},
+    questions=dict(
+      source=dict(kind="cvbench", path="{folder}/table.parquet", split="test"),
+      batch_size=4, lengths=(160,), tiles=(1,), pool_tiles=8, bootstrap=20,
+    ),
+  )
+"""
+
+
+@pytest.fixture
+def study(world, tmp_path, capfd):
+  (tmp_path / "study.py").write_text(RECIPE.replace("{folder}", str(world)))
+
+  def run(*arguments):
+    common = [f"--config={tmp_path}/study.py", f"--workdir={tmp_path}/study"]
+    return command.run(capfd, "study", *common, *arguments)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config.cells.lora.settings.peft.rnak=4"], "config.cells.lora: config.peft.rnak: unknown key"),
+    (["--config.cells.ia3.settings.peft.method=ia4"], "config.cells.ia3: config.peft.method: there is no"),
+    (["--config.cells.ia3.recipe=pft"], "config.cells.ia3: --config=pft: no such recipe"),
+    (["--config.seeds=(3, 3)"], "config.seeds: 3 stands twice"),
+    (["--config.cels={}"], "config.cels: unknown key; did you mean 'cells'"),
+    (["--report"], "the untrained model was not scored yet"),
+    (["more"], "unexpected argument 'more'"),
+  ],
+)
+def test_bad_input_ends_before_anything_runs(study, tmp_path, arguments, message):
+  done = study(*arguments)
+  assert done.code == 2 and done.out == "" and done.err.count("\n") == 1, done
+  assert message in done.err and not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_a_small_study(study, world, tmp_path, monkeypatch):
+  """Two cells and one that breaks, in processes of their own; continued, and held against the answers."""
+  monkeypatch.setenv("XLA_FLAGS", "")  # of those processes: one device
+  folder = tmp_path / "study"
+  missing = ("recipe", f"{world}/train.py"), ("settings.data.sources.own.path", "no.jsonl")
+  done = study(*(f"--config.cells.bad.{key}={value}" for key, value in missing))
+  assert done.code == 1, done
+  assert "run 3 of 3: bad, seed 0" in done.out and "failed: bad, seed 0: " in done.out, done
+  found = json.loads((folder / "study.json").read_text())
+  assert "no.jsonl" in found["failed"]["bad, seed 0"] and found["cells"]["bad"] == {"missing": [0]}
+  base = read(folder / "untrained")
+  assert len(base) == 12
+  for name in ("lora", "ia3"):
+    workdir, cell = folder / "runs" / name / "seed-0", found["cells"][name]
+    own = read(workdir / "evaluation" / "after")
+    assert cell["changes"]["plain"]["difference"] == pytest.approx(right(own) - right(base))
+    assert cell["scores"]["plain"]["score"] == pytest.approx(right(own)) and own.keys() == base.keys()
+    assert not (workdir / "evaluation" / "before").exists() and not (workdir / "model").exists()
+    assert cell["parameters"] == json.loads((workdir / "summary.json").read_text())["parameters"]
+    (run,) = cell["runs"]
+    assert run["steps"] == 3 and run["seconds_per_step"] > 0
+    assert run["memory"]["step"] > 0 and run["memory"]["process"] > 2**20
+  trained = [found["cells"][name]["parameters"]["trained"] for name in ("lora", "ia3")]
+  assert trained[0] > trained[1] > 0
+
+  # What is finished stays; what is not goes on from its checkpoint; the numbers are the same.
+  kept, broken = (folder / "runs" / name / "seed-0" for name in ("lora", "ia3"))
+  before = command.files(kept)
+  (broken / "summary.json").unlink()
+  for name in ("evaluation", "checkpoints/3"):
+    shutil.rmtree(broken / name)
+  done = study()
+  assert done.code == 0 and "1 of 2 runs are finished already" in done.out, done
+  assert "continues at step 2" in done.out and command.files(kept) == before
+  again = json.loads((folder / "study.json").read_text())
+  assert all(again["cells"][n]["changes"] == found["cells"][n]["changes"] for n in again["cells"])
+  done = study("--report", "--config.cells.lora.settings.peft.rank=4")
+  assert done.code == 2 and "config.cells.lora, seed 0: " in done.err, done
+  assert "other settings (peft.rank: 2, now 4)" in done.err
+
+
+def read(folder):
+  return {p["idx"]: p for p in map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())}
+
+
+def right(rows):
+  return np.mean([row["choice"] == row["gold"] for row in rows.values()])
+
+
+@pytest.mark.slow
+def test_stopped_half_way(world, tmp_path):
+  """SIGTERM to the study alone ends the run at work after its step; the same command goes on from there."""
+  recipe = tmp_path / "study.py"
+  recipe.write_text(RECIPE.replace("{folder}", str(world)))
+  environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+  start = [sys.executable, f"{ROOT}/launch/study.py", f"--config={recipe}", f"--workdir={tmp_path}/study"]
+  steps = ["--config.settings.train.steps=400", "--config.settings.train.checkpoint_every=0"]
+  with subprocess.Popen([*start, *steps], stdout=subprocess.PIPE, text=True, env=environment) as process:
+    for line in process.stdout:
+      if line.startswith("step 3/400"):
+        process.send_signal(signal.SIGTERM)
+        break
+    said = process.stdout.read()
+  assert process.returncode == 128 + signal.SIGTERM, said
+  assert "stopped by signal 15 in lora, seed 0; the same command continues" in said
+  (kept,) = (tmp_path / "study/runs/lora/seed-0/checkpoints").glob("[0-9]*")
+  assert 3 <= int(kept.name) < 400 and not (tmp_path / "study/runs/ia3").exists()
+  assert not (tmp_path / "study/runs/lora/seed-0/.lock").exists()
+  assert "lora: seed 0 not finished." in (tmp_path / "study/tables.md").read_text()
