@@ -8,8 +8,9 @@
 
 Stage 1 trains the fresh connector alone: image tokens say in the language model's own words what they show.
 Stage 2 adds LoRA on the decoder, and teaches in a few steps what answers look like; stage 3 goes on with
-conversations, CV-Bench's four kinds of question among them; of stage 4 these are the most. The encoder stays
-as it is, so that what it makes of a picture is made once.
+conversations, CV-Bench's four kinds of question among them; in stage 4 answers describe the whole picture,
+and letters are asked for without one too. The encoder stays as it is, so that what it makes of a picture is
+made once.
 
   text=        another language model: folder, hub id or GGUF file
   encoder=     another encoder: folder or hub id
@@ -61,6 +62,9 @@ OTHERS = 12000
 # What is in the box comes first: of all that is asked it is what the four kinds rest on.
 TALK = dict(name=3.0, color=1.0, shape=1.0, color_of=0.5, shape_of=0.5, which_box=1.5, box_where=0.5)
 TALK |= dict(where=1.0, present=0.5, choose=1.5, far=0.7, near_to_far=1.0, how_many=1.0)
+# Then answers that say everything: three times the words a step that must be read off the picture. And what
+# the four kinds are asked in: a letter, found by the name of what is seen.
+FULL = dict(boxes=4.0, scene=4.0, name=1.5, choose=2.5, which_box=1.0, near_to_far=1.0, how_many=1.5, far=0.5)
 MUON = dict(consistent_rms=0.2, adam_b2=0.98)
 WORDS = dict(color=0.7, shape=1.5, box=1.0, row=0.3, column=0.3, depth_step=0.7)
 
@@ -70,7 +74,7 @@ def get_config(arg: str = "stage=4") -> RunConfig | EvaluateConfig:
     return _scored(arg)
   said = _read(arg)
   stage = said.get("stage", "4")
-  make = {"1": _words, "2": _answers, "3": _talk, "4": _kinds, "more": _more}.get(stage)
+  make = {"1": _words, "2": _answers, "3": _talk, "4": _full, "more": _more}.get(stage)
   if make is None:
     raise UserError(f"configs/real.py: no stage {stage!r}; there are 1, 2, 3, 4 and more")
   if stage == "1" and "connector" in said:
@@ -178,8 +182,18 @@ def _talk(model: ModelConfig, stage: int = 3, steps: int = 400, kinds: float = 0
   )
 
 
-def _kinds(model: ModelConfig, stage: int = 4) -> RunConfig:
-  """Scored before and after: 400 questions."""
+def _full(model: ModelConfig) -> RunConfig:
+  """A quarter of it the four kinds, a tenth nothing but letters: no picture is needed to find those."""
+  config = _talk(model, stage=4, steps=480, kinds=0.25)
+  sources = dict(config.data.sources)
+  sources["talk"] = dataclasses.replace(sources["talk"], tasks=FULL, turns=9, weight=0.65)
+  sources["letters"] = SkillsConfig(seed=104, image_size=SIZE, turns=4, tasks=dict(letters=1.0), weight=0.1)
+  data = dataclasses.replace(config.data, sources=sources, targets=128)
+  return dataclasses.replace(config, data=data, optim=dataclasses.replace(config.optim, learning_rate=1.2e-3))
+
+
+def _kinds(model: ModelConfig, stage: int) -> RunConfig:
+  """Mostly the four kinds. Scored before and after: 400 questions."""
   source = ScenesConfig(seed=1_000_000, size=400, image_size=SIZE)
   return dataclasses.replace(
     _talk(model, stage, steps=140, kinds=0.75), eval=EvalConfig(source=source, tiles=(1,))

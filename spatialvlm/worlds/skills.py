@@ -150,6 +150,29 @@ def _describe(picture: Picture, rng: np.random.Generator) -> Turn | None:
   return Turn("List the objects from left to right.", ", ".join(o.name for o in objects))
 
 
+def _boxes(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  """All that can be asked of the boxes in one answer: what each holds, where it is, how far."""
+  del rng
+  if not picture.boxes:
+    return None
+  said = [
+    f"{color}: {o.name}, {cell(picture, o)}, {DEPTH_WORDS[int(depth_step(o.center_camera[2]))]}"
+    for color, o in sorted(picture.boxes.items(), key=lambda item: BOXES.index(item[0]))
+  ]
+  return Turn("Describe the boxes.", "; ".join(said))
+
+
+def _scene(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  """What there is, from left to right, and where."""
+  del rng
+  objects = sorted((o for o in picture.frame.objects if o.clear), key=lambda o: o.box[0] + o.box[2])
+  if not objects:
+    return None
+  return Turn(
+    "Describe the objects from left to right.", "; ".join(f"{o.name}, {cell(picture, o)}" for o in objects)
+  )
+
+
 def _options(rng: np.random.Generator, right: str, others: Sequence[str], most: int = 6) -> tuple[list, int]:
   """Up to `most` options in random order, and the place of the right one."""
   count = int(rng.integers(1, min(most, len(others) + 1)))
@@ -205,6 +228,8 @@ SKILLS: dict[str, Skill] = {
   "how_many": _how_many,
   "any": _any,
   "describe": _describe,
+  "boxes": _boxes,
+  "scene": _scene,
   "choose": _choose,
   "letters": _letters,
 }
