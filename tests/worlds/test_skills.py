@@ -141,6 +141,31 @@ def test_far_and_near_to_far_say_the_depths(frames):
   assert len(asked) > 20 and len(ordered) > 10
 
 
+def test_boxes_and_scene_say_of_each_object_what_the_single_questions_say(frames):
+  examples = skills.SceneSkills(5, {"boxes": 1.0}).__getitems__(range(COUNT))
+  for i, turn in (asked := of_skill("boxes")):
+    held = in_boxes(frames[i], examples[i])
+    said = dict(part.split(": ") for part in turn.answer.split("; "))
+    assert list(said) == [color for color in targets.BOXES if color in held]
+    for color, o in held.items():
+      step = int((o.center_camera[2] >= 2.5 * (9 / 2.5) ** (np.arange(1, 8) / 8)).sum())
+      assert said[color] == f"{o.name}, {thirds(frames[i], o)}, {targets.DEPTH_WORDS[step]}"
+  for i, turn in (scenes := of_skill("scene")):
+    places = [part.split(", ") for part in turn.answer.split("; ")]
+    clear = [o for o in frames[i].objects if o.clear]
+    assert sorted(places) == sorted([o.name, thirds(frames[i], o)] for o in clear)
+    columns = [targets.COLUMNS.index(place.split()[1]) for _, place in places]
+    assert columns == sorted(columns)
+  assert len(asked) > 20 and len(scenes) > 20
+
+
+def thirds(frame, o):
+  """Of the picture, in which the middle of an object's pixels lies."""
+  rows, columns = np.nonzero(frame.instance == o.index)
+  row, column = (int(3 * (v.min() + v.max() + 1) / 2 / 96) for v in (rows, columns))
+  return f"{targets.ROWS[row]} {targets.COLUMNS[column]}"
+
+
 def test_how_many_and_any_count_what_is_there(frames):
   counted, sought = of_skill("how_many"), of_skill("any")
   for i, turn in counted:
