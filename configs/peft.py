@@ -6,12 +6,12 @@
 trains SmolVLM-500M, or with `tiny` the small model that ships with the project, on rendered scenes, and
 scores held-out questions before and after: `configs/lora.py` with another method. Methods:
 
-  method=      a key of `peft.METHODS`: lora, dora, rslora, ia3, ln_tuning, loha, lokr, prompt, prefix,
+  method=      a key of `peft.METHODS`: lora, dora, rslora, ia3, ln_tuning, loha, lokr, vera, prompt, prefix,
                p_tuning, houlsby, pfeiffer, parallel
 
-Where layers are meant, those of the decoder are adapted that the method takes by itself; LoRA, LoHa and LoKr
-take every linear layer. `--config.peft.options.NAME=` and `--config.optim.learning_rate=` change one setting
-more; docs/methods.md lists a method's.
+Where layers are meant, those of the decoder are adapted that the method takes by itself; LoRA, LoHa, LoKr
+and VeRA take every linear layer. `--config.peft.options.NAME=` and `--config.optim.learning_rate=` change one
+setting more; docs/methods.md lists a method's.
 """
 
 import dataclasses
@@ -39,6 +39,8 @@ METHODS = {
   "dora": (2e-4, PeftConfig("lora", target=EVERY_LINEAR, options=_LOW_RANK | {"dora": True})),
   "loha": (2e-4, PeftConfig("loha", target=EVERY_LINEAR, options=_LOW_RANK)),
   "lokr": (2e-4, PeftConfig("lokr", target=EVERY_LINEAR, options=_LOW_RANK)),
+  # ten times LoRA's: its vectors scale random products
+  "vera": (2e-3, PeftConfig("vera", target=EVERY_LINEAR)),
   "ia3": (5e-3, PeftConfig("ia3", target=None)),
   "ln_tuning": (1e-3, PeftConfig("ln_tuning", target=None)),
   "prompt": (1e-3, PeftConfig("prompt", target=None)),

@@ -80,7 +80,7 @@ class LoraLinear(linear.AroundLinear):
 
   def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
     y = self._base(inputs, out_sharding)
-    x = self._dropped(inputs)
+    x = dropped(inputs, self.dropout_key, self.spec.dropout)
     delta = self._low_rank(x, self.lora_a, self.lora_b, y.dtype)
     if self.lora_bias is not None:
       delta = delta + (self.spec.scale * self.lora_bias[...]).astype(y.dtype)
@@ -113,12 +113,6 @@ class LoraLinear(linear.AroundLinear):
     h, a, b = self.promote_dtype((x, a[...], b[...]), dtype=self.dtype or x.dtype)
     low = self.spec.scale * products.matmul(h, a, self.precision)  # scaled while it is narrow
     return products.matmul(low, b, self.precision, out_dtype)
-
-  def _dropped(self, x: jax.Array) -> jax.Array:
-    if self.dropout_key is None or not self.spec.dropout:
-      return x
-    keep = jax.random.bernoulli(self.dropout_key[...], 1.0 - self.spec.dropout, x.shape)
-    return jnp.where(keep, x / (1.0 - self.spec.dropout), 0).astype(x.dtype)
 
   def plain(self) -> nnx.Linear:
     """The linear layer that computes the same; the bias of the product goes into the layer's own.
@@ -170,6 +164,14 @@ class LoraEmbed(Embed):
     value = folded(table[...], self.lora_a[...], self.lora_b[...], None, self.spec.scale)
     made.embedding = nnx.Param(value, **axis_names(table))
     return made
+
+
+def dropped(x: jax.Array, key: DropoutKey | None, share: float) -> jax.Array:
+  """Dropout of an adapter's input; `x` itself where there is no key."""
+  if key is None or not share:
+    return x
+  keep = jax.random.bernoulli(key[...], 1.0 - share, x.shape)
+  return jnp.where(keep, x / (1.0 - share), 0).astype(x.dtype)
 
 
 def adapted_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:

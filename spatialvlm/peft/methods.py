@@ -18,6 +18,7 @@ from spatialvlm.peft.p_tuning import PTuning
 from spatialvlm.peft.prefix import Prefix
 from spatialvlm.peft.prompt import Prompt
 from spatialvlm.peft.trainable_tokens import TrainableTokens
+from spatialvlm.peft.vera import Vera
 from spatialvlm.types import UserError
 
 
@@ -35,6 +36,7 @@ METHODS: dict[str, Method] = {
     LnTuning(),
     Loha(),
     Lokr(),
+    Vera(),
     Prompt(),
     Prefix(),
     PTuning(),

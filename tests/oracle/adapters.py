@@ -125,6 +125,7 @@ OTHERS: dict[str, tuple[type, dict[str, Any]]] = {
     peft.LoKrConfig,
     {"r": 2, "target_modules": ["v_proj", "fc2"], "decompose_both": True, "decompose_factor": 5},
   ),
+  "vera": (peft.VeraConfig, {"r": 20, "target_modules": ["q_proj", "fc1", "down_proj", "lm_head"]}),
   "tokens": (peft.TrainableTokensConfig, {"token_indices": [*range(30), 41, 33]}),
 }
 

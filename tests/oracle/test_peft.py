@@ -200,7 +200,8 @@ def test_first_values_are_drawn_as_peft_draws_them(bases):
 def test_what_is_not_supported_is_refused(bases, tmp_path):
   model, folder = bases["smolvlm"]
   refused = {
-    "peft_type 'VERA'": theirs.VeraConfig(target_modules=["q_proj"], r=2),
+    "peft_type 'ADALORA'": theirs.AdaLoraConfig(target_modules=["q_proj"], total_step=1),
+    "save_projection=False": theirs.VeraConfig(target_modules=["q_proj"], r=2, save_projection=False),
     "embeddings of positions": theirs.LoraConfig(target_modules=["position_embedding", "q_proj"]),
     "not linear": theirs.LoraConfig(target_modules=["patch_embedding", "q_proj"]),
     "init_lora_weights='pissa_niter_2'": theirs.LoraConfig(

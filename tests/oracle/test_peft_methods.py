@@ -40,6 +40,7 @@ OURS = {
   },
   "loha": {"method": "loha", "target": ["q_proj", "fc1"], "rank": 3, "alpha": 5.0},
   "lokr": {"method": "lokr", "target": "all-linear", "rank": 2, "decompose_factor": 4},
+  "vera": {"method": "vera", "target": "all-linear", "rank": 20, "seed": 3},
   "tokens": {"method": "trainable_tokens", "token_indices": [40, *range(30)]},
   "lora": {"method": "lora", "target": "all-linear", "bias": "all", "rank": 2},
 }
