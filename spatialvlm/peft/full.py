@@ -100,7 +100,7 @@ def join_or_untie(vlm: Vlm, entries: dict[str, tensors.Entry], repeats: Iterable
     repeats: endings of an adapter's tensors that a folder holds for either of the two.
 
   Raises:
-    UserError: such tensors differ.
+    UserError: such tensors differ; or trained rows of the two, which are then apart.
   """
   if not vlm.config.tied:
     return
@@ -114,6 +114,10 @@ def join_or_untie(vlm: Vlm, entries: dict[str, tensors.Entry], repeats: Iterable
   if len(pair) == 2 and pair[0].shape == pair[1].shape and np.array_equal(pair[0].read(), pair[1].read()):
     del entries[f"{top}.weight"]
   elif pair or any(name.startswith(f"{top}.") for name in entries):
+    if any(".token_adapter." in name for name in entries):
+      raise UserError(
+        f"trainable_token_indices beside {top}, which the folder parts from the embeddings: not supported"
+      )
     untie(vlm)
 
 

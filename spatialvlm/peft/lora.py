@@ -17,9 +17,10 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm.config import PeftConfig, nearest
-from spatialvlm.peft import biases, foreign, full, lora_start, select
+from spatialvlm.peft import biases, foreign, full, lora_start, select, token_rows
 from spatialvlm.peft.lora_layers import DropoutKey, LoraEmbed, LoraLinear, LoraSpec, adapted
 from spatialvlm.peft.method import Export, Folder, Given, LayerMethod, LayerOptions, Site, sites_at
+from spatialvlm.peft.trainable_tokens import distinct
 from spatialvlm.peft.variables import host
 from spatialvlm.types import UserError
 
@@ -43,6 +44,7 @@ class LoraOptions(LayerOptions):
       layers (BitFit).
     lora_bias: give each low-rank product a trained bias of its own.
     embedding: adapt the table of token embeddings beside the layers that `target` names.
+    token_indices: ids of tokens whose rows of the embeddings are trained beside it, as by `trainable_tokens`.
     init: what the factors begin with: "default" (uniform A, B zero), "gaussian" (normal A of deviation 1/r, B
       zero), or a part of the base's weight, "pissa" its largest singular values, "olora" of its QR
       decomposition.
@@ -58,6 +60,7 @@ class LoraOptions(LayerOptions):
   bias: str | None = "none"
   lora_bias: bool = False
   embedding: bool = False
+  token_indices: tuple[int, ...] = ()
   init: str = "default"
   rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
   alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -83,6 +86,7 @@ class Lora(LayerMethod):
       "bias",
       "init_lora_weights",
       "ensure_weight_tying",
+      token_rows.FIELD,
       # of variants that are refused by their own switches
       "megatron_core",
       "eva_config",
@@ -96,10 +100,11 @@ class Lora(LayerMethod):
       "bias": lambda v: v in biases.KINDS,
       "rank_pattern": lambda v: isinstance(v, Mapping) and all(map(foreign.is_positive, v.values())),
       "alpha_pattern": lambda v: isinstance(v, Mapping) and all(map(foreign.is_number, v.values())),
+      token_rows.FIELD: token_rows.fits,
     },
     regexes=("rank_pattern", "alpha_pattern"),
   )
-  endings = (_A, _B, _BIAS, _MAGNITUDE, *_TABLE)
+  endings = (_A, _B, _BIAS, _MAGNITUDE, *_TABLE, token_rows.END)
   ties = True
 
   def check(self, options: LoraOptions) -> None:
@@ -121,6 +126,10 @@ class Lora(LayerMethod):
       raise UserError(
         f"peft.embedding: a table takes no dora, lora_bias, or init of {' or '.join(lora_start.OF_BASE)}"
       )
+    if not distinct(options.token_indices):
+      raise UserError(f"peft.token_indices: {options.token_indices} are not different numbers from 0 on")
+    if options.embedding and options.token_indices:
+      raise UserError("peft.token_indices: names rows of a table that peft.embedding adapts; leave one out")
 
   def refused(self, said: Mapping[str, Any]) -> list[str]:
     wrong = []
@@ -207,6 +216,7 @@ class Lora(LayerMethod):
         lora_start.check_rank(sites[name].module, spec, name)
     if options.lora_bias:
       self._check_biases(vlm, specs, "peft.lora_bias")
+    token_rows.check(vlm, options.token_indices)
     return specs
 
   def _check_biases(self, vlm: nnx.Module, specs: Mapping[str, LoraSpec], where: str) -> None:
@@ -224,6 +234,7 @@ class Lora(LayerMethod):
     super().apply(vlm, config, options, given)
     if kind != "none":
       biases.train(vlm, found.values())
+    token_rows.train(vlm, options.token_indices)
 
   def fresh(self, site: Site, spec: LoraSpec, seed: int) -> nnx.Module:
     """What a layer draws depends on `seed` and its name alone, not on the mesh or on the other layers."""
@@ -238,7 +249,13 @@ class Lora(LayerMethod):
     return adapted(base, spec, a, np.zeros((spec.rank, base.out_features)), None, site.number)
 
   def wanted(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, tuple[int, ...]]:
-    return super().wanted(vlm, said, head) | biases.shapes(vlm, self._said_biases(vlm, said, head))
+    own, tokens = super().wanted(vlm, said, head), token_rows.said(vlm, said)
+    if tokens and any(name.endswith(_TABLE) for name in own):
+      raise UserError(
+        f"adapter_config.json: {token_rows.FIELD}: of a table that target_modules adapts, not supported"
+      )
+    beside = biases.shapes(vlm, self._said_biases(vlm, said, head))
+    return own | beside | token_rows.shapes(vlm, tokens)
 
   def restore(self, vlm: nnx.Module, folder: Folder, options: LoraOptions | None = None) -> None:
     found = self._said_biases(vlm, folder.said, folder.head)
@@ -248,20 +265,23 @@ class Lora(LayerMethod):
     super().restore(vlm, folder, options)
     if found:
       biases.restore(vlm, found, folder.arrays)
+    token_rows.train(vlm, token_rows.said(vlm, folder.said), folder.arrays.get(token_rows.name_of(vlm)))
 
   def export(self, vlm: nnx.Module) -> Export:
     own = super().export(vlm)
     kind, arrays = biases.export(vlm, own.config["target_modules"])
-    return Export({**own.config, "bias": kind}, {**own.arrays, **arrays})
+    tokens, rows = token_rows.export(vlm)
+    config = {**own.config, "bias": kind, token_rows.FIELD: tokens}
+    return Export(config, {**own.arrays, **arrays, **rows})
 
   def claims(self, vlm: nnx.Module) -> set[select.Path]:
-    return super().claims(vlm) | biases.claims(vlm)
+    return super().claims(vlm) | biases.claims(vlm) | token_rows.claims(vlm)
 
   def merged(self, vlm: nnx.Module) -> dict[select.Path, nnx.Module]:
     """A head that is tied to an adapted table reads the table alone, so that it becomes one of its own."""
     if vlm.config.tied and isinstance(vlm.decoder.embed, LoraEmbed):
       full.untie(vlm)
-    return super().merged(vlm)
+    return super().merged(vlm) | token_rows.merged(vlm)
 
   def _said_biases(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, select.Path]:
     kind = said.get("bias") or "none"

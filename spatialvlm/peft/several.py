@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm.models.vlm import Vlm
-from spatialvlm.peft import biases, folder, full, linear, methods, select
+from spatialvlm.peft import biases, folder, full, linear, methods, select, token_rows
 from spatialvlm.peft.lora import Lora
 from spatialvlm.peft.lora_layers import LoraEmbed, LoraLinear, LoraSpec, adapted
 from spatialvlm.peft.method import Site
@@ -228,7 +228,7 @@ def _products(vlm: Vlm, name: str) -> dict[str, tuple[Site, LoraSpec]]:
   others = [method.name for method in methods.carried(vlm) if not isinstance(method, Lora)]
   if others:
     raise UserError(f"adapter {name!r}: only LoRA adapters can be added, and this is one of {others[0]!r}")
-  if full.claims(vlm) or biases.claims(vlm):
+  if full.claims(vlm) or biases.claims(vlm) or token_rows.claims(vlm):
     raise UserError(
       f"adapter {name!r}: holds weights of the base that were trained in full, which do not add"
     )

@@ -7,7 +7,7 @@ Hugging Face PEFT, whose folders hold the finished rows (called `trainable_token
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,6 +78,40 @@ class TokenEmbed(Embed):
     return same.any(-1), jnp.argmax(same, -1)
 
 
+def distinct(ids: Any) -> bool:
+  """Whether these are different numbers from 0 on."""
+  whole = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
+  return whole and len(set(ids)) == len(ids)
+
+
+def check_range(vlm: nnx.Module, ids: Any, where: str) -> None:
+  """Raises a UserError where there is no row of a token."""
+  rows = vlm.decoder.embed.num_embeddings
+  if beyond := [i for i in ids if i >= rows]:
+    raise UserError(f"{where}: {beyond} are beyond the {rows} rows of the model's embeddings")
+
+
+def first_rows(base: Embed, tokens: Sequence[int]) -> np.ndarray:
+  """(K, D) float32, the table's own rows of these tokens."""
+  if isinstance(base.embedding.get_raw_value(), jax.core.Tracer):  # only shapes are asked for
+    return np.zeros((len(tokens), base.features), np.float32)
+  return host(base.embedding)[list(tokens)]
+
+
+def plain_table(layer: TokenEmbed) -> Embed:
+  """An ordinary table with the trained rows in it."""
+  table, tokens = layer.embedding, jnp.asarray(layer.spec.tokens)
+  made = nnx.eval_shape(
+    lambda: Embed(layer.num_embeddings, layer.features, param_dtype=layer.param_dtype, rngs=nnx.Rngs(0))
+  )
+  write = jax.jit(
+    lambda table, rows: table.at[tokens].set(rows.astype(table.dtype)),
+    out_shardings=mesh_sharding(table.get_raw_value()),
+  )
+  made.embedding = nnx.Param(write(table[...], layer.rows[...]), **axis_names(table))
+  return made
+
+
 class TrainableTokens(LayerMethod):
   """Rows of the decoder's embeddings; PEFT folders of type TRAINABLE_TOKENS."""
 
@@ -89,13 +123,13 @@ class TrainableTokens(LayerMethod):
   fields = foreign.Fields(
     reads=("token_indices", "init_weights"),
     needs=("token_indices",),
-    fits={"token_indices": lambda ids: isinstance(ids, list) and bool(ids) and _distinct(ids)},
+    fits={"token_indices": lambda ids: isinstance(ids, list) and bool(ids) and distinct(ids)},
   )
   endings = (_END,)
   repeats = (_END,)
 
   def check(self, options: TokenOptions) -> None:
-    if not _distinct(options.token_indices):
+    if not distinct(options.token_indices):
       raise UserError(f"peft.token_indices: {options.token_indices} are not different numbers from 0 on")
 
   def sites(self, vlm: nnx.Module) -> dict[str, Site]:
@@ -104,11 +138,11 @@ class TrainableTokens(LayerMethod):
   def plan(self, vlm: nnx.Module, config: PeftConfig, options: TokenOptions) -> dict[str, TokenSpec]:
     if not options.token_indices:
       raise UserError("peft.token_indices: empty; name the ids of the tokens whose rows are trained")
-    _check_range(vlm, options.token_indices, "peft.token_indices")
+    check_range(vlm, options.token_indices, "peft.token_indices")
     return super().plan(vlm, config, options)
 
   def spec_of(self, site: Site) -> TokenSpec | None:
-    return site.module.spec if isinstance(site.module, TokenEmbed) else None
+    return site.module.spec if type(site.module) is TokenEmbed else None  # not rows of another method's
 
   def specs(self, config: PeftConfig, options: TokenOptions, names: list[str]) -> dict[str, TokenSpec]:
     return dict.fromkeys(names, TokenSpec(tuple(options.token_indices)))
@@ -121,14 +155,11 @@ class TrainableTokens(LayerMethod):
     return {"target_modules": name, "token_indices": list(spec.tokens), "init_weights": True}
 
   def wanted(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, tuple[int, ...]]:
-    _check_range(vlm, said["token_indices"], "adapter_config.json: token_indices")
+    check_range(vlm, said["token_indices"], "adapter_config.json: token_indices")
     return super().wanted(vlm, said, head)
 
   def fresh(self, site: Site, spec: TokenSpec, seed: int) -> TokenEmbed:
-    table = site.module.embedding
-    if isinstance(table.get_raw_value(), jax.core.Tracer):  # only shapes are asked for
-      return TokenEmbed(site.module, spec, np.zeros((len(spec.tokens), table.shape[1])))
-    return TokenEmbed(site.module, spec, host(table)[list(spec.tokens)])
+    return TokenEmbed(site.module, spec, first_rows(site.module, spec.tokens))
 
   def shapes(self, site: Site, spec: TokenSpec) -> dict[str, tuple[int, ...]]:
     return {_END: (len(spec.tokens), site.module.embedding.shape[1])}
@@ -148,25 +179,4 @@ class TrainableTokens(LayerMethod):
     )
 
   def plain(self, site: Site) -> Embed:
-    layer = site.module
-    table, tokens = layer.embedding, jnp.asarray(layer.spec.tokens)
-    made = nnx.eval_shape(
-      lambda: Embed(layer.num_embeddings, layer.features, param_dtype=layer.param_dtype, rngs=nnx.Rngs(0))
-    )
-    write = jax.jit(
-      lambda table, rows: table.at[tokens].set(rows.astype(table.dtype)),
-      out_shardings=mesh_sharding(table.get_raw_value()),
-    )
-    made.embedding = nnx.Param(write(table[...], layer.rows[...]), **axis_names(table))
-    return made
-
-
-def _distinct(ids: Any) -> bool:
-  whole = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
-  return whole and len(set(ids)) == len(ids)
-
-
-def _check_range(vlm: nnx.Module, ids: Any, where: str) -> None:
-  rows = vlm.decoder.embed.num_embeddings
-  if beyond := [i for i in ids if i >= rows]:
-    raise UserError(f"{where}: {beyond} are beyond the {rows} rows of the model's embeddings")
+    return plain_table(site.module)

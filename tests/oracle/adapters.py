@@ -79,6 +79,14 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
   ),
   "embedding": ({"r": 3, "target_modules": ["embed_tokens", "v_proj"], "use_rslora": True}, "smolvlm"),
   "embedding_tied": ({"r": 2, "target_modules": ["embed_tokens"]}, "idefics3"),
+  "token_rows": (
+    {"r": 2, "target_modules": ["q_proj", "lm_head"], "trainable_token_indices": [40, *range(30)]},
+    "smolvlm",
+  ),
+  "token_rows_tied": (
+    {"r": 2, "target_modules": ["v_proj"], "trainable_token_indices": {"embed_tokens": [*range(30)]}},
+    "idefics3",
+  ),
   "pissa": (
     {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa"},
     "smolvlm",

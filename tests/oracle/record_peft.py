@@ -21,6 +21,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 RECORDED = (
   *("regex", "patterns", "dora", "saved", "layers", "tied", "parted", "parted_head"),
   *("bias_all", "lora_bias", "embedding", "embedding_tied", "pissa", "olora"),
+  *("token_rows", "token_rows_tied"),
 )
 
 

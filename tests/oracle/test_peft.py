@@ -48,6 +48,8 @@ OURS = {
   "own_biases": {"target": ["q_proj", "fc2"], "bias": "lora_only", "layers_to_transform": [0]},
   "embedding": {"target": r".*q_proj", "embedding": True},
   "embedding_tied": {"target": r".*q_proj", "embedding": True},
+  "tokens": {"target": r".*q_proj|lm_head", "token_indices": [40, *range(30)]},
+  "tokens_tied": {"target": r".*q_proj", "token_indices": [40, *range(30)]},
   "pissa": {"target": r".*text_model.*_proj", "init": "pissa", "rank": 3, "alpha": 5.0},
   "olora": {"target": r".*(q_proj|fc1)", "init": "olora", "rank": 4, "rslora": True},
 }
@@ -207,7 +209,9 @@ def test_what_is_not_supported_is_refused(bases, tmp_path):
     "init_lora_weights='pissa_niter_2'": theirs.LoraConfig(
       target_modules=["q_proj"], init_lora_weights="pissa_niter_2"
     ),
-    "trainable_token_indices=": theirs.LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1]),
+    "trainable_token_indices: 'lm_head'": theirs.LoraConfig(
+      target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1], "lm_head": [2]}
+    ),
   }
   vlm = hub.load_model(folder)
   before = jax.tree.map(np.asarray, nnx.state(vlm))

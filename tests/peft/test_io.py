@@ -22,7 +22,8 @@ from tests.models.support import batch_of, call
 from tests.peft import support
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-FAMILY = dict.fromkeys(("tied", "parted", "parted_head", "embedding_tied"), "idefics3")  # the others: smolvlm
+TIED = ("tied", "parted", "parted_head", "embedding_tied", "token_rows_tied")
+FAMILY = dict.fromkeys(TIED, "idefics3")  # the others: smolvlm
 RECORD = dict(np.load(FIXTURES / "peft" / "record.npz"))
 CASES = sorted(name.removesuffix(".logits") for name in RECORD if name.endswith(".logits"))
 
@@ -220,6 +221,21 @@ def test_all_misfits_are_listed_at_once(folder):
     ({"r": "8"}, ["r is '8'"]),
     ({"use_dora": True}, ["lora_magnitude_vector: missing"]),
     ({"modules_to_save": ["lm_head"]}, ["lm_head.weight: missing"]),
+    ({"trainable_token_indices": [1]}, ["embed_tokens.token_adapter.trainable_tokens_delta: missing"]),
+    (
+      {"trainable_token_indices": [1], "target_modules": ["q_proj", "embed_tokens"]},
+      ["of a table that target_modules adapts"],
+    ),
+    (
+      {"trainable_token_indices": [1], "modules_to_save": ["embed_tokens"]},
+      ["of a table that modules_to_save holds"],
+    ),
+    ({"trainable_token_indices": [1, 1]}, ["trainable_token_indices is [1, 1]"]),
+    ({"trainable_token_indices": {"embed_tokens": [64]}}, ["[64] are beyond the 64 rows"]),
+    (
+      {"trainable_token_indices": {"lm_head": [1]}},
+      ["'lm_head': only rows of model.text_model.embed_tokens"],
+    ),
   ],
 )
 def test_configs_that_do_not_fit_are_refused(folder, config, words):
