@@ -2,7 +2,9 @@
 
 `--config=configs/distil.py:tiny` teaches the small model CV-Bench's questions, and holds what it says to what
 its base says. `--config=configs/distil.py:tiny-run` teaches it what another run knows: runs/tiny, or
-`--config.teachers.teacher.path=...`, is its teacher. Both take two cores some minutes.
+`--config.teachers.teacher.path=...`, is its teacher; `:tiny-on-policy` does so on answers that the student
+draws itself. These take two cores some minutes. `--config=configs/distil.py:on-policy` is the last one for
+one GPU: SmolVLM-500M, or a run of yours, teaches SmolVLM-256M.
 """
 
 import dataclasses
@@ -14,12 +16,14 @@ from spatialvlm.config import (
   ModelConfig,
   OptimConfig,
   PeftConfig,
+  PhaseConfig,
   RunConfig,
   ScenesConfig,
   SkillsConfig,
   TeacherConfig,
   TrainConfig,
 )
+from spatialvlm.configs import lora
 from spatialvlm.types import UserError
 
 EVERY_LINEAR = r".*text_model.*\.(q|k|v|o|gate|up|down)_proj"
@@ -27,7 +31,12 @@ SCENES = ScenesConfig(image_size=96, tasks=dict(Count=0.3, Relation=0.25, Depth=
 
 
 def get_config(arg: str = "tiny") -> RunConfig:
-  recipes = {"tiny": _tiny, "tiny-run": _tiny_run}
+  recipes = {
+    "tiny": _tiny,
+    "tiny-run": _tiny_run,
+    "tiny-on-policy": _tiny_on_policy,
+    "on-policy": _on_policy,
+  }
   if arg not in recipes:
     raise UserError(f"configs/distil.py: no recipe {arg!r}; there are {', '.join(recipes)}")
   return recipes[arg]()
@@ -78,4 +87,31 @@ def _tiny_run() -> RunConfig:
     ),
     losses={"distil": LossConfig("distil")},
     teachers={"teacher": TeacherConfig(path="runs/tiny")},
+  )
+
+
+def _tiny_on_policy() -> RunConfig:
+  """As `tiny-run`; in half of the steps the student answers, and hears what its teacher makes of that."""
+  first = _tiny_run()
+  return dataclasses.replace(
+    first,
+    name="distil-tiny-on-policy",
+    losses={"distil": LossConfig("distil", kwargs=dict(beta=0.5))},
+    phases={"on_policy": PhaseConfig("on_policy", dict(share=0.5, new_tokens=4))},
+    optim=OptimConfig("adamw", learning_rate=1e-3, warmup_steps=30),
+  )
+
+
+def _on_policy() -> RunConfig:
+  """GKD with TRL's beta, lambda and temperature; rates as others used them, not measured here."""
+  run = lora.get_config("500m")
+  return dataclasses.replace(
+    run,
+    name="distil-on-policy",
+    model=dataclasses.replace(run.model, path="HuggingFaceTB/SmolVLM-256M-Instruct"),
+    losses={"distil": LossConfig("distil", kwargs=dict(beta=0.5, temperature=0.9))},
+    teachers={"teacher": TeacherConfig(path="HuggingFaceTB/SmolVLM-500M-Instruct")},
+    phases={"on_policy": PhaseConfig("on_policy", dict(share=0.5, new_tokens=16, temperature=0.9))},
+    optim=dataclasses.replace(run.optim, learning_rate=2e-5),
+    train=dataclasses.replace(run.train, steps=1000),
   )

@@ -325,13 +325,13 @@ def check(config: RunConfig) -> None:
 
 
 def check_teachers(made: tuple[phases.Phase, ...], asked: Mapping[str, teachers.Teacher]) -> None:
-  """Raises a UserError where a phase's answers would not reach a teacher that does not read the batch."""
+  """Raises a UserError where a phase's answers are none that a teacher was asked about."""
   for phase in made:
     for name, teacher in asked.items():
-      if phase.answers and (teacher.found or teacher.view or teacher.config.cache):
+      if phase.answers and teacher.config.cache is not None:
         raise UserError(
-          f"config.teachers.{name}: {phase.where} puts answers of its own in the place of the data's, and"
-          " then the plain base alone can be asked, no other, told, sharper or cached teacher"
+          f"config.teachers.{name}.cache: {phase.where} samples answers, of which no cache can know; leave it"
+          " out, so that the teacher is there to be asked"
         )
 
 

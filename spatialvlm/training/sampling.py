@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -20,10 +21,58 @@ from spatialvlm.serving.requests import EngineConfig, Generated, Picture, Reques
 from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.state import Split, TrainState
-from spatialvlm.types import Batch
+from spatialvlm.types import Batch, Turn, UserError
 
 # Fields of a batch that hold pictures.
 PICTURES = ("pixels_NHWC", "pixel_mask_NHW", "vision", "features_NPD")
+
+
+class DrawSettings(Protocol):
+  """What the settings of a phase that samples say of how it draws.
+
+  Attributes:
+    new_tokens: most tokens of an answer, its end included.
+    temperature, top_p: as of `Draw`.
+    together: answers that are drawn in one batch.
+  """
+
+  new_tokens: int
+  temperature: float
+  top_p: float
+  together: int
+
+
+def check_draw(settings: DrawSettings, where: str) -> None:
+  """Raises a UserError where nothing can be drawn so; `where` is `config.phases.NAME`."""
+  for name in ("new_tokens", "together"):
+    if getattr(settings, name) < 1:
+      raise UserError(f"{where}.kwargs.{name}: {getattr(settings, name)} is less than 1")
+  if not settings.temperature > 0:
+    raise UserError(
+      f"{where}.kwargs.temperature: {settings.temperature} draws no two answers that differ; use e.g. 1"
+    )
+  if not 0 < settings.top_p <= 1:
+    raise UserError(f"{where}.kwargs.top_p: {settings.top_p} is out of range; use a number in (0, 1]")
+
+
+def check_processes(where: str) -> None:
+  """Raises a UserError where several processes would sample."""
+  if jax.process_count() > 1:
+    raise UserError(f"{where}: one process samples; run it as one, whose mesh takes all its devices")
+
+
+def only_turn(name: str, turns: Sequence[Turn], where: str) -> Turn:
+  """The one question of a conversation, which the example `name` holds.
+
+  Raises:
+    UserError: there are several.
+  """
+  if len(turns) != 1:
+    raise UserError(
+      f"{name}: {len(turns)} questions in one conversation, where {where} asks one; give each a"
+      " conversation of its own (turns=1 of a source that makes them)"
+    )
+  return turns[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +92,12 @@ class Draw:
   stop_ids: tuple[int, ...]
   pad_id: int
   batch_size: int
+
+  @classmethod
+  def of(cls, settings: DrawSettings, processor: Any) -> Draw:
+    """As a phase's settings say, for a model of this processor."""
+    stop_ids, pad_id = tuple(processor.stop_ids), processor.pad_id
+    return cls(settings.new_tokens, settings.temperature, settings.top_p, stop_ids, pad_id, settings.together)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,7 +169,8 @@ class Sampler:
     """The batch of these samples, one to a row, each as the answer of an example; laid out for the step.
 
     Its shape follows from the shape of `batch`, the number of samples and the limit alone. Arrays of `extra`
-    go with their examples, but for those of axis "target", which belong to answers of the data.
+    go with their examples, but for those of axis "target", which belong to answers of the data. What other
+    models read (`Batch.views`) holds the same samples, behind the prompts that they read.
 
     Args:
       rows: of each sample its example's place in `batch`.
@@ -133,7 +189,8 @@ class Sampler:
       index = np.array(rows, np.int32)
       shown = self._take.get(index, {}, shown)[0].run(index, {}, shown)
     pictures = {name: getattr(shown, name) for name in PICTURES}
-    return dataclasses.replace(made, normal=batch.normal, extra=shown.extra, **pictures)
+    views = {name: self.batch(view, rows, samples, taught) for name, view in batch.views.items()}
+    return dataclasses.replace(made, normal=batch.normal, extra=shown.extra, views=views, **pictures)
 
   def _requests(self, rows: Batch, features_NPD, seeds_BG: np.ndarray, names: Sequence[str]) -> list[Request]:
     found, draw = [], self._draw

@@ -181,12 +181,12 @@ def test_told_sharper_and_by_its_states(world, teacher, typed, tmp_path):
     ),
     (
       [
-        "--config.teachers.teacher.prompt=Look. {prompt}",
+        "--config.teachers.teacher.cache=x",
         "--config.losses.reward.kind=grpo",
         "--config.phases.own.kind=rollouts",
         "--config.phases.own.kwargs.group=2",
       ],
-      r"config\.teachers\.teacher: config\.phases\.own puts answers of its own in the place of the data's",
+      r"config\.teachers\.teacher\.cache: config\.phases\.own samples answers, of which no cache can know",
     ),
     (["--config.teachers.teacher.top=0"], r"config\.teachers\.teacher\.top: 0; one token at least"),
     (["--config.losses.teach.kwargs.bet=1"], r"config\.losses\.teach\.kwargs\.bet: .*did you mean 'beta'"),

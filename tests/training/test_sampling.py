@@ -51,6 +51,20 @@ def examples(bidirectional):
   )
 
 
+def told(batch):
+  """The examples as a teacher reads them: three more tokens before the prompt, the same pictures."""
+  more = lambda x, value: np.pad(x, [(0, 0), (3, 0)], constant_values=value)
+  causal = batch.mask_ar_BT
+  return Batch(
+    tokens_BT=more(batch.tokens_BT, 9),
+    valid_BT=more(batch.valid_BT, True),
+    image_slot_BT=more(batch.image_slot_BT, -1),
+    mask_ar_BT=None if causal is None else more(causal, False),
+    target_index_BK=batch.target_index_BK + 3,
+    example_mask_B=batch.example_mask_B,
+  )
+
+
 @pytest.mark.parametrize(("bidirectional", "accumulation"), [(False, 1), (True, 2)])
 def test_what_is_drawn_is_what_the_model_says(bidirectional, accumulation):
   vlm = tiny_model.build()
@@ -61,7 +75,9 @@ def test_what_is_drawn_is_what_the_model_says(bidirectional, accumulation):
   mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   split = Split(vlm, lambda path, variable: path[0] == "connector", mesh)
   state = TrainState(jnp.int32(0), split.params, (), {})
-  sent = step_lib.to_devices(examples(bidirectional), mesh, accumulation)
+  given = examples(bidirectional)
+  given = dataclasses.replace(given, views={"told": told(given)})
+  sent = step_lib.to_devices(given, mesh, accumulation)
   draw = Draw(LIMIT, 1e-5, 1.0, (5, 6), 0, batch_size=3)
   sampler = Sampler(split, mesh, accumulation, EXAMPLES, draw)
   seeds, names = np.arange(8, dtype=np.uint32).reshape(4, 2), [f"row {i}" for i in range(4)]
@@ -71,6 +87,16 @@ def test_what_is_drawn_is_what_the_model_says(bidirectional, accumulation):
   made = sampler.batch(sent, rows, samples, [True] * 5 + [False])
   flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]) if accumulation > 1 else x, made)
   assert flat.extra["number"].array.tolist() == rows and set(flat.extra) == {"number"}
+  view, before = flat.views["told"], told(given)
+  for place, (row, sample) in enumerate(zip(rows, samples, strict=True)):
+    start, count = int(before.target_index_BK[row, 0]), len(sample.tokens)
+    assert view.tokens_BT[place, :start].tolist() == before.tokens_BT[row, :start].tolist()
+    assert view.tokens_BT[place, start : start + count].tolist() == sample.tokens.tolist()
+    wanted = list(range(start, start + count)) if place < 5 else []
+    assert [t for t in view.target_index_BK[place].tolist() if t >= 0] == wanted
+  assert (
+    view.target_index_BK.shape == flat.target_index_BK.shape and flat.view("told").pixels_NHWC is not None
+  )
   logits = jax.jit(lambda batch: vlm.read(batch, Wants(logits=True)).logits)(flat)
   index, said = np.asarray(flat.target_index_BK), np.argmax(logits, -1)
   for place, sample in enumerate(samples[:5]):

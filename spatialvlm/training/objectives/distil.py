@@ -14,9 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from spatialvlm.models.outputs import Outputs, Wants
-from spatialvlm.training.objectives.objective import Models, Objective, Other
+from spatialvlm.training.objectives.objective import Metrics, Models, Objective, Other
 from spatialvlm.types import Batch, UserError
 
+# Arrays of `Batch.extra` that the phase `on_policy` gives: of each sample whether the student drew its
+# answer, and whether the limit cut that off (1 or 0).
+SAMPLED, CUT_OFF = "on_policy.sampled", "on_policy.cut_off"
 # Logits (..., V) of hidden states (..., D).
 Unembed = Callable[[jax.Array], jax.Array]
 
@@ -50,7 +53,9 @@ class Distil(Objective):
   not grow with the number of targets. Of a teacher with a larger vocabulary the student's part counts.
   Of one that is cached its likeliest tokens are known, and its probabilities are those among them. Metrics:
   `agreement`, how often both find the same token likeliest; `teacher_accuracy`, how often the
-  teacher finds the target so.
+  teacher finds the target so. Where a phase samples answers (`training.phases.on_policy`), of all answers
+  also `sampled`, the share that the student drew, `truncated`, the share that it drew and the limit cut off,
+  and `length` in tokens.
   """
 
   Settings = DistilSettings
@@ -95,7 +100,7 @@ class Distil(Objective):
 
     sums, weight = chunked(part, told, self.settings.chunk), weight_BK.sum()
     total = sums.pop("divergence")
-    return total, weight, {name: (value, weight) for name, value in sums.items()}
+    return total, weight, {name: (value, weight) for name, value in sums.items()} | _drawn(batch, weight)
 
   def _of_teacher(self, models: Models, batch: Batch) -> dict[str, jax.Array]:
     """What is known of the teacher at each target, (B, K, ...)."""
@@ -118,6 +123,15 @@ class Distil(Objective):
     unembed = models.others[settings.teacher].unembed
     teacher_BKV = unembed(told["teacher"])[..., : student_BKV.shape[-1]]
     return divergence(student_BKV, teacher_BKV, settings.beta, settings.temperature), teacher_BKV.argmax(-1)
+
+
+def _drawn(batch: Batch, tokens: jax.Array) -> Metrics:
+  """What is shown of sampled answers, `tokens` of them in all; nothing where no phase samples."""
+  if SAMPLED not in batch.extra:
+    return {}
+  sampled_B, cut_B = batch.extra[SAMPLED].array, batch.extra[CUT_OFF].array
+  count = jnp.float32(sampled_B.size)
+  return {"sampled": (sampled_B.sum(), count), "truncated": (cut_B.sum(), count), "length": (tokens, count)}
 
 
 def before_targets(hidden_BTD: jax.Array, target_index_BK: jax.Array) -> jax.Array:

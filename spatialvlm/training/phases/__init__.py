@@ -28,20 +28,25 @@ from collections.abc import Mapping
 from spatialvlm.config import PhaseConfig, nearest
 from spatialvlm.training.objectives import typed
 from spatialvlm.training.phases.hard_examples import HardExamples
+from spatialvlm.training.phases.on_policy import OnPolicy
 from spatialvlm.training.phases.phase import Phase, PhaseParts, Prepare
 from spatialvlm.training.phases.rollouts import Rollouts
 from spatialvlm.types import UserError
 
 __all__ = ["PHASES", "Phase", "PhaseParts", "Prepare", "examples_read", "make_phases", "repeats", "start"]
 
-PHASES: dict[str, type[Phase]] = {"hard_examples": HardExamples, "rollouts": Rollouts}
+PHASES: dict[str, type[Phase]] = {
+  "hard_examples": HardExamples,
+  "on_policy": OnPolicy,
+  "rollouts": Rollouts,
+}
 
 
 def make_phases(configs: Mapping[str, PhaseConfig]) -> tuple[Phase, ...]:
   """The phases of a run, in their order.
 
   Raises:
-    UserError: an unknown kind, or a setting that the kind does not have.
+    UserError: an unknown kind, a setting that the kind does not have, or several that sample answers.
   """
   phases = []
   for name, config in sorted(configs.items()):
@@ -50,6 +55,11 @@ def make_phases(configs: Mapping[str, PhaseConfig]) -> tuple[Phase, ...]:
       raise UserError(f"{where}.kind: unknown {config.kind!r}; {nearest(config.kind, PHASES)}")
     kind = PHASES[config.kind]
     phases.append(kind(typed(kind.Settings, config.kwargs, f"{where}.kwargs"), where))
+  sampling = [phase.where for phase in phases if phase.answers]
+  if len(sampling) > 1:
+    raise UserError(
+      f"{sampling[1]}: {sampling[0]} puts sampled answers in the place of the data's, too; leave one out"
+    )
   return tuple(phases)
 
 

@@ -52,7 +52,7 @@ class Phase:
     packing: whether it may be given packed rows, which hold several examples each (`data.packing`).
     gives: arrays of `Batch.extra` that it can give to objectives.
     repeats: steps that are taken with what it gave once.
-    answers: whether it puts answers of its own in the place of the data's; views of the batch are then lost.
+    answers: whether it puts answers of its own in the place of the data's, also in views of the batch.
   """
 
   Settings: ClassVar[type]

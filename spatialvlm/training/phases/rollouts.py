@@ -23,7 +23,7 @@ from spatialvlm.training.objectives.answer import token_losses
 from spatialvlm.training.objectives.grpo import ADVANTAGE, OLD, REFERENCE, SHOWN, TEMPERATURE
 from spatialvlm.training.phases.phase import Phase, PhaseParts, Prepare
 from spatialvlm.training.rewards import RewardSettings, Said, make_rewards
-from spatialvlm.training.sampling import Draw, Sample, Sampler
+from spatialvlm.training.sampling import Draw, Sample, Sampler, check_draw, check_processes, only_turn
 from spatialvlm.types import Batch, Extra, Note, UserError
 
 # Steps over which the share of groups without signal is looked at before a warning.
@@ -78,23 +78,17 @@ class Rollouts(Phase):
 
   def __init__(self, settings: RolloutsSettings, where: str = "config.phases"):
     super().__init__(settings, where)
-    for name, least in (("group", 2), ("new_tokens", 1), ("oversample", 1), ("steps", 1), ("together", 1)):
+    check_draw(settings, where)
+    for name, least in (("group", 2), ("oversample", 1), ("steps", 1)):
       if getattr(settings, name) < least:
         why = "; an answer is held against others of its group" if name == "group" else ""
         raise UserError(f"{where}.kwargs.{name}: {getattr(settings, name)} is less than {least}{why}")
-    if not settings.temperature > 0:
-      raise UserError(
-        f"{where}.kwargs.temperature: {settings.temperature} draws no two answers that differ; use e.g. 1"
-      )
-    if not 0 < settings.top_p <= 1:
-      raise UserError(f"{where}.kwargs.top_p: {settings.top_p} is out of range; use a number in (0, 1]")
     rewards = settings.rewards or {"exact": RewardSettings()}
     self.rewards = make_rewards(rewards, f"{where}.kwargs.rewards")
     self.repeats = settings.steps
 
   def check(self, terms: Terms) -> None:
-    if jax.process_count() > 1:
-      raise UserError(f"{self.where}: one process samples; run it as one, whose mesh takes all its devices")
+    check_processes(self.where)
     for name, (_, objective) in terms.items():
       if isinstance(objective, Answer):
         raise UserError(
@@ -124,14 +118,7 @@ class _Sampled:
   def __init__(self, phase: Rollouts, parts: PhaseParts):
     settings = phase.settings
     self._phase, self._settings, self._parts = phase, settings, parts
-    draw = Draw(
-      settings.new_tokens,
-      settings.temperature,
-      settings.top_p,
-      tuple(parts.processor.stop_ids),
-      parts.processor.pad_id,
-      settings.together,
-    )
+    draw = Draw.of(settings, parts.processor)
     self._sampler = Sampler(parts.split, parts.mesh, parts.accumulation, phase.reads(parts.gives), draw)
     self._logprob = step_lib.Programs(
       lambda params, frozen, batch: logprobs(parts, params, frozen, batch, settings.temperature),
@@ -142,7 +129,8 @@ class _Sampled:
     self._watch = _Watch(phase)
 
   def __call__(self, state, frozen, batch: Batch, info, key) -> Batch:
-    asked = [self._question(name, turns) for name, turns in zip(info.ids, info.turns, strict=True)]
+    where = self._phase.where
+    asked = [only_turn(name, turns, where) for name, turns in zip(info.ids, info.turns, strict=True)]
     shape = len(asked), self._settings.group
     seeds_QG = np.asarray(jax.random.bits(key, shape, jnp.uint32))
     samples = self._sampler(state, frozen, batch, seeds_QG, info.ids)
@@ -179,14 +167,6 @@ class _Sampled:
     if self._settings.steps > 1:
       extra[OLD] = Extra(run(state.params), "target")
     return dataclasses.replace(made, extra=dict(made.extra) | extra)
-
-  def _question(self, name: str, turns: Sequence[Any]) -> Any:
-    if len(turns) != 1:
-      raise UserError(
-        f"{name}: {len(turns)} questions in one conversation, where {self._phase.where} asks one; give each a"
-        " conversation of its own (turns=1 of a source that makes them)"
-      )
-    return turns[0]
 
   def _judged(self, turn: Any, sample: Sample) -> dict[str, float]:
     """Each reward of an answer, NaN where one does not apply."""
