@@ -3,13 +3,16 @@
 `--config=configs/distil.py:tiny` teaches the small model CV-Bench's questions, and holds what it says to what
 its base says. `--config=configs/distil.py:tiny-run` teaches it what another run knows: runs/tiny, or
 `--config.teachers.teacher.path=...`, is its teacher; `:tiny-on-policy` does so on answers that the student
-draws itself. These take two cores some minutes. `--config=configs/distil.py:on-policy` is the last one for
-one GPU: SmolVLM-500M, or a run of yours, teaches SmolVLM-256M.
+draws itself. `:tiny-light` teaches it to answer in any light as its own average does in the plain one,
+`:tiny-told` what its base says that is told the scene in words. These take two cores some minutes.
+`--config=configs/distil.py:on-policy` is `tiny-on-policy` for one GPU: SmolVLM-500M, or a run of yours,
+teaches SmolVLM-256M.
 """
 
 import dataclasses
 
 from spatialvlm.config import (
+  AugmentConfig,
   DataConfig,
   EvalConfig,
   LossConfig,
@@ -35,6 +38,8 @@ def get_config(arg: str = "tiny") -> RunConfig:
     "tiny": _tiny,
     "tiny-run": _tiny_run,
     "tiny-on-policy": _tiny_on_policy,
+    "tiny-light": _tiny_light,
+    "tiny-told": _tiny_told,
     "on-policy": _on_policy,
   }
   if arg not in recipes:
@@ -99,6 +104,38 @@ def _tiny_on_policy() -> RunConfig:
     losses={"distil": LossConfig("distil", kwargs=dict(beta=0.5))},
     phases={"on_policy": PhaseConfig("on_policy", dict(share=0.5, new_tokens=4))},
     optim=OptimConfig("adamw", learning_rate=1e-3, warmup_steps=30),
+  )
+
+
+def _tiny_light() -> RunConfig:
+  """Self-distillation over augmented views: the mean teacher sees plain pictures, the student others."""
+  first = _tiny_run()
+  light = AugmentConfig(brightness=0.4, contrast=0.4, blur=1.0, noise=8.0, jpeg=40)
+  return dataclasses.replace(
+    first,
+    name="distil-tiny-light",
+    data=dataclasses.replace(first.data, augment=light),
+    optim=dataclasses.replace(first.optim, ema=0.99),
+    losses={
+      "answer": LossConfig("answer"),
+      "steady": LossConfig("distil", weight=0.5, kwargs=dict(teacher="average")),
+    },
+    teachers={"average": TeacherConfig(path="ema", plain=True)},
+  )
+
+
+def _tiny_told() -> RunConfig:
+  """The teacher reads the scene and its depth in words, of which the tiny base was taught little."""
+  first = _tiny_run()
+  return dataclasses.replace(
+    first,
+    name="distil-tiny-told",
+    data=dataclasses.replace(first.data, lengths=(136, 208, 1024)),
+    losses={
+      "answer": LossConfig("answer"),
+      "told": LossConfig("distil", weight=0.5, kwargs=dict(teacher="told")),
+    },
+    teachers={"told": TeacherConfig(path="base", prompt="{facts} {depth} {prompt}")},
   )
 
 

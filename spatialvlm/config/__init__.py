@@ -1,16 +1,17 @@
 """The typed configuration of a run: frozen dataclasses, and the only way into them from dicts and flags.
 
 `schema` holds `RunConfig` (a training) and `EvaluateConfig` (an evaluation) with all their parts, `sources`
-one config for each kind of data source, `teachers` what losses ask, `probes` that of a comparison of
-encoders, `study` that of ways of training. `read` makes them of dicts (`from_config_dict`), of dicts with a
-command line's settings (`override`) and of a run's config.json, also an earlier version's (`from_stored`),
-and turns them into dicts again (`to_dict`, `fingerprint`). A key that no class has, and a value of the wrong
-type, is a `UserError` by its full name.
+one config for each kind of data source, `augment` how pictures are changed, `teachers` what losses ask,
+`probes` that of a comparison of encoders, `study` that of ways of training. `read` makes them of dicts
+(`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json, also an
+earlier version's (`from_stored`), and turns them into dicts again (`to_dict`, `fingerprint`). A key that no
+class has, and a value of the wrong type, is a `UserError` by its full name.
 
 A config holds plain values only, and everything that a result depends on but the data and weights
 themselves.
 """
 
+from spatialvlm.config.augment import AugmentConfig
 from spatialvlm.config.files import read_json, refuse_pointer
 from spatialvlm.config.probes import ProbeConfig
 from spatialvlm.config.read import (
@@ -52,6 +53,7 @@ from spatialvlm.config.study import CellConfig, StudyConfig
 from spatialvlm.config.teachers import TeacherConfig
 
 __all__ = [
+  "AugmentConfig",
   "CVBenchConfig",
   "CellConfig",
   "DataConfig",

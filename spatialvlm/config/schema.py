@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from spatialvlm.config.augment import AugmentConfig
 from spatialvlm.config.sources import CVBenchConfig, ScenesConfig, SourceConfig
 from spatialvlm.config.teachers import TeacherConfig
 
@@ -133,6 +134,7 @@ class DataConfig:
     prefetch: batches that are prepared ahead.
     bad_rows: "refuse" ends a run at the first row that cannot be used; "skip" puts the next good row of its
       source in its place, and names the rows that were left out.
+    augment: how pictures of the training stream are changed; None for not at all. Held-out ones never are.
   """
 
   sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
@@ -147,6 +149,7 @@ class DataConfig:
   workers: int = 2
   prefetch: int = 4
   bad_rows: Literal["refuse", "skip"] = "refuse"
+  augment: AugmentConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,12 +13,14 @@ class TeacherConfig:
 
   Attributes:
     path: local folder or hub id, also a PEFT adapter's or a training run's; "base" for the run's own model
-      without what training adds to it.
+      without what training adds to it; "ema" for the moving average that the run keeps (`optim.ema`).
     revision: hub revision.
     adapter: PEFT folder that is laid over it.
     dtype: "float32" or "bfloat16", of its weights and activations.
     prompt: what it reads in place of an example's first prompt: any text with `{prompt}`, and `{facts}` where
-      it is told what is true of the pictures, as far as the data says.
+      it is told what is true of the pictures, `{depth}` where it is told how far their parts are, as far as
+      the data says.
+    plain: it is shown pictures as they are where `data.augment` changes those of the model.
     max_tiles, longest_edge, split_images: how it is shown pictures, as of `ModelConfig`.
     cache: folder of what it finds likeliest at every answer's tokens, which `launch/teach.py` fills; the run
       then reads that, and loads no teacher.
@@ -30,6 +32,7 @@ class TeacherConfig:
   adapter: str | None = None
   dtype: str | None = None
   prompt: str = "{prompt}"
+  plain: bool = False
   max_tiles: int | None = None
   longest_edge: int | None = None
   split_images: bool | None = None

@@ -14,6 +14,7 @@ import numpy as np
 
 from spatialvlm.config import DataConfig, SourceConfig
 from spatialvlm.data import batch as batches
+from spatialvlm.data.augment import Augment
 from spatialvlm.data.samples import Mixed, Sample, encode, read_good
 from spatialvlm.data.sources.lettered import question_to_example
 from spatialvlm.data.sources.registry import open_questions, open_source, read
@@ -177,6 +178,9 @@ def training_stream(
       is broken or too large. While iterating: another one, named.
   """
   config = suited(config, processor)
+  augment = Augment(config.augment, config.seed + seed) if config.augment else None
+  # Of pictures that are changed nothing can be kept, so that all are made.
+  known = None if augment else known
   mixed = training_mixture(config, seed)
   mixed.say_pictures(on_note)
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
@@ -185,6 +189,7 @@ def training_stream(
     list(map(extras, samples, encoded))
   shares = {"process_index": process_index, "process_count": process_count}
   shares |= {"keys": keys, "known": known, "multiple": multiple, "views": views, "extras": extras}
+  shares["augment"] = augment
   return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
 
 
@@ -258,6 +263,7 @@ class BatchSequence:
     multiple: int = 1,
     views: Mapping[str, View] | None = None,
     extras: Extras | None = None,
+    augment: Augment | None = None,
   ):
     if batch_size < 1 or batch_size % process_count:
       raise UserError(
@@ -268,6 +274,7 @@ class BatchSequence:
     self._process_index, self._keys, self._known = process_index, keys, known
     self._multiple = max(1, multiple // process_count)
     self._views, self._extras = dict(sorted((views or {}).items())), extras
+    self._augment = augment
 
   def __len__(self) -> int:
     count = self._mixed.count
@@ -284,6 +291,7 @@ class BatchSequence:
       self._config,
       known=self._known if self._keys else None,
       views=self._views,
+      augment=self._augment,
     )
     if self._extras:
       encoded = [
@@ -291,9 +299,8 @@ class BatchSequence:
         for e, s in zip(encoded, samples, strict=True)
       ]
     if self._keys:
-      encoded = [
-        with_keys(e, s.keys, again=self._mixed.again(s.source)) for e, s in zip(encoded, samples, strict=True)
-      ]
+      again = lambda sample: self._augment is None and self._mixed.again(sample.source)
+      encoded = [with_keys(e, s.keys, again=again(s)) for e, s in zip(encoded, samples, strict=True)]
     rows, bucket, _ = batch_rows(encoded, self._config, self._processor, self._multiple)
     batch = batches.collate(
       rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -108,19 +109,27 @@ class Mixed:
 
 
 def encode(
-  sample: Sample, processor: Processor, config: DataConfig, views: Mapping[str, View] | None = None
+  sample: Sample,
+  processor: Processor,
+  config: DataConfig,
+  views: Mapping[str, View] | None = None,
+  change: Callable[[Example], Example] | None = None,
 ) -> Encoded:
   """What the model will read of a sample, checked (`checks.check_encoded`), and others, by `views`.
+
+  Args:
+    change: makes of the example what is shown in its place (`data.augment`); None: it is shown itself.
 
   Raises:
     UserError: the example is broken, would train wrongly, or fits no bucket; named.
   """
   try:
-    example = cut_once(sample.example, processor, views) if views else sample.example
+    shown = sample.example if change is None else change(sample.example)
+    example = cut_once(shown, processor, views) if views else shown
     encoded = processor.encode(example)
     sizes = {"longest": config.lengths[-1], "most_tiles": config.tiles[-1]}
     check_encoded(encoded, sample.example, processor.layout, **sizes)
-    encoded = with_views(sample.example, example, encoded, views, config) if views else encoded
+    encoded = with_views(sample.example, shown, example, encoded, views, config) if views else encoded
   except UserError as error:
     where = f" (id {sample.example.id!r})" if sample.example.id else ""
     raise UserError(f"data source {sample.source!r}, example {sample.index}{where}: {error}") from error
@@ -140,6 +149,7 @@ def read_good(
   *,
   known: Known | None = None,
   views: Mapping[str, View] | None = None,
+  augment: Callable[[Example, int], Example] | None = None,
 ) -> tuple[list[Sample], list[Encoded], dict[str, str]]:
   """The samples at `positions`, encoded; and why rows were left out, by `source[index]`.
 
@@ -150,15 +160,19 @@ def read_good(
     known: tells whether a tile's features are kept; pictures of which all are need not be made. None: all
       are made.
     views: what other models read of the samples.
+    augment: changes what is shown of the example at a position (`data.augment`).
 
   Raises:
     UserError: a broken row, or with "skip" so many of them in succession that the config must be wrong.
   """
+  change = lambda position: augment and functools.partial(augment, position=position)
   try:
     samples = mixed.read(positions, deferred=known is not None)
     if known is not None:
       samples = [_settled(sample, processor, known) for sample in samples]
-    return samples, [encode(sample, processor, config, views) for sample in samples], {}
+    changes = map(change, positions)
+    encoded = [encode(s, processor, config, views, c) for s, c in zip(samples, changes, strict=True)]
+    return samples, encoded, {}
   except UserError:
     if config.bad_rows != "skip":
       raise
@@ -167,7 +181,7 @@ def read_good(
     for tried, (name, index, reader) in enumerate(mixed.after(position)):
       try:
         sample = reader()
-        good.append((sample, encode(sample, processor, config, views)))
+        good.append((sample, encode(sample, processor, config, views, change(position))))
         break
       except UserError as error:
         skipped[f"{name}[{index}]"] = str(error)

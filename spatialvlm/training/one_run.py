@@ -86,13 +86,15 @@ def _train(
   notes: list[str] = []
   memory = frozen_vision.memory_of(config.train)
   # Dense targets lie where pixels do: who reads them has all pictures made, and so has a teacher of its own,
-  # or one whose logits go by pixels.
-  in_memory = None if memory is None or dense or own_eyes or stores else memory.__contains__
+  # or one whose logits go by pixels, or that is told their depth.
+  made = dense or own_eyes or stores or teachers.told_depth(asked)
+  in_memory = None if memory is None or made else memory.__contains__
   views = teachers.views(asked)
   streams = open_streams(config, processor, notes.append, shards_of(mesh), in_memory, views, stores)
   base = loading.load_base(config.model, mesh)
   memory_of_base = weights_said(base)
   others = teachers.load(asked, base, mesh)
+  averaged = frozenset(name for name, teacher in asked.items() if teacher.averaged)
   model = build_model(config, mesh, base)
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
@@ -135,12 +137,13 @@ def _train(
     accumulation=config.train.accumulation,
     clip_norm=config.optim.clip_norm,
     ema=config.optim.ema,
+    averaged=averaged,
     rate=rate,
   )
   parts = Parts(
     mesh=mesh,
     train_step=train_step,
-    loss_step=step_lib.make_loss_step(split, terms),
+    loss_step=step_lib.make_loss_step(split, terms, averaged),
     frozen=split.frozen,
     extra=objectives.extra_of(terms),
     vision=vision,

@@ -30,6 +30,7 @@ def make_train_step(
   accumulation: int = 1,
   clip_norm: float = 0.0,
   ema: float = 0.0,
+  averaged: frozenset[str] = frozenset(),
   rate: Callable[[Any], jax.Array] | None = None,
 ) -> StepFn:
   """A function `(state, frozen, batch) -> (state, metrics)`, ready for `jax.jit`.
@@ -42,13 +43,14 @@ def make_train_step(
       own, so that a head which only looks on takes nothing from the model's steps.
     ema: decay of the moving average; it starts lower, min(ema, (1 + t) / (10 + t)), so that the first
       parameters are soon forgotten.
+    averaged: names of models that terms ask and that are this average, as it stands before the step.
     rate: the learning rate of a step, for the metrics.
   """
 
-  terms_of = _terms_of(split, terms)
+  terms_of = _terms_of(split, terms, averaged)
 
-  def objective(params, frozen, batch, key, totals):
-    found = terms_of(params, frozen, batch, key)
+  def objective(params, frozen, batch, key, totals, average):
+    found = terms_of(params, frozen, batch, key, average)
     totals = totals or {name: weight for name, (_, weight, _) in found.items()}
     value, sums = jnp.float32(0), {}
     for name, (total, weight, metrics) in found.items():
@@ -60,12 +62,12 @@ def make_train_step(
 
   gradient = jax.value_and_grad(objective, has_aux=True)
 
-  def accumulated(params, frozen, batches, key):
+  def accumulated(params, frozen, batches, key, average):
     parts = jnp.arange(accumulation)
 
     def weigh(totals, part):
       batch, i = part
-      found = terms_of(params, frozen, batch, jax.random.fold_in(key, i))
+      found = terms_of(params, frozen, batch, jax.random.fold_in(key, i), average)
       return {name: totals[name] + found[name][1] for name in terms}, None
 
     # Weights depend on the batch alone, so the compiler drops all of the model from this first pass.
@@ -73,20 +75,21 @@ def make_train_step(
 
     def add(carry, part):
       batch, i = part
-      (value, sums), grads = gradient(params, frozen, batch, jax.random.fold_in(key, i), totals)
+      (value, sums), grads = gradient(params, frozen, batch, jax.random.fold_in(key, i), totals, average)
       return jax.tree.map(jnp.add, carry, ((value, sums), grads)), None
 
     first = jax.tree.map(lambda x: x[0], batches)
-    shapes = jax.eval_shape(gradient, params, frozen, first, key, totals)
+    shapes = jax.eval_shape(gradient, params, frozen, first, key, totals, average)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(add, zeros, (batches, parts))[0]
 
   def step(state: TrainState, frozen: Params, batch: Batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     if accumulation > 1:
-      (value, sums), grads = accumulated(state.params, frozen, batch, key)
+      (value, sums), grads = accumulated(state.params, frozen, batch, key, state.ema)
     else:
-      (value, sums), grads = gradient(state.params, frozen, batch, jax.random.fold_in(key, 0), None)
+      key = jax.random.fold_in(key, 0)
+      (value, sums), grads = gradient(state.params, frozen, batch, key, None, state.ema)
     norm = optax.global_norm(grads)
     if clip_norm:
       grads = _clipped(grads, clip_norm)
@@ -100,12 +103,14 @@ def make_train_step(
   return step
 
 
-def make_loss_step(split: Split, terms: Terms) -> Callable[[TrainState, Params, Batch], dict[str, tuple]]:
+def make_loss_step(
+  split: Split, terms: Terms, averaged: frozenset[str] = frozenset()
+) -> Callable[[TrainState, Params, Batch], dict[str, tuple]]:
   """A function `(state, frozen, batch) -> {name: (sum, weight)}` without dropout, of `state.weights`."""
-  terms_of = _terms_of(split, terms)
+  terms_of = _terms_of(split, terms, averaged)
 
   def step(state: TrainState, frozen: Params, batch: Batch):
-    found = terms_of(weights(state), frozen, batch, jax.random.key(0), dropout=False)
+    found = terms_of(weights(state), frozen, batch, jax.random.key(0), state.ema, dropout=False)
     sums = {}
     for name, (total, weight, metrics) in found.items():
       sums[f"{name}/loss"] = (total, weight)
@@ -115,17 +120,19 @@ def make_loss_step(split: Split, terms: Terms) -> Callable[[TrainState, Params, 
   return step
 
 
-def _terms_of(split: Split, terms: Terms) -> Callable[..., dict[str, tuple]]:
-  """`(params, frozen, batch, key, dropout=True) -> {name: (sum, weight, metrics)}`, of one pass a model."""
+def _terms_of(split: Split, terms: Terms, averaged: frozenset[str]) -> Callable[..., dict[str, tuple]]:
+  """`(params, frozen, batch, key, average, dropout=True) -> {name: (sum, weight, metrics)}`, of one pass a
+  model."""
   wants, asks = wants_of(terms), asks_of(terms)
 
-  def terms_of(params, frozen, batch, key, dropout=True):
+  def terms_of(params, frozen, batch, key, average, dropout=True):
     trainee = split.trainee(params, frozen)
     vlm = seed_dropout(trainee.vlm, key) if dropout else trainee.vlm
     outputs = vlm.read(batch, wants)
-    ask = lambda name: jax.lax.stop_gradient(trainee.others[name].read(batch.view(name), asks[name]))
+    others = dict(trainee.others) | {name: split.model(average, frozen) for name in sorted(averaged)}
+    ask = lambda name: jax.lax.stop_gradient(others[name].read(batch.view(name), asks[name]))
     asked = {name: ask(name) for name in sorted(asks)}
-    shown = lambda name: Models(vlm, trainee.heads.get(name), trainee.others, asked)
+    shown = lambda name: Models(vlm, trainee.heads.get(name), others, asked)
     return {name: objective(outputs, shown(name), batch, key) for name, (_, objective) in terms.items()}
 
   return terms_of

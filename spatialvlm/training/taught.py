@@ -20,6 +20,7 @@ import numpy as np
 
 from spatialvlm import workdir
 from spatialvlm.data.samples import Sample
+from spatialvlm.data.views import DEPTH
 from spatialvlm.hub import tensors
 from spatialvlm.processing.processor import Encoded
 from spatialvlm.training.objectives.distil import taught_names
@@ -44,13 +45,15 @@ class Taught:
   logits: np.ndarray
 
 
-def key_of(sample: Sample, encoded: Encoded, told: bool) -> bytes:
-  """The 16 bytes that an example goes by; `told`: whether its facts are read."""
+def key_of(sample: Sample, encoded: Encoded, told: bool, depth: bool = False) -> bytes:
+  """The 16 bytes that an example goes by; `told`: whether its facts are read, `depth`: whether its depth."""
   digest = hashlib.blake2b(digest_size=16)
   for array in (encoded.tokens, encoded.loss_mask, encoded.tiles):
     digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
   if told and sample.example.facts is not None:
     digest.update(sample.example.facts().encode())
+  if depth and DEPTH in sample.example.dense:
+    digest.update(np.ascontiguousarray(sample.example.dense[DEPTH]).tobytes())
   return digest.digest()
 
 
@@ -61,18 +64,21 @@ class Store:
     damaged: files that cannot be read, with the reason.
   """
 
-  def __init__(self, folder: str, identity: Mapping[str, Any], *, told: bool, where: str):
+  def __init__(
+    self, folder: str, identity: Mapping[str, Any], *, told: bool, depth: bool = False, where: str
+  ):
     """Reads what is there.
 
     Args:
       identity: all that the logits depend on beside the example, as JSON values.
-      told: whether facts are read.
+      told: whether facts are read; depth: whether depth is.
       where: the setting that names the folder.
 
     Raises:
       UserError: the folder holds logits of another teacher, which is said.
     """
-    self.folder, self.where, self._told = pathlib.Path(folder).expanduser(), where, told
+    self.folder, self.where = pathlib.Path(folder).expanduser(), where
+    self._told, self._depth = told, depth
     self._identity = json.loads(json.dumps({"format": FORMAT, **identity}))
     self._found: dict[bytes, Taught] = {}
     self.damaged: dict[pathlib.Path, str] = {}
@@ -88,7 +94,7 @@ class Store:
 
   def key(self, sample: Sample, encoded: Encoded) -> bytes:
     """What an example goes by here."""
-    return key_of(sample, encoded, self._told)
+    return key_of(sample, encoded, self._told, self._depth)
 
   def __contains__(self, key: bytes) -> bool:
     return key in self._found

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from spatialvlm import hub, loading
 from spatialvlm.config import ModelConfig, RunConfig, TeacherConfig, check_dtype, nearest
-from spatialvlm.data.views import View
+from spatialvlm.data.views import View, check_prompt, tells_depth
 from spatialvlm.loading import Found
 from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.processing import alike
@@ -31,8 +31,9 @@ from spatialvlm.training import runs, taught
 from spatialvlm.training.objectives import Other, Terms, asks_of
 from spatialvlm.types import UserError
 
-# The name of the model itself without what training adds, and the path that says so.
-BASE = "base"
+# The name of the model itself without what training adds, and the path that says so; the path of the moving
+# average of the model in training.
+BASE, EMA = "base", "ema"
 _OF_A_FOLDER = ("revision", "adapter", "dtype")
 _TILING = ("max_tiles", "longest_edge", "split_images")
 
@@ -42,8 +43,9 @@ class Teacher:
   """A model that is asked, found and not loaded yet.
 
   Attributes:
-    found: where it is; None for the model itself without what training adds.
+    found: where it is; None for the model itself without what training adds, and for its moving average.
     model: its configuration.
+    cuts_alike: whether its image tokens show the same parts of pictures as the trained model's.
     view: how it reads examples; None where it reads the very tokens and pixels that the trained model reads.
     config: its settings.
     numbers: what its logits depend on beside weights, settings and examples, as JSON values.
@@ -51,15 +53,20 @@ class Teacher:
 
   found: Found | None
   model: VlmConfig
+  cuts_alike: bool = True
   view: View | None = None
   config: TeacherConfig = TeacherConfig()
   numbers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
+  def averaged(self) -> bool:
+    """Whether it is the moving average of the model in training."""
+    return self.config.path == EMA
+
+  @property
   def other(self) -> Other:
     """What objectives are told of it."""
-    pictures = self.view is not None and self.view.pictures
-    return Other(self.model, self.view is None, not pictures, self.config.cache is not None)
+    return Other(self.model, self.view is None, self.cuts_alike, self.config.cache is not None)
 
   def identity(self) -> dict[str, Any]:
     """Hashes of its weights; empty for the model itself, whose own are known."""
@@ -74,7 +81,8 @@ def find(config: RunConfig, terms: Terms, student: VlmConfig, processor: Process
 
   Raises:
     UserError: a name that `config.teachers` lacks, or one that no term asks; a model that is not there; one
-      of another tokenizer or of a smaller vocabulary; a prompt without its question.
+      of another tokenizer or of a smaller vocabulary; a prompt without its question; pictures or an average
+      that the run does not have.
   """
   asks = asks_of(terms)
   configs = {BASE: TeacherConfig()} | dict(config.teachers)
@@ -90,6 +98,7 @@ def find(config: RunConfig, terms: Terms, student: VlmConfig, processor: Process
       raise UserError(
         f"config.teachers.{name}: no loss asks it; name it in a loss's kwargs.teacher, or leave it out"
       )
+    _check_run(f"config.teachers.{name}", config.teachers[name], config)
   return {name: _find(name, configs[name], config.model, student, processor) for name in sorted(asks)}
 
 
@@ -102,7 +111,7 @@ def load(teachers: Mapping[str, Teacher], base: Vlm, mesh: Mesh) -> dict[str, nn
   return {
     name: plain(base) if teacher.found is None else teacher.found.load(mesh)
     for name, teacher in teachers.items()
-    if teacher.config.cache is None
+    if teacher.config.cache is None and not teacher.averaged
   }
 
 
@@ -129,7 +138,8 @@ def store(config: RunConfig, name: str, teacher: Teacher) -> taught.Store:
     "prompt": said.prompt,
     **teacher.numbers,
   }
-  return taught.Store(said.cache, identity, told="{facts}" in said.prompt, where=where)
+  told = {"told": "{facts}" in said.prompt, "depth": tells_depth(said.prompt)}
+  return taught.Store(said.cache, identity, **told, where=where)
 
 
 def plain(vlm: Vlm) -> Vlm:
@@ -145,27 +155,47 @@ def own_eyes(teachers: Mapping[str, Teacher], terms: Terms) -> frozenset[str]:
   return frozenset(name for name, wants in asks.items() if own(teachers[name]) or wants.of_encoder)
 
 
+def told_depth(teachers: Mapping[str, Teacher]) -> bool:
+  """Whether one is told the depth of pictures, which are then all made, with their maps."""
+  return any(tells_depth(t.config.prompt) for t in teachers.values())
+
+
 def views(teachers: Mapping[str, Teacher]) -> dict[str, View]:
   """How those read examples that read them in a way of their own, by name."""
   return {name: t.view for name, t in teachers.items() if t.view and t.config.cache is None}
+
+
+def _check_run(where: str, teacher: TeacherConfig, run: RunConfig) -> None:
+  """Raises a UserError where a run has not what a teacher needs of it."""
+  if teacher.plain and run.data.augment is None:
+    raise UserError(
+      f"{where}.plain: config.data.augment is not set, so that all pictures are plain; set it, or leave this"
+      " out"
+    )
+  if teacher.cache is not None and run.data.augment is not None:
+    raise UserError(
+      f"{where}.cache: config.data.augment changes pictures anew each time, of which no cache can know; leave"
+      " one of them out"
+    )
+  if teacher.path == EMA and not run.optim.ema:
+    raise UserError(f"{where}.path: 'ema' is the moving average of the run, which keeps none; set optim.ema")
+  if teacher.path == EMA and teacher.cache is not None:
+    raise UserError(f"{where}.cache: the moving average changes with every step; leave the cache out")
 
 
 def _find(
   name: str, config: TeacherConfig, model: ModelConfig, student: VlmConfig, processor: Processor
 ) -> Teacher:
   where = f"config.teachers.{name}"
-  if "{prompt}" not in config.prompt:
-    raise UserError(
-      f"{where}.prompt: {config.prompt!r} leaves the question out; write {{prompt}} in its place"
-    )
+  check_prompt(config.prompt, f"{where}.prompt")
   if config.top < 1:
     raise UserError(f"{where}.top: {config.top}; one token at least")
   own_tiling = {key: getattr(config, key) for key in _TILING if getattr(config, key) is not None}
   tiling = model.tiling | own_tiling
-  if config.path == BASE:
+  if config.path in (BASE, EMA):
     for key in _OF_A_FOLDER:
       if getattr(config, key) is not None:
-        raise UserError(f"{where}.{key}: with path 'base' it is the run's own model; leave it out")
+        raise UserError(f"{where}.{key}: with path {config.path!r} it is the run's own model; leave it out")
     built = hub.assembled(model)
     folder, found, own = hub.resolve(built.path, built.revision), None, student
   else:
@@ -184,10 +214,10 @@ def _find(
     "tokenizer": hashlib.sha256(reads.tokenizer.to_str().encode()).hexdigest() if config.cache else "",
     "tiles": [repr(reads.tiler), reads.tokens_per_tile],
   }
-  view = None
-  if config.prompt != "{prompt}" or not alike.read_alike(processor, reads):
-    view = View(reads, config.prompt, not alike.see_alike(processor, reads), f"{where}.prompt")
-  return Teacher(found, own, view, config, numbers)
+  view, cuts_alike = None, alike.see_alike(processor, reads)
+  if config.prompt != "{prompt}" or config.plain or not alike.read_alike(processor, reads):
+    view = View(reads, config.prompt, config.plain or not cuts_alike, config.plain, f"{where}.prompt")
+  return Teacher(found, own, cuts_alike, view, config, numbers)
 
 
 def _found(

@@ -8,8 +8,9 @@ import pytest
 
 from spatialvlm.config import DataConfig, LlavaConfig
 from spatialvlm.data import pipeline
+from spatialvlm.data.depth_words import depth_words
 from spatialvlm.data.sources.registry import open_source
-from spatialvlm.data.views import View
+from spatialvlm.data.views import View, check_prompt, tells_depth
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Example, Turn, UserError
 from tests.launch import tiny
@@ -93,6 +94,42 @@ def test_facts_are_told_of_the_first_prompt_behind_its_pictures(processor):
     "<image>\nYou see: a {prompt}\nWhat?{not a field}",
     "And?",
   ]
+
+
+def test_depth_is_told_by_parts_of_the_picture(processor):
+  """Medians in metres; sky, and parts that are mostly sky, are far."""
+  depth = np.repeat(np.repeat([[1.04, 0.0], [2.5, 40.0]], 4, axis=0), 6, axis=1)
+  depth[0, 0], depth[4, :6], depth[0, 6:9] = 9.0, 0.0, 3.0
+  assert depth_words(depth, 2) == (
+    "Depth in metres, 2 by 2 parts of the picture, from the top left: 1.0 far; 2.5 40.0."
+  )
+  assert depth_words(np.full((5, 7), np.nan), 1).endswith("from the top left: far.")
+  example = Example((np.zeros((8, 12, 3), np.uint8),), (Turn("<image>What?", "A"),), dense={"depth": depth})
+  view = View(processor, "{depth:2} {prompt}")
+  assert view(example).turns[0].prompt == f"<image>{depth_words(depth, 2)} What?"
+  assert view(example).turns[0].prompt != View(processor, "{depth} {prompt}")(example).turns[0].prompt
+  assert depth_words(depth).count(";") == 3 and depth_words(depth) == depth_words(depth, 4)
+  with pytest.raises(
+    UserError, match=r"view: has \{depth:2\}, but this example has no depth; sources of kind"
+  ):
+    view(dataclasses.replace(example, dense={}))
+  with pytest.raises(UserError, match="a depth map of 8 x 12 has no 9 x 9 parts"):
+    View(processor, "{depth:9} {prompt}")(example)
+
+
+@pytest.mark.parametrize(
+  ("prompt", "message"),
+  [
+    ("{facts}", r"where: '\{facts\}' leaves the question out; write \{prompt\}"),
+    ("{depth:0} {prompt}", r"where: \{depth:0\} asks for 0 parts along a side; use 1 to 16"),
+    ("{depth:17} {prompt}", r"where: \{depth:17\} asks for 17 parts"),
+  ],
+)
+def test_prompts_that_cannot_be(prompt, message):
+  with pytest.raises(UserError, match=message):
+    check_prompt(prompt, "where")
+  check_prompt("{facts} {depth} {depth:16} {prompt}", "where")
+  assert tells_depth("{depth:3}{prompt}") and not tells_depth("{facts} {prompt} depth")
 
 
 def test_what_cannot_be_told_is_named(folder, processor, tmp_path):

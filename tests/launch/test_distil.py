@@ -103,6 +103,29 @@ def test_from_a_cache_as_from_the_teacher_itself(world, teacher, typed, tmp_path
   assert done.code == 2 and "of another teacher or other settings (top differ)" in done.err, done
 
 
+def test_an_average_or_the_base_sees_plain_pictures_where_the_model_sees_others(world, typed, tmp_path):
+  settings = {
+    "losses.answer.weight": 0,
+    "data.augment.brightness": 0.8,
+    "optim.ema": 0.5,
+    "optim.learning_rate": 0.05,
+    "train.steps": 3,
+  }
+  for name, path, plain in (("slow", "ema", True), ("own", "base", True), ("same", "base", False)):
+    settings |= {f"teachers.{name}.path": path, f"teachers.{name}.plain": plain}
+    settings |= {f"losses.{name}.kind": "distil", f"losses.{name}.kwargs.teacher": name}
+  settings |= {"losses.eyes.kind": "distil_hidden", "losses.eyes.kwargs.teacher": "own"}
+  settings |= {"losses.eyes.kwargs.at": "image", "losses.eyes.kwargs.measure": "cosine"}
+  done = typed("train", *(f"--config.{key}={value}" for key, value in settings.items()))
+  assert done.code == 0, done
+  first, *_, last = metrics(tmp_path / "run")
+  # At first all are the same model, and what differs is the picture that it sees; then they part.
+  assert first["slow/loss"] == pytest.approx(first["own/loss"], rel=1e-3) and first["own/loss"] > 1e-6
+  assert first["same/loss"] == pytest.approx(0, abs=1e-6) and last["same/loss"] > 1e-6
+  assert first["eyes/loss"] > 1e-6  # image tokens are matched one by one, of the same tiles in other light
+  assert abs(last["slow/loss"] - last["own/loss"]) > 1e-7
+
+
 def test_told_sharper_and_by_its_states(world, teacher, typed, tmp_path):
   """Teachers that read otherwise, and all kinds of losses in one step; as much with the tower in the step."""
   file = tiny.write_data(tmp_path)
@@ -176,8 +199,12 @@ def test_told_sharper_and_by_its_states(world, teacher, typed, tmp_path):
     ),
     (["--config.teachers.teacher.prompt={facts} {prompt}"], r"has \{facts\}, but this example says none"),
     (
-      ["--config.teachers.teacher.cache=x", "--config.losses.teach.kwargs.beta=1"],
-      r"losses\.teach\.kwargs\.beta: a cache holds the teacher's likeliest tokens alone",
+      [
+        "--config.teachers.teacher.cache=x",
+        "--config.losses.teach.kwargs.beta=1",
+        "--config.losses.teach.kwargs.temperature=0.9",
+      ],
+      r"losses\.teach\.kwargs\.temperature: a cache holds the teacher's likeliest tokens alone",
     ),
     (
       [
@@ -188,6 +215,25 @@ def test_told_sharper_and_by_its_states(world, teacher, typed, tmp_path):
       ],
       r"config\.teachers\.teacher\.cache: config\.phases\.own samples answers, of which no cache can know",
     ),
+    (["--config.teachers.teacher.plain=true"], r"teacher\.plain: config\.data\.augment is not set, so that"),
+    (
+      ["--config.teachers.teacher.cache=x", "--config.data.augment.blur=1"],
+      r"teacher\.cache: config\.data\.augment changes pictures anew each time",
+    ),
+    (
+      ["--config.losses.teach.kwargs.teacher=base", "--config.data.augment.hue=0.7"],
+      r"config\.data\.augment\.hue: 0\.7 is out of range",
+    ),
+    (["--config.teachers.teacher.path=ema"], r"teacher\.path: 'ema' is the moving average of the run"),
+    (
+      ["--config.teachers.teacher.path=ema", "--config.optim.ema=0.9", "--config.teachers.teacher.cache=x"],
+      r"teacher\.cache: the moving average changes with every step",
+    ),
+    (
+      ["--config.teachers.teacher.path=ema", "--config.optim.ema=0.9", "--config.teachers.teacher.adapter=x"],
+      r"teacher\.adapter: with path 'ema' it is the run's own model; leave it out",
+    ),
+    (["--config.teachers.teacher.prompt={depth} {prompt}"], r"has \{depth\}, but this example has no depth"),
     (["--config.teachers.teacher.top=0"], r"config\.teachers\.teacher\.top: 0; one token at least"),
     (["--config.losses.teach.kwargs.bet=1"], r"config\.losses\.teach\.kwargs\.bet: .*did you mean 'beta'"),
     (["--config.teachers.teacher.pth=x"], r"config\.teachers\.teacher\.pth: .*did you mean 'path'"),

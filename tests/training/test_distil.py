@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -15,8 +16,9 @@ from spatialvlm.core import axes
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import teachers
-from spatialvlm.training.objectives import Distil, Models
+from spatialvlm.training.objectives import Answer, Distil, Models
 from spatialvlm.training.objectives.distil import DistilSettings, divergence
+from spatialvlm.training.step import make_loss_step, make_train_step, to_devices
 from spatialvlm.types import Batch, UserError
 from tests import tiny_model
 from tests.peft import support
@@ -127,6 +129,30 @@ def test_a_student_becomes_its_teacher(tmp_path):
   run(config, tmp_path, more_terms=term(), others=teacher)
   found = rows(tmp_path)
   assert found[-1]["teach/loss"] < 0.5 * found[0]["teach/loss"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_moving_average_teaches_as_it_stands_before_the_step(accumulation):
+  """Against the divergence by hand; the average itself has no gradient, and says of itself what it says."""
+  mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  split = state_lib.Split(fakes.TinyVlm(), fakes.trainable, mesh)
+  taught = Distil(DistilSettings(teacher="slow", beta=0.3, chunk=0))
+  terms = {"answer": (1.0, Answer()), "slow": (1.0, taught)}
+  tx, slow = optax.sgd(0.3), frozenset({"slow"})
+  step = jax.jit(make_train_step(split, tx, terms, ema=0.9, averaged=slow, accumulation=accumulation))
+  state = state_lib.init_state(split.params, tx, ema=True, mesh=mesh)
+  plain = fakes.Stream(4).batch(0)[0]
+  batch = to_devices(plain, mesh, accumulation)
+  found = []
+  for _ in range(3):
+    before, (state, metrics) = state, step(state, split.frozen, batch)
+    found.append(float(metrics["slow/loss"]))
+  assert found[0] == pytest.approx(0, abs=1e-6) and found[2] > 1e-4
+  logits = lambda params: split.model(params, split.frozen).read(plain, Wants(logits=True)).logits
+  apart_BK = divergence(logits(before.params), logits(before.ema), 0.3, 1.0)
+  assert found[2] == pytest.approx(float(apart_BK[plain.target_index_BK > 0].mean()), rel=1e-4)
+  sums = make_loss_step(split, terms, slow)(state, split.frozen, plain)
+  assert float(sums["slow/loss"][0]) == pytest.approx(0, abs=1e-5) and float(sums["slow/loss"][1]) > 0
 
 
 def test_interrupted_it_continues_bit_equal(tmp_path):

@@ -1,6 +1,7 @@
 """A teacher's logits on disk: found by what is read, refused for another teacher, made anew where damaged."""
 
 import dataclasses
+import functools
 import types
 
 import jax
@@ -74,6 +75,16 @@ def test_facts_count_where_they_are_told():
   )
 
 
+def test_depth_counts_where_it_is_told():
+  sample, encoded = pair(0)
+  with_depth = lambda metres: dataclasses.replace(
+    sample, example=dataclasses.replace(sample.example, dense={"depth": np.full((2, 2), metres)})
+  )
+  key = lambda metres, depth: taught.key_of(with_depth(metres), encoded, False, depth)
+  assert key(1.0, True) != key(2.0, True) and key(1.0, True) == key(1.0, True)
+  assert key(1.0, False) == key(2.0, False) == taught.key_of(sample, encoded, False)
+
+
 def test_another_teacher_is_refused(tmp_path):
   filled(tmp_path)
   with pytest.raises(UserError, match=r"of another teacher or other settings \(teacher, top differ\)"):
@@ -117,5 +128,32 @@ def test_a_cached_teacher_is_asked_nothing():
   assert set(objective.asks) == {"teacher"} and objective.extra == ()
   objective.meet({"teacher": Other(model, cached=True)})
   assert not objective.asks and objective.extra == taught_names("teacher")
-  with pytest.raises(UserError, match="enough for the forward divergence, beta=0"):
-    Distil(DistilSettings(beta=0.5)).meet({"teacher": Other(model, cached=True)})
+  Distil(DistilSettings(beta=0.5)).meet({"teacher": Other(model, cached=True)})
+  with pytest.raises(UserError, match=r"temperature: a cache .* with beta=0\.5 use 1, or beta=0"):
+    Distil(DistilSettings(beta=0.5, temperature=0.9)).meet({"teacher": Other(model, cached=True)})
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_what_is_left_out_is_one_outcome_more(beta):
+  """Never more than the whole divergence, nearer with every token kept, and all of it with all."""
+  draw = lambda n: 3 * jax.random.normal(jax.random.key(n), (32, 512))
+  teacher = draw(0)
+  student = teacher + 0.3 * draw(1)  # a student that has learned something, as far as a temperature apart
+  whole = divergence(student, teacher, beta, 1.0)
+
+  @functools.partial(jax.jit, static_argnames="top")
+  def kept(student, top):
+    logits, ids = jax.lax.top_k(jax.nn.log_softmax(teacher), top)
+    return of_likeliest(student, ids, logits, 1.0, beta)
+
+  tops = (1, 8, 64, 256, 512)
+  lost = [float((1 - kept(student, top) / whole).mean()) for top in tops]
+  assert all((kept(student, top) <= whole * (1 + 1e-4) + 1e-6).all() for top in tops)
+  assert lost == sorted(lost, reverse=True) and lost[0] > 0.2 and 0 < lost[2] < 0.1, lost
+  np.testing.assert_allclose(kept(student, 512), whole, rtol=1e-4, atol=1e-6)
+  gradient = jax.grad(lambda s: divergence(s, teacher, beta, 1.0).sum())(student)
+  near = jax.grad(lambda s: kept(s, 256).sum())(student)
+  assert np.isfinite(near).all() and np.linalg.norm(near - gradient) < 0.1 * np.linalg.norm(gradient)
+  # Padding: one token over and over, its logit 0.
+  none = of_likeliest(student[:1], jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 8)), 1.0, beta)
+  assert np.isfinite(none).all()

@@ -20,6 +20,9 @@ from spatialvlm.types import Batch, UserError
 # Arrays of `Batch.extra` that the phase `on_policy` gives: of each sample whether the student drew its
 # answer, and whether the limit cut that off (1 or 0).
 SAMPLED, CUT_OFF = "on_policy.sampled", "on_policy.cut_off"
+# Least probability that a cached teacher is taken to leave to all tokens but its likeliest: what float32
+# cannot tell from none, and whose logarithm is finite.
+LEAST = 1e-7
 # Logits (..., V) of hidden states (..., D).
 Unembed = Callable[[jax.Array], jax.Array]
 
@@ -51,7 +54,7 @@ class Distil(Objective):
 
   Both models' logits are made a few positions at a time, and again in the backward pass, so that memory does
   not grow with the number of targets. Of a teacher with a larger vocabulary the student's part counts.
-  Of one that is cached its likeliest tokens are known, and its probabilities are those among them. Metrics:
+  Of one that is cached its likeliest tokens are known (`of_likeliest`). Metrics:
   `agreement`, how often both find the same token likeliest; `teacher_accuracy`, how often the
   teacher finds the target so. Where a phase samples answers (`training.phases.on_policy`), of all answers
   also `sampled`, the share that the student drew, `truncated`, the share that it drew and the limit cut off,
@@ -71,10 +74,10 @@ class Distil(Objective):
   def meet(self, others: Mapping[str, Other]) -> None:
     if not others[self.settings.teacher].cached:
       return
-    if self.settings.beta:
+    if self.settings.beta and self.settings.temperature != 1:
       raise UserError(
-        f"{self.where}.kwargs.beta: a cache holds the teacher's likeliest tokens alone, which is enough for"
-        " the forward divergence, beta=0"
+        f"{self.where}.kwargs.temperature: a cache holds the teacher's likeliest tokens alone, and how likely"
+        f" all others are together at temperature 1; with beta={self.settings.beta:g} use 1, or beta=0"
       )
     self.asks, self.extra = {}, taught_names(self.settings.teacher)
 
@@ -118,7 +121,7 @@ class Distil(Objective):
     """Divergence and the token that the teacher finds likeliest, (B, K) each."""
     settings = self.settings
     if "ids" in told:
-      apart_BK = of_likeliest(student_BKV, told["ids"], told["logits"], settings.temperature)
+      apart_BK = of_likeliest(student_BKV, told["ids"], told["logits"], settings.temperature, settings.beta)
       return apart_BK, told["ids"][..., 0]
     unembed = models.others[settings.teacher].unembed
     teacher_BKV = unembed(told["teacher"])[..., : student_BKV.shape[-1]]
@@ -144,22 +147,43 @@ def divergence(student: jax.Array, teacher: jax.Array, beta: float, temperature:
   """Float32 (...): divergence of the distributions of logits (..., V), as `DistilSettings.beta` says."""
   log_s = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
   log_t = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
+  return _apart(log_s, log_t, beta)
+
+
+def of_likeliest(
+  student: jax.Array, ids: jax.Array, logits: jax.Array, temperature: float, beta: float = 0.0
+) -> jax.Array:
+  """Float32 (...): divergence, the teacher known by its likeliest tokens `ids` (..., N) alone.
+
+  With `beta` 0 its probabilities are among these tokens, the student's among all of its logits (..., V).
+  Else, where the student's other tokens count too, all others are taken together as one more outcome, of
+  which both probabilities are known. That is never more than the whole divergence, and less by what both
+  models would tell apart among the others: nothing where these are all tokens.
+
+  Args:
+    logits: of the teacher, (..., N); with a `beta` logarithms of its probabilities among all tokens, and
+      `temperature` must be 1.
+  """
+  log_s = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+  picked = jnp.take_along_axis(log_s, ids, axis=-1)
+  if beta == 0:
+    return _kl(jax.nn.log_softmax(logits / temperature), picked)
+  if ids.shape[-1] == log_s.shape[-1]:
+    return _apart(picked, jax.nn.log_softmax(logits), beta)
+  others = jnp.put_along_axis(log_s, ids, -jnp.inf, axis=-1, inplace=False)
+  rest_s = jax.nn.logsumexp(others, axis=-1, keepdims=True)
+  rest_t = jnp.log(jnp.maximum(1 - jnp.exp(logits).sum(-1, keepdims=True), LEAST))
+  return _apart(jnp.concatenate([picked, rest_s], -1), jnp.concatenate([logits, rest_t], -1), beta)
+
+
+def _apart(log_s: jax.Array, log_t: jax.Array, beta: float) -> jax.Array:
+  """The divergence of logarithms of probabilities."""
   if beta == 0:
     return _kl(log_t, log_s)
   if beta == 1:
     return _kl(log_s, log_t)
   log_m = jnp.logaddexp(log_s + math.log1p(-beta), log_t + math.log(beta))
   return beta * _kl(log_t, log_m) + (1 - beta) * _kl(log_s, log_m)
-
-
-def of_likeliest(student: jax.Array, ids: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
-  """Float32 (...): KL(teacher, student), the teacher known by `logits` of the tokens `ids` (..., N) alone.
-
-  Its probabilities are among these tokens, the student's among all of its logits (..., V).
-  """
-  log_s = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
-  log_t = jax.nn.log_softmax(logits / temperature)
-  return _kl(log_t, jnp.take_along_axis(log_s, ids, axis=-1))
 
 
 def taught_names(teacher: str) -> tuple[str, str]:

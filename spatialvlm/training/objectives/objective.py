@@ -65,7 +65,7 @@ class Other:
   Attributes:
     model: its configuration.
     same_tokens: it reads the very batch; otherwise a view of it (`Batch.views`).
-    same_pictures: its image tokens show the same tiles, in the same order and number.
+    same_pictures: its image tokens show the same parts of pictures, in the same order and number.
     cached: it is not there: the likeliest tokens that it finds come in the batch (`training.taught`).
   """
 
