@@ -106,7 +106,9 @@ def test_from_a_cache_as_from_the_teacher_itself(world, teacher, typed, tmp_path
 def test_an_average_or_the_base_sees_plain_pictures_where_the_model_sees_others(world, typed, tmp_path):
   settings = {
     "losses.answer.weight": 0,
+    "data.sources.own.path": tiny.write_data(tmp_path),
     "data.augment.brightness": 0.8,
+    "data.augment.noise": 60,
     "optim.ema": 0.5,
     "optim.learning_rate": 0.05,
     "train.steps": 3,
