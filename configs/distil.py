@@ -4,7 +4,7 @@
 its base says. `--config=configs/distil.py:tiny-run` teaches it what another run knows: runs/tiny, or
 `--config.teachers.teacher.path=...`, is its teacher; `:tiny-on-policy` does so on answers that the student
 draws itself. `:tiny-light` teaches it to answer in any light as its own average does in the plain one,
-`:tiny-told` what its base says that is told the scene in words. These take two cores some minutes.
+`:tiny-told` what its base says that is told depth in words. These take two cores some minutes.
 `--config=configs/distil.py:on-policy` is `tiny-on-policy` for one GPU: SmolVLM-500M, or a run of yours,
 teaches SmolVLM-256M.
 """
@@ -125,17 +125,20 @@ def _tiny_light() -> RunConfig:
 
 
 def _tiny_told() -> RunConfig:
-  """The teacher reads the scene and its depth in words, of which the tiny base was taught little."""
+  """The teacher reads the depth of the picture's parts in words, which the tiny base was never taught to use.
+
+  With the scene in words as well its prompt would be longer than the 512 tokens that this model takes.
+  """
   first = _tiny_run()
   return dataclasses.replace(
     first,
     name="distil-tiny-told",
-    data=dataclasses.replace(first.data, lengths=(136, 208, 1024)),
+    data=dataclasses.replace(first.data, lengths=(136, 208, 320)),
     losses={
       "answer": LossConfig("answer"),
       "told": LossConfig("distil", weight=0.5, kwargs=dict(teacher="told")),
     },
-    teachers={"told": TeacherConfig(path="base", prompt="{facts} {depth} {prompt}")},
+    teachers={"told": TeacherConfig(path="base", prompt="{depth} {prompt}")},
   )
 
 
