@@ -6,8 +6,8 @@
 trains SmolVLM-500M, or with `tiny` the small model that ships with the project, on rendered scenes, and
 scores held-out questions before and after: `configs/lora.py` with another method. Methods:
 
-  method=      a key of `peft.METHODS`: lora, dora, rslora, ia3, ln_tuning, loha, lokr, vera, prompt, prefix,
-               p_tuning, houlsby, pfeiffer, parallel
+  method=      a key of `peft.METHODS`: lora, dora, rslora, eva, ia3, ln_tuning, loha, lokr, vera, prompt,
+               prefix, p_tuning, houlsby, pfeiffer, parallel
 
 Where layers are meant, those of the decoder are adapted that the method takes by itself; LoRA, LoHa, LoKr
 and VeRA take every linear layer. `--config.peft.options.NAME=` and `--config.optim.learning_rate=` change one
@@ -37,6 +37,7 @@ METHODS = {
   "lora": (2e-4, PeftConfig("lora", target=EVERY_LINEAR, options=_LOW_RANK)),
   "rslora": (1e-4, PeftConfig("lora", target=EVERY_LINEAR, options=_LOW_RANK | {"rslora": True})),
   "dora": (2e-4, PeftConfig("lora", target=EVERY_LINEAR, options=_LOW_RANK | {"dora": True})),
+  "eva": (2e-4, PeftConfig("lora", target=EVERY_LINEAR, options=_LOW_RANK | {"init": "eva"})),
   "loha": (2e-4, PeftConfig("loha", target=EVERY_LINEAR, options=_LOW_RANK)),
   "lokr": (2e-4, PeftConfig("lokr", target=EVERY_LINEAR, options=_LOW_RANK)),
   # ten times LoRA's: its vectors scale random products

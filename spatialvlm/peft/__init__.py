@@ -3,8 +3,9 @@
 - `METHODS` (`methods`) lists the methods, `lora` and others; `method.Method` says what one is. A
   new one is a file with a subclass, and a line there.
 - `apply(vlm, PeftConfig, Given) -> vlm`: surgery in place; prints nothing. `Given` is what first values may
-  be made of, such as the tokenizer's words. `completed(PeftConfig)` writes out the method's defaults, and
-  refuses what it does not know. `positions(PeftConfig)`: places of the context that a method takes.
+  be made of: the tokenizer's words, the run's first batches (`of_batches(PeftConfig)`: whether they are).
+  `completed(PeftConfig)` writes out the method's defaults, and refuses what it does not know.
+  `positions(PeftConfig)`: places of the context that a method takes.
 - What is trained is marked once, by `Trained`: `AdapterParam`, which a method added, or `FullParam`, a
   float32 master of a base parameter that layers read in the base's dtype. Optimizers and checkpoints take the
   raw arrays of the state; `variable[...]` is for layers. `trainable_filter(vlm, PeftConfig)` is the nnx
@@ -33,6 +34,7 @@ from spatialvlm.peft.surgery import (
   check_claims,
   check_layers,
   count_parameters,
+  of_batches,
   positions,
   seed_dropout,
   trainable_filter,
@@ -58,6 +60,7 @@ __all__ = [
   "count_parameters",
   "load_adapter",
   "merge",
+  "of_batches",
   "positions",
   "save_adapter",
   "seed_dropout",

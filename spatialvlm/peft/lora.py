@@ -17,15 +17,15 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm.config import PeftConfig, nearest
-from spatialvlm.peft import biases, foreign, full, lora_start, select, token_rows
+from spatialvlm.peft import biases, eva, foreign, full, lora_start, select, token_rows
 from spatialvlm.peft.lora_layers import DropoutKey, LoraEmbed, LoraLinear, LoraSpec, adapted
 from spatialvlm.peft.method import Export, Folder, Given, LayerMethod, LayerOptions, Site, sites_at
 from spatialvlm.peft.trainable_tokens import distinct
 from spatialvlm.peft.variables import host
 from spatialvlm.types import UserError
 
-# PEFT's ways to draw the factors that leave the base's weights as they were.
-_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+# PEFT's ways to draw the factors that leave the base's weights as they were; others stand in `lora_start`.
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal")
 _A, _B, _BIAS, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".lora_magnitude_vector"
 _TABLE = (".lora_embedding_A", ".lora_embedding_B")
 
@@ -46,8 +46,11 @@ class LoraOptions(LayerOptions):
     embedding: adapt the table of token embeddings beside the layers that `target` names.
     token_indices: ids of tokens whose rows of the embeddings are trained beside it, as by `trainable_tokens`.
     init: what the factors begin with: "default" (uniform A, B zero), "gaussian" (normal A of deviation 1/r, B
-      zero), or a part of the base's weight, "pissa" its largest singular values, "olora" of its QR
-      decomposition.
+      zero); a part of the base's weight, "pissa" its largest singular values, "olora" of its QR
+      decomposition; or "eva", where A holds the main directions of a layer's inputs in the run's own data, B
+      is zero, and layers whose directions explain more get more of the ranks.
+    eva_rho: of eva, no layer gets more than `rank` times this; 1 leaves the ranks as they are.
+    eva_batches: of eva, so many of the run's first batches are read.
     rank_pattern, alpha_pattern: regex over module names, matched in full -> value in place of
       `rank`, `alpha`.
   """
@@ -62,12 +65,14 @@ class LoraOptions(LayerOptions):
   embedding: bool = False
   token_indices: tuple[int, ...] = ()
   init: str = "default"
+  eva_rho: float = 2.0
+  eva_batches: int = 8
   rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
   alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Lora(LayerMethod):
-  """LoRA, rsLoRA, DoRA, PiSSA and OLoRA on linear layers and token embeddings; PEFT folders of type LORA."""
+  """LoRA, rsLoRA, DoRA, PiSSA, OLoRA, EVA on linear layers and embeddings; PEFT folders of type LORA."""
 
   name = "lora"
   peft_type = "LORA"
@@ -122,18 +127,18 @@ class Lora(LayerMethod):
         raise UserError(f"peft.{field}: there is no {value!r}; {nearest(value, known)}")
     if options.dora and options.lora_bias:
       raise UserError("peft.lora_bias: does not go with dora, as in PEFT; choose one of the two")
-    if options.embedding and (options.dora or options.lora_bias or options.init in lora_start.OF_BASE):
-      raise UserError(
-        f"peft.embedding: a table takes no dora, lora_bias, or init of {' or '.join(lora_start.OF_BASE)}"
-      )
+    special = (*lora_start.OF_BASE, *lora_start.OF_INPUTS)
+    if options.embedding and (options.dora or options.lora_bias or options.init in special):
+      raise UserError(f"peft.embedding: a table takes no dora, lora_bias, or init of {' or '.join(special)}")
     if not distinct(options.token_indices):
       raise UserError(f"peft.token_indices: {options.token_indices} are not different numbers from 0 on")
     if options.embedding and options.token_indices:
       raise UserError("peft.token_indices: names rows of a table that peft.embedding adapts; leave one out")
+    eva.check(options.init == "eva", options.eva_rho, options.eva_batches)
 
   def refused(self, said: Mapping[str, Any]) -> list[str]:
-    wrong = []
-    if said.get("init_lora_weights", True) not in (*_PLAIN_STARTS, *lora_start.OF_BASE):
+    wrong, known = [], (*_PLAIN_STARTS, *lora_start.OF_BASE, *lora_start.OF_INPUTS)
+    if said.get("init_lora_weights", True) not in known:
       # such starts move a part of the base into the adapter that does not follow from the base alone
       wrong.append(f"init_lora_weights={said['init_lora_weights']!r}")
     if said.get("lora_bias") and said.get("use_dora"):
@@ -171,7 +176,7 @@ class Lora(LayerMethod):
         dora=bool(said.get("use_dora")),
         dropout=float(said.get("lora_dropout") or 0.0) if options is None else options.dropout,
         bias=bool(said.get("lora_bias")),
-        init=init if init in lora_start.OF_BASE else "default",
+        init=init if init in (*lora_start.OF_BASE, *lora_start.OF_INPUTS) else "default",
       )
       for name in names
     }
@@ -187,7 +192,7 @@ class Lora(LayerMethod):
       "lora_dropout": one.dropout,
       "lora_bias": one.bias,
       "fan_in_fan_out": False,
-      "init_lora_weights": one.init if one.init in lora_start.OF_BASE else True,
+      "init_lora_weights": True if one.init in lora_start.DRAWN else one.init,
       "use_rslora": one.rslora,
       "use_dora": one.dora,
       "target_modules": sorted(specs),
@@ -214,6 +219,8 @@ class Lora(LayerMethod):
       sites = self.sites(vlm)
       for name, spec in specs.items():
         lora_start.check_rank(sites[name].module, spec, name)
+    if options.init in lora_start.OF_INPUTS:
+      eva.check_layers({name: self.sites(vlm)[name] for name in specs}, specs, options.eva_rho)
     if options.lora_bias:
       self._check_biases(vlm, specs, "peft.lora_bias")
     token_rows.check(vlm, options.token_indices)
@@ -227,17 +234,28 @@ class Lora(LayerMethod):
         f"{where}: {bare[0]} has no bias for its adapter's to be merged into; narrow peft.target"
       )
 
+  def of_batches(self, options: LoraOptions) -> bool:
+    return options.init in lora_start.OF_INPUTS
+
   def apply(self, vlm: nnx.Module, config: PeftConfig, options: LoraOptions, given: Given) -> None:
-    specs = self.plan(vlm, config, options)
+    sites, specs, first = self.sites(vlm), self.plan(vlm, config, options), {}
+    if options.init in lora_start.OF_INPUTS:
+      specs, first = lora_start.OF_INPUTS[options.init](
+        vlm, {name: sites[name] for name in specs}, specs, options.eva_rho, options.eva_batches, given
+      )
     kind = options.bias or "none"
     found = biases.paths(vlm, kind, specs)
-    super().apply(vlm, config, options, given)
+    for name, spec in specs.items():
+      select.put(vlm, sites[name].path, self.fresh(sites[name], spec, config.seed, first.get(name)))
     if kind != "none":
       biases.train(vlm, found.values())
     token_rows.train(vlm, options.token_indices)
 
-  def fresh(self, site: Site, spec: LoraSpec, seed: int) -> nnx.Module:
-    """What a layer draws depends on `seed` and its name alone, not on the mesh or on the other layers."""
+  def fresh(self, site: Site, spec: LoraSpec, seed: int, a: np.ndarray | None = None) -> nnx.Module:
+    """What a layer draws depends on `seed` and its name alone, not on the mesh or on the other layers.
+
+    `a`: the first factor (d_in, r), where it was made of the layer's inputs.
+    """
     base, rng = site.module, np.random.default_rng((seed, site.number))
     if isinstance(base, nnx.Embed):  # drawn as PEFT does
       draw = rng.normal(size=(spec.rank, base.features))
@@ -245,7 +263,7 @@ class Lora(LayerMethod):
     start = lora_start.of_base(base, spec, site.name)
     if start is not None:
       return adapted(base, spec, *start, None, site.number, start=start)
-    a = lora_start.DRAWN[spec.init](rng, base.in_features, spec.rank)
+    a = lora_start.DRAWN[spec.init](rng, base.in_features, spec.rank) if a is None else a
     return adapted(base, spec, a, np.zeros((spec.rank, base.out_features)), None, site.number)
 
   def wanted(self, vlm: nnx.Module, said: Mapping[str, Any], head: str) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm.core.quantised import QuantisedParam
+from spatialvlm.peft import eva
 from spatialvlm.peft.lora_layers import LoraSpec
 from spatialvlm.peft.variables import host
 from spatialvlm.types import UserError
@@ -52,7 +53,9 @@ DRAWN: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
 }
 # What takes both from the base's weight (d_in, d_out).
 OF_BASE: dict[str, Callable[[np.ndarray, int, float], Factors]] = {"pissa": _pissa, "olora": _olora}
-STARTS = (*DRAWN, *OF_BASE)
+# What makes A of the inputs that layers have in the run's data, with ranks for it (`eva.begin`).
+OF_INPUTS = {"eva": eva.begin}
+STARTS = (*DRAWN, *OF_BASE, *OF_INPUTS)
 
 
 def check_rank(base: nnx.Linear, spec: LoraSpec, name: str) -> None:

@@ -18,7 +18,7 @@ from flax import nnx
 from spatialvlm.config import PeftConfig
 from spatialvlm.peft import foreign, full, select
 from spatialvlm.peft.variables import AdapterParam, FullParam, layer_id
-from spatialvlm.types import UserError
+from spatialvlm.types import Batch, UserError
 
 Names = tuple[str, ...]
 
@@ -49,10 +49,8 @@ class Folder:
   """An adapter that was read from a PEFT folder.
 
   Attributes:
-    path: for messages.
-    said: adapter_config.json.
+    path: for messages. said: adapter_config.json. head: name of what "all-linear" leaves out.
     arrays: float32 tensors by transformers' names, in the file's layout; those of this method alone.
-    head: name of the language model's head, which "all-linear" leaves out.
   """
 
   path: str
@@ -66,8 +64,7 @@ class Export:
   """What a method puts into a PEFT folder.
 
   Attributes:
-    config: its part of adapter_config.json.
-    arrays: float32 tensors by transformers' names, in the file's layout.
+    config: its part of adapter_config.json. arrays: float32 tensors, as in `Folder`.
   """
 
   config: Mapping[str, Any]
@@ -80,9 +77,11 @@ class Given:
 
   Attributes:
     words: token ids of a text, without any that the tokenizer adds by itself.
+    batches: the first so many batches of the run's training data, on the model's mesh, in one process.
   """
 
   words: Callable[[str], Sequence[int]] | None = None
+  batches: Callable[[int], Iterable[Batch]] | None = None
 
 
 NOTHING = Given()
@@ -129,6 +128,10 @@ class Method:
   def positions(self, options: Any, said: Mapping[str, Any] | None = None) -> int:
     """Places of the model's context that it takes, of a run's settings or of an adapter_config.json."""
     return 0
+
+  def of_batches(self, options: Any) -> bool:
+    """Whether `apply` makes its start of the run's data, so that the run must keep it, to go on."""
+    return False
 
   def apply(self, vlm: nnx.Module, config: PeftConfig, options: Any, given: Given) -> None:
     """Surgery in place: adds `Trained` variables; those of layers leave what `vlm` computes as it was.

@@ -60,6 +60,16 @@ def check_layers(vlm: nnx.Module, config: PeftConfig) -> None:
     methods.named(config.method).check_layers(vlm, config, options)
 
 
+def of_batches(config: PeftConfig) -> bool:
+  """Whether a fresh adapter is made of the run's data, so that what it begins with must be kept.
+
+  Raises:
+    UserError: no such method or option.
+  """
+  options = methods.options_of(config)
+  return not config.resume_from and methods.named(config.method).of_batches(options)
+
+
 def positions(config: PeftConfig) -> int:
   """Places of the model's context that a run's method takes.
 

@@ -18,14 +18,21 @@ from spatialvlm import hub, loading, peft
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, RunConfig, check_dtype, read_json
 from spatialvlm.core import axes
-from spatialvlm.core.quantised import formats, weight_bytes
 from spatialvlm.data import pipeline, tile_keys
 from spatialvlm.data.views import View
-from spatialvlm.models import execution
-from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import Processor, load_processor
 from spatialvlm.serving import usage
-from spatialvlm.training import export, frozen_vision, objectives, optim, phases, plots, taught, teachers
+from spatialvlm.training import (
+  export,
+  frozen_vision,
+  objectives,
+  optim,
+  phases,
+  plots,
+  start,
+  taught,
+  teachers,
+)
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION
@@ -44,7 +51,8 @@ def train(
 
   Afterwards the workdir holds config.json, environment.json, identity.json, metrics.jsonl, checkpoints,
   TensorBoard logs, loss.png, and, where the config asks for them, evaluations with scores.png, the PEFT
-  folder `adapter`, the Hugging Face checkpoint `model`, and summary.json.
+  folder `adapter`, the Hugging Face checkpoint `model`, and summary.json; and the adapter that it began with
+  in `start`, where that was made of the data.
 
   Args:
     handover: features that stages of one run share, where it is one of several.
@@ -92,10 +100,10 @@ def _train(
   views = teachers.views(asked)
   streams = open_streams(config, processor, notes.append, shards_of(mesh), in_memory, views, stores)
   base = loading.load_base(config.model, mesh)
-  memory_of_base = weights_said(base)
+  memory_of_base = start.weights_said(base)
   others = teachers.load(asked, base, mesh)
   averaged = frozenset(name for name, teacher in asked.items() if teacher.averaged)
-  model = build_model(config, mesh, base)
+  model = start.build_model(config, mesh, workdir, base, first_batches(config, processor, mesh))
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
   trainable = peft.trainable_filter(model, config.peft)
@@ -128,6 +136,7 @@ def _train(
   )
   for note in notes:
     say(note)
+  start.keep(config, split, fresh, workdir)
   scores.before(fresh)
   train_step = step_lib.make_train_step(
     split,
@@ -181,14 +190,6 @@ def say_rows(memory: Memory) -> None:
     say("\n".join(f"  {reason}" for reason in list(memory.skipped.values())[:3]))
 
 
-def weights_said(model: Vlm) -> str:
-  """How much memory the model's parameters take, of all devices together."""
-  kept, full = weight_bytes(model)
-  said = f"weights of {kept / 1e6:,.1f} MB"
-  kinds = ", ".join(formats(model))
-  return f"{said} ({kinds}; {full / 1e6:,.1f} MB in {model.config.dtype})" if kinds else said
-
-
 def say(text: str) -> None:
   if jax.process_index() == 0:
     print(text, flush=True)
@@ -217,6 +218,13 @@ def open_streams(
   rows = shards * config.train.accumulation
   training = pipeline.training_stream(config.data, processor, read, seed=config.seed, multiple=rows, **share)
   return training, pipeline.validation_batches(config.data, processor, size, multiple=shards, **share)
+
+
+def first_batches(config: RunConfig, processor: Processor, mesh: jax.sharding.Mesh) -> start.Batches:
+  """The batches of the run's first steps, of a stream of their own, so that nothing is used up."""
+  alone = dataclasses.replace(config, data=dataclasses.replace(config.data, validation={}))
+  stream = lambda: open_streams(alone, processor, lambda note: None, shards_of(mesh))[0]
+  return start.batches(stream, mesh, config.peft.method)
 
 
 def make_phases(config: RunConfig, terms: objectives.Terms) -> tuple[phases.Phase, ...]:
@@ -369,14 +377,6 @@ def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
       f"config.train.batch_size: {size} is not divided by {shards} shards (mesh data x fsdp) times "
       f"{parts} microbatches; use a multiple of {shards * parts}"
     )
-
-
-def build_model(config: RunConfig, mesh: jax.sharding.Mesh, base: Vlm | None = None) -> Vlm:
-  """The model on its mesh, adapters attached to `base`, in place, where it was loaded already."""
-  words = lambda text: load_processor(hub.resolve(plain.path, plain.revision)).word_ids(text)
-  plain = hub.assembled(config.model)
-  model = peft.apply(base or loading.load_base(config.model, mesh), config.peft, peft.Given(words))
-  return execution.apply(model, execution.Execution(config.model.attention, config.train.remat))
 
 
 def finish(

@@ -131,13 +131,13 @@ def _check_base(workdir: Path, base: Mapping[str, Any]) -> None:
 
 def _load(workdir: Path, config: RunConfig, step: int, mesh: Mesh | None) -> Vlm:
   """The model alone: of its checkpoint neither heads nor the optimizer's state are read."""
-  from spatialvlm.training import one_run
+  from spatialvlm.training import start
   from spatialvlm.training import state as state_lib
   from spatialvlm.training import step as step_lib
   from spatialvlm.training.checkpoint import Checkpoints
 
   mesh = mesh or axes.make_mesh({}, jax.devices()[:1])
-  model = one_run.build_model(config, mesh)
+  model = start.build_model(config, mesh, workdir)
   split = state_lib.Split(model, peft.trainable_filter(model, config.peft), mesh)
   del model
   like = step_lib.abstract(split.params)

@@ -244,7 +244,7 @@ def test_a_config_of_an_earlier_version_is_read(run):
   config = from_stored(said, RunConfig).peft
   assert config.options == own
   later = {"bias": "none", "lora_bias": False, "embedding": False, "init": "default"}
-  later |= {"token_indices": []}
+  later |= {"token_indices": [], "eva_rho": 2.0, "eva_batches": 8}
   later |= {"exclude_modules": "", "layers_to_transform": [], "layers_pattern": ""}
   assert peft.completed(config).options == own | later
 

@@ -14,6 +14,8 @@ from typing import Any
 import peft
 import torch
 
+from tests.oracle import reference
+
 # name -> (options of LoraConfig, family of the base: smolvlm has a head of its own, idefics3 a tied one)
 CASES: dict[str, tuple[dict[str, Any], str]] = {
   "suffixes": ({"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "fc1"]}, "smolvlm"),
@@ -86,6 +88,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
   "token_rows_tied": (
     {"r": 2, "target_modules": ["v_proj"], "trainable_token_indices": {"embed_tokens": [*range(30)]}},
     "idefics3",
+  ),
+  "eva": (
+    {"r": 3, "lora_alpha": 5, "target_modules": r".*text_model.*_proj", "init_lora_weights": "eva"},
+    "smolvlm",
   ),
   "pissa": (
     {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa"},
@@ -170,12 +176,21 @@ def adapt(base: torch.nn.Module, config: dict[str, Any] | peft.PeftConfig, seed:
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # peft advises on tied weights
     model = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    if getattr(config, "init_lora_weights", None) == "eva":
+      begin_from_data(model)
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for parameter in model.parameters():
       if parameter.requires_grad:
         parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
   return model
+
+
+def begin_from_data(model: peft.PeftModel) -> None:
+  """EVA's start, of one batch that peft reads until its directions stand still."""
+  case = reference.cases()["right"]
+  batch = reference.tensors(case | {"labels": reference.labels_of(case)})
+  peft.initialize_lora_eva_weights(model, [batch], show_progress_bar=False)
 
 
 def save(model: peft.PeftModel, folder: str | Path) -> Path:

@@ -20,7 +20,7 @@ from tests.oracle.record_fixtures import from_bytes, quantised
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RECORDED = (
   *("regex", "patterns", "dora", "saved", "layers", "tied", "parted", "parted_head"),
-  *("bias_all", "lora_bias", "embedding", "embedding_tied", "pissa", "olora"),
+  *("bias_all", "lora_bias", "embedding", "embedding_tied", "pissa", "olora", "eva"),
   *("token_rows", "token_rows_tied"),
 )
 

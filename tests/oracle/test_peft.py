@@ -1,6 +1,7 @@
 """Adapters against Hugging Face peft on random models: folders both ways, gradients, first values."""
 
 import copy
+import dataclasses
 import json
 import warnings
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from peft.utils.incremental_pca import IncrementalPCA
 from scipy import stats
 
 from spatialvlm import hub, peft
 from spatialvlm.config import PeftConfig, from_config_dict
 from spatialvlm.hub import rules
 from spatialvlm.peft import select
+from spatialvlm.peft.lora import Lora
 from spatialvlm.types import UserError
 from tests.models.support import answer_loss, batch_of, call, jit
 from tests.oracle import adapters, reference
@@ -197,6 +200,38 @@ def test_first_values_are_drawn_as_peft_draws_them(bases):
     mine, peer = np.concatenate(parts), np.concatenate(drawn[width])
     assert np.abs(mine).max() <= width**-0.5 and np.abs(mine).max() > 0.99 * width**-0.5
     assert stats.ks_2samp(mine, peer).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("rho", [1.0, 2.0])
+def test_a_start_from_data_is_that_of_peft(bases, rho, tmp_path, monkeypatch):
+  """EVA: ranks, alphas and directions. peft finds these by random sketches, here by whole decompositions."""
+  monkeypatch.setattr(IncrementalPCA, "_svd_fn_lowrank", IncrementalPCA._svd_fn_full)
+  model, folder = bases["smolvlm"]
+  options = {"r": 3, "lora_alpha": 5, "target_modules": r".*text_model.*_proj", "init_lora_weights": "eva"}
+  config = theirs.LoraConfig(**options, eva_config=theirs.EvaConfig(rho=rho))
+  adapted = theirs.get_peft_model(copy.deepcopy(model), config).eval()
+  adapters.begin_from_data(adapted)
+  supervised = [np.flatnonzero(row != -100) for row in LABELS]
+  index = np.full((len(LABELS), max(map(len, supervised))), -1, np.int32)
+  for row, places in zip(index, supervised, strict=True):
+    row[: len(places)] = places
+  batch = dataclasses.replace(BATCH, target_index_BK=jnp.asarray(index))
+  ours = {"target": options["target_modules"], "rank": 3, "alpha": 5.0, "init": "eva"}
+  ours |= {"eva_rho": rho, "eva_batches": 1}
+  vlm = peft.apply(
+    hub.load_model(folder), from_config_dict(ours, PeftConfig), peft.Given(batches=lambda count: [batch])
+  )
+  found = peft.load_adapter(hub.load_model(folder), adapters.save(adapted, tmp_path / "theirs"))
+  first, second = ({n: site.module for n, (site, _) in Lora().adapted_sites(m).items()} for m in (vlm, found))
+  assert set(first) == set(second) and {n: m.spec for n, m in first.items()} == {
+    n: m.spec for n, m in second.items()
+  }
+  assert (len({m.spec.rank for m in first.values()}) > 1) == (rho > 1)
+  for name, layer in first.items():
+    assert_close(layer.lora_a[...], second[name].lora_a[...], 1e-4)  # directions of float32 inputs
+  back = reload(model, peft.save_adapter(moved(vlm), tmp_path / "ours"))
+  real = CASE["attention_mask"].astype(bool)
+  assert_close(reference.logits(back, CASE)[real], logits(moved(vlm))[real])
 
 
 def test_what_is_not_supported_is_refused(bases, tmp_path):

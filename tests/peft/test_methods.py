@@ -306,6 +306,8 @@ def test_settings_are_written_out_and_read_back_flat():
     "embedding": False,
     "token_indices": [],
     "init": "default",
+    "eva_rho": 2.0,
+    "eva_batches": 8,
     "exclude_modules": "",
     "layers_to_transform": [],
     "layers_pattern": "",
