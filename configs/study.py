@@ -3,9 +3,9 @@
   python launch/study.py --config=configs/study.py:tiny-methods --workdir=runs/study-methods
 
 trains every method of `configs/peft.py` with three seeds, at equal steps, and asks all of them 600 questions;
-`tiny-objectives` is LoRA with losses beside the answers' own and in their place. `smoke` is two methods for a
-few steps, to see that all goes. More or fewer seeds: `--config.seeds="(0,)"`;
-more steps for all: `--config.settings.train.steps=600`; one cell's rate:
+`tiny-objectives` is LoRA with losses beside the answers' own, which is the control, `tiny-rewards` rewards
+after what they go on from. `smoke` is two methods for a few steps, to see that all goes. More or fewer
+seeds: `--config.seeds="(0,)"`; more steps for all: `--config.settings.train.steps=600`; one cell's rate:
 `--config.cells.ia3.settings.optim.learning_rate=0.02`.
 """
 
@@ -17,6 +17,7 @@ from spatialvlm.types import UserError
 
 # A study keeps checkpoints and answers; `launch/export.py --model=RUN` writes what it would have exported.
 LEAN = {"train.export": False, "train.validate_every": 0, "train.keep": 1, "log.tensorboard": False}
+LEAN |= {"mesh.cpu_devices": 2}  # of a computer without an accelerator
 QUESTIONS = EvalConfig(source=ScenesConfig(seed=1_000_000, image_size=96, size=600), tiles=(1,))
 
 
@@ -43,7 +44,12 @@ OBJECTIVES = {
 
 
 def get_config(arg: str = "tiny-methods") -> StudyConfig:
-  recipes = {"tiny-methods": _tiny_methods, "tiny-objectives": _tiny_objectives, "smoke": _smoke}
+  recipes = {
+    "tiny-methods": _tiny_methods,
+    "tiny-objectives": _tiny_objectives,
+    "tiny-rewards": _tiny_rewards,
+    "smoke": _smoke,
+  }
   if arg not in recipes:
     raise UserError(f"configs/study.py: no recipe {arg!r}; there are {', '.join(recipes)}")
   return recipes[arg]()
@@ -60,11 +66,15 @@ def _tiny_methods() -> StudyConfig:
 
 
 def _tiny_objectives() -> StudyConfig:
-  """LoRA on all linear layers of the decoder; rewards, at other steps, beside what they go on from."""
+  """LoRA on all linear layers of the decoder."""
   cells = {name: CellConfig("peft:tiny,method=lora", settings) for name, settings in OBJECTIVES.items()}
-  cells["before-rewards"] = CellConfig("lora:tiny")
-  cells["rewards"] = CellConfig("grpo:tiny")
-  return dataclasses.replace(_tiny_methods(), name="objectives", cells=cells)
+  return dataclasses.replace(_tiny_methods(), name="objectives", cells=cells, control="answers")
+
+
+def _tiny_rewards() -> StudyConfig:
+  """The steps are those of `configs/grpo.py`; its first stage is the control."""
+  cells = {"answers": CellConfig("lora:tiny"), "rewards": CellConfig("grpo:tiny")}
+  return dataclasses.replace(_tiny_methods(), name="rewards", cells=cells, control="answers")
 
 
 def _smoke() -> StudyConfig:

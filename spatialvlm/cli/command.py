@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -84,10 +84,11 @@ def quiet() -> None:
   screen.prepare()
 
 
-def prepare() -> None:
-  """For a process that a command starts to do a part of its work: all of `run` that is no flag."""
+def prepare(config: Any) -> None:
+  """For a process that a command starts to do what a config of ours says: all of `run` that is no flag."""
   quiet()
   compiled.keep()
+  processes.divide(config.mesh.cpu_devices)
 
 
 def _fail(error: Exception) -> NoReturn:

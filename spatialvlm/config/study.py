@@ -30,6 +30,8 @@ class StudyConfig:
   Attributes:
     name: of the study; the default workdir and the runs are named after it.
     cells: ways of training, by the names that tables give them.
+    control: name of the cell that the others are held against, beside the untrained model: what does a loss
+      add to the answers' own? Empty for none.
     seeds: every cell is trained once with each. Seed 0 leaves the seeds of the recipe as they are.
     settings: as of a cell, for all of them; a cell's own win.
     questions: what the untrained model and every trained one is asked, in place of the recipes' `eval`. The
@@ -38,6 +40,7 @@ class StudyConfig:
 
   name: str = "study"
   cells: Mapping[str, CellConfig] = dataclasses.field(default_factory=dict)
+  control: str = ""
   seeds: tuple[int, ...] = (0, 1, 2)
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   questions: EvalConfig = EvalConfig()

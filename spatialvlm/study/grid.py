@@ -19,6 +19,7 @@ from spatialvlm.config import (
   SkillsConfig,
   SourceConfig,
   StudyConfig,
+  nearest,
   read_json,
 )
 from spatialvlm.training import one_run, stages
@@ -76,12 +77,15 @@ def expand(study: StudyConfig, folder: pathlib.Path, read: Read) -> list[Run]:
   """All runs of a study: every cell with the first seed, then every cell with the next one.
 
   Raises:
-    UserError: no cells or seeds, a name that is no folder's, a seed that stands twice; by the cell's name:
-      what `read` refuses, a setting that is the study's own, settings that cannot work, another model than
-      the other cells', or a run that would be chosen by, or trained on, what it is scored on.
+    UserError: no cells or seeds, a control that is no cell, a name that is no folder's, a seed that stands
+      twice; by the cell's name: what `read` refuses, a setting that is the study's own, settings that cannot
+      work, another model than the other cells', or a run that would be chosen by, or trained on, what it is
+      scored on.
   """
   if not study.cells:
     raise UserError("config.cells: empty; name at least one way of training")
+  if study.control and study.control not in study.cells:
+    raise UserError(f"config.control: no cell {study.control!r}; {nearest(study.control, study.cells)}")
   if not study.seeds:
     raise UserError("config.seeds: empty; name at least one")
   for seed in study.seeds:

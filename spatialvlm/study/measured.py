@@ -29,8 +29,9 @@ def collect(
   - `untrained`: `scores` and `baselines` of its summary.json.
   - `cells[name]`, of its finished runs: `scores[score]` (`summary.scores` of the mean over seeds),
     `changes[score]` (`statistics.paired_mean`), `verdict` (of the headline's change: whether its interval
-    excludes zero), `runs` (one of `run` for each seed), `parameters`; `missing` seeds. Of a cell without a
-    finished run `missing` alone.
+    excludes zero), `runs` (one for each seed), `parameters`; `missing` seeds. Of a cell without a finished
+    run `missing` alone. With a control, of every other cell `against` as well: `changes` from it, seed by
+    seed, and the `verdict`, over the `seeds` that both have finished.
   - `failed`: what went wrong, by the run's name.
 
   Args:
@@ -52,6 +53,9 @@ def collect(
     found = _cell(study, own, opened[0].rows, [rows[run.name] for run in own]) if own else {}
     if found:
       found["verdict"] = verdict(found["changes"][headline])
+    against = _against(study, own, [run for run in done if run.cell == study.control], rows)
+    if against:
+      found["against"] = {**against, "verdict": verdict(against["changes"][headline])}
     cells[name] = {**found, "missing": missing}
   return {
     "config": to_dict(study),
@@ -82,10 +86,24 @@ def _cell(
   spoke_NS = np.array([[found[row.idx].choice != "" for found in by] for row in before], float)
   return {
     "scores": summaries.scores(before, asked, right_NS.mean(axis=1), spoke_NS.mean(axis=1)),
-    "changes": statistics.paired_mean(before, answers, resamples=asked.bootstrap, seed=asked.seed),
+    "changes": statistics.paired_mean([before], answers, resamples=asked.bootstrap, seed=asked.seed),
     "parameters": _parameters(runs[0]),
     "runs": [_run(run) for run in runs],
   }
+
+
+def _against(
+  study: StudyConfig, runs: Sequence[Run], control: Sequence[Run], rows: Mapping[str, Sequence]
+) -> dict[str, Any]:
+  """How a cell differs from the control, over the seeds of both; empty for the control itself, or no seed."""
+  same = {run.seed: run for run in control if run not in runs}
+  own = [run for run in runs if run.seed in same]
+  if not own:
+    return {}
+  before, after = [rows[same[run.seed].name] for run in own], [rows[run.name] for run in own]
+  asked = study.questions
+  changes = statistics.paired_mean(before, after, resamples=asked.bootstrap, seed=asked.seed)
+  return {"changes": changes, "seeds": [run.seed for run in own]}
 
 
 def _parameters(run: Run) -> dict[str, int] | None:

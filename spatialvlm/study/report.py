@@ -24,7 +24,7 @@ def scores(found: Found) -> Table:
   ]
   for name, cell in _finished(found).items():
     shown = [Cell(_score(cell["scores"][n]), _kind(cell["changes"][n])) for n in names]
-    rows.append([name, *shown, ", ".join(str(run["seed"]) for run in cell["runs"])])
+    rows.append([name, *shown, ", ".join(map(str, cell["seeds"]))])
   note = (
     f"In per cent, of {found['questions']} questions; in brackets 95 % intervals over questions. Of several"
     " seeds the mean. Marked: the change from the untrained model, on the same questions, has an interval"
@@ -34,21 +34,26 @@ def scores(found: Found) -> Table:
   return tables.make("study-scores", "Scores", head, rows, (2,), note=note)
 
 
-def changes(found: Found) -> Table:
-  """What each cell changes, with intervals over questions and the spread over seeds, in all and by kind."""
-  names, rows = _names(found), []
-  for name, cell in _finished(found).items():
+def changes(found: Found, control: str = "") -> Table:
+  """What each cell changes, with intervals over questions and the spread over seeds, in all and by kind.
+
+  Args:
+    control: the cell from which; empty for the untrained model.
+  """
+  names, rows, of = _names(found), [], control or "the untrained model"
+  matched, headline = " and seed" if control else "", _called(names[0])
+  for name, cell in _finished(found, control).items():
     first, *kinds = (cell["changes"][n] for n in names)
-    spread = f"{signed(first['lowest'])} to {signed(first['highest'])}" if len(cell["runs"]) > 1 else ""
+    spread = f"{signed(first['lowest'])} to {signed(first['highest'])}" if len(cell["seeds"]) > 1 else ""
     rows.append([name, *_change(first), spread, cell["verdict"], *(Cell(_both(c), _kind(c)) for c in kinds)])
   note = (
-    "In points, from the untrained model, paired by question; 95 % intervals over questions of the mean of"
-    " the seeds. Over seeds: the lowest and the highest change of a single run. What further seeds would"
-    f" give, no interval here says. Verdict: whether the interval of {_called(found['headline'])!r} excludes"
+    f"In points, from {of}, paired by question{matched}; 95 % intervals over questions"
+    " of the mean of the seeds. Over seeds: the lowest and the highest change of a single run. What further"
+    f" seeds would give, no interval here says. Verdict: whether the interval of {headline!r} excludes"
     f" zero. Of {len(rows) * len(names)} intervals about one in twenty does so by chance."
   )
-  head = ["", _called(names[0]), "95 % interval", "over seeds", "verdict", *map(label, names[1:])]
-  return tables.make("study-changes", "Change from the untrained model", head, rows, note=note)
+  head = ["", headline, "95 % interval", "over seeds", "verdict", *map(label, names[1:])]
+  return tables.make(f"study-changes-{control}".strip("-"), f"Change from {of}", head, rows, note=note)
 
 
 def costs(found: Found) -> Table:
@@ -79,10 +84,10 @@ def costs(found: Found) -> Table:
 
 
 def plot(found: Found, path: pathlib.Path) -> None:
-  """Changes as PNG, a panel for all questions and for each kind: mean with interval, a small dot for a seed.
+  """Changes from the untrained model as PNG, a panel for all questions and for each kind.
 
-  Guessing is drawn in as a dashed line, as far from zero as it is from the untrained model. A cell whose
-  interval holds zero is grey.
+  The mean with its interval, a small dot for a seed. Guessing is drawn in as a dashed line, as far from zero
+  as it is from the untrained model. A cell whose interval holds zero is grey.
   """
   from matplotlib.figure import Figure
 
@@ -124,8 +129,15 @@ def _names(found: Found) -> list[str]:
   return [found["headline"], *(name for name in found["untrained"]["scores"] if name.startswith("task/"))]
 
 
-def _finished(found: Found) -> dict[str, Mapping[str, Any]]:
-  return {name: cell for name, cell in found["cells"].items() if "changes" in cell}
+def _finished(found: Found, control: str = "") -> dict[str, Mapping[str, Any]]:
+  """The cells with changes from the untrained model, or what they are `against` the control, with `seeds`."""
+  if control:
+    return {name: cell["against"] for name, cell in found["cells"].items() if "against" in cell}
+  return {
+    name: {**cell, "seeds": [run["seed"] for run in cell["runs"]]}
+    for name, cell in found["cells"].items()
+    if "changes" in cell
+  }
 
 
 def _lacking(found: Found) -> str:

@@ -77,13 +77,11 @@ def all_runs(
   """
   failed: dict[str, str] = {}
   took: list[float] = []
-  todo = [run for run in grid if not run.finished]
+  todo = [(number, run) for number, run in enumerate(grid, 1) if not run.finished]
   if len(todo) < len(grid):
     say(f"{len(grid) - len(todo)} of {len(grid)} runs are finished already")
   with guards.signals() as received:
-    for number, run in enumerate(grid, 1):
-      if run not in todo:
-        continue
+    for number, run in todo:
       rest = len(todo) - len(took)
       left = f", about {_duration(rest * sum(took) / len(took))} left" if took else ""
       say(f"run {number} of {len(grid)}: {run.name}{left}")
@@ -103,7 +101,7 @@ def in_process(
   function: Callable[[Any, pathlib.Path], Ended],
   config: Any,
   folder: pathlib.Path,
-  prepare: Callable[[], None],
+  prepare: Callable[[Any], None],
   received: guards.Received,
 ) -> Ended:
   """Calls `function(config, folder)` in a process of its own, which prints where this one does.
@@ -111,7 +109,8 @@ def in_process(
   What it takes of memory is its own, and an accelerator is free again when it ends, however that is.
 
   Args:
-    function, prepare: of a module's top, since the new process imports them; `prepare` is called first there.
+    function, prepare: of a module's top, since the new process imports them; `prepare(config)` is called
+      first there.
     received: a signal that this process was sent is handed on, as SIGTERM.
   """
   context = multiprocessing.get_context("spawn")
@@ -139,12 +138,12 @@ def _child(
   function: Callable[[Any, pathlib.Path], Ended],
   config: Any,
   folder: pathlib.Path,
-  prepare: Callable[[], None],
+  prepare: Callable[[Any], None],
   writing: Connection,
 ) -> None:
   threading.Thread(target=_end_with_parent, daemon=True).start()
   try:
-    prepare()
+    prepare(config)
     ended = function(config, folder)
   except UserError as error:
     ended = Ended(" ".join(str(error).split()))

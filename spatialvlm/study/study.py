@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -27,7 +28,7 @@ def spare_accelerators() -> None:
   jax.config.update("jax_platforms", "cpu")
 
 
-def nothing() -> None:
+def nothing(config: Any) -> None:
   """What a run's process prepares where nobody says otherwise."""
 
 
@@ -35,7 +36,7 @@ def run(
   study: StudyConfig,
   folder: pathlib.Path,
   read: Read,
-  prepare: Callable[[], None] = nothing,
+  prepare: Callable[[Any], None] = nothing,
   *,
   only_report: bool = False,
   do: Do | None = None,
@@ -49,7 +50,7 @@ def run(
 
   Args:
     read: makes a training's config of a recipe and settings, as `grid.Read` says.
-    prepare: called first in each run's process; of a module's top.
+    prepare: called first in each run's process, with its config; of a module's top.
     only_report: nothing is trained or asked; another process may be at work in the folder.
     do: what does a run's work, in the place of a process of its own.
 
@@ -100,7 +101,9 @@ def _score(study: StudyConfig, runs: list[Run], folder: pathlib.Path, do: Do) ->
 def _sum_up(study: StudyConfig, runs: list[Run], folder: pathlib.Path, failed: dict[str, str]) -> None:
   found = measured.collect(study, runs, folder, failed)
   workdir.write_json(folder / JSON, found)
-  every = [report.scores(found), report.changes(found), report.costs(found)]
+  every = [report.scores(found), report.changes(found)]
+  every += [report.changes(found, study.control)] if study.control else []
+  every += [report.costs(found)]
   workdir.write_text(folder / TEXT, "\n".join(terminal.plain_text(table, width=190) for table in every))
   workdir.write_text(folder / MARKDOWN, "\n".join(map(tables.to_markdown, every)))
   workdir.write_text(folder / LATEX, "\n".join(map(tables.to_latex, every)))

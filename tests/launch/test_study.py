@@ -11,6 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+from spatialvlm import cli
+from spatialvlm.config import RunConfig, StudyConfig
+from spatialvlm.study import study as study_lib
 from tests.launch import command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -21,7 +24,7 @@ def get_config():
     name="small",
     cells=dict(lora=dict(recipe=run), ia3=dict(recipe=run, settings={"peft.method": "ia3"})),
     seeds=(0,),
-    settings={"train.export": False, "optim.learning_rate": 0.05},
+    settings={"train.export": False, "optim.learning_rate": 0.05, "mesh.cpu_devices": 2},
     questions=dict(
       source=dict(kind="cvbench", path="{folder}/table.parquet", split="test"),
       batch_size=4, lengths=(160,), tiles=(1,), pool_tiles=8, bootstrap=20,
@@ -62,7 +65,7 @@ def test_bad_input_ends_before_anything_runs(study, tmp_path, arguments, message
 @pytest.mark.slow
 def test_a_small_study(study, world, tmp_path, monkeypatch):
   """Two cells and one that breaks, in processes of their own; continued, and held against the answers."""
-  monkeypatch.setenv("XLA_FLAGS", "")  # of those processes: one device
+  monkeypatch.setenv("XLA_FLAGS", "")  # of those processes: as many devices as the settings say
   folder = tmp_path / "study"
   missing = ("recipe", f"{world}/train.py"), ("settings.data.sources.own.path", "no.jsonl")
   done = study(*(f"--config.cells.bad.{key}={value}" for key, value in missing))
@@ -79,6 +82,8 @@ def test_a_small_study(study, world, tmp_path, monkeypatch):
     assert cell["scores"]["plain"]["score"] == pytest.approx(right(own)) and own.keys() == base.keys()
     assert not (workdir / "evaluation" / "before").exists() and not (workdir / "model").exists()
     assert cell["parameters"] == json.loads((workdir / "summary.json").read_text())["parameters"]
+    devices = json.loads((workdir / "environment.json").read_text())["devices"]
+    assert devices["count"] == 2
     (run,) = cell["runs"]
     assert run["steps"] == 3 and run["seconds_per_step"] > 0
     assert run["memory"]["step"] > 0 and run["memory"]["process"] > 2**20
@@ -107,6 +112,29 @@ def read(folder):
 
 def right(rows):
   return np.mean([row["choice"] == row["gold"] for row in rows.values()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arg", ["tiny-methods", "tiny-objectives", "tiny-rewards"])
+def test_every_cell_of_ours_can_be_trained(arg, tmp_path):
+  """Two steps of each, in this process: a study of hours is not to end at a cell that never could."""
+  steps = {"train.steps": 2, "train.batch_size": 4, "train.log_every": 1, "optim.warmup_steps": 1}
+  changed = [*((f"settings.{name}", str(value)) for name, value in steps.items()), ("seeds", "(1,)")]
+  changed += [("settings.mesh.cpu_devices", "0")]
+  changed += [("questions.source.size", "8"), ("questions.bootstrap", "20")]
+  if arg == "tiny-rewards":
+    stages = {"stages.1-answers.train.steps": 2, "stages.2-rewards.train.steps": 2}
+    changed.append(("cells.rewards.settings", repr(stages | {"stages.2-rewards.train.batch_size": 16})))
+  config = cli.load(f"study:{arg}", changed, StudyConfig)
+  read = lambda recipe, settings: cli.load(recipe, settings, RunConfig)
+  here = lambda function, config, folder, received: function(config, folder)
+  assert study_lib.run(config, tmp_path / "study", read, do=here) == 0
+  found = json.loads((tmp_path / "study" / "study.json").read_text())
+  assert list(found["cells"]) == list(config.cells) and not found["failed"]
+  for cell in found["cells"].values():
+    (run,) = cell["runs"]
+    assert not cell["missing"] and run["steps"] in (2, 4) and cell["parameters"]["trained"] > 0
+    assert cell["changes"]["plain"]["n"] == 8
 
 
 @pytest.mark.slow

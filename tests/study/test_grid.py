@@ -9,6 +9,7 @@ from spatialvlm import cli, workdir
 from spatialvlm.config import CellConfig, EvaluateConfig, RunConfig, ScenesConfig, StudyConfig
 from spatialvlm.configs import peft
 from spatialvlm.study import grid
+from spatialvlm.training import stages
 from spatialvlm.training.objectives import OBJECTIVES
 from spatialvlm.types import UserError
 
@@ -84,6 +85,7 @@ def test_settings_are_a_command_lines():
   ("more", "message"),
   [
     ({"cells": {}}, r"^config\.cells: empty"),
+    ({"control": "lroa"}, r"^config\.control: no cell 'lroa'; did you mean 'lora'"),
     ({"seeds": ()}, r"^config\.seeds: empty"),
     ({"seeds": (0, 1, 0)}, r"^config\.seeds: 0 stands twice"),
     ({"seeds": (-1,)}, "-1 is below 0"),
@@ -159,22 +161,25 @@ def test_the_recipe_has_every_method():
   assert {run.config.train.batch_size for run in runs} == {16}
 
 
-def test_the_recipe_of_objectives():
-  """Each objective that such data can have stands there, and rewards beside what they go on from."""
-  study = cli.load("study:tiny-objectives", [("seeds", "(0,)")], StudyConfig)
-  runs = {run.cell: run.config for run in grid.expand(study, HERE, read)}
+def test_the_recipes_of_objectives():
+  """Each objective that such data can have stands there, beside what it must be better than."""
+  load = lambda arg: cli.load(f"study:{arg}", [("seeds", "(0,)")], StudyConfig)
+  runs = {run.cell: run.config for run in grid.expand(load("tiny-objectives"), HERE, read)}
   kinds = {loss.kind for config in runs.values() for loss in config.losses.values()}
-  kinds |= {loss.kind for loss in runs["rewards"].stages["2-rewards"].losses.values()}
-  assert kinds == set(OBJECTIVES) - {"words"}  # needs classes by pixel, which conversations of skills have
+  # Words need classes by pixel, which conversations of skills have; rewards have a study of their own.
+  assert kinds == set(OBJECTIVES) - {"words", "grpo"} and load("tiny-objectives").control == "answers"
+  for config in runs.values():
+    first = runs["answers"]
+    assert (config.peft, config.train, config.optim) == (first.peft, first.train, first.optim)
   assert runs["told"].teachers["told"].prompt == "{facts} {prompt}" and "answer" in runs["told"].losses
-  first = grid.stages.split(runs["rewards"], HERE)[0][1]
-  alone = runs["before-rewards"]
-  assert (first.optim, first.peft, first.data, first.losses) == (
-    alone.optim,
-    alone.peft,
-    alone.data,
-    alone.losses,
-  )
-  assert first.train.steps == alone.train.steps == 400 and first.train.batch_size == alone.train.batch_size
+
+  study = load("tiny-rewards")
+  runs = {run.cell: run.config for run in grid.expand(study, HERE, read)}
+  (_, first), (_, second) = stages.split(runs["rewards"], HERE)
+  alone = runs[study.control]
+  for part in ("optim", "peft", "losses"):
+    assert getattr(first, part) == getattr(alone, part)
+  assert first.data == alone.data and first.train.batch_size == alone.train.batch_size
+  assert first.train.steps == alone.train.steps == 400 and [*second.losses] == ["grpo"]
   with pytest.raises(UserError, match="no recipe 'tiny'; there are tiny-methods"):
     cli.load("study:tiny", [], StudyConfig)

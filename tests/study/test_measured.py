@@ -53,7 +53,8 @@ def made(tmp_path_factory):
   """Two seeds of a cell that helps, one of a cell that changes nothing, none of a third."""
   folder = tmp_path_factory.mktemp("measured") / "study"
   recipe = CellConfig("peft:tiny,method=lora")
-  config = StudyConfig(cells={"helps": recipe, "not": recipe, "none": recipe}, seeds=(0, 1))
+  cells = {"helps": recipe, "not": recipe, "none": recipe}
+  config = StudyConfig(cells=cells, control="not", seeds=(0, 1))
   config = dataclasses.replace(config, questions=dataclasses.replace(config.questions, bootstrap=400))
   runs = grid.expand(config, folder, lambda recipe, pairs: cli.load(recipe, pairs, RunConfig))
   rng = np.random.default_rng(0)
@@ -114,18 +115,38 @@ def test_what_did_not_help_is_said_so(made, found):
   assert json.loads(json.dumps(found))["failed"] == {"none, seed 0": "no such file"}
 
 
+def test_against_a_control_seed_by_seed(made, found):
+  """Over the seeds that both have; the control itself, and who has none of them, stand against nothing."""
+  _, _, _, right = made
+  assert {n for n, cell in found["cells"].items() if "against" in cell} == {"helps"}
+  against = found["cells"]["helps"]["against"]
+  assert against["seeds"] == [0] and against["verdict"] == "better"
+  gain = right["helps", 0].mean() - right["not", 0].mean()
+  assert against["changes"]["plain"]["difference"] == pytest.approx(gain)
+  runs = {name: answers(right[name]) for name in (("helps", 0), ("helps", 1), ("not", 0), "untrained")}
+  before, after = [runs["helps", 0], runs["not", 0]], [runs["helps", 1], runs["untrained"]]
+  change = statistics.paired_mean(before, after, resamples=100)["plain"]
+  share = lambda *names: np.mean([right[name].mean() for name in names])
+  assert change["before"] == pytest.approx(share(("helps", 0), ("not", 0)))
+  assert change["after"] == pytest.approx(share(("helps", 1), "untrained"))
+  single = [share(("helps", 1)) - share(("helps", 0)), share("untrained") - share(("not", 0))]
+  assert [change["lowest"], change["highest"]] == pytest.approx(sorted(single))
+  table = report.changes(found, "not")
+  assert table.title == "Change from not" and [row[0].text for row in table.rows] == ["helps"]
+
+
 def test_of_one_run_it_is_the_pair(made):
   _, _, _, right = made
   before, after = answers(right["untrained"]), answers(right["helps", 1])
   one = statistics.paired(before, after, resamples=200, seed=3)
-  mean = statistics.paired_mean(before, [after], resamples=200, seed=3)
+  mean = statistics.paired_mean([before], [after], resamples=200, seed=3)
   for name, change in mean.items():
     assert {key: change[key] for key in ("before", "after", "difference", "low", "high", "n")} == (
       pytest.approx({key: one[name][key] for key in ("before", "after", "difference", "low", "high", "n")})
     )
     assert change["lowest"] == change["highest"] == change["difference"]
   with pytest.raises(UserError, match="not of the same questions: number 59"):
-    statistics.paired_mean(before, [after, after[:-1]])
+    statistics.paired_mean([before], [after, after[:-1]])
 
 
 def test_the_tables_say_it(made, found):
@@ -160,6 +181,6 @@ def test_the_report_is_made_of_what_is_there(made, capsys):
   assert json.loads((folder / "study.json").read_text())["cells"]["helps"]["verdict"] == "better"
   assert "no difference shown" in capsys.readouterr().out
   markdown = (folder / "tables.md").read_text()
-  assert markdown.count("| helps |") == 3 and "best shortcut" in markdown
+  assert markdown.count("| helps |") == 4 and "best shortcut" in markdown
   with pytest.raises(UserError, match="the untrained model was not scored yet"):
     study.run(config, folder.parent / "other", read, only_report=True)

@@ -90,8 +90,8 @@ def paired(
 
 
 def paired_mean(
-  before: Sequence[Prediction],
-  runs: Sequence[Sequence[Prediction]],
+  before: Sequence[Sequence[Prediction]],
+  after: Sequence[Sequence[Prediction]],
   *,
   resamples: int = 2000,
   seed: int = 0,
@@ -102,32 +102,38 @@ def paired_mean(
   All are drawn with the same resampled images, so the interval is of the mean of these very runs over other
   questions. What further runs would give it does not say; how far these lie apart tells.
 
-  Returns, by the name of the score: before, after (the mean of the runs), difference, low, high (of the
+  Args:
+    before: one run that all of `after` are held against, or as many, each of which is held against its own.
+
+  Returns, by the name of the score: before and after (means of the runs), difference, low, high (of the
   difference), n, and `lowest` and `highest`, the differences of the single runs at their ends. Of one run
-  before, after, difference, low and high are those of `paired`.
+  each, before, after, difference, low and high are those of `paired`.
 
   Raises:
     UserError: a run is not of the same questions.
   """
-  answers = [_of_same_questions(before, rows)[1] for rows in runs]
-  rows = list(before)
-  correct_NS = np.array([[row.correct, *(by[row.idx].correct for by in answers)] for row in rows], float)
+  if len(before) not in (1, len(after)):
+    raise ValueError(f"{len(before)} runs before, {len(after)} after")
+  rows, first = list(before[0]), len(before)
+  answers = [_of_same_questions(rows, other)[1] for other in (*before, *after)]
+  correct_NS = np.array([[by[row.idx].correct for by in answers] for row in rows], float)
   table = aggregation(rows)
   values = [table.values(correct_N) for correct_N in correct_NS.T]
   counts, found, alone = table.counts(), {}, _of_one_image(rows, table)
   for name, drawn_RS in _resample(rows, table, correct_NS, resamples, seed).items():
-    change_R = drawn_RS[:, 1:].mean(axis=1) - drawn_RS[:, 0]
+    change_R = drawn_RS[:, first:].mean(axis=1) - drawn_RS[:, :first].mean(axis=1)
     low, high = (-1.0, 1.0) if name in alone else _percentiles(change_R, level)
-    single = [value[name] - values[0][name] for value in values[1:]]
+    value_S = np.array([value[name] for value in values])
+    single = value_S[first:] - value_S[:first]
     found[name] = {
-      "before": values[0][name],
-      "after": float(np.mean([value[name] for value in values[1:]])),
-      "difference": float(np.mean(single)),
+      "before": float(value_S[:first].mean()),
+      "after": float(value_S[first:].mean()),
+      "difference": float(single.mean()),
       "low": low,
       "high": high,
       "n": counts[name],
-      "lowest": min(single),
-      "highest": max(single),
+      "lowest": float(single.min()),
+      "highest": float(single.max()),
     }
   return found
 
