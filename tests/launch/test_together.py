@@ -45,7 +45,7 @@ def test_over_four_bits_with_a_teacher(method, world, model, tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["houlsby", "prompt"])
 def test_by_rewards(method, tmp_path, monkeypatch):
-  """Samples are drawn with the adapter, its base is the reference, and two runs draw the same."""
+  """Samples are drawn with the adapter, the run begins as its reference, and two runs draw the same."""
   tiny.write_model(tmp_path / "model")
   tiny.write_data(tmp_path)
   recipe = test_grpo.RECIPE.replace("{folder}", str(tmp_path)).replace(', target=r".*(q|v|gate)_proj"', "")
@@ -57,7 +57,7 @@ def test_by_rewards(method, tmp_path, monkeypatch):
   for name in ("one", "again"):
     assert one_run.train(test_grpo.settings(tmp_path, ("train.steps", "2")), tmp_path / name)["finished"]
     rows = metrics(tmp_path / name)
-    assert (rows[0]["grpo/kl"] < 1e-6) == METHODS[method] and rows[0]["grad_norm"] > 0
+    assert rows[0]["grpo/kl"] < 1e-6 and rows[0]["grad_norm"] > 0
     assert rows[-1]["grpo/kl"] > 1e-6
     drawn.append([(row["grpo/reward"], row["grpo/length"]) for row in rows])
   assert drawn[0] == drawn[1]
