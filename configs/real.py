@@ -36,6 +36,7 @@ from spatialvlm.config import (
   HFConfig,
   LogConfig,
   LossConfig,
+  MeshConfig,
   ModelConfig,
   OptimConfig,
   PeftConfig,
@@ -178,6 +179,7 @@ def _talk(model: ModelConfig, stage: int = 3, steps: int = 400, kinds: float = 0
     losses=losses,
     optim=OptimConfig("muon", learning_rate=1e-3, warmup_steps=20, kwargs=MUON),
     train=_train(steps=steps, batch_size=8),
+    mesh=MeshConfig(cpu_devices=2),
     log=LogConfig(tensorboard=False),
   )
 
