@@ -63,7 +63,7 @@ OTHERS = 12000
 # What is in the box comes first: of all that is asked it is what the four kinds rest on.
 TALK = dict(name=3.0, color=1.0, shape=1.0, color_of=0.5, shape_of=0.5, which_box=1.5, box_where=0.5)
 TALK |= dict(where=1.0, present=0.5, choose=1.5, far=0.7, near_to_far=1.0, how_many=1.0)
-# Then answers that say everything: three times the words a step that must be read off the picture. And what
+# Then answers that say everything: 2.6 times the tokens a step that must be read off the picture. And what
 # the four kinds are asked in: a letter, found by the name of what is seen.
 FULL = dict(boxes=4.0, scene=4.0, name=1.5, choose=2.5, which_box=1.0, near_to_far=1.0, how_many=1.5, far=0.5)
 MUON = dict(consistent_rms=0.2, adam_b2=0.98)
