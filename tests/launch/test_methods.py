@@ -169,6 +169,32 @@ def test_runs_go_on_to_the_same_bits_and_are_evaluated(settings, world, typed, t
     assert done.code == 2 and "method 'pfeiffer' cannot be merged; --to=adapter" in done.err, done
 
 
+@pytest.mark.slow
+def test_a_start_that_was_made_of_the_data_is_kept(world, typed, tmp_path, capfd):
+  """EVA: what goes on, or is read from a checkpoint, begins from `start`, and is refused without it."""
+  arguments = [f"--config={world}/train.py", "--config.peft.init=eva", "--config.peft.eva_batches=2"]
+  arguments += ["--config.optim.learning_rate=0.05"]
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  done = command.run(capfd, "train", *arguments, f"--workdir={whole}")
+  assert done.code == 0, done
+  said = json.loads((whole / "start/adapter_config.json").read_text())
+  assert said["init_lora_weights"] == "eva"
+  start = load_file(whole / "start/adapter_model.safetensors")
+  assert all(not value.any() for name, value in start.items() if "lora_B" in name)
+  shutil.copytree(whole, parts)
+  (parts / "summary.json").unlink()
+  for name in ("checkpoints/3", "adapter", "model"):
+    shutil.rmtree(parts / name)
+  assert command.run(capfd, "train", *arguments, f"--workdir={parts}").code == 0
+  same(parts / ADAPTER, whole / ADAPTER)
+  export = ["export", f"--model={whole}/checkpoints/3", "--to=adapter"]
+  assert command.run(capfd, *export, f"--out={tmp_path}/a").code == 0
+  same(tmp_path / "a/adapter_model.safetensors", whole / ADAPTER)
+  shutil.rmtree(whole / "start")
+  done = command.run(capfd, *export, f"--out={tmp_path}/b")
+  assert done.code == 2 and "start: missing; the run began with the adapter there" in done.err, done
+
+
 def test_stages_of_two_methods(world, typed, tmp_path):
   stages = [
     f"--config.stages.{name}.{setting}"
