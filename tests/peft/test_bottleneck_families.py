@@ -49,7 +49,10 @@ def both(graphdef, state, prompt, tokens_BK, mask_ar_BT):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "family"), [("houlsby", "internvl"), ("parallel", "paligemma2")])
+@pytest.mark.parametrize(
+  ("name", "family"),
+  [(name, family) for name in ("houlsby", "pfeiffer", "parallel") for family in ("internvl", "paligemma2")],
+)
 def test_a_cache_gives_what_a_whole_pass_gives_and_a_folder_the_same(family, name, tmp_path):
   base = FIXTURES / family
   vlm = peft.apply(hub.load_model(base), PeftConfig(method=name, options={"reduction_factor": 4}))
