@@ -16,8 +16,8 @@ class AugmentConfig:
     share: of the examples that are changed.
     brightness: pixels times a factor in 1 -+ brightness.
     contrast: their distance from the picture's mean grey times a factor in 1 -+ contrast.
-    saturation: their distance from their own grey, likewise. Of an example whose text names a colour, it and
-      the hue stay.
+    saturation: their distance from their own grey, likewise. Of an example whose text names a colour, in
+      English, it and the hue stay; with text of another language leave both at 0.
     hue: turns of the colours by up to so many full circles, either way; at most 0.5.
     blur: pixels, the radius of a Gaussian blur.
     noise: deviation of Gaussian noise, of 255.
