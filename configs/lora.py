@@ -4,6 +4,11 @@
 on the embedded world, on two cores in minutes; `--config=configs/lora.py` is the same on SmolVLM-500M,
 for one GPU. Both score held-out questions before and after. `--config=configs/lora.py:text` trains a language
 model by itself, SmolLM2 where no path is given, on conversations of yours.
+
+`--config=configs/lora.py:500m,data=sat+vsr+tallyqa,folder=/data` mixes open data sets with the scenes, each
+in a folder of its name (`configs/mixtures.py` lists them); without `folder=` they go by their hub ids.
+`--config.data.sources.sat.path=` moves one, `.weight=` sets its share. docs/open_data.md says how a
+benchmark's pictures are left out.
 """
 
 import dataclasses
@@ -19,6 +24,7 @@ from spatialvlm.config import (
   ScenesConfig,
   TrainConfig,
 )
+from spatialvlm.configs import mixtures
 from spatialvlm.types import UserError
 
 # Of the decoder, as SmolVLM, InternVL and PaliGemma call it; a language model by itself answers to it too.
@@ -30,9 +36,17 @@ LENGTHS = (128, 192, 256, 384, 512, 1152, 4224)
 
 def get_config(arg: str = "500m") -> RunConfig:
   recipes = {"500m": _smolvlm_500m, "tiny": _tiny, "tiny-distance": _tiny_distance, "text": _text}
-  if arg not in recipes:
-    raise UserError(f"configs/lora.py: no recipe {arg!r}; there are {', '.join(recipes)}")
-  return recipes[arg]()
+  name, *parts = arg.split(",")
+  if name not in recipes:
+    raise UserError(f"configs/lora.py: no recipe {name!r}; there are {', '.join(recipes)}")
+  said = dict(part.partition("=")[::2] for part in parts)
+  if said and (name != "500m" or not said.keys() <= {"data", "folder"} or not all(map(said.get, said))):
+    raise UserError(
+      f"configs/lora.py: cannot read {arg!r}; 500m alone takes more: 500m,data=sat+vsr,folder=PATH"
+    )
+  if "folder" in said and "data" not in said:
+    raise UserError("configs/lora.py: folder= says where data sets lie, and data= which: data=sat+vsr")
+  return _real(said["data"].split("+"), said.get("folder", "")) if "data" in said else recipes[name]()
 
 
 def _smolvlm_500m() -> RunConfig:
@@ -46,6 +60,27 @@ def _smolvlm_500m() -> RunConfig:
     optim=OptimConfig("adamw", learning_rate=2e-4, warmup_steps=100, weight_decay=0.01),
     train=TrainConfig(steps=4000, batch_size=32, log_every=20, validate_every=500, checkpoint_every=500),
     eval=EvalConfig(source=dataclasses.replace(scenes, seed=1_000_000, size=2000), tiles=(1,)),
+  )
+
+
+def _real(names: list[str], folder: str) -> RunConfig:
+  """Photographs in up to five tiles, beside the scenes; rows that do not fit are left out and named."""
+  config = _smolvlm_500m()
+  sources = dict(config.data.sources) | mixtures.sources(names, folder)
+  sources["scenes"] = dataclasses.replace(sources["scenes"], weight=mixtures.SCENES)
+  return dataclasses.replace(
+    config,
+    name="lora-500m-real",
+    model=dataclasses.replace(config.model, max_tiles=5),
+    data=dataclasses.replace(
+      config.data,
+      sources=sources,
+      lengths=(128, 256, 384, 512, 768, 1152, 2048),
+      tiles=(1, 2, 5, 10),  # SAT shows two pictures
+      targets=32,
+      bad_rows="skip",
+    ),
+    eval=dataclasses.replace(config.eval, tiles=(1, 5)),
   )
 
 

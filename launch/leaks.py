@@ -2,7 +2,7 @@
 
 Compares every picture of the config's sources (`--config.data.sources...`) with the benchmark's, by the name
 of the file and by a perceptual hash. Ends with exit code 1 where a picture is found, so that a script can
-stop there.
+stop there; or train on without those rows: `--config.data.leave_out=` takes what `--output` wrote.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ ENDLESS_SCAN = 1000
 def main(config: RunConfig, workdir: str | None) -> int:
   from spatialvlm import mixture
   from spatialvlm import workdir as workdir_lib
+  from spatialvlm.data import leave_out
   from spatialvlm.data.sources import cvbench, registry
   from spatialvlm.evaluation import leaks
   from spatialvlm.reporting import terminal
   from spatialvlm.types import UserError
 
-  opened = {name: registry.open_source(s) for name, s in config.data.sources.items() if s.weight > 0}
+  used = {name: source for name, source in config.data.sources.items() if source.weight > 0}
+  defer = config.data.bad_rows == "skip"  # what cannot be trained on leaks nothing
+  opened = {name: registry.open_source(source, defer=defer) for name, source in used.items()}
   if not opened:
     raise UserError("config.data.sources: there is no source with a weight above 0 to look at")
   output = (
@@ -59,13 +62,17 @@ def main(config: RunConfig, workdir: str | None) -> int:
         benchmark,
         {name: source},
         limit=limit,
+        skip=defer,
         on_progress=lambda _, done, total, show=show: show(done, total),
       )
     found, looked = found + some, looked | count
   terminal.show(leaks.table(leaks.summary(found, looked, benchmark)))
   if output:
-    workdir_lib.write_json(output, leaks.summary(found, looked, benchmark))
-    print(f"all of them: {output}")
+    whole = leaks.summary(found, looked, benchmark)
+    for name, source in opened.items():
+      whole["sources"][name]["of"] = leave_out.described(used[name], len(source))
+    workdir_lib.write_json(output, whole)
+    print(f"all of them: {output}; data.leave_out={output} trains without those found by their pictures")
   return int(any(leak.distance is not None for leak in found))
 
 

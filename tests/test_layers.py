@@ -47,7 +47,7 @@ ROOMS = {
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
   "data.sources": room(
-    "types config mixture processing worlds", "numpy PIL datasets huggingface_hub pyarrow"
+    "types config mixture processing worlds", "numpy PIL datasets huggingface_hub pyarrow h5py"
   ),
   "data": room("types config mixture processing worlds data.sources", "jax numpy PIL grain"),
   "export": room(f"{MODEL} hub peft"),

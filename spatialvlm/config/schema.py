@@ -134,6 +134,8 @@ class DataConfig:
     prefetch: batches that are prepared ahead.
     bad_rows: "refuse" ends a run at the first row that cannot be used; "skip" puts the next good row of its
       source in its place, and names the rows that were left out.
+    leave_out: a file that `launch/leaks.py --output` wrote of these sources: rows in which it found a
+      benchmark's pictures are not trained on. Empty for none.
     augment: how pictures of the training stream are changed; None for not at all. Held-out ones never are.
   """
 
@@ -149,6 +151,7 @@ class DataConfig:
   workers: int = 2
   prefetch: int = 4
   bad_rows: Literal["refuse", "skip"] = "refuse"
+  leave_out: str = ""
   augment: AugmentConfig | None = None
 
 

@@ -100,8 +100,8 @@ class LlavaConfig:
     path: the file.
     image_root: folder of images that the records name; empty for the file's own.
     size: only the first so many records, 0 for all.
-    ignore: keys of pictures, video or sound, or one of two conversations, that nothing reads, on purpose;
-      others are refused.
+    ignore: keys of pictures, video, sound or marks, or one of two conversations, that nothing reads, on
+      purpose; others are refused.
   """
 
   kind: Literal["llava"] = "llava"
@@ -137,8 +137,11 @@ class HFConfig:
     size: only the first so many rows, 0 for all.
     image_root: folder of images that the rows name; empty for the data's own. A name (or URL) is looked up
       there whole, then without its first folder, its first two, ...
-    ignore: columns of pictures, video or sound, or one of two conversations, that nothing reads, on purpose;
-      others are refused.
+    marks: columns of points [x, y] and boxes [x0, y0, x1, y1], in pixels -> the colour (red, blue, green)
+      that they are drawn in, into the pictures of examples. Of several pictures `point_img_idx` and
+      `bbox_img_idx` say which. Columns that the data do not have draw nothing.
+    ignore: columns of pictures, video, sound or marks, or one of two conversations, that nothing reads, on
+      purpose; others are refused.
   """
 
   kind: Literal["hf"] = "hf"
@@ -156,11 +159,50 @@ class HFConfig:
   seed: int = 0
   size: int = 0
   image_root: str = ""
+  marks: Mapping[str, str] = dataclasses.field(default_factory=dict)
   ignore: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class RgbdConfig:
+  """Photographs with depth and maps of objects, asked about as CV-Bench asks (docs/open_data.md).
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    path: the folder.
+    layout: how it is laid out: "pairs" (ours), or as NYUv2, SUN RGB-D, Hypersim or ScanNet lay out theirs.
+    unit: of stored depth, "m" or "mm"; empty for millimetres where numbers are whole, else metres.
+    intrinsics: a file for all pictures (JSON of fx, fy, cx, cy in pixels, or a matrix); empty for the
+      layout's own.
+    names: a JSON file, {"1": "chair"}, in place of the layout's names of objects; empty for those.
+    tasks: kinds of question (Relation, Depth, Distance) with weights, as far as pictures can be asked them;
+      empty for all alike.
+    per_image: most questions about one picture.
+    min_share: objects that cover less of the picture are not asked about.
+    depth_size: pixels of the square of `depth` that examples bring for losses, over the whole picture; that
+      of the scenes beside them (`ScenesConfig.image_size`). 0 for none.
+    seed: of which questions are asked, and in which order objects are named.
+    size: only the first so many questions, 0 for all.
+  """
+
+  kind: Literal["rgbd"] = "rgbd"
+  weight: float = 1.0
+  path: str = ""
+  layout: Literal["pairs", "nyuv2", "sunrgbd", "hypersim", "scannet"] = "pairs"
+  unit: Literal["", "m", "mm"] = ""
+  intrinsics: str = ""
+  names: str = ""
+  tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  per_image: int = 4
+  min_share: float = 0.0065
+  depth_size: int = 384
+  seed: int = 0
+  size: int = 0
+
+
 # The kinds that a config may name; `config.read` tells them apart by their `kind`.
-SourceConfig = ScenesConfig | SkillsConfig | CVBenchConfig | LlavaConfig | HFConfig
+SourceConfig = ScenesConfig | SkillsConfig | CVBenchConfig | LlavaConfig | HFConfig | RgbdConfig
 
 
 def called(source: SourceConfig) -> str:

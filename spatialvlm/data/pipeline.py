@@ -14,6 +14,7 @@ import numpy as np
 
 from spatialvlm.config import DataConfig, SourceConfig
 from spatialvlm.data import batch as batches
+from spatialvlm.data import leave_out
 from spatialvlm.data.augment import Augment
 from spatialvlm.data.samples import Mixed, Sample, encode, read_good
 from spatialvlm.data.sources.lettered import question_to_example
@@ -106,7 +107,8 @@ def training_mixture(config: DataConfig, seed: int = 0) -> Mixed:
   """
   _check(config)
   defer = config.bad_rows == "skip"
-  return open_mixed(config.sources, shuffle=config.shuffle, seed=config.seed + seed, defer=defer)
+  seed, without = config.seed + seed, config.leave_out
+  return open_mixed(config.sources, shuffle=config.shuffle, seed=seed, defer=defer, without=without)
 
 
 def validation_mixture(config: DataConfig) -> Mixed | None:
@@ -120,9 +122,12 @@ def validation_mixture(config: DataConfig) -> Mixed | None:
 
 
 def open_mixed(
-  configs: Mapping[str, SourceConfig], *, shuffle: bool, seed: int, defer: bool = False
+  configs: Mapping[str, SourceConfig], *, shuffle: bool, seed: int, defer: bool = False, without: str = ""
 ) -> Mixed:
   """Opens the sources that have a weight; `defer` as `registry.open_source` has it.
+
+  Args:
+    without: file of rows that are left out (`leave_out.kept`).
 
   Raises:
     UserError: a source cannot be opened (named), or they make no mixture.
@@ -134,9 +139,10 @@ def open_mixed(
         opened[name] = open_source(config, defer=defer)
       except UserError as error:
         raise UserError(f"data source {name!r}: {error}") from error
-  lengths = {name: len(opened[name]) if name in opened else 0 for name in configs}
+  kept = leave_out.kept(without, configs, opened) if without else {}
+  lengths = {name: len(kept.get(name, opened[name])) if name in opened else 0 for name in configs}
   weights = {name: config.weight for name, config in configs.items()}
-  return Mixed(opened, Mixture(lengths, weights, shuffle=shuffle, seed=seed))
+  return Mixed(opened, Mixture(lengths, weights, shuffle=shuffle, seed=seed), kept=kept)
 
 
 def training_stream(

@@ -49,9 +49,21 @@ class Mixed:
     count: positions there are; `ENDLESS` for a stream without an end.
   """
 
-  def __init__(self, sources: Mapping[str, Source], mixture: Mixture, count: int = ENDLESS):
+  def __init__(
+    self,
+    sources: Mapping[str, Source],
+    mixture: Mixture,
+    count: int = ENDLESS,
+    kept: Mapping[str, np.ndarray] | None = None,
+  ):
+    """`kept`: rows of a source, where some are left out; the mixture counts those alone."""
     self._sources = [sources[name] for name in mixture.names]
+    self._kept = [(kept or {}).get(name) for name in mixture.names]
     self.mixture, self.count = mixture, count
+
+  def _row(self, source: int, index: int) -> int:
+    rows = self._kept[source]
+    return index if rows is None else int(rows[index])
 
   def read(self, positions: Sequence[int], *, deferred: bool = False) -> list[Sample]:
     """The samples at `positions`, in order; each source reads its part in one go.
@@ -63,12 +75,13 @@ class Mixed:
     samples: list = [None] * len(places)
     for source in sorted({p.source for p in places}):
       rows = [row for row, p in enumerate(places) if p.source == source]
-      indices = [places[row].index for row in rows]
+      indices = [self._row(source, places[row].index) for row in rows]
       opened = self._sources[source]
       later = deferred and hasattr(opened, "deferred")
       examples = opened.deferred(indices) if later else read(opened, indices)
       for row, example in zip(rows, examples, strict=True):
-        samples[row] = Sample(self.mixture.names[source], places[row].index, example)
+        index = self._row(source, places[row].index)
+        samples[row] = Sample(self.mixture.names[source], index, example)
     return samples
 
   def again(self, name: str) -> bool:
@@ -102,9 +115,11 @@ class Mixed:
     """
     place = self.mixture[position]
     name, source = self.mixture.names[place.source], self._sources[place.source]
-    length = len(source)
+    kept = self._kept[place.source]
+    length = len(source if kept is None else kept)
     for step in range(length):
       index = place.index + step if length == ENDLESS else (place.index + step) % length
+      index = self._row(place.source, index)
       yield name, index, lambda index=index: Sample(name, index, read(source, [index])[0])
 
 

@@ -23,7 +23,7 @@ from spatialvlm.data.sources import registry
 from spatialvlm.evaluation.records import image_name
 from spatialvlm.reporting import tables
 from spatialvlm.reporting.tables import Cell, Table
-from spatialvlm.types import Example, Question
+from spatialvlm.types import Example, Question, UserError
 
 SIDE, KEPT = 64, 16
 # Of 255 bits. Copies at another size, saved again as JPEG and with a box drawn into them, differ in 18
@@ -138,6 +138,7 @@ def find(
   opened: Mapping[str, Sequence[Example]],
   *,
   limit: int = 0,
+  skip: bool = False,
   workers: int = 2,
   on_progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[list[Leak], dict[str, int]]:
@@ -145,6 +146,7 @@ def find(
 
   Args:
     limit: only the first so many examples of each source, 0 for all; one without an end needs a limit.
+    skip: pass over examples that cannot be read, as training does (`DataConfig.bad_rows`).
 
   Returns:
     The leaks, and how many examples of each source were looked at.
@@ -156,7 +158,7 @@ def find(
     count = min(len(source), limit) if limit else len(source)
     looked[name] = count
     blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
-    look = functools.partial(_look, benchmark, name, source)
+    look = functools.partial(_look, benchmark, name, source, skip)
     with futures.ThreadPoolExecutor(workers) as executor:
       for block, found in zip(blocks, executor.map(look, blocks), strict=True):
         leaks += found
@@ -200,8 +202,17 @@ def _count(count: int, kind: str) -> Cell:
   return Cell(str(count), kind if count else "")
 
 
-def _look(benchmark: Benchmark, name: str, source: Sequence[Example], block: Sequence[int]) -> list[Leak]:
-  examples = registry.read(source, block)
+def _look(
+  benchmark: Benchmark, name: str, source: Sequence[Example], skip: bool, block: Sequence[int]
+) -> list[Leak]:
+  try:
+    examples = registry.read(source, block)
+  except UserError:
+    if not skip:
+      raise
+    if len(block) == 1:
+      return []
+    return [leak for i in block for leak in _look(benchmark, name, source, skip, [i])]
   return [leak for i, e in zip(block, examples, strict=True) for leak in benchmark.find(name, i, e)]
 
 

@@ -19,6 +19,7 @@ from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, RunConfig, check_dtype, read_json
 from spatialvlm.core import axes
 from spatialvlm.data import pipeline, tile_keys
+from spatialvlm.data.sources.registry import Source
 from spatialvlm.data.views import View
 from spatialvlm.processing.processor import Processor, load_processor
 from spatialvlm.serving import usage
@@ -42,6 +43,8 @@ from spatialvlm.training.scores import Scores
 from spatialvlm.types import UserError
 
 SUMMARY_FILE = "summary.json"
+# Rows of a source that are tried for one that can be read, where broken ones are left out.
+_FIRST = 100
 
 
 def train(
@@ -252,11 +255,24 @@ def make_phases(config: RunConfig, terms: objectives.Terms) -> tuple[phases.Phas
 def check_data(config: RunConfig, terms: objectives.Terms) -> None:
   """Raises a UserError where an objective needs an array of the data that no training source gives.
 
-  The first example of each source is read; a source that has none but further on is refused with the others.
+  The first example of each source is read, with `data.bad_rows` of "skip" the first that can be; a source
+  that has none but further on is refused with the others.
   """
   if objectives.extra_of(terms):
-    sources = {name: pipeline.open_source(source) for name, source in config.data.sources.items()}
-    objectives.check_data(terms, {name: pipeline.read(s, [0])[0].dense for name, s in sources.items()})
+    skip = config.data.bad_rows == "skip"
+    used = {name: source for name, source in config.data.sources.items() if source.weight}
+    opened = {name: pipeline.open_source(source, defer=skip) for name, source in used.items()}
+    objectives.check_data(terms, {name: _dense(source, skip) for name, source in opened.items()})
+
+
+def _dense(source: Source, skip: bool) -> Iterable[str]:
+  for index in range(min(len(source), _FIRST)):
+    try:
+      return pipeline.read(source, [index])[0].dense
+    except UserError:
+      if not skip:
+        raise
+  return ()
 
 
 def assembled(model: ModelConfig) -> ModelConfig:

@@ -38,14 +38,10 @@ def test_rows_are_read_as_the_page_says(tmp_path, settings, rows, said):
     Image.new("RGB", (3, 2)).save(tmp_path / name)
   (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
   words = settings.split()
-  given = {"path": str(tmp_path / "rows.jsonl"), "columns": {}}
+  given = {"path": str(tmp_path / "rows.jsonl")}
   for name, value in (word.split("=") for word in words if "=" in word):
-    if name.startswith("columns."):
-      given["columns"][name.removeprefix("columns.")] = value
-    else:
-      given[name] = value
-  if not given["columns"]:
-    del given["columns"]
+    group, _, key = name.partition(".")
+    given[group] = given.get(group, {}) | {key: value} if key else value
   for kind in [KINDS[word] for word in words if word in KINDS]:
     if "refused" in words:
       with pytest.raises(UserError) as error:

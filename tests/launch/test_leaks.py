@@ -5,6 +5,9 @@ import json
 import numpy as np
 from PIL import Image
 
+from spatialvlm import cli
+from spatialvlm.config import RunConfig
+from spatialvlm.data import pipeline
 from spatialvlm.data.sources.cvbench import write_cvbench
 from tests.evaluation.support import questions
 from tests.launch import command
@@ -36,6 +39,17 @@ def test_leaks(tmp_path, capfd):
   assert "mine[1] talk 1: picture" in done.out and f"questions {asked[3].idx}" in done.out
   (leak,) = json.loads((tmp_path / "out" / "leaks.json").read_text())["leaks"]
   assert (leak["source"], leak["index"], leak["questions"]) == ("mine", 1, [asked[3].idx])
+
+  config = cli.load(f"{tmp_path}/recipe.py", [("data.leave_out", f"{tmp_path}/out/leaks.json")], RunConfig)
+  kept = pipeline.training_mixture(config.data)
+  assert sorted(s.example.id for s in kept.read(range(2))) == ["talk 0", "talk 2"]
+
+  (tmp_path / "0.png").write_bytes(b"no picture")
+  broken = command.run(capfd, "leaks", *flags)
+  assert broken.code == 2 and "0.png" in broken.err
+  passed = command.run(capfd, "leaks", *flags, "--config.data.bad_rows=skip")
+  assert passed.code == 1 and "mine[1]" in passed.out
+  Image.fromarray(fresh[0]).save(tmp_path / "0.png")
 
   clean = command.run(capfd, "leaks", *flags, "--scan=1")
   assert clean.code == 0 and "None of the benchmark's 5 pictures was found." in clean.out

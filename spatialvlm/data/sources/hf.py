@@ -82,6 +82,7 @@ class HubExamples(Sequence[Example]):
         if index in doubled:
           raise doubled[index]
         self._turns(sound(row), index, int(self._counts[index]))
+        self._rows.marks(index, int(self._counts[index]))
       except UserError as error:
         if not defer:
           raise
@@ -105,7 +106,7 @@ class HubExamples(Sequence[Example]):
     return np.array([n for i, n in enumerate(self._counts[:size]) if i not in self._broken], int)
 
   def _example(self, row: Mapping[str, Any], index: int) -> Example:
-    images = self._rows.pixels(row, index)
+    images = self._rows.drawn(self._rows.pixels(row, index), index)
     return Example(
       images=images,
       turns=self._turns(row, index, len(images)),
@@ -162,6 +163,10 @@ class HubQuestions(Sequence[Question]):
     _refuse_duplicates(self._rows, texts)
     kept = [i for i in range(len(texts)) if counts[i] == 1 or config.several_images != "skip"]
     self.ids = tuple(kept[: config.size or None])
+    if config.marks:
+      raise UserError(f"{config.path}: marks are drawn into examples, not into questions that are scored")
+    for index in self.ids:
+      self._rows.marks(index, int(counts[index]))
     answers = Answers(config.answers, stated=bool(config.choices))
     learn(answers, self._rows, texts, config)
     self._fields = [question_fields(self._rows, texts[i], i, config, answers) for i in self.ids]

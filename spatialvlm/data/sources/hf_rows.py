@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.config import HFConfig, nearest
-from spatialvlm.data.sources import pictures, unread
+from spatialvlm.data.sources import marks, pictures, unread
 from spatialvlm.data.sources.cells import is_empty, tag_of, text_of
 from spatialvlm.data.sources.conversation import TALKS, picture_cells, refuse_two
 from spatialvlm.data.sources.hf_tables import Table
@@ -46,6 +46,7 @@ class Rows:
     self._table = table
     self._config = config
     self._named: dict[int, Deferred] = {}  # images that other rows name
+    self._marked = marks.columns(self.names, config.marks, config.ignore)
 
   def __len__(self) -> int:
     return len(self._table)
@@ -78,6 +79,31 @@ class Rows:
     """The images of a row, uint8 (H, W, 3)."""
     place, cells = self.pictures(row, index)
     return tuple(self._load(cell, f"{place}, image {i}") for i, cell in enumerate(cells))
+
+  def marks(self, index: int, count: int) -> list[marks.Mark]:
+    """What is drawn into the `count` pictures of a row.
+
+    Raises:
+      UserError: marks that are not understood, or that nothing draws; named by row.
+    """
+    if not self._marked:
+      return []
+    cells = {name: found[0] for name, found in self._table.read([index], self._marked).items()}
+    try:
+      return marks.marks_of(cells, self._config.marks, count)
+    except UserError as error:
+      raise UserError(f"{self.where}, row {index}: {error}") from error
+
+  def drawn(self, images: tuple[np.ndarray, ...], index: int) -> tuple[np.ndarray, ...]:
+    """The images of a row with its marks."""
+    for mark in self.marks(index, len(images)):
+      one = images[mark.picture].copy()
+      try:
+        marks.draw(one, mark)
+      except UserError as error:
+        raise UserError(f"{self.where}, row {index}: {error}") from error
+      images = (*images[: mark.picture], one, *images[mark.picture + 1 :])
+    return images
 
   def unopened(self, index: int) -> tuple[tuple[Deferred, ...], tuple[str, ...]]:
     """The images of a row before they are decoded, and the names of their files.

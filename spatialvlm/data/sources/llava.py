@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.config import LlavaConfig
-from spatialvlm.data.sources import pictures
+from spatialvlm.data.sources import marks, pictures
 from spatialvlm.data.sources.cells import is_empty, tag_of, text_of
 from spatialvlm.data.sources.conversation import parse_turns, picture_cells, refuse_two
 from spatialvlm.data.sources.json_files import open_records
@@ -54,7 +54,8 @@ class Llava(Sequence[Example]):
     path: a file that is a list of records or has one a line.
     image_root: empty for the folder of the file.
     size: only the first so many records, 0 for all.
-    ignore: keys of pictures, video or sound, or one of two conversations, that are left unread on purpose.
+    ignore: keys of pictures, video, sound or marks (`marks`), or one of two conversations, that are left
+      unread on purpose.
     defer: whether a broken record is refused when it is read, not when the file is opened; keys that nothing
       reads are refused in any case.
 
@@ -130,6 +131,8 @@ class Llava(Sequence[Example]):
       pictures.check(cell, self._root, _called(cell))
     if key := unread(raw, pictures=bool(cells), read=(*_READ, *ignore), root=self._root):
       raise UnreadError(refusal(key, raw[key]))
+    if key := marks.undrawn(raw, ignore):
+      marks.marks_of({key: raw[key]}, {}, len(cells))
     if row["messages"] is None:
       raise UserError(f"neither 'conversations' nor 'messages' among the keys {', '.join(map(repr, raw))}")
     task = tag_of(raw.get("task")) or tag_of(raw.get("source"))

@@ -50,6 +50,7 @@ KINDS: dict[str, Kind] = {
   "cvbench": _module("cvbench", "examples", "questions"),
   "llava": _module("llava", "examples"),
   "hf": _module("hf", "examples", "questions"),
+  "rgbd": _module("rgbd", "examples", "questions"),
 }
 
 
