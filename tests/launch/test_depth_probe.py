@@ -1,5 +1,6 @@
 """A depth probe by the command line: trained beside adapters, interrupted, exported, and read back."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,13 +9,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from spatialvlm import cli
-from spatialvlm.config import ModelConfig, RunConfig
+from spatialvlm.config import ModelConfig, RgbdConfig, RunConfig
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources.registry import open_source
 from spatialvlm.processing.processor import load_processor
-from spatialvlm.training import one_run, runs
+from spatialvlm.training import objectives, one_run, runs
 from spatialvlm.training.objectives import Models, heads
 from spatialvlm.types import UserError
+from spatialvlm.worlds import world
+from tests.data.test_rgbd import write_pairs
 from tests.launch import tiny
 from tests.training import interrupted
 
@@ -130,3 +133,25 @@ def test_depth_belongs_to_the_pictures(trained):
   config, _, _ = trained
   example = open_source(config.data.sources["own"])[0]
   assert example.dense["depth"].shape == example.images[0].shape[:2] == (48, 48)
+
+
+@pytest.mark.slow
+def test_photographs_with_depth_teach_it_beside_scenes(trained, tmp_path):
+  """In one batch with scenes; a broken picture is left out, also where arrays are looked for first."""
+  _, workdir, _ = trained
+  frames = world.frames(5, range(6), 48)
+  folder = write_pairs(tmp_path / "rgbd", frames)
+  (folder / "depth" / "000.png").write_bytes(b"")
+  config = settings(workdir.parent, ("data.bad_rows", "skip"), ("train.steps", "2"))
+  mine = RgbdConfig(path=str(folder), depth_size=48, per_image=3)
+  sources = dict(config.data.sources) | {"mine": mine}
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
+  summary = one_run.train(config, tmp_path / "w")
+  assert summary["finished"] and all(
+    "depth/abs_rel" in row for row in metrics(tmp_path / "w") if "loss" in row
+  )
+  alone = dataclasses.replace(config, data=dataclasses.replace(config.data, sources={"mine": mine}))
+  one_run.check_data(alone, objectives.make_objectives(alone.losses))
+  strict = dataclasses.replace(alone, data=dataclasses.replace(alone.data, bad_rows="refuse"))
+  with pytest.raises(UserError, match=r"000\.png: cannot be read as a map"):
+    one_run.check_data(strict, objectives.make_objectives(strict.losses))
