@@ -255,7 +255,7 @@ def make_phases(config: RunConfig, terms: objectives.Terms) -> tuple[phases.Phas
 def check_data(config: RunConfig, terms: objectives.Terms) -> None:
   """Raises a UserError where an objective needs an array of the data that no training source gives.
 
-  The first example of each source is read, with `data.bad_rows` of "skip" the first that can be; a source
+  The first example of each source is read, with `DataConfig.bad_rows` "skip" the first that can be; a source
   that has none but further on is refused with the others.
   """
   if objectives.extra_of(terms):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from spatialvlm.config import RgbdConfig
-from spatialvlm.data.sources import rgbd_files, rgbd_layouts
+from spatialvlm.data.sources import rgbd, rgbd_files, rgbd_layouts
 from spatialvlm.data.sources.registry import open_questions, open_source, read
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import UserError
@@ -171,6 +171,17 @@ def test_settings(tmp_path, frames):
       open_questions(config(folder, **settings))
   with pytest.raises(UserError, match="needs a `path`"):
     open_source(RgbdConfig())
+
+
+def test_a_folder_is_looked_through_once_as_long_as_it_stays(tmp_path, frames, monkeypatch):
+  folder, looked = write_pairs(tmp_path, frames[:3]), []
+  real = rgbd.measured
+  monkeypatch.setattr(rgbd, "measured", lambda *args: looked.append(1) or real(*args))
+  first = open_questions(config(folder))
+  assert len(open_source(config(folder, weight=0.5))) == len(first) and len(looked) == 3
+  assert len(open_questions(config(folder, seed=1))) > 0 and len(looked) == 6
+  write_json(folder / "names" / "001.json", {1: "cup"})
+  assert "001.png" not in {q.filename for q in open_questions(config(folder))} and len(looked) == 9
 
 
 def test_what_a_careful_person_could_dispute_is_left_out(tmp_path, frames):

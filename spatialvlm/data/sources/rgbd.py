@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spatialvlm.config import RgbdConfig, nearest
+from spatialvlm.config import RgbdConfig, fingerprint, nearest
 from spatialvlm.data.sources.lettered import QuestionExamples, question_to_example
 from spatialvlm.data.sources.registry import Source
 from spatialvlm.data.sources.rgbd_files import (
@@ -29,6 +30,9 @@ from spatialvlm.worlds.questions import BOX_ORDER, object_text
 KINDS = ("Relation", "Depth", "Distance")
 _BLOCK = 16
 _WORKERS = 2
+# What was asked of folders as they were; a run opens its sources more than once.
+_KEPT: dict[tuple[str, bool, str], list[_Asked]] = {}
+_MOST_KEPT = 8
 
 
 def questions(config: RgbdConfig) -> RgbdQuestions:
@@ -74,13 +78,23 @@ class RgbdQuestions(Sequence[Question]):
     self._files = self._layout.find(root) if root.is_dir() else []
     if not self._files:
       raise UserError(f"{config.path}: holds no pictures in the layout {config.layout!r} (docs/open_data.md)")
-    found = itertools.chain.from_iterable(self._scanned(defer))
-    self._asked = list(itertools.islice(found, config.size or None))
+    self._asked = self._kept(defer)
     if not any(asked.ask for asked in self._asked):
       broken = f"; the first: {self._asked[0].error}" if self._asked else ""
       raise UserError(
         f"{config.path}: of {len(self._files)} pictures none has two objects that can be asked about{broken}"
       )
+
+  def _kept(self, defer: bool) -> list[_Asked]:
+    alike = dataclasses.replace(self._config, weight=1.0, depth_size=0)
+    key = fingerprint(alike), defer, _state(self._files, self._config)
+    if key not in _KEPT:
+      found = itertools.chain.from_iterable(self._scanned(defer))
+      asked = list(itertools.islice(found, self._config.size or None))
+      while len(_KEPT) >= _MOST_KEPT:
+        _KEPT.pop(next(iter(_KEPT)))
+      _KEPT[key] = asked
+    return _KEPT[key]
 
   def __len__(self) -> int:
     return len(self._asked)
@@ -193,6 +207,17 @@ class RgbdExamples(QuestionExamples):
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
     return [self[index] for index in indices]
+
+
+def _state(files: Sequence[Files], config: RgbdConfig) -> str:
+  """Names, sizes and times of all files that questions come from: another where one has changed."""
+  digest = hashlib.blake2b(digest_size=16)
+  extra = [Path(name).expanduser() for name in (config.names, config.intrinsics) if name]
+  for path in itertools.chain(extra, *(vars(one).values() for one in files)):
+    if path is not None and path.exists():
+      said = path.stat()
+      digest.update(f"{path}\0{said.st_size}\0{said.st_mtime_ns}\n".encode())
+  return digest.hexdigest()
 
 
 def _weights(tasks: Mapping[str, float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,13 +69,24 @@ def measured(
     objects: ids (H, W) and names.
     depth: (H, W) metres, 0 where there is none.
   """
-  ids, counts = np.unique(objects.ids, return_counts=True)
-  names = {int(i): _called(objects.names[i]) for i in ids if i in objects.names}
-  shares = dict(zip(map(int, ids), counts / depth.size, strict=True))
-  seen = [name for i, name in names.items() if shares[i] >= _SPECK]
-  rays = None if intrinsics is None else directions(intrinsics, depth.shape)
-  kept = [i for i, name in names.items() if shares[i] >= least and _nameable(name) and seen.count(name) == 1]
-  return [_measure(names[i], objects.ids == i, depth, rays) for i in kept]
+  pixels = {i: at for i, at in _pixels(objects.ids) if i in objects.names}
+  names = {i: _called(objects.names[i]) for i in pixels}
+  seen = [name for i, name in names.items() if len(pixels[i]) >= _SPECK * depth.size]
+  large = [i for i in names if len(pixels[i]) >= least * depth.size]
+  kept = [i for i in large if _nameable(names[i]) and seen.count(names[i]) == 1]
+  rays = None if intrinsics is None else directions(intrinsics, depth.shape).reshape(-1, 3)
+  return [_measure(names[i], pixels[i], depth, rays) for i in kept]
+
+
+def _pixels(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Each id with the flat places of its pixels, ascending."""
+  flat = ids.ravel()
+  if flat.min() >= 0 and flat.max() < 2**16:
+    flat = flat.astype(np.uint16)  # which are sorted by counting
+  order = np.argsort(flat, kind="stable")
+  edges = np.flatnonzero(np.diff(flat[order].astype(np.int64))) + 1
+  for part in np.split(order, edges):
+    yield int(flat[part[0]]), part
 
 
 def _called(name: str) -> str:
@@ -86,23 +97,28 @@ def _nameable(name: str) -> bool:
   return bool(name) and name not in _NO_OBJECTS and not name.startswith(_NO_PREFIX)
 
 
-def _measure(name: str, mask: np.ndarray, depth: np.ndarray, rays: np.ndarray | None) -> Measured:
-  rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-  box = int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
-  pixels, none = int(mask.sum()), np.full(3, np.nan)
-  good = mask & (depth > 0)
-  count = int(good.sum())
-  if count < max(_LEAST_PIXELS, _MEASURED * pixels):
-    return Measured(name, box, pixels, math.nan, math.nan, math.nan, none, math.nan)
-  z = depth[good]
+def _measure(name: str, at: np.ndarray, depth: np.ndarray, rays: np.ndarray | None) -> Measured:
+  """`at`: flat places of its pixels; `rays`: (H * W, 3), `directions`."""
+  rows, cols = np.divmod(at, depth.shape[1])
+  box = int(cols.min()), int(rows.min()), int(cols.max()) + 1, int(rows.max()) + 1
+  unknown = Measured(name, box, len(at), math.nan, math.nan, math.nan, np.full(3, np.nan), math.nan)
+  z = depth.ravel()[at]
+  at, z = at[z > 0], z[z > 0]
+  if len(z) < max(_LEAST_PIXELS, _MEASURED * unknown.pixels):
+    return unknown
+  unknown = unknown._replace(depth=float(np.median(z)))
   if rays is None:
-    return Measured(name, box, pixels, float(np.median(z)), math.nan, math.nan, none, math.nan)
-  points = rays[good] * z[:, None]
+    return unknown
+  points = rays[at] * z[:, None]
   away = np.linalg.norm(points, axis=1)
   low, high = np.percentile(points[:, :2], (_TAIL, 100 - _TAIL), axis=0)
-  reach = float(np.min(high - low)) / 2
-  far, near = float(np.median(away)), float(np.percentile(away, _TAIL))
-  return Measured(name, box, pixels, float(np.median(z)), far, near, np.median(points, axis=0), reach)
+  near, far = np.percentile(away, (_TAIL, 50))
+  return unknown._replace(
+    range=float(far),
+    nearest=float(near),
+    surface=np.median(points, axis=0),
+    reach=float(np.min(high - low)) / 2,
+  )
 
 
 def asks(
