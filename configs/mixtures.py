@@ -75,10 +75,10 @@ def _cauldron(subset: str, task: str, weight: float) -> HFConfig:
 
 
 def _spar() -> HFConfig:
-  """One of its parts, e.g. spar/scannet; points and boxes are drawn as its questions name them."""
+  """The folder of one of its parts, as scannet/; points and boxes are drawn as its questions name them."""
   marks = {f"{color}_{what}": color for what in ("point", "bbox") for color in ("red", "blue", "green")}
   return HFConfig(
-    path="spar/scannet",
+    path="jasonzhango/SPAR-7M",  # archives there; unpacked, a folder
     image_root="images",
     files="qa_jsonl/train/**/*.jsonl",
     weight=0.2,
