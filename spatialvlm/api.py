@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from spatialvlm import generation, hub, peft
 from spatialvlm.config import ModelConfig, read_json
 from spatialvlm.core.axes import make_mesh
+from spatialvlm.depth.predict import depth_map
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing import processor as processor_lib
@@ -304,6 +305,20 @@ class LoadedVlm(peft.WithAdapters):
     scorer = VlmScorer(self.model, self.mesh)
     (answer,) = engine.answers(scorer, [request], pad_id=self.processor.pad_id)
     return answer.logprobs
+
+  def depth(self, image: ImageSource, head: str | os.PathLike) -> np.ndarray:
+    """How far everything in a picture is, float32 (H, W) of its own size.
+
+    Metres along the optical axis; of a head that was trained with `metric=False`, metres up to a factor.
+
+    Args:
+      image: what `images.open_image` reads.
+      head: `heads/NAME.json` of a run with a loss of kind `dense_depth`, on this model or its base.
+
+    Raises:
+      UserError: no such head, or one of another kind or for another model; no picture.
+    """
+    return depth_map(self.model, self.processor, image, head, self._context())
 
   def save_adapter(self, folder: str | os.PathLike) -> Path:
     """Writes the model's adapter as a folder that `peft` loads.

@@ -38,10 +38,16 @@ class Note(UserWarning):
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One exchange. `prompt` may hold `<image>` marks; the loss is taken on `answer` only."""
+  """One exchange. `prompt` may hold `<image>` marks; the loss is taken on `answer` only.
+
+  Attributes:
+    false: answers that are wrong, for losses that set them against the right one; each is read as if it stood
+      in its place (`Branches`).
+  """
 
   prompt: str
   answer: str
+  false: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -238,6 +244,28 @@ class PixelTable:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Branches:
+  """Other answers to the questions of a batch's rows, each read as if it stood where the right one stands.
+
+  They stand behind a row's own tokens, which do not see them. A branch sees the row up to its question and
+  itself; it begins with a copy of the question's last token, which its first token is predicted from. The
+  right answer is a branch like the others, and the first of its question.
+
+  Attributes:
+    fork_BT: int32, of a branch's positions the last one of the row that they see before the branch; -1
+      for positions of the row's own. Which branch a position belongs to says `Batch.segment_BT`, 0 the row.
+    target_BJK: int32, positions of a branch's tokens that count, each predicted from the one before; -1 for
+      none.
+    group_BJ: int32, the number of the question that a branch answers, ascending; -1 for none.
+  """
+
+  fork_BT: Any
+  target_BJK: Any
+  group_BJ: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
   """What a model reads: one fixed shape per bucket. Every field may be sharded along its first axis.
 
@@ -260,6 +288,7 @@ class Batch:
       positions begin anew; tiles and slots count over the row. None: a row is one conversation.
     target_index_BK: int32, positions t of the supervised tokens (predicted from t - 1), -1 for none.
     example_mask_B: bool, false for samples (of a packed batch: rows) that only fill a batch.
+    branches: other answers to the rows' questions, which then are their segments from 1; None without any.
     extra: further arrays by name, each an `Extra` that says which axis it follows.
     views: what other models read of the same examples, by their names, where that is not the batch itself
       (`view`): sample b and target k are the same in all of them.
@@ -278,6 +307,7 @@ class Batch:
   segment_BT: Any = None
   target_index_BK: Any = None
   example_mask_B: Any = None
+  branches: Branches | None = None
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
   views: Mapping[str, Batch] = dataclasses.field(default_factory=dict)
   normal: PixelTable | None = dataclasses.field(default=None, metadata={"static": True})

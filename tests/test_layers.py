@@ -74,13 +74,17 @@ ROOMS = {
     " processing data data.sources loading serving",
     "jax flax numpy optax orbax tensorstore matplotlib tensorboardX wandb",
   ),
+  "depth": room(
+    "types workdir models processing worlds reporting training training.objectives",
+    "jax flax numpy PIL matplotlib",
+  ),
   "study": room(f"{GROUND} {EVALUATION} reporting reporting.terminal training", "jax numpy matplotlib"),
   "probing": room(
     f"{GROUND} {MODEL} reporting reporting.terminal hub processing worlds encoder",
     "jax flax numpy scipy PIL matplotlib sklearn",
   ),
   "api": room(
-    f"{MODEL} caches generation hub peft export processing data loading serving encoder training",
+    f"{MODEL} caches generation hub peft export processing data loading serving encoder training depth",
     "jax flax numpy",
   ),
 }

@@ -27,6 +27,8 @@ class ScenesConfig:
       tower makes of them is made once (`TrainConfig.cache_vision`); 0 for one to each question. Few pictures
       are learned by heart: take thousands. For training alone.
     turns: with `pictures`: most questions asked about one picture in one conversation.
+    false_answers: most letters of other options that stand beside the right one, for losses that set them
+      against each other; 0 for none. For training alone.
     shift: name of a world that differs in one thing from all that is trained on (`worlds.shifts.SHIFTS`): its
       shapes, colours, camera, light...; empty for the plain one. For scoring alone.
   """
@@ -39,6 +41,7 @@ class ScenesConfig:
   image_size: int = 96
   pictures: int = 0
   turns: int = 1
+  false_answers: int = 0
   shift: str = ""
 
 
@@ -55,6 +58,8 @@ class SkillsConfig:
     image_size: pixels of the square images.
     turns: questions asked about one image in one conversation.
     pictures: number of pictures that the conversations are about, as of `ScenesConfig`; 0 for one to each.
+    false_answers: most wrong answers, made from the picture, that stand beside each right one, for losses
+      that set them against each other; 0 for none.
   """
 
   kind: Literal["skills"] = "skills"
@@ -65,6 +70,7 @@ class SkillsConfig:
   image_size: int = 96
   turns: int = 1
   pictures: int = 0
+  false_answers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A row may hold several sequences one behind the other (packing): `segment_BT` says which one a position
 belongs to, by numbers that do not fall along the row; None where each row is one. Sequences of a row do not
-see each other, and the positions of each begin at 0.
+see each other, and the positions of each begin at 0. Sequences that fork from the first one (`fork_BT`: the
+last position of it that they see, -1 elsewhere) see its beginning, and their positions go on from there.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ import jax
 import jax.numpy as jnp
 
 
-def positions(valid_BT: jax.Array, segment_BT: jax.Array | None = None) -> jax.Array:
+def positions(
+  valid_BT: jax.Array, segment_BT: jax.Array | None = None, fork_BT: jax.Array | None = None
+) -> jax.Array:
   """int32 positions that count valid tokens only, so that left and right padding give the same ones."""
-  return jnp.clip(_counted(valid_BT, segment_BT) - 1, 0)
+  own_BT = jnp.clip(_counted(valid_BT, segment_BT) - 1, 0)
+  if fork_BT is None:
+    return own_BT
+  before_BT = jnp.take_along_axis(own_BT, jnp.maximum(fork_BT, 0), axis=1) + 1
+  return own_BT + jnp.where(fork_BT >= 0, before_BT, 0)
 
 
 def _counted(marks_BT: jax.Array, segment_BT: jax.Array | None) -> jax.Array:
@@ -39,13 +46,24 @@ def visibility(mask_ar_BT: jax.Array) -> jax.Array:
 
 
 def attention_mask(
-  valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None, segment_BT: jax.Array | None = None
+  valid_BT: jax.Array,
+  mask_ar_BT: jax.Array | None = None,
+  segment_BT: jax.Array | None = None,
+  fork_BT: jax.Array | None = None,
 ) -> jax.Array:
-  """(B, T, T): causal, or with a bidirectional prefix, never onto padding nor another sequence of the row."""
+  """(B, T, T): causal, or with a bidirectional prefix, never onto padding nor another sequence of the row.
+
+  A sequence that forks from the first one sees that up to its fork.
+  """
   if mask_ar_BT is None:
     mask_ar_BT = jnp.ones_like(valid_BT, dtype=bool)
   mask_BTT = visibility(mask_ar_BT) & valid_BT[:, None, :].astype(bool)
-  return mask_BTT if segment_BT is None else mask_BTT & (segment_BT[:, :, None] == segment_BT[:, None, :])
+  if segment_BT is None:
+    return mask_BTT
+  seen_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
+  if fork_BT is not None:
+    seen_BTT |= jnp.arange(valid_BT.shape[1]) <= fork_BT[:, :, None]
+  return mask_BTT & seen_BTT
 
 
 def windowed(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from spatialvlm.data import packing
-from spatialvlm.types import Batch, Extra, PixelTable, UserError, missing_value
+from spatialvlm.types import Batch, Branches, Extra, PixelTable, UserError, missing_value
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded
@@ -130,7 +130,8 @@ def collate(
   """
   batch_size = rows or batch_size
   fields = _text_rows(encoded, length=length, targets=targets, pad_id=pad_id, batch_size=batch_size)
-  if not rows:
+  fields["branches"] = branches = _branches(encoded, length=length, batch_size=batch_size)
+  if not rows and branches is None:
     fields["segment_BT"] = None
   fields["normal"] = normal or next((e.normal for e in encoded), None)
   fields["extra"] = _extra(encoded, tiles=tiles, targets=targets, batch_size=batch_size)
@@ -290,6 +291,8 @@ def _text_rows(encoded, *, length, targets, pad_id, batch_size) -> dict[str, np.
       causal[row, start : start + prefix] = False
       segments[row, start:] = number
       start += count
+    for number, branch in enumerate(e.branches, 1):
+      segments[row, branch.start :] = number
     if targets:
       supervised = np.flatnonzero(e.loss_mask)
       index[row, : len(supervised)] = supervised
@@ -304,6 +307,23 @@ def _text_rows(encoded, *, length, targets, pad_id, batch_size) -> dict[str, np.
     target_index_BK=index if targets else None,
     example_mask_B=np.arange(batch_size) < len(encoded),
   )
+
+
+def _branches(encoded: Sequence[Encoded], *, length: int, batch_size: int) -> Branches | None:
+  """The answers that branch off the rows; their numbers are rounded up, so that few shapes come."""
+  most = max((len(e.branches) for e in encoded), default=0)
+  if not most:
+    return None
+  longest = max(branch.count for e in encoded for branch in e.branches)
+  fork = np.full((batch_size, length), -1, np.int32)
+  target = np.full((batch_size, packing.rounded(most), packing.rounded(longest)), -1, np.int32)
+  group = np.full(target.shape[:2], -1, np.int32)
+  for row, e in enumerate(encoded):
+    for j, branch in enumerate(e.branches):
+      fork[row, branch.start : branch.stop] = branch.fork
+      target[row, j, : branch.count] = np.arange(branch.start + 1, branch.stop)
+      group[row, j] = branch.group
+  return Branches(fork, target, group)
 
 
 def _scatter(parts: Sequence[np.ndarray], starts: Sequence[int], count: int, value: float) -> np.ndarray:

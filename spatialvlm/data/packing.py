@@ -76,8 +76,13 @@ def joined(encoded: Sequence[Encoded]) -> Encoded:
   """One row of several conversations: tokens, tiles and all that is counted by them one behind the other.
 
   Raises:
-    UserError: an extra array that belongs to one conversation as a whole: a row has one place for it.
+    UserError: an extra array that belongs to one conversation as a whole: a row has one place for it; answers
+      that branch off a conversation.
   """
+  if any(e.branches for e in encoded):
+    raise UserError(
+      "data.packing: rows with false answers beside the right ones are not packed; turn one off"
+    )
   images = np.cumsum([0] + [np.count_nonzero(e.image_slot >= 0) for e in encoded])
   slots = [np.where(e.image_slot >= 0, e.image_slot + n, -1) for e, n in zip(encoded, images, strict=False)]
   tiles = [e.tiles for e in encoded if len(e.tiles)] or [encoded[0].tiles]

@@ -127,20 +127,23 @@ class Decoder(nnx.Module):
     valid_BT: jax.Array,
     mask_ar_BT: jax.Array | None = None,
     segment_BT: jax.Array | None = None,
+    fork_BT: jax.Array | None = None,
     *,
     layers: Iterable[int] = (),
     attention: Iterable[int] = (),
   ) -> DecoderOutput:
     """Reads embedded tokens, and keeps the layers and attention probabilities that are asked for.
 
-    `segment_BT`: which sequence of its row a position belongs to (`core.masks`); None where a row is one.
+    Args:
+      segment_BT: which sequence of its row a position belongs to (`core.masks`); None where a row is one.
+      fork_BT: up to where it sees the first of them, of a sequence that forks from that; None: none does.
 
     Raises:
       UserError: a layer that is not there.
     """
     streams = layer_numbers(layers, self.config.depth, "decoder")
     attended = layer_numbers(attention, self.config.depth, "decoder's attention", first=1)
-    masks, angles = self.context(valid_BT, mask_ar_BT, segment_BT)
+    masks, angles = self.context(valid_BT, mask_ar_BT, segment_BT, fork_BT)
     past = None
     if self.learned_past is not None:
       cache = self.init_cache(*x_BTD.shape[:2])
@@ -155,15 +158,19 @@ class Decoder(nnx.Module):
     )
 
   def context(
-    self, valid_BT: jax.Array, mask_ar_BT: jax.Array | None = None, segment_BT: jax.Array | None = None
+    self,
+    valid_BT: jax.Array,
+    mask_ar_BT: jax.Array | None = None,
+    segment_BT: jax.Array | None = None,
+    fork_BT: jax.Array | None = None,
   ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, jax.Array]]:
     """What the blocks read beside the residual stream: masks (B, T, S), one a block, and rotary angles.
 
     S counts the places of a learned past, which all see, before those of the batch.
     """
     P, (B, T) = self._before, valid_BT.shape
-    queries_BT = positions(valid_BT, segment_BT) + P
-    mask_BTS, keys_BS = attention_mask(valid_BT, mask_ar_BT, segment_BT), queries_BT
+    queries_BT = positions(valid_BT, segment_BT, fork_BT) + P
+    mask_BTS, keys_BS = attention_mask(valid_BT, mask_ar_BT, segment_BT, fork_BT), queries_BT
     if P:
       mask_BTS = jnp.concatenate([jnp.ones((B, T, P), bool), mask_BTS], axis=2)
       keys_BS = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (B, P)), queries_BT], axis=1)

@@ -103,13 +103,15 @@ class Vlm(nnx.Module):
     sequence = Sequence(self._with_images(batch, seen.image), batch.valid_BT, self._mask_ar(batch))
     if self.soft_tokens is not None:
       if batch.segment_BT is not None:
-        raise UserError("soft tokens stand in one sequence a row; this batch is packed, several a row")
+        several = "packed, several a row" if batch.branches is None else "of rows with false answers beside"
+        raise UserError(f"soft tokens stand in one sequence a row; this batch is {several}")
       sequence = self.soft_tokens.insert(sequence, batch.image_slot_BT)
     out = self.decoder.read(
       sequence.x_BTD,
       sequence.valid_BT,
       sequence.mask_ar_BT,
       batch.segment_BT,
+      None if batch.branches is None else batch.branches.fork_BT,
       layers=wants.decoder_layers,
       attention=wants.attention,
     )

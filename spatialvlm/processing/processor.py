@@ -20,51 +20,12 @@ from spatialvlm.config import read_json
 from spatialvlm.processing import arrays, prompts
 from spatialvlm.processing import images as image_lib
 from spatialvlm.processing import processor_files as files
+from spatialvlm.processing.branches import branched
+from spatialvlm.processing.encoded import Encoded
 from spatialvlm.processing.expansion import Expander
 from spatialvlm.processing.processor_family import Files, family_of
 from spatialvlm.processing.tiling import TileOptions, Tiler, Tiles, dense_tiles
-from spatialvlm.types import IMAGE_MARK, LETTERS, Example, Extra, ImageLayout, PixelTable, Turn, UserError
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Encoded:
-  """One conversation, ready to be put into a batch.
-
-  Attributes:
-    tokens: int32 (T,).
-    loss_mask: bool (T,), true at the tokens that are to be predicted: each answer and the token that ends
-      it, such as `<end_of_utterance>`.
-    image_slot: int32 (T,), for an image token its place among the example's I * P image tokens, else -1.
-    tiles: uint8 (I, S, S, 3), of all images in order; I is 0 without images.
-    normal: what the model takes for the tiles' values; None where they are normalised float32 already.
-    pixel_mask: bool (I, S, S), true at real pixels; None, as always here, where all are.
-    images: how many tiles each image became.
-    extra: arrays that go into `Batch.extra` by their names; the example's dense targets among them.
-    views: what other models read of the same example, by their names (`data.views`).
-    prefix: how many leading tokens all see each other; 0 for a causal model.
-    parts: of several conversations in one row (`data.packing`) the tokens and the `prefix` of each, in order;
-      empty for one conversation.
-  """
-
-  tokens: np.ndarray
-  loss_mask: np.ndarray
-  image_slot: np.ndarray
-  tiles: np.ndarray
-  pixel_mask: np.ndarray | None = None
-  images: tuple[int, ...] = ()
-  id: str = ""
-  task: str = ""
-  source: str = ""
-  extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
-  views: Mapping[str, Encoded] = dataclasses.field(default_factory=dict)
-  prefix: int = 0
-  parts: tuple[tuple[int, int], ...] = ()
-  normal: PixelTable | None = None
-
-  @property
-  def pixels(self) -> np.ndarray:
-    """The tiles as the model reads them, float32 (I, S, S, 3), normalised."""
-    return self.tiles if self.normal is None else self.normal(self.tiles)
+from spatialvlm.types import IMAGE_MARK, LETTERS, Example, ImageLayout, PixelTable, Turn, UserError
 
 
 class Processor:
@@ -238,20 +199,31 @@ class Processor:
     return self.tokenizer.encode(text, add_special_tokens=False).ids
 
   def encode(self, example: Example) -> Encoded:
-    """A conversation with the loss on its answers.
+    """A conversation with the loss on its answers, and beside them the wrong ones that its turns have.
 
     Raises:
       UserError: `<image>` marks and images differ in number; longer than the context (image tokens are
         never cut); a chat template that hides where answers begin; a conversation that the family does not
-        know, as PaliGemma knows one turn only.
+        know, as PaliGemma knows one turn only; wrong answers of a model with a bidirectional prefix.
     """
+    if not any(turn.false for turn in example.turns):
+      return self._conversation(example)
+    if self.bidirectional:
+      raise UserError(
+        f"false answers: the prompts of {self.format.family} are no causal text; leave them out"
+      )
+    cut = tuple(i if isinstance(i, Tiles) else self.tiler(i) for i in example.images)
+    example = dataclasses.replace(example, images=cut)
+    return branched(self._conversation(example), example, lambda e: self._conversation(e, pixels=False))
+
+  def _conversation(self, example: Example, pixels: bool = True) -> Encoded:
     name = f"example {example.id!r}" if example.id else "example"
     if any(IMAGE_MARK in turn.answer for turn in example.turns):
       raise UserError(f"{name}: an answer holds an <image> mark; write marks in the text of prompts only")
     messages = prompts.messages(example.turns, len(example.images))
     text = self.template.render(messages)
     spans = [self._answer_span(text, messages[: 2 * k + 1], example.id) for k in range(len(example.turns))]
-    return self._encode(text, spans, example, spans[0][0] if self.bidirectional else 0, name)
+    return self._encode(text, spans, example, spans[0][0] if self.bidirectional else 0, name, pixels)
 
   def encode_prompt(
     self,

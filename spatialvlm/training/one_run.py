@@ -253,16 +253,23 @@ def make_phases(config: RunConfig, terms: objectives.Terms) -> tuple[phases.Phas
 
 
 def check_data(config: RunConfig, terms: objectives.Terms) -> None:
-  """Raises a UserError where an objective needs an array of the data that no training source gives.
+  """Raises a UserError where an objective needs what no training source gives, or where it cannot be read.
 
   The first example of each source is read, with `DataConfig.bad_rows` "skip" the first that can be; a source
   that has none but further on is refused with the others.
   """
+  used = {name: source for name, source in config.data.sources.items() if source.weight}
   if objectives.extra_of(terms):
     skip = config.data.bad_rows == "skip"
-    used = {name: source for name, source in config.data.sources.items() if source.weight}
     opened = {name: pipeline.open_source(source, defer=skip) for name, source in used.items()}
     objectives.check_data(terms, {name: _dense(source, skip) for name, source in opened.items()})
+  wrong = [name for name, source in used.items() if getattr(source, "false_answers", 0)]
+  objectives.check_false_answers(terms, wrong)
+  if wrong and (jax.process_count() > 1 or config.data.packing or peft.positions(config.peft)):
+    raise UserError(
+      f"config.data.sources.{wrong[0]}.false_answers: they stand in rows of one process, not packed, of a"
+      " model without soft prompts; leave them out, or use another config.peft.method, or data.packing=false"
+    )
 
 
 def _dense(source: Source, skip: bool) -> Iterable[str]:

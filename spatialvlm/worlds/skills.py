@@ -21,7 +21,9 @@ from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS
 from spatialvlm.types import LETTERS, Deferred, Example, Turn, UserError, choice_prompt
 from spatialvlm.worlds import facts, world
+from spatialvlm.worlds.false_answers import with_false
 from spatialvlm.worlds.rounds import Block, Rounds
+from spatialvlm.worlds.statements import statement
 from spatialvlm.worlds.targets import (
   BOXES,
   DEPTH_WORDS,
@@ -34,6 +36,8 @@ from spatialvlm.worlds.targets import (
 )
 
 NAMES = tuple(f"{c} {s}" for c in world.COLORS for s in world.SHAPES)
+# Sets the draws of wrong answers apart from others of the same seed and number.
+_FALSE = 0xFA15E
 # Ratio of two depths from which on one is plainly the nearer.
 _APART = 1.12
 
@@ -232,6 +236,7 @@ SKILLS: dict[str, Skill] = {
   "scene": _scene,
   "choose": _choose,
   "letters": _letters,
+  "statement": statement,
 }
 DEFAULT_TASKS = {
   "name": 3.0,
@@ -260,10 +265,11 @@ class SceneSkills:
     turns: size of a conversation, in questions of ordinary length; long questions count more than once.
     size: number of examples, 0 for as many as there are scenes.
     pictures: how many scenes they are about, all in turn, each time in another order; 0 for one to each.
+    false_answers: most wrong answers that stand beside each right one (`worlds.false_answers`).
 
   Raises:
     UserError: an unknown skill, a weight that is not positive, a conversation without turns, or fewer than no
-      pictures.
+      pictures or false answers.
   """
 
   def __init__(
@@ -274,6 +280,7 @@ class SceneSkills:
     turns: int = 1,
     size: int = 0,
     pictures: int = 0,
+    false_answers: int = 0,
   ):
     tasks = dict(tasks or DEFAULT_TASKS)
     for name, weight in tasks.items():
@@ -283,7 +290,10 @@ class SceneSkills:
         raise UserError(f"skill {name!r}: weight {weight} is not positive; leave the skill out instead")
     if turns < 1:
       raise UserError(f"skills: a conversation of {turns} turns; ask for one at least")
+    if false_answers < 0:
+      raise UserError(f"skills: {false_answers} false answers; 0 means none")
     self.seed, self.image_size, self.turns, self.size = seed, image_size, turns, size
+    self.false_answers = false_answers
     self.pictures, self._rounds = pictures, Rounds(seed, pictures)
     # By number of the picture, what there is to ask about; from several threads, whose answers are equal.
     self._objects: dict[int, world.Frame] = {}
@@ -340,9 +350,12 @@ class SceneSkills:
     if number != index:  # a further round about the same picture
       rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
     turns, tasks = self._conversation(picture, rng)
+    # Drawn apart, so that the questions are the same with and without.
+    apart = np.random.default_rng((_FALSE, self.seed, index))
+    both = zip(tasks, turns, strict=True)
     return Example(
       images=() if picture is None else (picture.image,),
-      turns=tuple(turns),
+      turns=tuple(with_false(task, picture, turn, apart, self.false_answers) for task, turn in both),
       id=f"{self.seed}/{index}",
       task=tasks[0],
       source="skills",

@@ -23,6 +23,7 @@ class FakeEncoded:
   extra: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
   prefix: int = 0
   parts: tuple[tuple[int, int], ...] = ()
+  branches: tuple = ()
   normal: PixelTable | None = None
   views: Mapping[str, "FakeEncoded"] = dataclasses.field(default_factory=dict)
 

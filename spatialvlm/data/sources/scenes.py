@@ -9,16 +9,21 @@ from spatialvlm.config import ScenesConfig
 from spatialvlm.data.sources.lettered import QuestionExamples, question_to_example
 from spatialvlm.data.sources.registry import Source
 from spatialvlm.types import Example, UserError
+from spatialvlm.worlds.false_answers import other_letters
 from spatialvlm.worlds.picture_questions import PictureQuestions
 from spatialvlm.worlds.questions import SceneQuestions
 
 
 def questions(config: ScenesConfig) -> SceneQuestions:
-  for name, none in (("pictures", 0), ("turns", 1)):
+  for name, none in (("pictures", 0), ("turns", 1), ("false_answers", 0)):
     if getattr(config, name) != none:
       raise UserError(
-        f"{name}: {getattr(config, name)}: of questions that score a model each has a picture; leave it out"
+        f"{name}: {getattr(config, name)}: is for training, and no part of a score; leave it out"
       )
+  return _questions(config)
+
+
+def _questions(config: ScenesConfig) -> SceneQuestions:
   tasks = dict(sorted(config.tasks.items()))  # equal configs draw alike, in whatever order they name kinds
   return SceneQuestions(config.seed, tasks, config.image_size, config.size, shift=config.shift)
 
@@ -29,20 +34,34 @@ def examples(config: ScenesConfig, *, defer: bool = False) -> Source:
   if config.pictures:
     tasks = dict(sorted(config.tasks.items()))
     sizes = config.image_size, config.size, config.pictures, config.turns
-    return PictureExamples(PictureQuestions(config.seed, tasks, *sizes))
+    return PictureExamples(PictureQuestions(config.seed, tasks, *sizes), config.false_answers)
   if config.turns != 1:
     raise UserError(f"turns: {config.turns}: several questions share a picture where pictures says how many")
-  return SceneExamples(questions(config))
+  return SceneExamples(_questions(config), config.false_answers)
+
+
+def _with_false(example: Example, most: int) -> Example:
+  """The example with letters of its options that are wrong, those that stand next to the right one first."""
+  if not most:
+    return example
+  near = lambda turn: sorted(
+    other_letters(turn.prompt, turn.answer), key=lambda letter: abs(ord(letter) - ord(turn.answer))
+  )
+  turns = (dataclasses.replace(turn, false=tuple(near(turn)[:most])) for turn in example.turns)
+  return dataclasses.replace(example, turns=tuple(turns))
 
 
 class SceneExamples(QuestionExamples):
   """Questions about rendered scenes as examples, each with its picture's `depth` in metres, and in words."""
 
+  def __init__(self, questions: SceneQuestions, false_answers: int = 0):
+    super().__init__(questions)
+    self._false_answers = false_answers
+
   def __getitem__(self, index: int) -> Example:
     found = self.questions.described(index)
-    return dataclasses.replace(
-      question_to_example(found.question), dense={"depth": found.depth}, facts=found.facts
-    )
+    example = _with_false(question_to_example(found.question), self._false_answers)
+    return dataclasses.replace(example, dense={"depth": found.depth}, facts=found.facts)
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
     return [self[index] for index in indices]
@@ -55,8 +74,9 @@ class PictureExamples(Sequence[Example]):
     pictures: how many there are.
   """
 
-  def __init__(self, conversations: PictureQuestions):
+  def __init__(self, conversations: PictureQuestions, false_answers: int = 0):
     self._conversations, self.pictures = conversations, conversations.pictures
+    self._false_answers = false_answers
 
   def __len__(self) -> int:
     return len(self._conversations)
@@ -73,5 +93,6 @@ class PictureExamples(Sequence[Example]):
       asked = [question_to_example(question) for question in self._conversations[int(index)]]
       turns = tuple(turn for example in asked for turn in example.turns)
       (picture,) = asked[0].images
-      found.append(dataclasses.replace(asked[0], turns=turns, id=str(index), facts=picture.facts))
+      example = dataclasses.replace(asked[0], turns=turns, id=str(index), facts=picture.facts)
+      found.append(_with_false(example, self._false_answers))
     return found

@@ -10,5 +10,11 @@ from spatialvlm.worlds.skills import SceneSkills
 def examples(config: SkillsConfig, *, defer: bool = False) -> Source:
   tasks = dict(sorted(config.tasks.items()))  # equal configs draw alike, in whatever order they name skills
   return SceneSkills(
-    config.seed, tasks, config.image_size, config.turns, config.size, pictures=config.pictures
+    config.seed,
+    tasks,
+    config.image_size,
+    config.turns,
+    config.size,
+    pictures=config.pictures,
+    false_answers=config.false_answers,
   )

@@ -14,6 +14,8 @@ from spatialvlm.config import LossConfig, from_config_dict, nearest
 from spatialvlm.models.outputs import Wants
 from spatialvlm.models.vlm import VlmConfig
 from spatialvlm.training.objectives.answer import Answer
+from spatialvlm.training.objectives.contrast import Contrast
+from spatialvlm.training.objectives.dense_depth import DenseDepth
 from spatialvlm.training.objectives.depth_probe import DepthProbe
 from spatialvlm.training.objectives.distil import Distil
 from spatialvlm.training.objectives.distil_hidden import DistilHidden
@@ -26,6 +28,8 @@ from spatialvlm.types import UserError
 __all__ = [
   "OBJECTIVES",
   "Answer",
+  "Contrast",
+  "DenseDepth",
   "DepthProbe",
   "Distil",
   "DistilHidden",
@@ -38,6 +42,7 @@ __all__ = [
   "Terms",
   "asks_of",
   "check_data",
+  "check_false_answers",
   "extra_of",
   "make_heads",
   "make_objective",
@@ -56,7 +61,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "distil_relations": DistilRelations,
   "words": Words,
   "depth_probe": DepthProbe,
+  "dense_depth": DenseDepth,
   "grpo": Grpo,
+  "contrast": Contrast,
 }
 
 # The terms of a run by name, each with its weight.
@@ -156,6 +163,25 @@ def make_heads(terms: Terms, model: VlmConfig, seed: int) -> dict[str, nnx.Modul
     if head is not None:
       heads[name] = head
   return heads
+
+
+def check_false_answers(terms: Terms, sources: Iterable[str]) -> None:
+  """Raises a UserError where a term needs wrong answers and no data source gives them, or nobody reads them.
+
+  Args:
+    sources: names of those that give them.
+  """
+  needing = [objective.where for _, objective in terms.values() if objective.false_answers]
+  sources = sorted(sources)
+  if needing and not sources:
+    raise UserError(
+      f"{needing[0]}: no data source gives wrong answers; set false_answers of one of kind scenes or skills"
+    )
+  if sources and not needing:
+    raise UserError(
+      f"config.data.sources.{sources[0]}.false_answers: no loss reads them; add one of kind contrast, or set"
+      " it to 0"
+    )
 
 
 def check_data(terms: Terms, given: Mapping[str, Iterable[str]]) -> None:

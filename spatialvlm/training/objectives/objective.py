@@ -8,6 +8,7 @@
       asks = {"base": Wants(...)}      # what of other models, by name (`training.teachers`), likewise
       extra = ("depth",)               # arrays of `Batch.extra` that it needs, of the data
       of_phases = ()                   # those that it needs of a phase (`training.phases`)
+      false_answers = False            # whether it needs wrong answers of the data (`Batch.branches`)
       validates = True                 # whether it says something of held-out data as it is
       def head(self, model, rngs): ... # parameters of its own, or None
       def __call__(self, outputs, models, batch, key): ...  # -> (sum, weight, metrics)
@@ -93,6 +94,7 @@ class Objective:
   asks: Mapping[str, Wants] = types.MappingProxyType({})
   extra: tuple[str, ...] = ()
   of_phases: tuple[str, ...] = ()
+  false_answers: bool = False
   validates: bool = True
 
   def __init__(self, settings: Any = None, where: str = "config.losses"):
