@@ -195,7 +195,7 @@ class RgbdConfig:
   kind: Literal["rgbd"] = "rgbd"
   weight: float = 1.0
   path: str = ""
-  layout: Literal["pairs", "nyuv2", "sunrgbd", "hypersim", "scannet"] = "pairs"
+  layout: Literal["pairs", "nyuv2", "nyuv2_mat", "sunrgbd", "hypersim", "scannet"] = "pairs"
   unit: Literal["", "m", "mm"] = ""
   intrinsics: str = ""
   names: str = ""

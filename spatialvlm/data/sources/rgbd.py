@@ -21,13 +21,32 @@ from spatialvlm.data.sources.rgbd_files import (
   read_intrinsics,
   read_names,
 )
-from spatialvlm.data.sources.rgbd_layouts import LAYOUTS, Files, Objects, sampled
+from spatialvlm.data.sources.rgbd_layouts import (
+  Files,
+  Hypersim,
+  Layout,
+  Nyuv2,
+  Objects,
+  Pairs,
+  ScanNet,
+  SunRgbd,
+  sampled,
+)
+from spatialvlm.data.sources.rgbd_nyu_mat import NyuMat
 from spatialvlm.data.sources.rgbd_objects import Ask, Measured, asks, measured
 from spatialvlm.types import Example, Question, UserError, choice_prompt
 from spatialvlm.worlds import facts, world
 from spatialvlm.worlds.questions import BOX_ORDER, object_text
 
 KINDS = ("Relation", "Depth", "Distance")
+LAYOUTS: dict[str, Layout] = {
+  "pairs": Pairs(),
+  "nyuv2": Nyuv2(),
+  "nyuv2_mat": NyuMat(),
+  "sunrgbd": SunRgbd(),
+  "hypersim": Hypersim(),
+  "scannet": ScanNet(),
+}
 _BLOCK = 16
 _WORKERS = 2
 # What was asked of folders as they were; a run opens its sources more than once.
@@ -72,7 +91,7 @@ class RgbdQuestions(Sequence[Question]):
     self._config, self._layout = config, LAYOUTS[config.layout]
     self._kinds = _weights(config.tasks)
     _check(config)
-    root = Path(config.path).expanduser()
+    self._root = root = Path(config.path).expanduser()
     self._fixed = read_intrinsics(Path(config.intrinsics).expanduser()) if config.intrinsics else None
     self._names = read_names(Path(config.names).expanduser()) if config.names else None
     self._files = self._layout.find(root) if root.is_dir() else []
@@ -106,7 +125,7 @@ class RgbdQuestions(Sequence[Question]):
     return self._question(index, asked)
 
   def place(self, index: int) -> str:
-    return str(self._files[self._asked[index].picture].image)
+    return self._files[self._asked[index].picture].where
 
   def depth(self, index: int) -> np.ndarray:
     """(H, W) float32 metres of the picture of a question, 0 where there is none."""
@@ -147,7 +166,7 @@ class RgbdQuestions(Sequence[Question]):
     for file, found in ((files.depth, depth), (files.instance or files.label, objects.ids)):
       if found.shape != shape[:2]:
         said = [f"{width} x {height}" for height, width in (found.shape, shape[:2])]
-        raise UserError(f"{file}: {said[0]} pixels, but {files.image} has {said[1]}")
+        raise UserError(f"{file}: {said[0]} pixels, but {files.where} has {said[1]}")
     if self._names is not None:
       objects = Objects(objects.ids, self._names)
     intrinsics = self._fixed or self._layout.intrinsics(files, shape)
@@ -160,13 +179,14 @@ class RgbdQuestions(Sequence[Question]):
       check_intrinsics(found, shape, file)
     elif "Distance" in self._kinds:
       raise UserError(
-        f"{files.image}: no intrinsics, which Distance is measured by; write intrinsics.json (fx, fy, cx, "
+        f"{files.where}: no intrinsics, which Distance is measured by; write intrinsics.json (fx, fy, cx, "
         "cy) beside the folder of pictures, name a file in `intrinsics`, or leave Distance out of `tasks`"
       )
 
   def _question(self, index: int, asked: _Asked) -> Question:
     files, ask, objects = self._files[asked.picture], asked.ask, asked.objects
     image = self._layout.image(files)
+    name = files.image.relative_to(self._root).as_posix() + (f"/{files.number:04d}" if files.number else "")
     for place, color in _drawn(asked).items():
       world.draw_box(image, objects[place].box, color)
     names = [o.name for o in objects]
@@ -182,8 +202,8 @@ class RgbdQuestions(Sequence[Question]):
       prompt=choice_prompt(text, choices),
       source=self._config.layout,
       source_dataset=self._config.layout,
-      filename=files.image.name,
-      source_filename=files.image.name,
+      filename=name,
+      source_filename=name,
       target_class=names[0],
       target_size=objects[0].pixels,
       bbox=tuple(tuple(map(float, o.box)) for o in objects),
@@ -214,7 +234,7 @@ def _state(files: Sequence[Files], config: RgbdConfig) -> str:
   digest = hashlib.blake2b(digest_size=16)
   extra = [Path(name).expanduser() for name in (config.names, config.intrinsics) if name]
   for path in itertools.chain(extra, *(vars(one).values() for one in files)):
-    if path is not None and path.exists():
+    if isinstance(path, Path) and path.exists():
       said = path.stat()
       digest.update(f"{path}\0{said.st_size}\0{said.st_mtime_ns}\n".encode())
   return digest.hexdigest()

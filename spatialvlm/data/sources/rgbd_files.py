@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,17 +61,31 @@ def _numpy(file: Path) -> np.ndarray:
 
 
 def _hdf5(file: Path) -> np.ndarray:
+  with hdf5(file) as opened:
+    return np.asarray(opened["dataset"])
+
+
+@contextlib.contextmanager
+def hdf5(file: Path) -> Iterator[Any]:
+  """An HDF5 file, open to read.
+
+  Raises:
+    UserError: h5py is not installed, or the file is damaged.
+  """
   try:
     import h5py
   except ImportError:
     raise UserError(
       f"{file}: HDF5 is read by h5py, which is not installed; pip install 'spatialvlm[rgbd]'"
     ) from None
-  with h5py.File(file, "r") as opened:
-    return np.asarray(opened["dataset"])
+  try:
+    with h5py.File(file, "r") as opened:
+      yield opened
+  except (OSError, KeyError, ValueError) as error:
+    raise UserError(f"{file}: cannot be read as HDF5 ({error}); is it cut short?") from error
 
 
-def metres(raw: np.ndarray, unit: str, file: Path, *, nan_is_none: bool = False) -> np.ndarray:
+def metres(raw: np.ndarray, unit: str, file: Path | str, *, nan_is_none: bool = False) -> np.ndarray:
   """Depth in metres, float32 (H, W), 0 where there is none.
 
   Args:

@@ -33,7 +33,10 @@ _SUN_FARTHEST = 8.0
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """The files of one picture; those that a layout has not are None."""
+  """The files of one picture; those that a layout has not are None.
+
+  `number`: which picture of a file that holds several, from 1; 0 where it holds one.
+  """
 
   image: Path
   depth: Path
@@ -41,6 +44,12 @@ class Files:
   label: Path | None = None
   names: Path | None = None
   intrinsics: Path | None = None
+  number: int = 0
+
+  @property
+  def where(self) -> str:
+    """What errors call the picture."""
+    return f"{self.image}, picture {self.number}" if self.number else str(self.image)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +142,7 @@ class Nyuv2(Pairs):
       raise UserError(
         f"{files.label}: class {labels.max()} is none of the 40; write names.json beside rgb/ with all names"
       )
-    return _of_classes(labels, np.where(labels > 0, instances, 0), names)
+    return of_classes(labels, np.where(labels > 0, instances, 0), names)
 
   def intrinsics(self, files: Files, shape: tuple[int, ...]) -> Intrinsics | None:
     found = super().intrinsics(files, shape)
@@ -213,7 +222,7 @@ class Hypersim(Pairs):
     labels, instances = _ids(files.label), _ids(files.instance)
     if labels.shape != instances.shape:
       raise UserError(f"{files.instance}: {_size(instances)} pixels, but {files.label} has {_size(labels)}")
-    return _of_classes(np.maximum(labels, 0), np.maximum(instances, 0), _NYU40)
+    return of_classes(np.maximum(labels, 0), np.maximum(instances, 0), _NYU40)
 
   def intrinsics(self, files: Files, shape: tuple[int, ...]) -> Intrinsics:
     height, width = shape[:2]
@@ -269,11 +278,6 @@ class ScanNet(Pairs):
     return files.intrinsics and read_intrinsics(files.intrinsics)
 
 
-LAYOUTS: dict[str, Layout] = {
-  "pairs": Pairs(), "nyuv2": Nyuv2(), "sunrgbd": SunRgbd(), "hypersim": Hypersim(), "scannet": ScanNet(),
-}  # fmt: skip
-
-
 def directions(intrinsics: Intrinsics, shape: tuple[int, ...]) -> np.ndarray:
   """(H, W, 3): what each pixel's depth is multiplied by for its place, in OpenCV's axes (z is 1)."""
   rows, cols = np.indices(shape[:2], np.float32) + np.float32(0.5)
@@ -290,7 +294,7 @@ def sampled(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
   return values[np.ix_(rows, cols)]
 
 
-def _of_classes(labels: np.ndarray, instances: np.ndarray, names: Mapping[int, str]) -> Objects:
+def of_classes(labels: np.ndarray, instances: np.ndarray, names: Mapping[int, str]) -> Objects:
   """Objects that are told apart by class and number within it; 0 in either is none."""
   step = int(instances.max()) + 1
   ids = np.where((labels > 0) & (instances > 0), labels * step + instances, 0)

@@ -25,6 +25,8 @@ _NO_PREFIX = ("other",)
 _SPECK = 5e-4
 # Least share of an object's pixels that must have a depth, and their number.
 _MEASURED, _LEAST_PIXELS = 0.5, 16
+# Focal length as a share of the larger side, where it is not known: of a wide lens, whose objects are larger.
+_WIDEST = 0.5
 # How far into the nearest and outermost parts of an object its surface is believed: edges mix near and far.
 _TAIL = 5.0
 
@@ -35,10 +37,11 @@ class Measured(NamedTuple):
   Attributes:
     name: unique in its picture.
     box: (x0, y0, x1, y1) pixels, half-open. pixels: of its mask.
-    depth, range, nearest: metres, medians of the depth and of the distance from the camera, and a low
-      percentile of the latter; NaN without intrinsics (range, nearest) or without depth.
-    surface: (3,) metres in the camera's OpenCV axes, the median of its visible surface; NaN likewise.
-    reach: metres, half of its smaller side across the line of sight.
+    depth, range: metres, medians of the depth and of the distance from the camera. nearest: a low percentile
+      of the distance, without intrinsics of the depth.
+    surface: (3,) metres in the camera's OpenCV axes, the median of its visible surface.
+    reach: metres, half of its smaller side across the line of sight; without intrinsics the most it may be.
+  All are NaN without depth, range and surface without intrinsics too.
   """
 
   name: str
@@ -106,17 +109,19 @@ def _measure(name: str, at: np.ndarray, depth: np.ndarray, rays: np.ndarray | No
   at, z = at[z > 0], z[z > 0]
   if len(z) < max(_LEAST_PIXELS, _MEASURED * unknown.pixels):
     return unknown
-  unknown = unknown._replace(depth=float(np.median(z)))
-  if rays is None:
-    return unknown
-  points = rays[at] * z[:, None]
-  away = np.linalg.norm(points, axis=1)
+  known = rays is not None
+  if not known:
+    rows, cols = np.divmod(at, depth.shape[1])
+    across = np.stack([cols, rows], 1) / (_WIDEST * max(depth.shape)) * z[:, None]
+  points = rays[at] * z[:, None] if known else across
+  away = np.linalg.norm(points, axis=1) if known else z
   low, high = np.percentile(points[:, :2], (_TAIL, 100 - _TAIL), axis=0)
   near, far = np.percentile(away, (_TAIL, 50))
   return unknown._replace(
-    range=float(far),
+    depth=float(np.median(z)),
+    range=float(far) if known else math.nan,
     nearest=float(near),
-    surface=np.median(points, axis=0),
+    surface=np.median(points, axis=0) if known else unknown.surface,
     reach=float(np.min(high - low)) / 2,
   )
 
@@ -167,12 +172,13 @@ def _nearer(a: Measured, b: Measured) -> int | None:
   if math.isnan(a.depth) or math.isnan(b.depth):
     return None
   second = a.depth > b.depth
-  measures = [(a.depth, b.depth)]
-  if not math.isnan(a.range):
-    if (a.nearest > b.nearest) != second:
-      return None
-    for one, other in itertools.product(_behind(a), _behind(b)):
-      measures += [(a.depth * one, b.depth * other), (a.range * one, b.range * other)]
+  if (a.nearest > b.nearest) != second:
+    return None
+  measures = []
+  for one, other in itertools.product(_behind(a), _behind(b)):
+    measures.append((a.depth * one, b.depth * other))
+    if not math.isnan(a.range):
+      measures.append((a.range * one, b.range * other))
   ratios = [math.log(x / y) for x, y in measures]
   clear = all(abs(ratio) >= math.log(MARGINS.depth) and (ratio > 0) == second for ratio in ratios)
   return int(second) if clear else None
@@ -192,4 +198,4 @@ def _closer(objects: Sequence[Measured]) -> np.ndarray:
 
 def _behind(o: Measured) -> tuple[float, float]:
   """What its surface is multiplied by for the nearest and the farthest place of its centre."""
-  return 1.0, 1.0 + o.reach / o.range
+  return 1.0, 1.0 + o.reach / (o.depth if math.isnan(o.range) else o.range)
