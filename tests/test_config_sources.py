@@ -52,14 +52,14 @@ def test_the_kind_says_which_class_a_group_is():
   [
     (
       dict(kind="scenes", path="/nowhere", partial=True),
-      r"sources\.x\.path: a group of kind 'scenes' reads no path; kinds that do: cvbench, hf, llava",
+      r"sources\.x\.path: a group of kind 'scenes' reads no path; kinds that do: cvbench, hf, llava, posed",
     ),
     (dict(kind="cvbench", turns=2), r"x\.turns: .*'cvbench' reads no turns; kinds that do: scenes, skills"),
     (dict(kind="cvbench", columns={}), r"x\.columns: .* reads no columns; kinds that do: hf"),
     (dict(kind="llava", tasks={}), r"x\.tasks: .* reads no tasks; kinds that do: rgbd, scenes, skills"),
     (dict(kind="llava", pth="a"), r"x\.pth: unknown key; did you mean 'path'"),
     (dict(kind="lava"), r"x\.kind: unknown kind 'lava'; did you mean 'llava'"),
-    (dict(path="a"), r"x\.kind: is missing; known: cvbench, hf, llava, rgbd, scenes, skills"),
+    (dict(path="a"), r"x\.kind: is missing; known: cvbench, hf, llava, posed, rgbd, scenes, skills"),
     (dict(kind="scenes", seed="1"), r"x\.seed: expected int, got '1'"),
     (3, r"sources\.x: expected a group of settings, got 3"),
   ],

@@ -10,7 +10,7 @@ import tomllib
 import pytest
 
 from spatialvlm import cli, config
-from spatialvlm.config import EvaluateConfig, ProbeConfig, RunConfig, StudyConfig
+from spatialvlm.config import EvaluateConfig, FieldConfig, ProbeConfig, RunConfig, StudyConfig
 from spatialvlm.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -21,6 +21,7 @@ CONFIG_OF = {
   "shifts": EvaluateConfig,
   "inspect_data": RunConfig,
   "encoders": ProbeConfig,
+  "field": FieldConfig,
   "study": StudyConfig,
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

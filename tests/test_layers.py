@@ -47,7 +47,7 @@ ROOMS = {
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
   "data.sources": room(
-    "types config mixture processing worlds", "numpy PIL datasets huggingface_hub pyarrow h5py"
+    "types config mixture processing worlds fields.posed", "numpy PIL datasets huggingface_hub pyarrow h5py"
   ),
   "data": room("types config mixture processing worlds data.sources", "jax numpy PIL grain"),
   "export": room(f"{MODEL} hub peft"),
@@ -82,6 +82,11 @@ ROOMS = {
   "probing": room(
     f"{GROUND} {MODEL} reporting reporting.terminal hub processing worlds encoder",
     "jax flax numpy scipy PIL matplotlib sklearn",
+  ),
+  "fields.posed": room("types config workdir", "numpy scipy PIL"),
+  "fields": room(
+    "types config workdir reporting reporting.terminal worlds fields.posed",
+    "jax numpy scipy optax safetensors PIL matplotlib",
   ),
   "api": room(
     f"{MODEL} caches generation hub peft export processing data loading serving encoder training depth",
@@ -195,6 +200,8 @@ def test_imports_are_allowed(path):
     ("launch", "launch._main", False),
     ("configs", "spatialvlm.core.axes", False),
     ("api", "spatialvlm.generation.generate", True),
+    ("fields", "spatialvlm.worlds.world", True),
+    ("fields", "spatialvlm.training.checkpoint", False),
     ("benchmarks", "sklearn", False),
   ],
 )

@@ -2,7 +2,8 @@
 
 `schema` holds `RunConfig` (a training) and `EvaluateConfig` (an evaluation) with all their parts, `sources`
 one config for each kind of data source, `augment` how pictures are changed, `teachers` what losses ask,
-`probes` that of a comparison of encoders, `study` that of ways of training. `read` makes them of dicts
+`probes` that of a comparison of encoders, `study` that of ways of training, `field` that of a radiance
+field. `read` makes them of dicts
 (`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json, also an
 earlier version's (`from_stored`), and turns them into dicts again (`to_dict`, `fingerprint`). A key that no
 class has, and a value of the wrong type, is a `UserError` by its full name.
@@ -12,6 +13,7 @@ themselves.
 """
 
 from spatialvlm.config.augment import AugmentConfig
+from spatialvlm.config.field import FieldConfig, FolderViewsConfig, SceneViewsConfig
 from spatialvlm.config.files import read_json, refuse_pointer
 from spatialvlm.config.probes import ProbeConfig
 from spatialvlm.config.read import (
@@ -44,6 +46,7 @@ from spatialvlm.config.sources import (
   CVBenchConfig,
   HFConfig,
   LlavaConfig,
+  PosedConfig,
   RgbdConfig,
   ScenesConfig,
   SkillsConfig,
@@ -60,6 +63,8 @@ __all__ = [
   "DataConfig",
   "EvalConfig",
   "EvaluateConfig",
+  "FieldConfig",
+  "FolderViewsConfig",
   "HFConfig",
   "LlavaConfig",
   "LogConfig",
@@ -69,9 +74,11 @@ __all__ = [
   "OptimConfig",
   "PeftConfig",
   "PhaseConfig",
+  "PosedConfig",
   "ProbeConfig",
   "RgbdConfig",
   "RunConfig",
+  "SceneViewsConfig",
   "ScenesConfig",
   "ScoreConfig",
   "SkillsConfig",

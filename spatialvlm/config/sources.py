@@ -207,8 +207,36 @@ class RgbdConfig:
   size: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class PosedConfig:
+  """Questions about depth in posed pictures with depth, such as `launch/field.py` renders.
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    path: a folder with a transforms.json that names pictures and their depth.
+    images, scale, metres: as of `FolderViewsConfig`.
+    margin: least difference of two depths that are asked about, as a share of the smaller one.
+    size: number of questions, 0 for no end.
+    depth_size: pixels of the square of `depth` that examples bring for losses, over the whole picture; that
+      of the scenes beside them (`ScenesConfig.image_size`). 0 for none.
+    seed: of the questions.
+  """
+
+  kind: Literal["posed"] = "posed"
+  weight: float = 1.0
+  path: str = ""
+  images: str = ""
+  scale: int = 1
+  metres: float = 1.0
+  margin: float = 0.15
+  depth_size: int = 384
+  size: int = 0
+  seed: int = 0
+
+
 # The kinds that a config may name; `config.read` tells them apart by their `kind`.
-SourceConfig = ScenesConfig | SkillsConfig | CVBenchConfig | LlavaConfig | HFConfig | RgbdConfig
+SourceConfig = ScenesConfig | SkillsConfig | CVBenchConfig | LlavaConfig | HFConfig | RgbdConfig | PosedConfig
 
 
 def called(source: SourceConfig) -> str:

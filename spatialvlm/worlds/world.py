@@ -203,6 +203,42 @@ def frames(seed: int, indices: Iterable[int], size: int = 96, look: Look = PLAIN
   return [frame(rendered, b) for b in range(len(indices))]
 
 
+def seen_from(
+  seed: int, number: int, poses: Sequence[np.ndarray], focal: float, size: int = 96, look: Look = PLAIN
+) -> list[Frame]:
+  """One scene from cameras of one's own.
+
+  Args:
+    seed, number: of the scene, as `frames` counts them.
+    poses: (4, 4) camera to world in metres, OpenCV axes: orthonormal.
+    focal: focal length as a share of the width; the principal point is the picture's middle.
+    size: pixels along a side.
+
+  Raises:
+    UserError: as `frames`.
+  """
+  poses = np.asarray(poses, np.float32).reshape(-1, 4, 4)
+  one = drawn(seed, number, size, look)
+  found = []
+  for start in range(0, len(poses), BLOCK):
+    some = poses[start : start + BLOCK]
+    block = np.concatenate([some, np.repeat(some[-1:], BLOCK - len(some), 0)])
+    lay = jax.tree.map(lambda a: np.repeat(a[None], BLOCK, 0), one)
+    camera = render.Camera(block[:, :3, :3], block[:, :3, 3], np.full(BLOCK, focal, np.float32))
+    lay = dataclasses.replace(lay, camera=camera)
+    out = jax.tree.map(np.asarray, render.render_batch(lay.scene, camera, size))
+    rendered = _measured(lay, out, size, look)
+    found += [frame(rendered, b) for b in range(len(some))]
+  return found
+
+
+def drawn(seed: int, number: int, size: int = 96, look: Look = PLAIN) -> layout.Layout:
+  """The layout of one scene, not rendered, of numpy arrays; errors as `frames`."""
+  check(seed, size)
+  block = np.full(BLOCK, _key_part(number, "scene number"), np.uint32)
+  return jax.tree.map(lambda a: np.asarray(a)[0], _sample_block(np.uint32(seed), block, look.drawn))
+
+
 def draw_box(image: np.ndarray, box: Sequence[float], color: str) -> None:
   """Draws the outline of `box` (x0, y0, x1, y1), half-open, into `image` in place.
 

@@ -63,6 +63,23 @@ def test_frames_describe_what_they_show():
     assert all(names.count(o.name) == 1 and o.clear for o in frame.named())
 
 
+def test_a_scene_from_its_own_camera_is_its_frame():
+  pool = world.pool(3, [5], SIZE)
+  own = world.frame(pool, 0)
+  aside = own.pose.copy()
+  aside[:3, 3] += 0.5 * aside[:3, 0]
+  found = world.seen_from(3, 5, [aside, own.pose], float(pool.layout.camera.focal[0]), SIZE)
+  assert len(found) == 2 and same(found[1], own) and not same(found[0], own)
+  # What stands in the world stays there; before the camera it moves.
+  objects = {o.index: o for o in own.objects}
+  both = [(o, objects[o.index]) for o in found[0].objects if o.index in objects]
+  assert len(both) > 1
+  for moved, there in both:
+    np.testing.assert_array_equal(moved.center, there.center)
+    np.testing.assert_allclose(moved.center_camera, there.center_camera - [0.5, 0, 0], atol=1e-4)
+  assert world.seen_from(3, 5, [], 1.0, SIZE) == []
+
+
 def test_three_to_eight_objects_and_most_of_them_clear(pool):
   present = pool.layout.present.sum(1)
   assert present.min() >= 3 and set(present) == set(range(3, 9))

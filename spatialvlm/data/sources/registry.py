@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
   "llava": _module("llava", "examples"),
   "hf": _module("hf", "examples", "questions"),
   "rgbd": _module("rgbd", "examples", "questions"),
+  "posed": _module("posed", "examples", "questions"),
 }
 
 

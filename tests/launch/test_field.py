@@ -1,0 +1,95 @@
+"""`launch/field.py` as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spatialvlm.config import FolderViewsConfig
+from spatialvlm.fields import field, fit
+from spatialvlm.fields.posed import folder
+from tests.fields import support
+from tests.launch import command
+
+SETTINGS = {
+  "source.number": 3, "source.views": 24, "source.size": 16, "heldout": 6, "steps": 60, "rays": 128,
+  "coarse": 16, "fine": 8, "planes": "(16,)", "features": 4, "proposal": 16, "width": 16, "new_views": 2,
+  "checkpoint_every": 20,
+}  # fmt: skip
+FLAGS = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
+
+
+def test_a_field_is_fitted_stopped_continued_and_read_again(tmp_path, capfd, monkeypatch):
+  place = tmp_path / "run"
+  typed = lambda *more: command.run(
+    capfd, "field", "--config=field:scene", f"--workdir={place}", *FLAGS, *more
+  )
+  save = fit.save
+
+  def interrupted(path, state):
+    save(path, state)
+    if int(state.step) == 40:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(fit, "save", interrupted)
+  assert typed().code == 130
+  assert not (place / "report.json").exists() and (place / "state.safetensors").exists()
+  monkeypatch.setattr(fit, "save", save)
+  done = typed()
+  assert done.code == 0, done.err
+  assert "goes on after step 40" in done.out and "4 held-out views" in done.out
+  results = json.loads((place / "report.json").read_text())
+  assert results["views"] == {"fitted": 20, "heldout": 4, "measured": 4, "new": 2}
+  assert set(results["psnr"]) == {"field", "nearest fitted view", "constant"}
+  assert len(results["abs_rel"]["field, median"]["each"]) == 4
+  assert (place / "field.png").stat().st_size > 1000 and not (place / "state.safetensors").exists()
+  # The folder is a posed RGB-D folder.
+  views = folder.read(FolderViewsConfig(path=str(place)))
+  assert len(views) == 4 + 2 + 20 and all(v.depth.shape == (16, 16) for v in views)
+  shown = field.load(place / "field.safetensors").render(views[-1].camera)
+  np.testing.assert_array_equal(shown.image, views[-1].image)
+  np.testing.assert_allclose(shown.depth, views[-1].depth, atol=6e-4)
+  before = command.files(place)
+  again = typed()
+  assert again.code == 0 and "finished before" in again.out and command.files(place) == before
+  other = typed("--config.seed=1")
+  assert other.code == 2 and "other settings (seed: 0, now 1)" in other.err
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--config.steps=0"], "config.steps: must be at least 1"),
+    (["--config.heldout=1"], "config.heldout: 1 holds every view out"),
+    (["--config.planes=(8, 8)"], "config.planes"),
+    (["--config.center=(1.0, 2.0)"], "config.center: three numbers"),
+    (["--config.near=5", "--config.far=2"], "config.near, config.far"),
+    (["--config.source.views=1"], "config.source.views"),
+    (["--config.source.angle=5"], "config.source.angle"),
+    (["--config.source.size=8"], "image size 8"),
+    (["--config=field:lego"], "known: scene, folder,path=FOLDER"),
+    (["--config=field:folder"], "config.source.path: is missing"),
+    (["--config=field:folder,path=/nowhere"], "/nowhere: no such folder"),
+    (["--config=field:folder,path={place}", "--config.source.scale=0"], "config.source.scale"),
+    (["--config=field:folder,path={place}", "--config.source.metres=0"], "config.source.metres"),
+    (["--config=field:folder,path={place}", "--config.depth_weight=1"], "have no depth to learn from"),
+    (
+      ["--config=field:folder,path={place}", "--config.heldout=2", "--config.source.scale=9"],
+      "leaves nothing",
+    ),
+    (["--config=field:folder,path={place}/images"], "5 pictures without poses"),
+    (["--config=field:folder,path={place}/gone"], "2 of 5 pictures are missing"),
+  ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capfd, flags, message):
+  place = tmp_path / "views"
+  support.pictures(place / "images")
+  support.as_transforms(place, support.ring())
+  support.pictures(place / "gone" / "images", 3)
+  support.as_transforms(place / "gone", support.ring())
+  flags = [flag.format(place=place) for flag in flags]
+  before = command.files(tmp_path)
+  done = command.run(capfd, "field", f"--workdir={tmp_path}/run", *flags)
+  assert done.code == 2 and message in done.err
+  assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
+  assert "Traceback" not in done.err and command.files(tmp_path) == before
