@@ -29,14 +29,15 @@ def kept(parts, tmp_path_factory):
 
 
 def test_held_out_views_are_learned(parts, kept):
-  """Seed 0: better than the mean colour and the median depth, in every resample of the views."""
+  """Seed 0: better than the mean colour in every resample of the views, and than a constant depth."""
   fitted, held, space = parts
   field = field_lib.Field(kept[1].params, support.TINY, space)
   found = report.measured(held, [field.render(v.camera) for v in held], fitted, 0)
   colour = np.array(found["psnr"][report.FIELD]["each"]) - found["psnr"][report.CONSTANT]["each"]
-  assert metrics.interval(colour, 0)["low"] > 1.0
-  depth = np.array(found["abs_rel"][report.CONSTANT]["each"]) - found["abs_rel"]["field, median"]["each"]
-  assert metrics.interval(depth, 0)["low"] > 0.0
+  assert metrics.interval(colour, 0)["low"] > 3.0
+  assert found["psnr"][report.FIELD]["gain"]["low"] > 1.0  # over the nearest fitted view
+  error = {name: one["mean"] for name, one in found["abs_rel"].items()}
+  assert error["field, median"] < 0.6 * error[report.CONSTANT]
   # A field before its fit is not.
   fresh = field_lib.Field(fit.start(support.TINY).params, support.TINY, space)
   before = report.measured(held, [fresh.render(v.camera) for v in held], fitted, 0)
