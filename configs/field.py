@@ -7,7 +7,7 @@ The first takes some minutes on one core. Large pictures of a folder are made sm
 `--config.source.scale=8`; objects on a plain ground take `--config.background=white`.
 """
 
-from spatialvlm.config import FieldConfig, FolderViewsConfig
+from spatialvlm.config import FieldConfig, FolderViewsConfig, SceneViewsConfig
 from spatialvlm.types import UserError
 
 
@@ -15,7 +15,7 @@ def get_config(arg: str = "scene") -> FieldConfig:
   what, *rest = arg.split(",")
   said = dict(part.partition("=")[::2] for part in rest)
   if what == "scene" and not rest:
-    return FieldConfig(name="field-scene")
+    return FieldConfig(name="field-scene", source=SceneViewsConfig(number=3))
   if what == "folder" and set(said) <= {"path"}:
     return FieldConfig(name="field-folder", source=FolderViewsConfig(path=said.get("path", "")))
   raise UserError(f"configs/field.py: cannot read {arg!r}; known: scene, folder,path=FOLDER")

@@ -109,14 +109,15 @@ def draw(path: pathlib.Path, held: Sequence[View], rendered: Sequence[Rendered])
   grid = figure.subplots(len(held), len(heads), squeeze=False)
   for axes, view, seen in zip(grid, held, rendered, strict=True):
     depths = ([view.depth] if known else []) + [seen.depth]
-    there = [d[d > 0] for d in depths if d is not None and (d > 0).any()]
-    low, high = np.percentile(there[0], (1, 95)) if there else (0, 1)
-    for axis, image in zip(axes, [view.image, seen.image, *depths], strict=True):
+    # By 1 / depth, in which what is near differs most; what has no depth stays white.
+    inverse = [None if d is None else 1 / np.ma.masked_less_equal(d, 0) for d in depths]
+    known_there = [d.compressed() for d in inverse if d is not None and d.count()]
+    low, high = np.percentile(known_there[0], (2, 99)) if known_there else (0, 1)
+    for axis, image in zip(axes, [view.image, seen.image, *inverse], strict=True):
       if image is not None and image.ndim == 3:
         axis.imshow(image, interpolation="nearest")
       elif image is not None:
-        masked = np.ma.masked_where(image <= 0, image)
-        axis.imshow(masked, cmap="viridis_r", vmin=low, vmax=high, interpolation="nearest")
+        axis.imshow(image, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
       axis.set(xticks=[], yticks=[])
   for axis, head in zip(grid[0], heads, strict=True):
     axis.set_title(head, fontsize=9)
