@@ -7,12 +7,23 @@ lies in a folder of its name, with the files that docs/open_data.md lists.
 
 import dataclasses
 
-from spatialvlm.config import HFConfig, LlavaConfig, RgbdConfig
+from spatialvlm.config import HFConfig, LlavaConfig, RgbdConfig, RunConfig
 from spatialvlm.types import UserError
 
 # Of the scenes beside them.
 SCENES = 0.2
 Source = HFConfig | LlavaConfig | RgbdConfig
+
+
+def get_config(arg: str = "") -> RunConfig:
+  """`--config=configs/mixtures.py:sat+vsr,folder=/data` is `lora.py:500m,data=sat+vsr,folder=/data`."""
+  from spatialvlm.configs import lora  # which mixes what is here
+
+  if not arg:
+    raise UserError(
+      f"configs/mixtures.py: name data sets, e.g. mixtures.py:sat+vsr; there are {', '.join(SOURCES)}"
+    )
+  return lora.get_config(f"500m,data={arg}")
 
 
 def sources(names: list[str], folder: str = "") -> dict[str, Source]:

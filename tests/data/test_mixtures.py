@@ -237,6 +237,12 @@ def test_the_recipe_mixes_what_is_named():
   assert depth["nyuv2"].depth_size == depth["scenes"].image_size  # they stand in one batch
   assert config.data.bad_rows == "skip" and config.model.max_tiles == 5 and config.data.leave_out == "l.json"
   assert cli.load("lora:500m", [], RunConfig).data.bad_rows == "refuse"
+  same = [
+    cli.load(recipe, [], RunConfig) for recipe in ("mixtures:sat,folder=/x", "lora:500m,data=sat,folder=/x")
+  ]
+  assert same[0] == same[1]
+  with pytest.raises(UserError, match=r"name data sets, e\.g\. mixtures\.py:sat\+vsr; there are sat, vsr"):
+    cli.load("mixtures", [], RunConfig)
   for arg, message in (
     ("500m,data=sat+cvbench", "no data set 'cvbench'; there are sat, vsr"),
     ("500m,date=sat", "cannot read '500m,date=sat'; 500m alone takes more"),

@@ -78,7 +78,7 @@ def test_an_adapter_of_another_base(world, tmp_path, refused):
     ("--config.data.lengths=96", r"config\.data\.lengths: expected tuple, got 96"),
     (
       "--config=nothing.py",
-      r"nothing\.py: no such file; recipes of ours are assemble, base, benchmarks, cvbench, distil, encoders",
+      r"nothing\.py: no such file; recipes of ours are assemble, base, benchmarks, contrast, cvbench",
     ),
     ("--config=lra", r"no such recipe; did you mean 'lora'\?"),
     ("--workdr=x", r"Unknown command line flag 'workdr'\. Did you mean: workdir"),
@@ -217,6 +217,7 @@ def test_only_foreign_code_may_raise_anything():
   allowed = {
     "spatialvlm/data/sources/cvbench.py": "huggingface_hub, on the network",
     "spatialvlm/data/sources/hf_files.py": "datasets",
+    "spatialvlm/data/sources/rgbd_files.py": "Pillow, NumPy and h5py on malformed bytes",
     "spatialvlm/processing/images.py": "Pillow on malformed bytes",
     "spatialvlm/processing/processor_files.py": "tokenizers raises bare Exception",
     "spatialvlm/worlds/pools.py": "handed on to every thread that waits, and raised there",

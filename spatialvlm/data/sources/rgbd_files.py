@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from spatialvlm.config import read_json, refuse_pointer
 from spatialvlm.types import UserError
@@ -43,6 +43,8 @@ def read_map(file: Path) -> np.ndarray:
     found = reader(file)
   except UserError:
     raise
+  except UnidentifiedImageError:
+    raise UserError(f"{file}: cannot be read as a map (its format is not known)") from None
   except Exception as error:  # of Pillow, NumPy and h5py, nearly any exception on damaged bytes
     raise UserError(f"{file}: cannot be read as a map ({error}); is it cut short?") from error
   found = found[..., 0] if found.ndim == 3 and found.shape[-1] == 1 else found
