@@ -65,6 +65,46 @@ class Deferred:
   make: Callable[[], np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What in a picture one question hangs on, so that the picture can be moved and the answer stays true.
+
+  Attributes:
+    task: a key of `data.augment.legality.TASKS`, which says when that is so.
+    named: (x0, y0, x1, y1) in pixels of `images[0]`, half-open, tight around what shows of each thing that
+      the question names, or of each that it counts; empty where it names nothing that is there.
+    axis: "across" or "down" where the question asks how these stand to each other along it, "" elsewhere.
+    margin: pixels around each box that belong to it, such as a frame drawn around it.
+    slack: pixels by which the boxes may be off.
+    smallest, largest: factors on the areas of the picture between which the answer holds: smaller, and what
+      is named could no longer be told; larger, and something could be that the answer leaves out.
+  """
+
+  task: str
+  named: tuple[tuple[float, ...], ...] = ()
+  axis: Literal["", "across", "down"] = ""
+  margin: float = 0.0
+  slack: float = 1.0
+  smallest: float = 0.0
+  largest: float = float("inf")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Geometry:
+  """What is known of the places in a picture, `images[0]` of an example.
+
+  Attributes:
+    asked: of each turn, in their order.
+    focal: focal length in pixels, with the optical axis in the middle; None where it is not known.
+    instances: gives int32 (H, W), the number of the object that each pixel shows, -1 for none; None where it
+      is not known.
+  """
+
+  asked: tuple[Asked, ...]
+  focal: float | None = None
+  instances: Callable[[], np.ndarray] | None = None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
   """One training conversation on the host.
@@ -78,6 +118,7 @@ class Example:
       auxiliary losses. The processor makes them `Extra` arrays of axis "tile"
       (`processing.tiling.dense_tiles`).
     facts: gives what is true of its pictures, in words, for teachers that are told; None for nothing.
+    geometry: where in `images[0]` stands what it asks about; None where nobody knows.
   """
 
   images: tuple[np.ndarray, ...]
@@ -88,6 +129,7 @@ class Example:
   files: tuple[str, ...] = ()
   dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   facts: Callable[[], str] | None = None
+  geometry: Geometry | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +142,7 @@ class Question:
     prompt: the question with its lettered options as the data set writes it. It may hold `<image>` marks, as
       many as images; without any, all images stand before it.
     filename, source_filename: as in the data set; of several images their names, separated by commas.
+    asked: what in its image it hangs on, where that is known for certain (`bbox` is a benchmark's own word).
   """
 
   idx: int
@@ -117,6 +160,7 @@ class Question:
   target_class: str | None = None
   target_size: int | None = None
   bbox: tuple[tuple[float, ...], ...] | None = None
+  asked: Asked | None = None
 
   @property
   def source_filenames(self) -> tuple[str, ...]:

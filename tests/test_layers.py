@@ -49,7 +49,8 @@ ROOMS = {
   "data.sources": room(
     "types config mixture processing worlds fields.posed", "numpy PIL datasets huggingface_hub pyarrow h5py"
   ),
-  "data": room("types config mixture processing worlds data.sources", "jax numpy PIL grain"),
+  "data.augment": room("types config", "numpy PIL"),
+  "data": room("types config mixture processing worlds data.sources data.augment", "jax numpy PIL grain"),
   "export": room(f"{MODEL} hub peft"),
   "loading": room(f"{MODEL} hub peft quantise", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
@@ -71,7 +72,7 @@ ROOMS = {
   ),
   "training": room(
     f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub peft export"
-    " processing data data.sources loading serving",
+    " processing data data.sources data.augment loading serving",
     "jax flax numpy optax orbax tensorstore matplotlib tensorboardX wandb",
   ),
   "depth": room(
@@ -197,6 +198,7 @@ def test_imports_are_allowed(path):
     ("data", "torch", False),
     ("data", "spatialvlm.evaluation", False),
     ("data.sources", "spatialvlm.data.pipeline", False),
+    ("data.augment", "spatialvlm.worlds.world", False),
     ("launch", "launch._main", False),
     ("configs", "spatialvlm.core.axes", False),
     ("api", "spatialvlm.generation.generate", True),

@@ -130,8 +130,8 @@ class HFConfig:
     revision: of the hub repository.
     files: which files of the folder or hub repository hold the rows, e.g. `val-*.parquet`.
     columns: names in the data set by our names (image, images, question, choices, answer, messages, id, task,
-      type, source, source_dataset, prompt). Images and choices may lie in several columns, their names
-      separated by commas. An empty name: none, though a column carries our name.
+      type, source, source_dataset, prompt, facts, named_boxes). Images and choices may lie in several
+      columns, their names separated by commas. An empty name: none, though a column carries our name.
     templates: our name -> text in which `{column}` stands for a row's cell, e.g. `Is it true? {caption}`.
     choices: options of every question, where no column has them.
     answers: how an answer is written: "index" (from 0), "ordinal" (from 1), "letter" or "text"; "" for the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,14 +16,15 @@ import numpy as np
 from spatialvlm.config import DataConfig, SourceConfig
 from spatialvlm.data import batch as batches
 from spatialvlm.data import leave_out
-from spatialvlm.data.augment import Augment
+from spatialvlm.data.augment import beforehand
+from spatialvlm.data.augment.change import Augment, Recorded
 from spatialvlm.data.samples import Mixed, Sample, encode, read_good
 from spatialvlm.data.sources.lettered import question_to_example
 from spatialvlm.data.sources.registry import open_questions, open_source, read
 from spatialvlm.data.tile_keys import Known, with_keys
 from spatialvlm.data.views import View, collated
 from spatialvlm.mixture import ENDLESS, Mixture
-from spatialvlm.types import Batch, Extra, Turn, UserError
+from spatialvlm.types import Batch, Extra, Note, Turn, UserError
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded, Processor
@@ -68,7 +70,10 @@ class BatchInfo:
     ids: which examples: `source[index]`, and the source's own id in parentheses where it has one.
     blind: examples without a picture, by source.
     skipped: what stood in these places and was left out (`DataConfig.bad_rows`): by source[index], why.
-    turns: the conversations, in the order of `ids`, which where rows hold one each is theirs.
+    turns: the conversations as they are shown, in the order of `ids`, which is that of the rows where these
+      hold one each.
+    changes: by source, the examples that each change of place was drawn for, by its setting ("flip"), and
+      those of them that stayed as they are ("flip left").
     views: the buckets of the batch's views, by name.
   """
 
@@ -84,6 +89,7 @@ class BatchInfo:
   blind: Mapping[str, int] = dataclasses.field(default_factory=dict)
   skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
   turns: tuple[tuple[Turn, ...], ...] = ()
+  changes: Mapping[str, Counter] = dataclasses.field(default_factory=dict)
   views: Mapping[str, batches.Bucket] = dataclasses.field(default_factory=dict)
 
 
@@ -181,7 +187,8 @@ def training_stream(
 
   Raises:
     UserError: a source that cannot be opened, or a batch that the processes do not divide; the first example
-      is broken or too large. While iterating: another one, named.
+      is broken or too large; a change (`config.augment`) that no example of a source can be shown with. While
+      iterating: another one, named.
   """
   config = suited(config, processor)
   augment = Augment(config.augment, config.seed + seed) if config.augment else None
@@ -189,6 +196,8 @@ def training_stream(
   known = None if augment else known
   mixed = training_mixture(config, seed)
   mixed.say_pictures(on_note)
+  if augment:
+    _check_augment(augment, mixed, config, on_note)
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.
   samples, encoded, _ = read_good(mixed, [0], processor, config, views=views)
   if extras:
@@ -290,15 +299,18 @@ class BatchSequence:
     if not 0 <= number < len(self):
       raise IndexError(number)
     first = number * self._batch_size + self._process_index * self._rows
+    positions = range(first, max(first, min(first + self._rows, self._mixed.count)))
+    recorded = self._augment and Recorded(self._augment)
     samples, encoded, skipped = read_good(
       self._mixed,
-      range(first, max(first, min(first + self._rows, self._mixed.count))),
+      positions,
       self._processor,
       self._config,
       known=self._known if self._keys else None,
       views=self._views,
-      augment=self._augment,
+      augment=recorded,
     )
+    shown = [recorded.shown[p] for p in positions] if recorded else [s.example for s in samples]
     if self._extras:
       encoded = [
         dataclasses.replace(e, extra={**e.extra, **self._extras(s, e)})
@@ -328,7 +340,8 @@ class BatchSequence:
       ids=tuple(s.id for s in samples),
       blind=Counter(s.source for s in samples if not s.example.images),
       skipped=skipped,
-      turns=tuple(s.example.turns for s in samples),
+      turns=tuple(example.turns for example in shown),
+      changes=recorded.counts() if recorded else {},
       views=sizes,
     )
     return dataclasses.replace(batch, views=views), info
@@ -350,6 +363,23 @@ def batch_rows(
     return encoded, batches.bucket_of(encoded, **sizes), tuple((i,) for i in range(len(encoded)))
   of_tile = processor.layout.tokens_per_tile
   return batches.packed_of(encoded, **sizes, tokens_per_tile=of_tile, multiple=multiple)
+
+
+def _check_augment(
+  augment: Augment, mixed: Mixed, config: DataConfig, on_note: Callable[[str], None] | None
+) -> None:
+  """Says what changes of place leave as it is, before anything is read.
+
+  Raises:
+    UserError: one that no example of a source can be shown with.
+  """
+  augment.check(config.sources)
+  on_note = on_note or (lambda text: warnings.warn(Note(text), stacklevel=4))
+  for name in mixed.mixture.names if augment.moves else ():
+    if augment.of(name):
+      examples = mixed.first(name, beforehand.LOOKED_AT)
+      for note in beforehand.check_source(name, examples, augment.moves):
+        on_note(note)
 
 
 def _check(config: DataConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import warnings
@@ -108,6 +109,25 @@ class Mixed:
         said = f"without a picture are {none} of its first {len(counts)} rows; they train on their text alone"
       on_note(f"data source {name!r}: {said}")
 
+  def first(self, name: str, count: int) -> list[Example]:
+    """So many examples of a source at most, spread over all of them where it has an end.
+
+    Broken ones are not among them.
+    """
+    number = self.mixture.names.index(name)
+    source, rows = self._sources[number], self._kept[number]
+    length = len(source) if rows is None else len(rows)
+    step = 1 if length == ENDLESS else max(length / count, 1)
+    indices = [self._row(number, int(i * step)) for i in range(min(count, length))]
+    try:
+      return read(source, indices)
+    except UserError:  # one of them is broken
+      found = []
+      for index in indices:
+        with contextlib.suppress(UserError):
+          found += read(source, [index])
+      return found
+
   def after(self, position: int) -> Iterator[tuple[str, int, Callable[[], Sample]]]:
     """The row at a position and those behind it in its source: the source's name, the row, and its reader.
 
@@ -143,7 +163,7 @@ def encode(
     example = cut_once(shown, processor, views) if views else shown
     encoded = processor.encode(example)
     sizes = {"longest": config.lengths[-1], "most_tiles": config.tiles[-1]}
-    check_encoded(encoded, sample.example, processor.layout, **sizes)
+    check_encoded(encoded, shown, processor.layout, **sizes)
     encoded = with_views(sample.example, shown, example, encoded, views, config) if views else encoded
   except UserError as error:
     where = f" (id {sample.example.id!r})" if sample.example.id else ""
@@ -164,7 +184,7 @@ def read_good(
   *,
   known: Known | None = None,
   views: Mapping[str, View] | None = None,
-  augment: Callable[[Example, int], Example] | None = None,
+  augment: Callable[[Example, int, str], Example] | None = None,
 ) -> tuple[list[Sample], list[Encoded], dict[str, str]]:
   """The samples at `positions`, encoded; and why rows were left out, by `source[index]`.
 
@@ -175,17 +195,20 @@ def read_good(
     known: tells whether a tile's features are kept; pictures of which all are need not be made. None: all
       are made.
     views: what other models read of the samples.
-    augment: changes what is shown of the example at a position (`data.augment`).
+    augment: changes what is shown of the example at a position, of a source (`data.augment`).
 
   Raises:
     UserError: a broken row, or with "skip" so many of them in succession that the config must be wrong.
   """
-  change = lambda position: augment and functools.partial(augment, position=position)
+
+  def change(position: int, sample: Sample) -> Callable[[Example], Example] | None:
+    return augment and functools.partial(augment, position=position, source=sample.source)
+
   try:
     samples = mixed.read(positions, deferred=known is not None)
     if known is not None:
       samples = [_settled(sample, processor, known) for sample in samples]
-    changes = map(change, positions)
+    changes = map(change, positions, samples)
     encoded = [encode(s, processor, config, views, c) for s, c in zip(samples, changes, strict=True)]
     return samples, encoded, {}
   except UserError:
@@ -196,7 +219,7 @@ def read_good(
     for tried, (name, index, reader) in enumerate(mixed.after(position)):
       try:
         sample = reader()
-        good.append((sample, encode(sample, processor, config, views, change(position))))
+        good.append((sample, encode(sample, processor, config, views, change(position, sample))))
         break
       except UserError as error:
         skipped[f"{name}[{index}]"] = str(error)

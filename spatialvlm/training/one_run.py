@@ -188,6 +188,11 @@ def say_rows(memory: Memory) -> None:
   """What was read of each source: rows without a picture, and those that were left out."""
   for name, (read, blind) in sorted(memory.seen.items()):
     say(f"data source {name!r}: {read:,} rows read, {blind:,} of them without a picture")
+  for name, found in sorted(memory.changes.items()):
+    drawn = [change for change in found if f"{change} left" in found]
+    if drawn:
+      said = ", ".join(f"{found[f'{change} left']:,} of {found[change]:,} by {change}" for change in drawn)
+      say(f"data source {name!r}: rows that augmentation left as they are: {said}")
   if memory.skipped:
     say(f"broken rows left out: {len(memory.skipped):,}; {SUMMARY_FILE} names them, the first:")
     say("\n".join(f"  {reason}" for reason in list(memory.skipped.values())[:3]))
@@ -426,6 +431,7 @@ def finish(
     "data": {
       name: {"rows": read, "without_picture": blind} for name, (read, blind) in sorted(memory.seen.items())
     },
+    "augmented": {name: dict(sorted(found.items())) for name, found in sorted(memory.changes.items())},
     "skipped_rows": dict(sorted(memory.skipped.items())),
     "scores": scores.after(state),
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 
 import jax
 import numpy as np
@@ -19,22 +20,26 @@ class Tally:
   Attributes:
     seen: by source, the rows that were read, and how many of them had no picture.
     skipped: why rows were left out (`DataConfig.bad_rows`), by source[index].
+    changes: by source, the rows that each change of place was drawn for (`BatchInfo.changes`), and those of
+      them that stayed as they were.
   """
 
   seen: dict[str, list[int]] = dataclasses.field(default_factory=dict)
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+  changes: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
   def count(self, info: BatchInfo) -> None:
     """Adds this process's share of a batch."""
-    self.add(
-      Tally({name: [n, info.blind.get(name, 0)] for name, n in info.sources.items()}, {**info.skipped})
-    )
+    seen = {name: [n, info.blind.get(name, 0)] for name, n in info.sources.items()}
+    self.add(Tally(seen, {**info.skipped}, {name: dict(found) for name, found in info.changes.items()}))
 
   def add(self, other: Tally) -> None:
     for name, (rows, blind) in other.seen.items():
       read, without = self.seen.get(name, (0, 0))
       self.seen[name] = [read + rows, without + blind]
     self.skipped.update(other.skipped)
+    for name, found in other.changes.items():
+      self.changes[name] = dict(Counter(self.changes.get(name, {})) + Counter(found))
 
 
 def of_all_processes(tally: Tally) -> Tally:

@@ -22,6 +22,8 @@ from jax.sharding import Mesh
 
 from spatialvlm import hub, loading
 from spatialvlm.config import ModelConfig, RunConfig, TeacherConfig, check_dtype, nearest
+from spatialvlm.data.augment.change import moves
+from spatialvlm.data.augment.legality import TURNS
 from spatialvlm.data.views import View, check_prompt, tells_depth
 from spatialvlm.loading import Found
 from spatialvlm.models.vlm import Vlm, VlmConfig
@@ -171,6 +173,17 @@ def _check_run(where: str, teacher: TeacherConfig, run: RunConfig) -> None:
     raise UserError(
       f"{where}.plain: config.data.augment is not set, so that all pictures are plain; set it, or leave this"
       " out"
+    )
+  moved = moves(run.data.augment)
+  if teacher.plain and moved:
+    raise UserError(
+      f"{where}.plain: config.data.augment.{moved[0]} moves what the pictures show, so that a teacher of the"
+      " plain ones would speak of other places; leave one of them out"
+    )
+  if "{facts}" in teacher.prompt and (turned := [name for name in moved if name in TURNS]):
+    raise UserError(
+      f"{where}.prompt: has {{facts}}, of which nobody knows what they are for a camera turned by"
+      f" config.data.augment.{turned[0]}; leave one of them out"
     )
   if teacher.cache is not None and run.data.augment is not None:
     raise UserError(

@@ -22,6 +22,7 @@ from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.once import OnceCache
 from spatialvlm.types import Deferred, Question, UserError, choice_prompt
 from spatialvlm.worlds import candidates, facts, pools, questions, world
+from spatialvlm.worlds.asked import asked
 from spatialvlm.worlds.plans import Found, Placed, Wish, plan
 
 # Pictures among which questions are spread; the last block has the rest too.
@@ -45,6 +46,7 @@ class _Block:
   Attributes:
     names, boxes, bounds, visible: by picture, of its objects: names, colours of the boxes drawn around them,
       (x0, y0, x1, y1) pixels and visible pixels.
+    focal: by picture, the focal length as share of its side.
     found: by kind, what can be asked.
   """
 
@@ -52,6 +54,7 @@ class _Block:
   boxes: tuple[Mapping[int, str], ...]
   bounds: np.ndarray
   visible: np.ndarray
+  focal: np.ndarray
   found: Mapping[str, Found]
 
 
@@ -166,6 +169,7 @@ class PictureQuestions:
       tuple(dict(zip(objects, _COLORS, strict=False)) for objects in boxes),
       joined(lambda p: p.rendering.box),
       joined(lambda p: p.rendering.visible),
+      joined(lambda p: p.layout.camera.focal),
       found,
     )
 
@@ -196,7 +200,7 @@ class PictureQuestions:
     shared = dict(
       idx=index,
       task=kind,
-      images=(self._picture(picture, boxes),),
+      images=(self._picture(picture, boxes, float(block.focal[b]) * self.image_size),),
       source="Scenes",
       source_dataset="Scenes",
       source_filename=f"scene_{self.seed}_{picture:08d}",
@@ -207,18 +211,23 @@ class PictureQuestions:
       if cell // 2 not in numbers:  # no picture shows any of these numbers
         numbers = tuple(int(n) for n in cell // 2 + rng.permutation(len(numbers)))
       choices, answer = [str(n) for n in numbers], numbers.index(cell // 2)
+      objects, axis = _counted(block, b, roles, bool(cell % 2)), 0
     else:
       names, colors = [block.names[b][o] for o in roles], [boxes.get(o, "") for o in roles]
       axis, answer = _axis_and_answer(kind, cell)
       marked = bool(colors[0]) and bool(rng.integers(2))
       text, choices = questions.object_text(kind, names, colors, axis, marked)
+      objects = roles
       shared |= dict(
         target_class=names[0],
         target_size=int(block.visible[b, roles[0]]),
         bbox=tuple(tuple(float(v) for v in block.bounds[b, o]) for o in roles),
       )
+    across = questions.AXIS_NAMES[axis] if kind == "Relation" else ""
+    sizes = {"size": self.image_size, "seen_at": self._pool_size, "axis": across, "boxed": kind != "Count"}
     return Question(
       **shared,
+      asked=asked(kind, block.bounds[b, objects], block.visible[b, objects], **sizes),
       type="2D" if kind in ("Count", "Relation") else "3D",
       question=text,
       choices=tuple(choices),
@@ -226,7 +235,7 @@ class PictureQuestions:
       prompt=choice_prompt(text, choices),
     )
 
-  def _picture(self, picture: int, boxes: Mapping[int, str]) -> Picture:
+  def _picture(self, picture: int, boxes: Mapping[int, str], focal: float) -> Picture:
     drawn = ",".join(f"{o}{color}" for o, color in boxes.items())
     return Picture(
       shape=(self.image_size, self.image_size, 3),
@@ -234,6 +243,7 @@ class PictureQuestions:
       make=lambda: self._drawn(picture, boxes),
       depth=lambda: self._depth(picture),
       facts=lambda: self._told(picture, boxes),
+      focal=focal,
     )
 
   def _rendered(self, picture: int) -> tuple[world.Pool, int]:
@@ -259,10 +269,21 @@ class PictureQuestions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture(Deferred):
-  """A picture with its depth in metres, (H, W) float32, 0 for sky, and the scene in words (`facts.said`)."""
+  """A picture with its depth in metres, (H, W) float32, 0 for sky, the scene in words (`facts.said`), and the
+  focal length in pixels.
+  """
 
   depth: Callable[[], np.ndarray]
   facts: Callable[[], str]
+  focal: float
+
+
+def _counted(block: _Block, b: int, counted: Sequence[int], colored: bool) -> list[int]:
+  """The objects of a picture that a question of Count counts."""
+  shape, color = (world.SHAPES[counted[0]], world.COLORS[counted[1]] if colored else "")
+  names = enumerate(block.names[b])
+  alike = [o for o, name in names if name == f"{color} {shape}" or (not color and name.endswith(f" {shape}"))]
+  return [o for o in alike if block.visible[b, o]]
 
 
 def _listed(kind: str, tables: Sequence[candidates.Table], count: int) -> Found:

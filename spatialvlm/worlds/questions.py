@@ -26,6 +26,7 @@ from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Question, UserError, choice_prompt
 from spatialvlm.worlds import facts, pools, shifts, world
+from spatialvlm.worlds.asked import asked
 
 KINDS = ("Count", "Relation", "Depth", "Distance")
 # Pools that are looked through before the rules' agreement is given up.
@@ -38,6 +39,7 @@ MOST, MOST_COLORED = 6, 5
 OPTION_COUNTS = (4, 6, 4, 6, 5)
 BOX_ORDER = {"Relation": ("red",), "Depth": ("red", "blue"), "Distance": ("red", "blue", "green")}
 AXES = (("left", "right"), ("above", "below"))
+AXIS_NAMES = ("across", "down")
 
 COUNT = "How many {x} are in the image?"
 RELATION = (
@@ -98,11 +100,13 @@ class Described:
 
   Attributes:
     depth: (H, W) float32, metres along the optical axis, 0 for sky.
+    focal: focal length in pixels.
     facts: gives the scene in words (`facts.said`).
   """
 
   question: Question
   depth: np.ndarray
+  focal: float
   facts: Callable[[], str]
 
 
@@ -223,6 +227,8 @@ class SceneQuestions(Sequence[Question]):
     image, depth = world.paint(picture, scene, colors), picture.rendering.depth[scene]
     told = lambda drawn: lambda: facts.of_pool(picture, scene, colors, drawn)
     number = found.source.first + found.scene
+    focal = float(picture.layout.camera.focal[scene]) * self.image_size
+    shown, size = picture.rendering, self.image_size
     shared = dict(
       idx=index,
       task=kind,
@@ -234,24 +240,28 @@ class SceneQuestions(Sequence[Question]):
     )
     if kind == "Count":
       text = count_text(int(found.roles[0]), wish.names[0][1], self._look)
+      counted = counted_objects(picture, scene, found.roles)
+      shared["asked"] = asked("Count", shown.box[scene, counted], shown.visible[scene, counted], size)
       question = _question(shared, "2D", text, [str(n) for n in wish.numbers])
-      return Described(question, depth, told({}))
+      return Described(question, depth, focal, told({}))
     shapes, look = picture.layout.shape[scene], self._look
     names = [f"{look.color_words[colors[o]]} {look.shape_words[shapes[o]]}" for o in found.roles]
     boxes = [tuple(float(v) for v in picture.rendering.box[scene, o]) for o in found.roles]
     drawn = BOX_ORDER[kind] if kind != "Relation" or wish.marked else ()
     for box, color in zip(boxes, drawn, strict=False):
       world.draw_box(image, box, color)
-    target = found.roles[0]
-    shared |= dict(
-      target_class=names[0], target_size=int(picture.rendering.visible[scene, target]), bbox=tuple(boxes)
-    )
+    visible = [int(v) for v in shown.visible[scene, found.roles]]
+    axis = AXIS_NAMES[wish.axis] if kind == "Relation" else ""
+    shared |= dict(target_class=names[0], target_size=visible[0], bbox=tuple(boxes))
+    shared["asked"] = asked(kind, boxes, visible, size, axis=axis, boxed=bool(drawn))
     text, choices = object_text(kind, names, BOX_ORDER[kind], wish.axis, wish.marked)
     swapped = wish.answer != wish.digits[kind == "Relation"]
     question = _question(
       shared, "2D" if kind == "Relation" else "3D", text, choices[::-1] if swapped else choices
     )
-    return Described(question, depth, told({int(o): c for o, c in zip(found.roles, drawn, strict=False)}))
+    return Described(
+      question, depth, focal, told({int(o): c for o, c in zip(found.roles, drawn, strict=False)})
+    )
 
 
 def checked_kinds(kinds: Mapping[str, float] | Iterable[str]) -> dict[str, float]:
@@ -330,6 +340,13 @@ def _question(shared: dict, type_: str, text: str, choices: Sequence[str]) -> Qu
     prompt=choice_prompt(text, choices),
     filename=name,
   )
+
+
+def counted_objects(pool: world.Pool, scene: int, counted: Sequence[int]) -> np.ndarray:
+  """The objects of a scene of a shape and a colour, as it was drawn; of any colour beyond the last."""
+  shape, color = counted[:2]
+  same = (pool.rendering.visible[scene] > 0) & (pool.layout.shape[scene] == shape)
+  return np.flatnonzero(same & ((pool.layout.color[scene] == color) | (color >= _COLORS)))
 
 
 def _paint_order(wish: _Wish, found: _Found, kind: str, rng: np.random.Generator) -> np.ndarray:

@@ -19,11 +19,11 @@ import numpy as np
 
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS
-from spatialvlm.types import LETTERS, Deferred, Example, Turn, UserError, choice_prompt
-from spatialvlm.worlds import facts, world
+from spatialvlm.types import LETTERS, Asked, Deferred, Example, Geometry, Turn, UserError, choice_prompt
+from spatialvlm.worlds import facts, statements, world
+from spatialvlm.worlds.asked import of_objects
 from spatialvlm.worlds.false_answers import with_false
 from spatialvlm.worlds.rounds import Block, Rounds
-from spatialvlm.worlds.statements import statement
 from spatialvlm.worlds.targets import (
   BOXES,
   DEPTH_WORDS,
@@ -45,7 +45,11 @@ _APART = 1.12
 # Pictures of which it is remembered what there is to ask, some kB each.
 _REMEMBERED = 2**16
 
-Skill = Callable[[Picture, np.random.Generator], Turn | None]
+# A question with its answer, and the objects in the picture that it names, counts or lists, in that order.
+Said = tuple[Turn, Sequence[world.SceneObject]]
+Skill = Callable[[Picture, np.random.Generator], Said | None]
+# Skills whose answer is a list from left to right of all objects that can be named.
+_LISTS = ("describe", "scene")
 
 
 def _pick(rng: np.random.Generator, items: Sequence):
@@ -55,63 +59,67 @@ def _pick(rng: np.random.Generator, items: Sequence):
 def _of_box(question: str, answer: Callable[[Picture, world.SceneObject], str]) -> Skill:
   """A skill that asks about the object in a box."""
 
-  def ask(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  def ask(picture: Picture, rng: np.random.Generator) -> Said | None:
     color = _pick(rng, tuple(picture.boxes))
     if color is None:
       return None
-    return Turn(question.format(color), answer(picture, picture.boxes[color]))
+    o = picture.boxes[color]
+    return Turn(question.format(color), answer(picture, o)), [o]
 
   return ask
 
 
-def _which_box(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _which_box(picture: Picture, rng: np.random.Generator) -> Said | None:
   color = _pick(rng, tuple(picture.boxes))
   if color is None:
     return None
-  return Turn(f"Which box is around the {picture.boxes[color].name}?", color)
+  o = picture.boxes[color]
+  return Turn(f"Which box is around the {o.name}?", color), [o]
 
 
 def _by_one_word(question: str, key: str, answer: str) -> Skill:
   """A skill that finds an object by its colour or shape alone, where no other object in sight shares it."""
 
-  def ask(picture: Picture, rng: np.random.Generator) -> Turn | None:
+  def ask(picture: Picture, rng: np.random.Generator) -> Said | None:
     words = [getattr(o, key) for o in picture.frame.objects]
     alone = [o for o in picture.frame.objects if o.clear and words.count(getattr(o, key)) == 1]
     o = _pick(rng, alone)
-    return Turn(question.format(getattr(o, key)), getattr(o, answer)) if o else None
+    return (Turn(question.format(getattr(o, key)), getattr(o, answer)), [o]) if o else None
 
   return ask
 
 
-def _where(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _where(picture: Picture, rng: np.random.Generator) -> Said | None:
   o = _pick(rng, picture.frame.named())
-  return Turn(f"Where is the {o.name}?", cell(picture, o)) if o else None
+  return (Turn(f"Where is the {o.name}?", cell(picture, o)), [o]) if o else None
 
 
-def _present(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _present(picture: Picture, rng: np.random.Generator) -> Said | None:
   names = {o.name for o in picture.frame.objects}
   if rng.random() < 0.5:
     o = _pick(rng, [o for o in picture.frame.objects if o.clear])
-    return Turn(f"Is there a {o.name}?", "yes") if o else None
-  return Turn(f"Is there a {_pick(rng, [n for n in NAMES if n not in names])}?", "no")
+    return (Turn(f"Is there a {o.name}?", "yes"), [o]) if o else None
+  return Turn(f"Is there a {_pick(rng, [n for n in NAMES if n not in names])}?", "no"), []
 
 
-def _far(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _far(picture: Picture, rng: np.random.Generator) -> Said | None:
   """How far the object in a box is, in the words of the dense target depth_step."""
   color = _pick(rng, tuple(picture.boxes))
   if color is None:
     return None
-  step = int(depth_step(picture.boxes[color].center_camera[2]))
-  return Turn(f"How far is the {color} box?", DEPTH_WORDS[step])
+  o = picture.boxes[color]
+  step = int(depth_step(o.center_camera[2]))
+  return Turn(f"How far is the {color} box?", DEPTH_WORDS[step]), [o]
 
 
-def _near_to_far(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _near_to_far(picture: Picture, rng: np.random.Generator) -> Said | None:
   """The boxes by the depth of what they hold, where no two depths are within _APART of each other."""
   del rng
   far = sorted((float(o.center_camera[2]), color) for color, o in picture.boxes.items())
   if len(far) < 2 or any(b < _APART * a for (a, _), (b, _) in itertools.pairwise(far)):
     return None
-  return Turn("List the boxes from near to far.", ", ".join(color for _, color in far))
+  turn = Turn("List the boxes from near to far.", ", ".join(color for _, color in far))
+  return turn, [picture.boxes[color] for _, color in far]
 
 
 def _all_clear(picture: Picture) -> bool:
@@ -119,19 +127,20 @@ def _all_clear(picture: Picture) -> bool:
   return all(o.clear for o in picture.frame.objects)
 
 
-def _how_many(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _how_many(picture: Picture, rng: np.random.Generator) -> Said | None:
   """How many objects have a colour; every third time, how many there are."""
   if not _all_clear(picture):
     return None
   colors = [o.color for o in picture.frame.objects]
   if rng.random() < 1 / 3:
-    return Turn("How many objects are there?", str(len(colors)))
+    return Turn("How many objects are there?", str(len(colors))), picture.frame.objects
   # Mostly a colour that is in sight: most colours are not.
   color = _pick(rng, sorted(set(colors)) if rng.random() < 0.8 else world.COLORS)
-  return Turn(f"How many {color} objects are there?", str(colors.count(color)))
+  counted = [o for o in picture.frame.objects if o.color == color]
+  return Turn(f"How many {color} objects are there?", str(len(counted))), counted
 
 
-def _any(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _any(picture: Picture, rng: np.random.Generator) -> Said | None:
   """Whether anything of a shape, or of a colour and a shape, is in sight: the plural words."""
   if not _all_clear(picture):
     return None
@@ -143,38 +152,39 @@ def _any(picture: Picture, rng: np.random.Generator) -> Turn | None:
   if name is None:
     return None
   words = " ".join(word for word in (name[0], world.PLURALS[name[1]]) if word)
-  return Turn(f"Are there any {words}?", "yes" if present else "no")
+  found = [o for o in picture.frame.objects if o.shape == name[1] and name[0] in ("", o.color)]
+  return Turn(f"Are there any {words}?", "yes" if present else "no"), found
 
 
-def _describe(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _describe(picture: Picture, rng: np.random.Generator) -> Said | None:
   objects = [o for o in picture.frame.objects if o.clear]
   if not objects:
     return None
   objects.sort(key=lambda o: o.box[0] + o.box[2])
-  return Turn("List the objects from left to right.", ", ".join(o.name for o in objects))
+  return Turn("List the objects from left to right.", ", ".join(o.name for o in objects)), objects
 
 
-def _boxes(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _boxes(picture: Picture, rng: np.random.Generator) -> Said | None:
   """All that can be asked of the boxes in one answer: what each holds, where it is, how far."""
   del rng
   if not picture.boxes:
     return None
+  boxed = sorted(picture.boxes.items(), key=lambda item: BOXES.index(item[0]))
   said = [
     f"{color}: {o.name}, {cell(picture, o)}, {DEPTH_WORDS[int(depth_step(o.center_camera[2]))]}"
-    for color, o in sorted(picture.boxes.items(), key=lambda item: BOXES.index(item[0]))
+    for color, o in boxed
   ]
-  return Turn("Describe the boxes.", "; ".join(said))
+  return Turn("Describe the boxes.", "; ".join(said)), [o for _, o in boxed]
 
 
-def _scene(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _scene(picture: Picture, rng: np.random.Generator) -> Said | None:
   """What there is, from left to right, and where."""
   del rng
   objects = sorted((o for o in picture.frame.objects if o.clear), key=lambda o: o.box[0] + o.box[2])
   if not objects:
     return None
-  return Turn(
-    "Describe the objects from left to right.", "; ".join(f"{o.name}, {cell(picture, o)}" for o in objects)
-  )
+  said = "; ".join(f"{o.name}, {cell(picture, o)}" for o in objects)
+  return Turn("Describe the objects from left to right.", said), objects
 
 
 def _options(rng: np.random.Generator, right: str, others: Sequence[str], most: int = 6) -> tuple[list, int]:
@@ -185,16 +195,17 @@ def _options(rng: np.random.Generator, right: str, others: Sequence[str], most: 
   return options[:place] + [right] + options[place:], place
 
 
-def _choose(picture: Picture, rng: np.random.Generator) -> Turn | None:
+def _choose(picture: Picture, rng: np.random.Generator) -> Said | None:
   """Naming with lettered options, most of them other objects of the same picture."""
   color = _pick(rng, tuple(picture.boxes))
   if color is None:
     return None
-  right = picture.boxes[color].name
-  near = sorted({o.name for o in picture.frame.objects} - {right})
+  o = picture.boxes[color]
+  right = o.name
+  near = sorted({other.name for other in picture.frame.objects} - {right})
   others = near if near and rng.random() < 0.7 else [n for n in NAMES if n != right]
   options, place = _options(rng, right, others, most=4)
-  return Turn(choice_prompt(f"What is in the {color} box?", options), LETTERS[place])
+  return Turn(choice_prompt(f"What is in the {color} box?", options), LETTERS[place]), [o]
 
 
 _WORDS = (
@@ -209,12 +220,12 @@ _WORDS = (
 _WORD_SHARES = (0.4, 0.2, 0.08, 0.08, 0.08, 0.08, 0.08)
 
 
-def _letters(picture: Picture | None, rng: np.random.Generator) -> Turn:
+def _letters(picture: Picture | None, rng: np.random.Generator) -> Said:
   """No picture needed: the letter that stands before a given text."""
   words = list(_WORDS[int(rng.choice(len(_WORDS), p=_WORD_SHARES))])
   right = words.pop(int(rng.integers(len(words))))
   options, place = _options(rng, right, words)
-  return Turn(choice_prompt(f"The answer is {right}.", options), LETTERS[place])
+  return Turn(choice_prompt(f"The answer is {right}.", options), LETTERS[place]), []
 
 
 SKILLS: dict[str, Skill] = {
@@ -236,7 +247,7 @@ SKILLS: dict[str, Skill] = {
   "scene": _scene,
   "choose": _choose,
   "letters": _letters,
-  "statement": statement,
+  "statement": statements.statement,
 }
 DEFAULT_TASKS = {
   "name": 3.0,
@@ -349,10 +360,14 @@ class SceneSkills:
     picture = None if frame is None else show(frame, rng)
     if number != index:  # a further round about the same picture
       rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
-    turns, tasks = self._conversation(picture, rng)
+    turns, tasks, asked = self._conversation(picture, rng)
     # Drawn apart, so that the questions are the same with and without.
     apart = np.random.default_rng((_FALSE, self.seed, index))
     both = zip(tasks, turns, strict=True)
+    geometry = None
+    if picture is not None:
+      instances = (lambda: picture.frame.instance) if dense else None
+      geometry = Geometry(tuple(asked), float(picture.frame.intrinsics[0, 0]), instances)
     return Example(
       images=() if picture is None else (picture.image,),
       turns=tuple(with_false(task, picture, turn, apart, self.false_answers) for task, turn in both),
@@ -361,16 +376,20 @@ class SceneSkills:
       source="skills",
       facts=None if picture is None else lambda: facts.of_frame(picture.frame, picture.boxes),
       dense=dense_targets(picture) if picture is not None and dense else {},
+      geometry=geometry,
     )
 
-  def _conversation(self, picture: Picture | None, rng: np.random.Generator) -> tuple[list[Turn], list[str]]:
+  def _conversation(
+    self, picture: Picture | None, rng: np.random.Generator
+  ) -> tuple[list[Turn], list[str], list[Asked]]:
     """Draws skills until the conversation is long enough; no question is asked twice."""
     turns: list[Turn] = []
     tasks: list[str] = []
+    asked: list[Asked] = []
     room = self.turns * _TURN_WORDS
     for _ in range(100 * self.turns):
       name = self.skills[int(rng.choice(len(self.skills), p=self._shares))]
-      turn = SKILLS[name](picture, rng)
+      turn, objects = SKILLS[name](picture, rng) or (None, ())
       if turn is None or any(t.prompt == turn.prompt for t in turns):
         if turns and rng.random() < 0.1:
           break
@@ -380,12 +399,23 @@ class SceneSkills:
         break
       turns.append(turn)
       tasks.append(name)
+      asked.append(_asked(name, picture, turn, objects))
       room -= cost
       if room < _TURN_WORDS // 2:
         break
     if not turns:  # a picture that answers none of the skills asked for: its letters still can be read
-      turns, tasks = [_letters(None, rng)], ["letters"]
-    return turns, tasks
+      turns, tasks, asked = [_letters(None, rng)[0]], ["letters"], [Asked("letters")]
+    return turns, tasks, asked
+
+
+def _asked(name: str, picture: Picture | None, turn: Turn, objects: Sequence[world.SceneObject]) -> Asked:
+  """What a question hangs on; a statement that speaks of no axis of the picture is a task of its own."""
+  if picture is None:
+    return Asked(name)
+  lists = name in _LISTS
+  axis = "across" if lists else statements.axis(turn.answer) if name == "statement" else ""
+  task = "statement_aside" if name == "statement" and not axis else name
+  return of_objects(task, objects, picture.frame, axis=axis, lists_all=lists)
 
 
 def asked(source: SceneSkills, count: int) -> list[Example]:

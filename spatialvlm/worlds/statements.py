@@ -27,20 +27,31 @@ _APART, _FARTHER = 0.08, 1.12
 _OPPOSITE = {"left of": "right of", "above": "below", "nearer than": "farther than"}
 _OPPOSITE |= {b: a for a, b in _OPPOSITE.items()}
 Names = Sequence[str]
+# A true sentence, false ones, and the objects that they hang on.
+_Found = tuple[str, list[str], Sequence[world.SceneObject]]
 
 
-def statement(picture: Picture, rng: np.random.Generator) -> Turn | None:
-  """One true sentence about two objects or a number, all its false twins in `Turn.false`, hardest first."""
+def statement(picture: Picture, rng: np.random.Generator) -> tuple[Turn, Sequence[world.SceneObject]] | None:
+  """One true sentence about two objects or a number, all its false twins in `Turn.false`, hardest first.
+
+  Beside it the objects that must be in sight, so that the one stays true and the others false.
+  """
   ways = [_of_two, _of_two, _of_two, _of_count]
   for way in rng.permutation(len(ways)):
     found = ways[way](picture, rng)
     if found is not None:
-      true, false = found
-      return Turn(PROMPTS[int(rng.integers(len(PROMPTS)))], true, tuple(dict.fromkeys(false)))
+      true, false, objects = found
+      return Turn(PROMPTS[int(rng.integers(len(PROMPTS)))], true, tuple(dict.fromkeys(false))), objects
   return None
 
 
-def _of_two(picture: Picture, rng: np.random.Generator) -> tuple[str, list[str]] | None:
+def axis(said: str) -> str:
+  """The axis of the picture that a sentence speaks of, as `types.Asked` has it."""
+  words = (("left of", "across"), ("right of", "across"), ("above", "down"), ("below", "down"))
+  return next((name for word, name in words if f" {word} " in said), "")
+
+
+def _of_two(picture: Picture, rng: np.random.Generator) -> _Found | None:
   """How one object stands to another, seen from the camera."""
   objects = picture.frame.named()
   pairs = list(itertools.permutations(objects, 2))
@@ -50,7 +61,7 @@ def _of_two(picture: Picture, rng: np.random.Generator) -> tuple[str, list[str]]
     if words:
       word = words[int(rng.integers(len(words)))]
       names = {o.name for o in picture.frame.objects}
-      return _said(a.name, word, b.name), list(_falsified(a.name, word, b.name, names))
+      return _said(a.name, word, b.name), list(_falsified(a.name, word, b.name, names)), (a, b)
   return None
 
 
@@ -91,7 +102,7 @@ def absent_names(name: str, names: set[str]) -> list[str]:
   return [n for n in changed if n not in names]
 
 
-def _of_count(picture: Picture, rng: np.random.Generator) -> tuple[str, list[str]] | None:
+def _of_count(picture: Picture, rng: np.random.Generator) -> _Found | None:
   """How many objects have a colour, where every one in sight can be told."""
   objects = picture.frame.objects
   if not objects or not all(o.clear for o in objects):
@@ -104,4 +115,4 @@ def _of_count(picture: Picture, rng: np.random.Generator) -> tuple[str, list[str
   )
   false = [said(n, color) for n in (count + 1, count - 1) if n > 0]
   false += [said(count, c) for c in others if colors.count(c) != count]
-  return said(count, color), false
+  return said(count, color), false, objects  # also of the other colours, whose numbers are false

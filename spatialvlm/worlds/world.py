@@ -239,6 +239,11 @@ def drawn(seed: int, number: int, size: int = 96, look: Look = PLAIN) -> layout.
   return jax.tree.map(lambda a: np.asarray(a)[0], _sample_block(np.uint32(seed), block, look.drawn))
 
 
+def thickness(size: int) -> int:
+  """Pixels of the lines of a box that is drawn into a picture of this size."""
+  return max(1, round(size / 128))
+
+
 def draw_box(image: np.ndarray, box: Sequence[float], color: str) -> None:
   """Draws the outline of `box` (x0, y0, x1, y1), half-open, into `image` in place.
 
@@ -246,7 +251,7 @@ def draw_box(image: np.ndarray, box: Sequence[float], color: str) -> None:
   "red", "blue" or "green", as CV-Bench draws them.
   """
   height, width = image.shape[:2]
-  thick = max(1, round(min(height, width) / 128))
+  thick = thickness(min(height, width))
   x0, y0, x1, y1 = (round(float(v)) for v in box)
   x0, y0 = max(x0 - thick, 0), max(y0 - thick, 0)
   x1, y1 = min(x1 + thick, width), min(y1 + thick, height)

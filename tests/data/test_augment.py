@@ -7,7 +7,8 @@ import pytest
 
 from spatialvlm.config import AugmentConfig, DataConfig, LlavaConfig
 from spatialvlm.data import pipeline
-from spatialvlm.data.augment import Augment, changed, names_colour
+from spatialvlm.data.augment.change import Augment
+from spatialvlm.data.augment.photometric import changed, names_colour
 from spatialvlm.data.tile_keys import ONCE, TILE_KEY
 from spatialvlm.data.views import View
 from spatialvlm.processing.processor import load_processor

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialvlm.config import RgbdConfig
+from spatialvlm.config import AugmentConfig, RgbdConfig
+from spatialvlm.data.augment.change import Augment
 from spatialvlm.data.sources import rgbd, rgbd_files, rgbd_layouts
 from spatialvlm.data.sources.registry import open_questions, open_source, read
 from spatialvlm.processing.processor import load_processor
@@ -456,3 +457,16 @@ def test_nyuv2_tells_objects_apart_by_class_and_number(tmp_path):
   png(tmp_path / "label.png", label + 100)
   with pytest.raises(UserError, match="class 107 is none of the 40; write names"):
     rgbd.LAYOUTS["nyuv2"].objects(files)
+
+
+def test_examples_say_the_boxes_of_what_they_name_so_that_they_can_be_moved(frames, tmp_path):
+  source = open_source(config(write_pairs(tmp_path, frames[:6])))
+  augment, moved = Augment(AugmentConfig(flip=0.5, crop=0.4, roll=5.0)), 0
+  for position, example in enumerate(read(source, range(min(len(source), 12)))):
+    (asked,) = example.geometry.asked
+    assert asked.named == source.questions[position].bbox and asked.task == example.task
+    assert (asked.axis == "down") == ("above" in example.turns[0].prompt)
+    new, outcome = augment.changed(example, position)
+    moved += "crop" in outcome.wanted and not outcome.left
+    assert new.dense["depth"].shape == (SIDE, SIDE)
+  assert moved > 3

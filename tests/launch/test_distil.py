@@ -223,6 +223,14 @@ def test_told_sharper_and_by_its_states(world, teacher, typed, tmp_path):
       r"teacher\.cache: config\.data\.augment changes pictures anew each time",
     ),
     (
+      ["--config.teachers.teacher.plain=true", "--config.data.augment.flip=0.5"],
+      r"teacher\.plain: config\.data\.augment\.flip moves what the pictures show",
+    ),
+    (
+      ["--config.teachers.teacher.prompt={facts} {prompt}", "--config.data.augment.roll=5"],
+      r"teacher\.prompt: has \{facts\}, of which nobody knows .*turned by config\.data\.augment\.roll",
+    ),
+    (
       ["--config.losses.teach.kwargs.teacher=base", "--config.data.augment.hue=0.7"],
       r"config\.data\.augment\.hue: 0\.7 is out of range",
     ),

@@ -95,6 +95,7 @@ class Stream:
       sources={"fake": mine},
       blind={"fake": sum(i % 4 == 3 for i in range(self.size)[rows])},
       skipped={f"fake[{number * self.size + i}]": "broken" for i in range(self.size)[rows] if i == 9},
+      changes={"fake": {"flip": mine, "flip left": 1}},
       bucket=Bucket(LENGTH, 0, TARGETS),
       views={},
       samples=len(batch.tokens_BT),

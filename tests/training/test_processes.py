@@ -67,6 +67,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
   # Rows are counted over both.
   memory = kept.memory(2)
   assert memory["seen"] == {"fake": [2 * 16, 2 * 4]}
+  assert memory["changes"] == {"fake": {"flip": 2 * 16, "flip left": 2 * 2}}
   assert memory["skipped"] == {f"fake[{16 * step + 9}]": "broken" for step in range(2)}
 
 

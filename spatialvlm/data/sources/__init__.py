@@ -19,7 +19,8 @@ may carry `row_order`, `content` and `note` (strings), which evaluation keeps wi
 
 `cells` (typed cells into text, options and answers), `pictures` (cells into images), `json_files` (records
 as they are written), `conversation` (messages into turns), `lettered` (questions into conversations),
-`marks` (points and boxes into pictures), `hf_files`, `hf_tables`, `hf_rows`, `cvbench_files`, `rgbd_files`,
-`rgbd_layouts`, `rgbd_nyu_mat` and `rgbd_objects` are what several kinds, or a larger one, are made of.
-What a cell means is decided in `cells` and `pictures` alone, for training and evaluation alike.
+`named_boxes` (what they name), `marks` (points and boxes into pictures), `hf_files`, `hf_tables`, `hf_rows`,
+`cvbench_files`, `rgbd_files`, `rgbd_layouts`, `rgbd_nyu_mat` and `rgbd_objects` are what several kinds, or a
+larger one, are made of. What a cell means is decided in `cells` and `pictures` alone, for training and
+evaluation alike.
 """

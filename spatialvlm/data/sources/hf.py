@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.config import HFConfig
+from spatialvlm.data.sources import named_boxes
 from spatialvlm.data.sources.cells import Answers, first_text, is_empty, options_of, tag_of, text_of
 from spatialvlm.data.sources.conversation import parse_turns
 from spatialvlm.data.sources.hf_files import open_dataset
@@ -107,14 +108,17 @@ class HubExamples(Sequence[Example]):
 
   def _example(self, row: Mapping[str, Any], index: int) -> Example:
     images = self._rows.drawn(self._rows.pixels(row, index), index)
+    turns, task = self._turns(row, index, len(images)), tag_of(row.get("task"))
+    where = self._rows.place(index, named_boxes.NAME)
     return Example(
       images=images,
-      turns=self._turns(row, index, len(images)),
+      turns=turns,
       id=tag_of(row.get("id")),
-      task=tag_of(row.get("task")),
+      task=task,
       source=tag_of(row.get("source")),
       files=file_names(self._rows.pictures(row, index)[1]),
       facts=None if is_empty(row.get("facts")) else lambda: self._text(row, index, "facts"),
+      geometry=named_boxes.geometry(row.get(named_boxes.NAME), task, len(turns), images, where),
     )
 
   def _text(self, row: Mapping[str, Any], index: int, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.config import HFConfig, nearest
-from spatialvlm.data.sources import marks, pictures, unread
+from spatialvlm.data.sources import marks, named_boxes, pictures, unread
 from spatialvlm.data.sources.cells import is_empty, tag_of, text_of
 from spatialvlm.data.sources.conversation import TALKS, picture_cells, refuse_two
 from spatialvlm.data.sources.hf_tables import Table
@@ -19,6 +19,7 @@ from spatialvlm.types import Deferred, UserError
 
 # A column that carries one of these names serves without being mapped.
 FOUND = ("image", "images", "question", "choices", "answer", "messages", "id", "task", "source", "facts")
+FOUND += (named_boxes.NAME,)
 OURS = (*FOUND, "prompt", "type", "source_dataset")
 _PICTURES = ("image", "images")
 _JOINED = ("image", "images", "choices")  # may be spread over several columns

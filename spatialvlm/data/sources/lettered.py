@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spatialvlm.data.sources.registry import read
-from spatialvlm.types import LETTERS, Example, Question, Turn
+from spatialvlm.types import LETTERS, Example, Geometry, Question, Turn
 
 
 def question_to_example(question: Question) -> Example:
@@ -21,6 +21,7 @@ def question_to_example(question: Question) -> Example:
     task=question.task,
     source=question.source,
     files=question.source_filenames,
+    geometry=question.asked and Geometry((question.asked,)),
   )
 
 

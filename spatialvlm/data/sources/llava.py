@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm.config import LlavaConfig
-from spatialvlm.data.sources import marks, pictures
+from spatialvlm.data.sources import marks, named_boxes, pictures
 from spatialvlm.data.sources.cells import is_empty, tag_of, text_of
 from spatialvlm.data.sources.conversation import parse_turns, picture_cells, refuse_two
 from spatialvlm.data.sources.json_files import open_records
@@ -18,7 +18,7 @@ from spatialvlm.data.sources.registry import Source
 from spatialvlm.data.sources.unread import UnreadError, refusal, unread
 from spatialvlm.types import Example, Turn, UserError
 
-_READ = ("id", "image", "images", "conversations", "messages", "task", "source", "facts")
+_READ = ("id", "image", "images", "conversations", "messages", "task", "source", "facts", named_boxes.NAME)
 _TALKS = ("conversations", "messages")
 
 
@@ -26,7 +26,8 @@ _TALKS = ("conversations", "messages")
 class _Record:
   """What is kept of a record.
 
-  Its `facts` as they stand; its pictures as cells, or their number where they stand in the file itself.
+  Its `facts` and `boxes` as they stand; its pictures as cells, or their number where they stand in the file
+  itself.
   """
 
   id: str
@@ -34,6 +35,7 @@ class _Record:
   turns: tuple[Turn, ...]
   task: str
   facts: Any
+  boxes: Any
 
 
 def examples(config: LlavaConfig, *, defer: bool = False) -> Source:
@@ -100,8 +102,16 @@ class Llava(Sequence[Example]):
     files = pictures.file_names(record.images)
     told = lambda: text_of(record.facts, f"{where}, 'facts'")
     facts = None if is_empty(record.facts) else told
+    place = f"{where}, {named_boxes.NAME!r}"
+    boxes = named_boxes.geometry(record.boxes, record.task, len(record.turns), images, place)
     return Example(
-      images=images, turns=record.turns, id=record.id, task=record.task, files=files, facts=facts
+      images=images,
+      turns=record.turns,
+      id=record.id,
+      task=record.task,
+      files=files,
+      facts=facts,
+      geometry=boxes,
     )
 
   def picture_counts(self, size: int) -> np.ndarray:
@@ -139,7 +149,7 @@ class Llava(Sequence[Example]):
     kept = tuple(cell if pictures.may_be_name(cell) else None for cell in cells)
     turns = parse_turns(row["messages"], len(cells))
     refuse_two(raw, self._talks, len(cells), f'set ignore="({self._talks[-1]!r},)"')
-    return _Record(tag_of(raw.get("id")), kept, turns, task, raw.get("facts"))
+    return _Record(tag_of(raw.get("id")), kept, turns, task, raw.get("facts"), raw.get(named_boxes.NAME))
 
 
 def _called(cell: Any) -> str:

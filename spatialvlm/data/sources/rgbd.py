@@ -34,9 +34,9 @@ from spatialvlm.data.sources.rgbd_layouts import (
 )
 from spatialvlm.data.sources.rgbd_nyu_mat import NyuMat
 from spatialvlm.data.sources.rgbd_objects import Ask, Measured, asks, measured
-from spatialvlm.types import Example, Question, UserError, choice_prompt
+from spatialvlm.types import Asked, Example, Question, UserError, choice_prompt
 from spatialvlm.worlds import facts, world
-from spatialvlm.worlds.questions import BOX_ORDER, object_text
+from spatialvlm.worlds.questions import AXIS_NAMES, BOX_ORDER, object_text
 
 KINDS = ("Relation", "Depth", "Distance")
 LAYOUTS: dict[str, Layout] = {
@@ -191,7 +191,14 @@ class RgbdQuestions(Sequence[Question]):
       world.draw_box(image, objects[place].box, color)
     names = [o.name for o in objects]
     text, choices = object_text(ask.kind, names, BOX_ORDER[ask.kind], ask.axis, asked.marked)
+    asked_of = Asked(
+      ask.kind,
+      tuple(tuple(map(float, o.box)) for o in objects),
+      AXIS_NAMES[ask.axis] if ask.kind == "Relation" else "",
+      margin=world.thickness(min(image.shape[:2])),
+    )
     return Question(
+      asked=asked_of,
       idx=index,
       type="2D" if ask.kind == "Relation" else "3D",
       task=ask.kind,

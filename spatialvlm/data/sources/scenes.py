@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from spatialvlm.config import ScenesConfig
 from spatialvlm.data.sources.lettered import QuestionExamples, question_to_example
 from spatialvlm.data.sources.registry import Source
-from spatialvlm.types import Example, UserError
+from spatialvlm.types import Example, Geometry, UserError
 from spatialvlm.worlds.false_answers import other_letters
 from spatialvlm.worlds.picture_questions import PictureQuestions
 from spatialvlm.worlds.questions import SceneQuestions
@@ -61,7 +61,9 @@ class SceneExamples(QuestionExamples):
   def __getitem__(self, index: int) -> Example:
     found = self.questions.described(index)
     example = _with_false(question_to_example(found.question), self._false_answers)
-    return dataclasses.replace(example, dense={"depth": found.depth}, facts=found.facts)
+    geometry = Geometry((found.question.asked,), found.focal)
+    said = {"dense": {"depth": found.depth}, "facts": found.facts, "geometry": geometry}
+    return dataclasses.replace(example, **said)
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
     return [self[index] for index in indices]
@@ -93,6 +95,8 @@ class PictureExamples(Sequence[Example]):
       asked = [question_to_example(question) for question in self._conversations[int(index)]]
       turns = tuple(turn for example in asked for turn in example.turns)
       (picture,) = asked[0].images
-      example = dataclasses.replace(asked[0], turns=turns, id=str(index), facts=picture.facts)
+      geometry = Geometry(tuple(a for e in asked for a in e.geometry.asked), picture.focal)
+      said = {"turns": turns, "facts": picture.facts, "geometry": geometry}
+      example = dataclasses.replace(asked[0], id=str(index), **said)
       found.append(_with_false(example, self._false_answers))
     return found

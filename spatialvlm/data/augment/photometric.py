@@ -1,8 +1,7 @@
-"""Pictures in other light, other colours, less sharp: changes after which every answer is still true."""
+"""Pictures in other light, other colours, less sharp: changes after which any answer is still true."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import re
 
@@ -10,12 +9,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from spatialvlm.config import AugmentConfig
-from spatialvlm.types import Example, UserError
+from spatialvlm.types import Example
 
 # The best quality of a JPEG: above it a file grows and looks no better.
 BEST_JPEG = 95
-# Sets these draws apart from others of the same seed and number.
-_DRAWS = 0xA06
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 # To luma and two axes of colour (YIQ, ITU-R BT.470), in which a turn of the hue is a rotation.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -29,39 +26,6 @@ _NAMES_COLOUR = re.compile(rf"\b(?:{'|'.join(_COLOURS.split())})(?:ish)?\b", re.
 def names_colour(example: Example) -> bool:
   """Whether a question or an answer speaks of colours (in English)."""
   return any(_NAMES_COLOUR.search(text) for turn in example.turns for text in (turn.prompt, turn.answer))
-
-
-class Augment:
-  """Changes the pictures of examples; what is drawn follows from the seed and the position alone."""
-
-  def __init__(self, config: AugmentConfig, seed: int = 0):
-    """`seed`: of the stream.
-
-    Raises:
-      UserError: a setting out of its range.
-    """
-    self._config, self._seed = config, seed
-    most = dict(share=1.0, brightness=0.9, contrast=0.9, saturation=1.0, hue=0.5, jpeg=BEST_JPEG)
-    for field in dataclasses.fields(config):
-      value, limit = getattr(config, field.name), most.get(field.name, np.inf)
-      if not 0 <= value <= limit or value == np.inf:
-        raise UserError(
-          f"config.data.augment.{field.name}: {value} is out of range; use a number from 0"
-          + (f" to {limit:g}" if limit < np.inf else "")
-        )
-
-  def __call__(self, example: Example, position: int) -> Example:
-    """The example with other pictures.
-
-    Args:
-      position: where it stands in the stream; the same picture is changed otherwise when it comes again.
-    """
-    rng = np.random.default_rng((_DRAWS, self._seed, position))
-    if rng.uniform() >= self._config.share or not example.images:
-      return example
-    colours = not names_colour(example)
-    images = tuple(changed(image, self._config, rng, colours) for image in example.images)
-    return dataclasses.replace(example, images=images)
 
 
 def changed(
