@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from spatialvlm.config import FolderViewsConfig
-from spatialvlm.fields import field, fit
-from spatialvlm.fields.posed import folder
+from spatialvlm.fields import field, fit, written
+from spatialvlm.fields.posed import folder, transforms
 from tests.fields import support
 from tests.launch import command
 
@@ -54,6 +54,31 @@ def test_a_field_is_fitted_stopped_continued_and_read_again(tmp_path, capfd, mon
   assert again.code == 0 and "finished before" in again.out and command.files(place) == before
   other = typed("--config.seed=1")
   assert other.code == 2 and "other settings (seed: 0, now 1)" in other.err
+
+
+def test_pictures_of_ones_own_with_depth_that_is_learned_from(tmp_path, capfd):
+  views, place = support.ball(8, size=12), tmp_path / "mine"
+  (place / "depth").mkdir(parents=True)
+  frames = []
+  for n, view in enumerate(views):
+    (place / f"{n}.png").write_bytes(written.png(view.image))
+    (place / f"depth/{n}.png").write_bytes(written.png(written.millimetres(view.depth)))
+    frames.append({"file_path": f"{n}", "depth_path": f"depth/{n}.png"})
+  transforms.write(place / "transforms.json", [v.camera for v in views], frames, written.MILLIMETRES)
+  more = {"steps": 8, "heldout": 4, "planes": "(8,)", "new_views": 1, "given": False, "background": "white"}
+  more |= {"depth": "expected", "depth_weight": 0.1, "smoothness": 0.01, "measured": 1}
+  flags = [f"--config.{name}={value}" for name, value in (SETTINGS | more).items() if "source" not in name]
+  run = tmp_path / "run"
+  done = command.run(capfd, "field", f"--config=field:folder,path={place}", f"--workdir={run}", *flags)
+  assert done.code == 0, done.err
+  results = json.loads((run / "report.json").read_text())
+  assert results["views"] == {"fitted": 6, "heldout": 2, "measured": 1, "new": 1}
+  assert results["abs_rel"]["field, expected"]["views"] == 1 and len(results["names"]) == 1
+  assert sorted(p.name for p in (run / "renders").iterdir()) == ["heldout-0000.png", "new-0000.png"]
+  about = json.loads((run / "transforms.json").read_text())
+  assert [frame.get("from") for frame in about["frames"]] == [f"{place}/0.png", None]
+  shown = field.load(run / "field.safetensors").render(views[0].camera)
+  np.testing.assert_array_equal(shown.depth, shown.expected)
 
 
 @pytest.mark.parametrize(
