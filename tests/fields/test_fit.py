@@ -108,3 +108,16 @@ def test_pixels_of_views_of_any_size_have_their_rays():
   np.testing.assert_allclose(ahead, np.concatenate([directions(v.camera) for v in views]), atol=1e-5)
   np.testing.assert_allclose(origins[256], small.pose[:3, 3], rtol=1e-6)
   np.testing.assert_array_equal(pixels.depth[256:320], 0)
+
+
+@pytest.mark.slow
+def test_known_depth_teaches_depth(parts, kept):
+  """Seed 0: held-out depth is better where the fitted views' depth was learned from, at the same steps."""
+  fitted, held, space = parts
+  error = []
+  for config, state in ((support.TINY, kept[1]), (dataclasses.replace(support.TINY, depth_weight=0.1), None)):
+    if state is None:
+      state = fit.run(config, space, fitted, fit.start(config), lambda state: None, say=lambda text: None)
+    seen = [field_lib.Field(state.params, config, space).render(v.camera) for v in held]
+    error.append(report.measured(held, seen, fitted, 0)["abs_rel"]["field, median"]["mean"])
+  assert error[1] < 0.95 * error[0]
