@@ -5,12 +5,14 @@
   python launch/train.py --config=configs/real.py:stage=2 --workdir=runs/real/2
   python launch/train.py --config=configs/real.py:stage=3 --workdir=runs/real/3
   python launch/train.py --config=configs/real.py:stage=4 --workdir=runs/real/4
+  python launch/train.py --config=configs/real.py:stage=5 --workdir=runs/real/5
+  python launch/train.py --config=configs/real.py:stage=6 --workdir=runs/real/6
 
 Stage 1 trains the fresh connector alone: image tokens say in the language model's own words what they show.
 Stage 2 adds LoRA on the decoder, and teaches in a few steps what answers look like; stage 3 goes on with
-conversations, CV-Bench's four kinds of question among them; in stage 4 answers describe the whole picture,
-and letters are asked for without one too. The encoder stays as it is, so that what it makes of a picture is
-made once.
+conversations, CV-Bench's four kinds of question among them; in stage 4 answers describe the whole picture.
+Stage 5 shows no picture and teaches letters alone, since the four kinds are answered by them; half of stage 6
+asks these. The encoder stays as it is, so that what it makes of a picture is made once.
 
   text=        another language model: folder, hub id or GGUF file
   encoder=     another encoder: folder or hub id
@@ -19,7 +21,7 @@ made once.
                project; with other parts that of your stage 1, runs/real/1/model
 
 They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`. What came of stages
-2 to 4 comes with the project; it is scored, and trained further on other pictures, by
+2 to 6 comes with the project; it is scored, and trained further on other pictures, by
 
   python launch/evaluate.py --config=configs/real.py:score    # scenes and controls
   python launch/evaluate.py --config=configs/real.py:photos   # of launch/real_parts.py --photos
@@ -66,23 +68,26 @@ TALK |= dict(where=1.0, present=0.5, choose=1.5, far=0.7, near_to_far=1.0, how_m
 # Then answers that say everything: 2.6 times the tokens a step that must be read off the picture. And what
 # the four kinds are asked in: a letter, found by the name of what is seen.
 FULL = dict(boxes=4.0, scene=4.0, name=1.5, choose=2.5, which_box=1.0, near_to_far=1.0, how_many=1.5, far=0.5)
+# Then one thing at a time again, letters and orders above all.
+SHORT = dict(name=2.0, choose=4.0, which_box=1.0, near_to_far=2.0, how_many=2.0, far=0.7, where=0.7)
+SHORT |= dict(color=0.5, shape=0.5)
 MUON = dict(consistent_rms=0.2, adam_b2=0.98)
 WORDS = dict(color=0.7, shape=1.5, box=1.0, row=0.3, column=0.3, depth_step=0.7)
 
 
-def get_config(arg: str = "stage=4") -> RunConfig | EvaluateConfig:
+def get_config(arg: str = "stage=6") -> RunConfig | EvaluateConfig:
   if arg in SCORED:
     return _scored(arg)
   said = _read(arg)
   stage = said.get("stage", "4")
-  make = {"1": _words, "2": _answers, "3": _talk, "4": _full, "more": _more}.get(stage)
-  if make is None:
-    raise UserError(f"configs/real.py: no stage {stage!r}; there are 1, 2, 3, 4 and more")
+  made = {"1": _words, "2": _answers, "3": _talk, "4": _full, "5": _letters, "6": _kinds, "more": _more}
+  if stage not in made:
+    raise UserError(f"configs/real.py: no stage {stage!r}; there are {', '.join(made)}")
   if stage == "1" and "connector" in said:
     raise UserError("configs/real.py: stage 1 trains the connector; name one in later stages")
   if stage in "12" and "adapter" in said:
     raise UserError(f"configs/real.py: stage {stage} begins with a fresh adapter; name one in later stages")
-  config = make(_model(said, trained=stage != "1"))
+  config = made[stage](_model(said, trained=stage != "1"))
   if "adapter" not in said:
     return config
   return dataclasses.replace(config, peft=dataclasses.replace(config.peft, resume_from=said["adapter"]))
@@ -94,8 +99,8 @@ def _read(arg: str) -> dict[str, str]:
     key, _, value = part.partition("=")
     if key not in ("stage", "text", "encoder", "connector", "adapter") or not value:
       raise UserError(
-        f"configs/real.py: cannot read {part!r}; known: score, shifts or photos alone, or stage=1|2|3|4|more,"
-        " text=PATH, encoder=PATH, connector=PATH, adapter=PATH"
+        f"configs/real.py: cannot read {part!r}; known: score, shifts or photos alone, or stage=1|2|3|4|5|6|"
+        "more, text=PATH, encoder=PATH, connector=PATH, adapter=PATH"
       )
     said[key] = value
   return said
@@ -195,10 +200,41 @@ def _full(model: ModelConfig, stage: int = 4, steps: int = 480, kinds: float = 0
   return dataclasses.replace(config, data=data, optim=dataclasses.replace(config.optim, learning_rate=1.2e-3))
 
 
+def _letters(model: ModelConfig) -> RunConfig:
+  """Nothing but which letter stands before a given text: no picture, about seven questions a conversation."""
+  config = _talk(model, stage=5)
+  letters = SkillsConfig(seed=105, image_size=SIZE, turns=11, tasks=dict(letters=1.0))
+  return dataclasses.replace(
+    config,
+    data=_data({"letters": letters}, targets=32, lengths=(256, 320)),
+    losses={"answer": LossConfig()},
+    optim=dataclasses.replace(config.optim, learning_rate=1.2e-3, schedule_steps=400),
+    train=_train(steps=153, batch_size=4),
+  )
+
+
+def _kinds(model: ModelConfig, stage: int = 6, steps: int = 640) -> RunConfig:
+  """Half of it the four kinds; descriptions stand apart from the questions that they would answer."""
+  config = _talk(model, stage)
+  skills = SkillsConfig(seed=100 + stage, image_size=SIZE, pictures=OTHERS)
+  sources = {
+    "scenes": ScenesConfig(seed=10 + stage, image_size=SIZE, pictures=OTHERS, turns=3, weight=0.5),
+    "short": dataclasses.replace(skills, turns=10, tasks=SHORT, weight=0.27),
+    "full": dataclasses.replace(skills, turns=9, tasks=dict(boxes=1.0, scene=1.0), weight=0.2),
+    "letters": dataclasses.replace(skills, pictures=0, turns=4, tasks=dict(letters=1.0), weight=0.03),
+  }
+  return dataclasses.replace(
+    config,
+    data=_data(sources, targets=64, lengths=(256, 320, 384)),
+    optim=dataclasses.replace(config.optim, learning_rate=1.2e-3),
+    train=_train(steps=steps, batch_size=4),
+  )
+
+
 def _more(model: ModelConfig) -> RunConfig:
   """Goes on from what comes with the project, on other pictures. Scored before and after: 400 questions."""
   source = ScenesConfig(seed=1_000_000, size=400, image_size=SIZE)
-  config = _full(model, stage=5, steps=400, kinds=0.5)
+  config = _kinds(model, stage=7, steps=600)
   return dataclasses.replace(
     config,
     name="real-more",

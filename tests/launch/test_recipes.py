@@ -90,7 +90,7 @@ def test_stages_of_the_real_parts():
   assert first.model.connector_from is None and last.model.connector_from == "runs/real/1/model"
   assert last.peft.resume_from == "runs/real/3/adapter" and read("stage=more").eval is not None
   seen = set()
-  for stage in ("1", "2", "3", "4", "more"):
+  for stage in ("1", "2", "3", "4", "5", "6", "more"):
     config = read(f"stage={stage}")
     now = {(name, source.seed) for name, source in config.data.sources.items()}
     assert not now & seen  # each stage sees pictures that none before it saw
@@ -102,7 +102,7 @@ def test_stages_of_the_real_parts():
   assert read("stage=4,adapter=mine").peft.resume_from == "mine"
   assert read("stage=more").peft.resume_from == score.adapter
   for arg, message in (
-    ("stage=5", "no stage '5'"),
+    ("stage=8", "no stage '8'"),
     ("stage=score,text=/models/lm", "no stage 'score'"),
     ("score,text=/models/lm", "cannot read 'score'; known: score, shifts or photos alone"),
     ("stage=2,adapter=mine", "begins with a fresh adapter"),
