@@ -13,6 +13,7 @@ from spatialvlm import hub
 from spatialvlm.config import DataConfig, LossConfig, PeftConfig, RunConfig, ScenesConfig, SkillsConfig
 from spatialvlm.data import batch as batches
 from spatialvlm.data import packing
+from spatialvlm.data.pipeline import open_questions, open_source
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.training import objectives, one_run
@@ -131,13 +132,15 @@ def test_the_loss_of_scores_that_are_known():
 
 
 def test_scenes_give_letters_of_other_options(processor):
-  from spatialvlm.data.pipeline import open_source
-
   example = open_source(ScenesConfig(seed=4, false_answers=2))[0]
   (turn,) = example.turns
   assert turn.false and turn.answer not in turn.false
   assert all(f"\n({letter}) " in turn.prompt for letter in turn.false)
   assert len(processor.encode(example).branches) == 1 + len(turn.false)
+  with pytest.raises(UserError, match="false_answers: -1"):
+    open_source(ScenesConfig(false_answers=-1))
+  with pytest.raises(UserError, match="is for training, and no part of a score"):
+    open_questions(ScenesConfig(false_answers=2))
 
 
 def test_what_cannot_be_read_is_refused(processor):

@@ -189,7 +189,7 @@ def test_sources_of_few_pictures_are_for_training():
   assert source.pictures == 64 and pipeline.open_source(SkillsConfig(pictures=8)).pictures == 8
   assert {len(source[i].turns) for i in range(16)} == {1, 2}
   assert not hasattr(pipeline.open_source(ScenesConfig()), "pictures")
-  with pytest.raises(UserError, match="pictures: 64: of questions that score a model"):
+  with pytest.raises(UserError, match="pictures: 64: is for training, and no part of a score"):
     pipeline.open_questions(config)
   with pytest.raises(UserError, match="turns: 2: several questions share a picture where pictures says"):
     pipeline.open_source(ScenesConfig(turns=2))

@@ -31,6 +31,8 @@ def _questions(config: ScenesConfig) -> SceneQuestions:
 def examples(config: ScenesConfig, *, defer: bool = False) -> Source:
   if config.shift:
     raise UserError(f"shift: {config.shift!r}: what is trained on is no shift any more; leave it out")
+  if config.false_answers < 0:
+    raise UserError(f"false_answers: {config.false_answers}; 0 means none")
   if config.pictures:
     tasks = dict(sorted(config.tasks.items()))
     sizes = config.image_size, config.size, config.pictures, config.turns
