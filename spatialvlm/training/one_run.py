@@ -246,8 +246,14 @@ def make_phases(config: RunConfig, terms: objectives.Terms) -> tuple[phases.Phas
         f"config.losses.{name}: learns of {', '.join(missing)}, which no phase gives; add one:"
         f" --config.phases.{kind}.kind={kind}"
       )
+  wrong = [objective.where for _, objective in terms.values() if objective.false_answers]
   for phase in made:
     phase.check(terms)
+    if phase.answers and wrong:
+      raise UserError(
+        f"{wrong[0]}: {phase.where} puts sampled answers in the place of the data's, beside which no wrong"
+        " ones stand; leave one of the two out"
+      )
     if config.data.packing and not phase.packing:
       kind = config.phases[phase.where.rpartition(".")[2]].kind
       raise UserError(

@@ -10,7 +10,15 @@ import pytest
 from flax import nnx
 
 from spatialvlm import hub
-from spatialvlm.config import DataConfig, LossConfig, PeftConfig, RunConfig, ScenesConfig, SkillsConfig
+from spatialvlm.config import (
+  DataConfig,
+  LossConfig,
+  PeftConfig,
+  PhaseConfig,
+  RunConfig,
+  ScenesConfig,
+  SkillsConfig,
+)
 from spatialvlm.data import batch as batches
 from spatialvlm.data import packing
 from spatialvlm.data.pipeline import open_questions, open_source
@@ -152,6 +160,13 @@ def test_what_cannot_be_read_is_refused(processor):
     packing.joined([good, good])
   with pytest.raises(UserError, match="temperature must be above 0"):
     objectives.make_objective("contrast", LossConfig("contrast", kwargs={"temperature": 0.0}))
+
+
+def test_sampled_answers_have_no_wrong_ones_beside_them():
+  losses = {"contrast": LossConfig("contrast"), "teach": LossConfig("distil", kwargs={"teacher": "base"})}
+  config = RunConfig(losses=losses, phases={"own": PhaseConfig("on_policy")})
+  with pytest.raises(UserError, match="puts sampled answers in the place"):
+    one_run.make_phases(config, objectives.make_objectives(losses))
 
 
 @pytest.mark.parametrize(
