@@ -31,6 +31,13 @@ OBJECTIVES = {
     "losses.depth.weight": 0.1,
     "losses.depth.kwargs": {"read": "decoder", "layer": 2, "detach": False},
   },
+  # The right letter against those of other options, which stand behind each row.
+  "contrast": {
+    "losses.contrast": {"kind": "contrast", "weight": 0.5},
+    "data.sources.scenes.false_answers": 5,
+    "data.lengths": (152, 176, 192),
+  },
+  "map": {"losses.map": {"kind": "dense_depth", "weight": 0.1, "kwargs": {"detach": False, "upsample": 2}}},
   "base": {"losses.base": {"kind": "distil", "weight": 0.5, "kwargs": {"teacher": "base"}}},
   "hidden": {"losses.hidden": {"kind": "distil_hidden", "weight": 0.5, "kwargs": {"teacher": "base"}}},
   "relations": {"losses.rel": {"kind": "distil_relations", "weight": 0.5, "kwargs": {"teacher": "base"}}},
