@@ -41,10 +41,12 @@ def main(arguments: Sequence[str]) -> None:
   import spatialvlm
   from spatialvlm.depth import picture, scores
   from spatialvlm.depth import run as depth_run
+  from spatialvlm.depth.predict import check_metric
   from spatialvlm.reporting import terminal
 
   vlm = spatialvlm.load_vlm(FLAGS.model, max_tiles=FLAGS.max_tiles)
   head = pathlib.Path(FLAGS.model) / "heads" / f"{FLAGS.head}.json"
+  check_metric(head, vlm.model.config)
   depth = lambda pixels: vlm.depth(pixels, head)
   if FLAGS.image:
     rows = depth_run.look(depth, FLAGS.image)

@@ -12,7 +12,7 @@ from flax import nnx
 from PIL import Image
 
 from spatialvlm.models.outputs import Outputs, Wants
-from spatialvlm.models.vlm import Vlm
+from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.processing.images import ImageSource, open_image
 from spatialvlm.processing.processor import Processor
 from spatialvlm.training.objectives import DenseDepth
@@ -55,6 +55,16 @@ def depth_map(
     depth_Nhw = found.objective.predict(outputs, found.module, batch)
   # The last of a picture's tiles shows all of it.
   return resized(np.asarray(depth_Nhw[encoded.images[0] - 1]), pixels.shape[:2])
+
+
+def check_metric(head: str | os.PathLike, model: VlmConfig) -> None:
+  """Raises a UserError for a head whose depths are no metres, where metres are measured and drawn."""
+  found = load_head(head, model)
+  if isinstance(found.objective, DenseDepth) and not found.objective.settings.metric:
+    raise UserError(
+      f"{head}: was trained with metric=false, so that its depths are metres up to a factor of each picture;"
+      " train one with metric=true, or call LoadedVlm.depth and scale what it gives"
+    )
 
 
 def resized(depth_hw: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,7 @@ from flax import nnx
 from PIL import Image
 
 import spatialvlm
-from spatialvlm.depth import picture, run, scores
+from spatialvlm.depth import picture, predict, run, scores
 from spatialvlm.training.objectives import DenseDepth, DepthProbe, heads
 from spatialvlm.training.objectives.dense_depth import DenseDepthSettings
 from spatialvlm.types import UserError
@@ -51,6 +51,14 @@ def test_what_is_no_head_of_whole_pictures_is_refused(vlm, head, tmp_path):
   heads.save_head(tmp_path, "probe", probe.head(vlm.model.config, nnx.Rngs(0)), probe, str(BASE))
   with pytest.raises(UserError, match="says no depth of whole pictures"):
     vlm.depth(np.zeros((8, 8, 3), np.uint8), tmp_path / "probe.json")
+
+
+def test_depths_up_to_a_factor_are_not_taken_for_metres(vlm, head, tmp_path):
+  predict.check_metric(head, vlm.model.config)
+  objective = DenseDepth(DenseDepthSettings(width=8, upsample=2, metric=False))
+  heads.save_head(tmp_path, "free", objective.head(vlm.model.config, nnx.Rngs(0)), objective, str(BASE))
+  with pytest.raises(UserError, match="metres up to a factor"):
+    predict.check_metric(tmp_path / "free.json", vlm.model.config)
 
 
 def test_errors_beside_constants():
