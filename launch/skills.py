@@ -1,7 +1,10 @@
 """Prints what a model can do on held-out scenes, skill by skill: `python launch/skills.py --model=FOLDER`.
 
 Every skill of `spatialvlm/worlds/skills.py` is asked `--count` times, one question a picture, and an
-answer counts when the greedy text is exactly the expected one. `--out` writes the table as Markdown.
+answer counts when the greedy text is exactly the expected one. `--out` writes the tables as Markdown.
+
+Spoken distances, the skill `metres`, are measured too: how near they are to the truth, beside guesses that
+see no picture. `--rgbd=FOLDER --layout=nyuv2` asks that skill about photographs with depth, and no other.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ flags.DEFINE_integer("image_size", 96, "pixels of the rendered images")
 flags.DEFINE_integer("max_tiles", None, "tile budget of an image; by default the checkpoint's own")
 flags.DEFINE_list("skill", [], "only these skills, separated by commas")
 flags.DEFINE_boolean("misses", False, "show some wrong answers")
-flags.DEFINE_string("out", None, "Markdown file for the table")
+flags.DEFINE_string("rgbd", None, "folder of photographs with depth, of which metres is asked; none: scenes")
+flags.DEFINE_string("layout", "pairs", "how that folder is laid out (docs/open_data.md)")
+flags.DEFINE_string("out", None, "Markdown file for the tables")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,31 +41,46 @@ def main(arguments: Sequence[str]) -> None:
   if FLAGS.count < 1:
     raise UserError(f"--count={FLAGS.count}: ask at least one question")
   from spatialvlm import hub, peft, workdir
-  from spatialvlm.evaluation.skill_scores import score_skill, table
+  from spatialvlm.evaluation import skill_scores, spoken
   from spatialvlm.processing.processor import load_processor
   from spatialvlm.reporting import tables, terminal
   from spatialvlm.worlds import skills
 
+  if FLAGS.rgbd and FLAGS.skill not in ([], [spoken.SKILL]):
+    raise UserError(f"--skill: photographs are asked {spoken.SKILL} alone; leave it out, or --rgbd")
   out = pathlib.Path(FLAGS.out) if FLAGS.out else None
   if out:  # before minutes are spent
     with workdir.writing(out):
       out.parent.mkdir(parents=True, exist_ok=True)
       out.touch()
   names = FLAGS.skill or list(skills.SKILLS)
-  sources = {n: skills.SceneSkills(FLAGS.seed, {n: 1.0}, FLAGS.image_size) for n in names}
+  others = None
+  if FLAGS.rgbd:
+    own, others = spoken.of_photographs(FLAGS.rgbd, FLAGS.layout, FLAGS.count)
+    asked = {spoken.SKILL: lambda: own}
+  else:
+    sources = {n: skills.SceneSkills(FLAGS.seed, {n: 1.0}, FLAGS.image_size) for n in names}
+    asked = {n: lambda source=source: skills.asked(source, FLAGS.count) for n, source in sources.items()}
   folder = hub.resolve(FLAGS.model)
   vlm, processor = hub.load_model(folder), load_processor(folder, max_tiles=FLAGS.max_tiles)
   if FLAGS.adapter:
     peft.load_adapter(vlm, FLAGS.adapter)
-  scores = {}
-  for name, source in sources.items():
-    found = scores[name] = score_skill(vlm, processor, skills.asked(source, FLAGS.count))
+  scores, shown = {}, []
+  for name, examples in asked.items():
+    examples = examples()
+    found = scores[name] = skill_scores.score_skill(vlm, processor, examples)
     print(f"{name}: {found.right} of {found.count}", flush=True)
     for prompt, expected, given in found.misses if FLAGS.misses else ():
       print(f"    {prompt!r}: expected {expected!r}, got {given!r}")
-  terminal.show(table(scores))
+    if name == spoken.SKILL:
+      others = others or spoken.of_scenes(FLAGS.seed, FLAGS.image_size)
+      near = skill_scores.score_distances(found.given, examples, others)
+      shown.append(skill_scores.distance_table(near))
+  shown.insert(0, skill_scores.table(scores))
+  for table in shown:
+    terminal.show(table)
   if out:
-    workdir.write_text(out, tables.to_markdown(table(scores)))
+    workdir.write_text(out, "\n".join(map(tables.to_markdown, shown)))
 
 
 def run() -> None:

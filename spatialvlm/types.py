@@ -17,6 +17,8 @@ import jax
 import numpy as np
 
 IMAGE_MARK = "<image>"
+# From this number on, groups of `Branches` set pictures against each other.
+PICTURES = 2**16
 # Names of options, in their order.
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHOOSE = "Select from the following choices."
@@ -119,6 +121,8 @@ class Example:
       (`processing.tiling.dense_tiles`).
     facts: gives what is true of its pictures, in words, for teachers that are told; None for nothing.
     geometry: where in `images[0]` stands what it asks about; None where nobody knows.
+    rearranged: pictures of which the first turn's answer is false, uint8 (H, W, 3), for losses that set them
+      against the one picture that it is true of; each is read in its place (`Branches`).
   """
 
   images: tuple[np.ndarray, ...]
@@ -130,6 +134,7 @@ class Example:
   dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   facts: Callable[[], str] | None = None
   geometry: Geometry | None = None
+  rearranged: tuple[np.ndarray, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -293,14 +298,17 @@ class Branches:
 
   They stand behind a row's own tokens, which do not see them. A branch sees the row up to its question and
   itself; it begins with a copy of the question's last token, which its first token is predicted from. The
-  right answer is a branch like the others, and the first of its question.
+  right answer is a branch like the others, and the first of its question. Where pictures are set against
+  each other, a branch begins with the first token of its own picture, and holds the question and the right
+  answer behind it; its tiles are the row's, behind those of the row's own picture.
 
   Attributes:
     fork_BT: int32, of a branch's positions the last one of the row that they see before the branch; -1
       for positions of the row's own. Which branch a position belongs to says `Batch.segment_BT`, 0 the row.
     target_BJK: int32, positions of a branch's tokens that count, each predicted from the one before; -1 for
       none.
-    group_BJ: int32, the number of the question that a branch answers, ascending; -1 for none.
+    group_BJ: int32, the number of the question that a branch answers, ascending; -1 for none. Branches that
+      read it behind several pictures are groups of their own, of that number and PICTURES.
   """
 
   fork_BT: Any

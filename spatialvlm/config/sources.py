@@ -60,6 +60,8 @@ class SkillsConfig:
     pictures: number of pictures that the conversations are about, as of `ScenesConfig`; 0 for one to each.
     false_answers: most wrong answers, made from the picture, that stand beside each right one, for losses
       that set them against each other; 0 for none.
+    false_pictures: most pictures of the same scene rearranged, so that a statement about it is false of them,
+      that stand beside each picture, for the same losses; 0 for none. Of the task "statement".
   """
 
   kind: Literal["skills"] = "skills"
@@ -71,6 +73,7 @@ class SkillsConfig:
   turns: int = 1
   pictures: int = 0
   false_answers: int = 0
+  false_pictures: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +186,7 @@ class RgbdConfig:
       layout's own.
     names: a JSON file, {"1": "chair"}, in place of the layout's names of objects; empty for those.
     tasks: kinds of question (Relation, Depth, Distance) with weights, as far as pictures can be asked them;
-      empty for all alike.
+      empty for these alike. Metres, how far ahead one object is, is for training alone, where it is named.
     per_image: most questions about one picture.
     min_share: objects that cover less of the picture are not asked about.
     depth_size: pixels of the square of `depth` that examples bring for losses, over the whole picture; that
@@ -216,6 +219,8 @@ class PosedConfig:
     weight: relative share of the mixture, 0 to leave the source out.
     path: a folder with a transforms.json that names pictures and their depth.
     images, scale, metres: as of `FolderViewsConfig`.
+    ask: "Depth", which of two places is nearer; or "Metres", how far ahead a place is, answered in metres,
+      for training alone.
     margin: least difference of two depths that are asked about, as a share of the smaller one.
     size: number of questions, 0 for no end.
     depth_size: pixels of the square of `depth` that examples bring for losses, over the whole picture; that
@@ -229,6 +234,7 @@ class PosedConfig:
   images: str = ""
   scale: int = 1
   metres: float = 1.0
+  ask: Literal["Depth", "Metres"] = "Depth"
   margin: float = 0.15
   depth_size: int = 384
   size: int = 0

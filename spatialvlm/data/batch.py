@@ -321,7 +321,7 @@ def _branches(encoded: Sequence[Encoded], *, length: int, batch_size: int) -> Br
   for row, e in enumerate(encoded):
     for j, branch in enumerate(e.branches):
       fork[row, branch.start : branch.stop] = branch.fork
-      target[row, j, : branch.count] = np.arange(branch.start + 1, branch.stop)
+      target[row, j, : branch.count] = np.arange(branch.stop - branch.count, branch.stop)
       group[row, j] = branch.group
   return Branches(fork, target, group)
 

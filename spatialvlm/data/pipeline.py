@@ -374,6 +374,12 @@ def _check_augment(
     UserError: one that no example of a source can be shown with.
   """
   augment.check(config.sources)
+  for name, source in config.sources.items():
+    if augment.of(name) and getattr(source, "false_pictures", 0):
+      raise UserError(
+        f"config.data.sources.{name}.false_pictures: not beside config.data.augment, which would tell them"
+        " from the right one; name other sources in config.data.augment.sources"
+      )
   on_note = on_note or (lambda text: warnings.warn(Note(text), stacklevel=4))
   for name in mixed.mixture.names if augment.moves else ():
     if augment.of(name):

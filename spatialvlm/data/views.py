@@ -58,7 +58,10 @@ class View:
     said = {field: self._told(field, example) for field in fields(self.prompt) - {"prompt"}}
     said["prompt"] = first.prompt[len(marks) :]
     asked = marks + _FIELD.sub(lambda found: said[found.group(1)], self.prompt)
-    return dataclasses.replace(example, turns=(dataclasses.replace(first, prompt=asked), *example.turns[1:]))
+    turns = (dataclasses.replace(first, prompt=asked), *example.turns[1:])
+    # What is set against each other is for the trained model alone.
+    turns = tuple(dataclasses.replace(turn, false=()) for turn in turns)
+    return dataclasses.replace(example, turns=turns, rearranged=())
 
   def _told(self, field: str, example: Example) -> str:
     """What stands in the place of a field that tells something of the pictures."""

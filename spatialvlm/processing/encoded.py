@@ -16,20 +16,22 @@ class Branch:
 
   Attributes:
     start: where it begins, with a copy of the question's last token.
-    count: its tokens that count, all behind the first.
+    count: its tokens that count, the last ones.
     fork: the last position of the row that it sees.
-    group: the number of the question.
+    group: the number of the question (`types.Branches`).
+    lead: tokens between the first one and those that count: of a picture of its own, and the question.
   """
 
   start: int
   count: int
   fork: int
   group: int
+  lead: int = 0
 
   @property
   def stop(self) -> int:
     """Behind its last token."""
-    return self.start + 1 + self.count
+    return self.start + 1 + self.lead + self.count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ Its text and ids are those of transformers' `Idefics3Processor`, `SmolVLMProcess
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from spatialvlm.config import read_json
 from spatialvlm.processing import arrays, prompts
 from spatialvlm.processing import images as image_lib
 from spatialvlm.processing import processor_files as files
-from spatialvlm.processing.branches import branched
+from spatialvlm.processing.branches import branched, in_tiles
 from spatialvlm.processing.encoded import Encoded
 from spatialvlm.processing.expansion import Expander
 from spatialvlm.processing.processor_family import Files, family_of
@@ -199,21 +198,21 @@ class Processor:
     return self.tokenizer.encode(text, add_special_tokens=False).ids
 
   def encode(self, example: Example) -> Encoded:
-    """A conversation with the loss on its answers, and beside them the wrong ones that its turns have.
+    """A conversation with the loss on its answers, and beside them what is set against them (`branches`): the
+    wrong ones that its turns have, its rearranged pictures.
 
     Raises:
       UserError: `<image>` marks and images differ in number; longer than the context (image tokens are
         never cut); a chat template that hides where answers begin; a conversation that the family does not
         know, as PaliGemma knows one turn only; wrong answers of a model with a bidirectional prefix.
     """
-    if not any(turn.false for turn in example.turns):
+    if not (any(turn.false for turn in example.turns) or example.rearranged):
       return self._conversation(example)
     if self.bidirectional:
       raise UserError(
         f"false answers: the prompts of {self.format.family} are no causal text; leave them out"
       )
-    cut = tuple(i if isinstance(i, Tiles) else self.tiler(i) for i in example.images)
-    example = dataclasses.replace(example, images=cut)
+    example = in_tiles(example, self.tiler)
     return branched(self._conversation(example), example, lambda e: self._conversation(e, pixels=False))
 
   def _conversation(self, example: Example, pixels: bool = True) -> Encoded:

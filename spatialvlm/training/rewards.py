@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from spatialvlm.config import nearest
 from spatialvlm.evaluation.asking import extraction
+from spatialvlm.evaluation.asking.lengths import METRES, metres, quantity
 from spatialvlm.training.objectives import typed
 from spatialvlm.types import LETTERS, UserError
 
@@ -108,15 +109,13 @@ class Count(Reward):
   Settings = ByRule
 
   def __call__(self, said: Said) -> float | None:
-    found = _numbers(said, self.settings.rule)
-    if found is None:
-      return None
-    (right, unit), given = found
-    if unit:
+    answer, output = _read(said, self.settings.rule)
+    expected, given = quantity(answer), quantity(output)
+    if expected is None or expected[1]:
       return None
     if given is None or given[1]:
       return 0.0
-    return max(0.0, 1 - abs(given[0] - right) / max(abs(right), 1.0))
+    return max(0.0, 1 - abs(given[0] - expected[0]) / max(abs(expected[0]), 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,29 +134,29 @@ class Distance(Reward):
   |said - right| / right < 1 - theta (Yang et al. 2024, VSI-Bench, arXiv 2412.14171).
 
   It applies where the right answer is a length ("2.3 m"); a number that is said without a unit is taken in
-  the unit of the right one. 0 where none is said, or with a unit that is none of length.
+  the unit of the right one. 0 where no length is said, or one that may be read in two ways
+  (`evaluation.asking.lengths`).
   """
 
   Settings = DistanceSettings
 
   def __init__(self, settings: DistanceSettings, where: str = "rewards"):
     super().__init__(settings, where)
-    if settings.unit and settings.unit not in _METRES:
+    if settings.unit and settings.unit not in METRES:
       raise UserError(
-        f"{where}.kwargs.unit: {settings.unit!r} is no unit of length; {nearest(settings.unit, _METRES)}"
+        f"{where}.kwargs.unit: {settings.unit!r} is no unit of length; {nearest(settings.unit, METRES)}"
       )
 
   def __call__(self, said: Said) -> float | None:
-    found = _numbers(said, self.settings.rule)
-    if found is None:
+    answer, output = _read(said, self.settings.rule)
+    expected = quantity(answer)
+    unit = (expected and expected[1]) or self.settings.unit
+    if expected is None or unit not in METRES or not expected[0] > 0:
       return None
-    (right, unit), given = found
-    unit = unit or self.settings.unit
-    if unit not in _METRES or not right > 0:
-      return None
-    if given is None or (given[1] or unit) not in _METRES:
+    given = metres(output, unit)
+    if given is None:
       return 0.0
-    error = abs(given[0] * _METRES[given[1] or unit] / (right * _METRES[unit]) - 1)
+    error = abs(given / (expected[0] * METRES[unit]) - 1)
     # An error that is a bound but for rounding does not lie below it.
     return sum(error < (100 - theta) / 100 - 1e-9 for theta in range(50, 100, 5)) / 10
 
@@ -256,30 +255,11 @@ def make_rewards(configs: Mapping[str, RewardSettings], where: str) -> dict[str,
   return made
 
 
-# Units of length by the words that answers use, in metres.
-_METRES = {
-  **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1.0),
-  **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 0.01),
-  **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 0.001),
-  **dict.fromkeys(("km", "kilometer", "kilometers", "kilometre", "kilometres"), 1000.0),
-  **dict.fromkeys(("ft", "foot", "feet"), 0.3048),
-  **dict.fromkeys(("in", "inch", "inches"), 0.0254),
-}
-_QUANTITY = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*([A-Za-z]*)\.?")
-
-
-def quantity(text: str) -> tuple[float, str] | None:
-  """The number that is all of a text, and the word behind it in lower case: "2.3 m." gives (2.3, "m")."""
-  match = _QUANTITY.fullmatch(text.strip())
-  return (float(match[1]), match[2].lower()) if match else None
-
-
-def _numbers(said: Said, rule: str) -> tuple[tuple[float, str], tuple[float, str] | None] | None:
-  """The right quantity, and what was said or None; None where the right answer is no quantity."""
+def _read(said: Said, rule: str) -> tuple[str, str]:
+  """The right answer and what was said; of a lettered question the texts of their options, "" for none."""
   answer, output = said.answer, said.output
   if choices := extraction.choices_of(said.prompt, answer):
     letter = extraction.extract_choice(output, choices, rule)
     answer = choices[LETTERS.index(extraction.right_letter(answer, choices))]
     output = choices[LETTERS.index(letter)] if letter else ""
-  right = quantity(answer)
-  return None if right is None else (right, quantity(output))
+  return answer, output

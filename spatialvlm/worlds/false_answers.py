@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from spatialvlm.types import LETTERS, Turn
-from spatialvlm.worlds import statements, world
+from spatialvlm.worlds import spoken, statements, world
 from spatialvlm.worlds.targets import BOXES, COLUMNS, DEPTH_WORDS, ROWS, Picture
 
 Wrong = Callable[[Picture | None, Turn], Sequence[str]]
@@ -116,6 +116,7 @@ WRONG: dict[str, Wrong] = {
   "where": _place,
   "present": _other_word,
   "far": _step,
+  "metres": lambda picture, turn: spoken.others(turn.answer),
   "near_to_far": _order(", "),
   "how_many": _number,
   "any": _other_word,

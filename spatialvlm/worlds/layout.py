@@ -257,18 +257,29 @@ def _project(camera: render.Camera, center: jax.Array, half: jax.Array):
   return 0.5 + camera.focal * local[..., :2] / depth[..., None], camera.focal * half.max(-1) / depth
 
 
-def _columns(draw: _Draws, half, center, stand, present):
-  """What carries each object: a pedestal below it, or a rod above it. Returns center, half, shape, active."""
-  n = render.MAX_OBJECTS
+def carriers(half, center, stand, xp=jnp):
+  """Centre (N, 3) and half size (N, 3) of what carries each object: a pedestal below it, or a rod above it.
+
+  `xp`: the module that computes it, jax.numpy or numpy.
+  """
   hanging = stand == _HANGING
   bottom, top = center[:, 2] - half[:, 2], center[:, 2] + half[:, 2]
-  half_z = jnp.where(hanging, _CEILING - top, bottom) / 2
-  middle = jnp.where(hanging, _CEILING - half_z, half_z)
-  half_xy = jnp.where(hanging[:, None], _ROD, 0.8 * half[:, :2])
+  half_z = xp.where(hanging, _CEILING - top, bottom) / 2
+  middle = xp.where(hanging, _CEILING - half_z, half_z)
+  half_xy = xp.where(hanging[:, None], _ROD, 0.8 * half[:, :2])
+  return (
+    xp.concatenate([center[:, :2], middle[:, None]], 1),
+    xp.maximum(xp.concatenate([half_xy, half_z[:, None]], 1), 1e-3),
+  )
+
+
+def _columns(draw: _Draws, half, center, stand, present):
+  """What carries each object, where something does. Returns center, half, shape, active."""
+  n = render.MAX_OBJECTS
+  hanging = stand == _HANGING
   round_ = hanging | (draw.uniform(shape=(n,)) < 0.4)
   return (
-    jnp.concatenate([center[:, :2], middle[:, None]], 1),
-    jnp.maximum(jnp.concatenate([half_xy, half_z[:, None]], 1), 1e-3),
+    *carriers(half, center, stand),
     jnp.where(round_, render.SOLIDS.index("cylinder"), render.SOLIDS.index("block")),
     present & (hanging | (stand == _ON_PEDESTAL)),
   )

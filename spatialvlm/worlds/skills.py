@@ -20,7 +20,7 @@ import numpy as np
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS
 from spatialvlm.types import LETTERS, Asked, Deferred, Example, Geometry, Turn, UserError, choice_prompt
-from spatialvlm.worlds import facts, statements, world
+from spatialvlm.worlds import facts, rearranged, spoken, statements, world
 from spatialvlm.worlds.asked import of_objects
 from spatialvlm.worlds.false_answers import with_false
 from spatialvlm.worlds.rounds import Block, Rounds
@@ -40,8 +40,8 @@ NAMES = tuple(f"{c} {s}" for c in world.COLORS for s in world.SHAPES)
 _FALSE = 0xFA15E
 # Ratio of two depths from which on one is plainly the nearer.
 _APART = 1.12
-
-
+# Depths that "metres" asks about alike, as far as there are such.
+METRES = (2.5, 9.0)
 # Pictures of which it is remembered what there is to ask, some kB each.
 _REMEMBERED = 2**16
 
@@ -110,6 +110,16 @@ def _far(picture: Picture, rng: np.random.Generator) -> Said | None:
   o = picture.boxes[color]
   step = int(depth_step(o.center_camera[2]))
   return Turn(f"How far is the {color} box?", DEPTH_WORDS[step]), [o]
+
+
+def _metres(picture: Picture, rng: np.random.Generator) -> Said | None:
+  """How far ahead the middle of an object is; near and far ones alike, as far as there are."""
+  wanted = float(rng.uniform(*np.log(METRES)))
+  named = picture.frame.named()
+  if not named:
+    return None
+  o = min(named, key=lambda o: abs(np.log(float(o.center_camera[2])) - wanted))
+  return Turn(spoken.PROMPT.format(o.name), spoken.metres(float(o.center_camera[2]))), [o]
 
 
 def _near_to_far(picture: Picture, rng: np.random.Generator) -> Said | None:
@@ -239,6 +249,7 @@ SKILLS: dict[str, Skill] = {
   "where": _where,
   "present": _present,
   "far": _far,
+  "metres": _metres,
   "near_to_far": _near_to_far,
   "how_many": _how_many,
   "any": _any,
@@ -277,10 +288,12 @@ class SceneSkills:
     size: number of examples, 0 for as many as there are scenes.
     pictures: how many scenes they are about, all in turn, each time in another order; 0 for one to each.
     false_answers: most wrong answers that stand beside each right one (`worlds.false_answers`).
+    false_pictures: most pictures of the scene rearranged that stand beside a picture whose first question is
+      of the skill "statement" (`worlds.rearranged`).
 
   Raises:
-    UserError: an unknown skill, a weight that is not positive, a conversation without turns, or fewer than no
-      pictures or false answers.
+    UserError: an unknown skill, a weight that is not positive, a conversation without turns, fewer than no
+      pictures or false ones, or false pictures without statements or beside `pictures`.
   """
 
   def __init__(
@@ -292,6 +305,7 @@ class SceneSkills:
     size: int = 0,
     pictures: int = 0,
     false_answers: int = 0,
+    false_pictures: int = 0,
   ):
     tasks = dict(tasks or DEFAULT_TASKS)
     for name, weight in tasks.items():
@@ -303,8 +317,14 @@ class SceneSkills:
       raise UserError(f"skills: a conversation of {turns} turns; ask for one at least")
     if false_answers < 0:
       raise UserError(f"skills: {false_answers} false answers; 0 means none")
+    if false_pictures < 0:
+      raise UserError(f"skills: {false_pictures} false pictures; 0 means none")
+    if false_pictures and "statement" not in tasks:
+      raise UserError('skills: false_pictures: statements alone have some; put "statement" into tasks')
+    if false_pictures and pictures:
+      raise UserError("skills: false_pictures: not of few pictures that come again; set pictures to 0")
     self.seed, self.image_size, self.turns, self.size = seed, image_size, turns, size
-    self.false_answers = false_answers
+    self.false_answers, self.false_pictures = false_answers, false_pictures
     self.pictures, self._rounds = pictures, Rounds(seed, pictures)
     # By number of the picture, what there is to ask about; from several threads, whose answers are equal.
     self._objects: dict[int, world.Frame] = {}
@@ -324,8 +344,12 @@ class SceneSkills:
         raise IndexError(i)
     if self.skills == ("letters",):
       return [self._example(i, None) for i in indices]
-    frames = world.frames(self.seed, [self._rounds.number(i) for i in indices], self.image_size)
-    return [self._example(i, frame) for i, frame in zip(indices, frames, strict=True)]
+    if not indices:
+      return []
+    pool = world.pool(self.seed, [self._rounds.number(i) for i in indices], self.image_size)
+    frames = [world.frame(pool, b) for b in range(len(indices))]
+    examples = [self._example(i, frame) for i, frame in zip(indices, frames, strict=True)]
+    return self._against(examples, indices, pool, frames) if self.false_pictures else examples
 
   def deferred(self, indices: Iterable[int]) -> list[Example]:
     """The examples at `indices` without dense targets; pictures that come again are `types.Deferred`.
@@ -378,6 +402,21 @@ class SceneSkills:
       dense=dense_targets(picture) if picture is not None and dense else {},
       geometry=geometry,
     )
+
+  def _against(
+    self, examples: list[Example], indices: Sequence[int], pool: world.Pool, frames: Sequence[world.Frame]
+  ) -> list[Example]:
+    """Examples that begin with a statement with rearranged pictures, shown with the boxes of their own."""
+    places = [b for b, example in enumerate(examples) if example.task == "statement"]
+    asked = []
+    for b in places:
+      shown = show(frames[b], np.random.Generator(np.random.Philox(key=[self.seed, indices[b]])))
+      boxes = {o.index: color for color, o in shown.boxes.items()}
+      rng = np.random.default_rng((_FALSE, self.seed, indices[b], 1))
+      asked.append(rearranged.Asked(b, frames[b], examples[b].turns[0].answer, boxes, rng))
+    for b, pictures in zip(places, rearranged.against(pool, asked, self.false_pictures), strict=True):
+      examples[b] = dataclasses.replace(examples[b], rearranged=tuple(pictures))
+    return examples
 
   def _conversation(
     self, picture: Picture | None, rng: np.random.Generator

@@ -7,6 +7,7 @@ bags of words tells it apart (Yuksekgonul et al., arXiv 2210.01936); here senten
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -43,6 +44,33 @@ def statement(picture: Picture, rng: np.random.Generator) -> tuple[Turn, Sequenc
       true, false, objects = found
       return Turn(PROMPTS[int(rng.integers(len(PROMPTS)))], true, tuple(dict.fromkeys(false))), objects
   return None
+
+
+def counted(sentence: str) -> tuple[int, str]:
+  """The number and the colour of a statement that counts."""
+  number, color = re.fullmatch(r"There (?:is|are) (\d+) (\w+) objects?\.", sentence).groups()
+  return int(number), color
+
+
+def related(sentence: str) -> tuple[str, str, str]:
+  """The two names of a statement about two things, and the relation between them."""
+  relations = "|".join(_OPPOSITE)
+  return re.fullmatch(rf"The (\w+ \w+) is ({relations}) the (\w+ \w+)\.", sentence).groups()
+
+
+def surely_false(sentence: str, frame: world.Frame) -> bool:
+  """Whether nobody could dispute that a statement is false of a frame: the number is another, a name is that
+  of nothing in sight, or two things that can be named stand the other way round.
+  """
+  if sentence.startswith("There "):
+    number, color = counted(sentence)
+    return all(o.clear for o in frame.objects) and number != sum(o.color == color for o in frame.objects)
+  a, word, b = related(sentence)
+  if not {a, b} <= {o.name for o in frame.objects}:
+    return True
+  named = {o.name: o for o in frame.named()}
+  size = frame.image.shape[0]
+  return {a, b} <= named.keys() and _OPPOSITE[word] in _relations(named[a], named[b], size)
 
 
 def axis(said: str) -> str:

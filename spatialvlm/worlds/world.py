@@ -132,6 +132,17 @@ def pool(seed: int, indices: Sequence[int], size: int = 96, look: Look = PLAIN) 
   return _measured(lay, out, size, look)
 
 
+def rendered(layouts: Sequence[layout.Layout], size: int = 96, look: Look = PLAIN) -> Pool:
+  """Scenes that somebody else laid out, of numpy arrays, as one block of arrays; at least one of them."""
+  parts = []
+  for start in range(0, len(layouts), BLOCK):
+    some = layouts[start : start + BLOCK]
+    block = jax.tree.map(lambda *x: np.stack(x), *some, *[some[-1]] * (BLOCK - len(some)))
+    parts.append((block, render.render_batch(block.scene, block.camera, size)))
+  lay, out = jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[: len(layouts)], *parts)
+  return _measured(lay, out, size, look)
+
+
 def _measured(lay: layout.Layout, out: render.Rendering, size: int, look: Look) -> Pool:
   offset = lay.scene.center[:, : render.MAX_OBJECTS] - lay.camera.position[:, None]
   local = np.einsum("bnk,bkj->bnj", offset, lay.camera.rotation)

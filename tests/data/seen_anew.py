@@ -198,6 +198,9 @@ def _said(view, question, texts, answered):
   if found := re.fullmatch(r"How far is the (\w+) box\?", question):
     o = _boxed(view, found[1])
     return o and _far(view, o)
+  if found := re.fullmatch(r"How far ahead is the (\w+ \w+)\? Answer in meters\.", question):
+    o = _named(view, found[1])
+    return o and f"{view.camera(o)[2]:.1f} m"
   if found := re.fullmatch(r"Which box is around the (.*)\?", question):
     o = _named(view, found[1])
     return next((color for color, k in view.boxes.items() if view.objects.get(k) is o), None) if o else None

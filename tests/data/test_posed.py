@@ -65,6 +65,24 @@ def test_the_nearer_place_is_the_answer(place):
   assert not registry.open_source(PosedConfig(path=str(place), depth_size=0))[0].dense
 
 
+def test_how_far_a_place_is(place):
+  config = PosedConfig(path=str(place), seed=3, depth_size=SIZE, ask="Metres")
+  examples, said = registry.open_source(config), []
+  assert len(examples) == ENDLESS
+  for n in range(30):
+    (turn,) = examples[n].turns
+    assert turn.prompt == "How far ahead is the place in the red box? Answer in meters."
+    row, column = middle(examples[n].images[0], (255, 0, 0))
+    said.append(float(turn.answer.removesuffix(" m")))
+    assert said[-1] == pytest.approx(examples[n].dense["depth"][round(row), round(column)], rel=0.06)
+    (x0, y0, x1, y1) = examples[n].geometry.asked[0].named[0]
+    assert (y0 + y1) / 2 == pytest.approx(row, abs=1) and (x0 + x1) / 2 == pytest.approx(column, abs=1)
+  assert min(said) < 3 and max(said) > 5
+  np.testing.assert_array_equal(registry.open_source(config)[7].images[0], examples[7].images[0])
+  with pytest.raises(UserError, match="Metres has no options"):
+    registry.open_questions(config)
+
+
 def test_folders_that_hold_no_such_places(place, tmp_path):
   with pytest.raises(UserError, match="posed: path: is missing"):
     registry.open_source(PosedConfig())

@@ -13,12 +13,14 @@ from spatialvlm import hub
 from spatialvlm.config import (
   DataConfig,
   LossConfig,
+  MeshConfig,
   PeftConfig,
   PhaseConfig,
   RunConfig,
   ScenesConfig,
   SkillsConfig,
 )
+from spatialvlm.core import axes
 from spatialvlm.data import batch as batches
 from spatialvlm.data import packing
 from spatialvlm.data.pipeline import open_questions, open_source
@@ -26,7 +28,8 @@ from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.training import objectives, one_run
 from spatialvlm.training.objectives.contrast import Contrast, ContrastSettings
-from spatialvlm.types import Batch, Branches, Example, Turn, UserError
+from spatialvlm.training.step import to_devices
+from spatialvlm.types import PICTURES, Batch, Branches, Example, Turn, UserError
 from spatialvlm.worlds.skills import SceneSkills
 from tests.models.support import jit
 
@@ -115,6 +118,68 @@ def test_candidates_score_what_they_score_alone_and_the_row_does_not_see_them(pr
   assert metrics["accuracy"] == (sum(right), len(nll))
 
 
+def test_pictures_score_what_they_score_alone_on_any_mesh(processor):
+  """Of rows with wrong answers, rearranged pictures, both, and neither; 8 devices say what one says."""
+  found = SceneSkills(3, TASKS | {"statement": 9.0}, turns=2, false_answers=1, false_pictures=2)
+  examples = [e for e in found.__getitems__(range(12)) if e.rearranged][:6]
+  quiet = lambda e: dataclasses.replace(e, turns=tuple(dataclasses.replace(t, false=()) for t in e.turns))
+  mute = lambda e: dataclasses.replace(e, rearranged=())
+  rows = [*examples[:4], quiet(examples[4]), mute(examples[5]), mute(quiet(examples[0])), examples[1]]
+  encoded = [processor.encode(row) for row in rows]
+  sizes = {"pad_id": processor.pad_id, "targets": TARGETS, "batch_size": 8}
+  batch = batches.collate(encoded, length=448, tiles=3, **sizes)
+  assert batch.pixels_NHWC.shape[0] == 24 and len(encoded[0].tiles) == len(encoded[0].images) == 3
+  vlm = hub.load_model(BASE)
+  graphdef, params = nnx.split(vlm)
+  objective = Contrast(ContrastSettings(chunk=7))
+
+  @jit
+  def read(params, batch):
+    vlm = nnx.merge(graphdef, params)
+    outputs = vlm.read(batch, objective.wants)
+    models = objectives.Models(vlm)
+    return objective._scores(outputs.hidden, models, batch), objective(outputs, models, batch, None)
+
+  score_BJ, one = read(params, batch)
+  pictures = [
+    (b, n, picture)
+    for b, row in enumerate(rows)
+    for n, picture in enumerate((row.images[0], *row.rearranged))
+  ]
+  said = {}
+  hidden = jit(lambda params, batch: nnx.merge(graphdef, params).read(batch, Wants(logits=True)).logits)
+  shown = [(b, n, p) for b, n, p in pictures if rows[b].rearranged]
+  for start in range(0, len(shown), 8):
+    part = [shown[(start + i) % len(shown)] for i in range(8)]
+    own = [
+      processor.encode(mute(quiet(dataclasses.replace(rows[b], images=(p,), turns=rows[b].turns[:1]))))
+      for b, _, p in part
+    ]
+    alone_ = batches.collate(own, length=136, tiles=1, **sizes)
+    log = jax.nn.log_softmax(hidden(params, alone_))
+    index = alone_.target_index_BK
+    tokens = np.take_along_axis(alone_.tokens_BT, np.maximum(index, 0), 1)
+    of_token = np.take_along_axis(np.asarray(log), tokens[..., None], -1)[..., 0]
+    said |= {part[i][:2]: of_token[i][index[i] > 0].sum() for i in range(8)}
+  group_BJ = batch.branches.group_BJ
+  nll = []
+  for b, row in enumerate(rows):
+    scores = np.asarray(score_BJ[b])[group_BJ[b] >= PICTURES]
+    assert len(scores) == (1 + len(row.rearranged) if row.rearranged else 0)
+    if row.rearranged:
+      expected = np.array([said[b, n] for n in range(len(scores))])
+      np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+      nll.append(np.logaddexp.reduce(expected) - expected[0])
+  total, weight, metrics = one
+  assert metrics["picture_accuracy"][1] == len(nll) == 6 and metrics["accuracy"][1] == weight - 6 > 4
+  texts = total - sum(nll)  # what the wrong answers add, held by the test above
+  assert texts > 0
+  mesh = axes.make_mesh(MeshConfig(data=8))
+  _, many = read(jax.device_put(params, jax.NamedSharding(mesh, jax.P())), to_devices(batch, mesh))
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
 class Head(nnx.Module):
   def unembed(self, x):
     return x
@@ -158,6 +223,8 @@ def test_what_cannot_be_read_is_refused(processor):
   good = processor.encode(Example((), (Turn("Is it?", "yes", ("no",)),)))
   with pytest.raises(UserError, match="not packed"):
     packing.joined([good, good])
+  with pytest.raises(UserError, match="conversation with 0 pictures; one is wanted"):
+    processor.encode(Example((), (Turn("Is it?", "yes"),), rearranged=(np.zeros((8, 8, 3), np.uint8),)))
   with pytest.raises(UserError, match="temperature must be above 0"):
     objectives.make_objective("contrast", LossConfig("contrast", kwargs={"temperature": 0.0}))
 
@@ -174,15 +241,24 @@ def test_sampled_answers_have_no_wrong_ones_beside_them():
   [
     (dict(data=dict(false_answers=0)), "no data source gives wrong answers"),
     (dict(losses={"answer": LossConfig()}), "no loss reads them"),
+    (
+      dict(data=dict(false_answers=0, false_pictures=1), losses={"answer": LossConfig()}),
+      "skills.false_pictures: no loss reads",
+    ),
+    (
+      dict(data=dict(false_answers=0), losses={"answer": LossConfig()}, held_out=True),
+      "validation.held.false_answers: no loss reads",
+    ),
     (dict(peft=PeftConfig("prompt", target=None)), "without soft prompts"),
     (dict(packing=True), "not packed"),
   ],
 )
 def test_settings_that_do_not_go_together(change, says):
   source = SkillsConfig(**{"false_answers": 2, **change.pop("data", {})})
+  held_out = {"held": SkillsConfig(false_answers=1)} if change.pop("held_out", False) else {}
   config = RunConfig(
     losses=change.pop("losses", {"contrast": LossConfig("contrast")}),
-    data=DataConfig(sources={"skills": source}, packing=change.pop("packing", False)),
+    data=DataConfig(sources={"skills": source}, validation=held_out, packing=change.pop("packing", False)),
     **change,
   )
   with pytest.raises(UserError, match=says):

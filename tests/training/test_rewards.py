@@ -42,6 +42,8 @@ def value(kind, prompt, answer, output, *, ended=True, length=2, limit=16, **kwa
     ("distance", "How far?", "2 m", "2.1", 0.9),
     ("distance", "How far?", "2 m", "1.6 metres.", 0.6),
     ("distance", "How far?", "2 m", "3.1 m", 0),
+    ("distance", "How far?", "2 m", "It is 200 cm away.", 1),
+    ("distance", "How far?", "2 m", "2 to 3 m", 0),
     ("distance", "How far?", "2 m", "2 apples", 0),
     ("distance", "How far?", "2 m", "", 0),
     ("distance", "How many?", "2", "2", None),

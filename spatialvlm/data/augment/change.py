@@ -90,6 +90,11 @@ class Augment:
       return example, Outcome()
     if any(isinstance(image, Deferred) for image in example.images):
       raise ValueError("a picture that is changed cannot go by the name of the one that it was")
+    if example.rearranged:
+      raise UserError(
+        "config.data.augment: the pictures that are set against this one (false_pictures) would be told apart"
+        " by what is changed; name other sources in config.data.augment.sources"
+      )
     outcome = Outcome()
     if self.moves:
       places = np.random.default_rng((_PLACES, self._seed, position))

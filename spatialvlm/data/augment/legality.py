@@ -82,6 +82,7 @@ TASKS: dict[str, Task] = {
   "how_many": _SEEN,
   "any": _SEEN,
   "far": _METRES,
+  "metres": _METRES,
   "near_to_far": _METRES,
   "where": dataclasses.replace(_SEEN, cells=True),
   "box_where": dataclasses.replace(_SEEN, cells=True),

@@ -1,7 +1,8 @@
 """Kind "posed": questions about depth in posed pictures with depth, as `launch/field.py` writes them.
 
-Which of two places is nearer to the camera, in CV-Bench's template of Depth; what a place is called is not
-known there, so that both are called "place". The pictures' depth goes with each example.
+Which of two places is nearer to the camera, in CV-Bench's template of Depth, or how far ahead one is
+(`worlds.spoken`); what a place is called is not known there, so that all are called "place". The pictures'
+depth goes with each example.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from spatialvlm.data.sources.rgbd_layouts import sampled
 from spatialvlm.fields.posed import folder
 from spatialvlm.fields.posed.cameras import View
 from spatialvlm.mixture import ENDLESS
-from spatialvlm.types import Example, Question, UserError, choice_prompt
-from spatialvlm.worlds import world
+from spatialvlm.types import Asked, Example, Geometry, Question, Turn, UserError, choice_prompt
+from spatialvlm.worlds import spoken, world
 
 QUESTION = (
   "Which object is closer to the camera taking this photo, the place (highlighted by a red box) or the place "
@@ -33,21 +34,25 @@ _TRIES = 64
 
 
 def questions(config: PosedConfig) -> PosedQuestions:
-  return PosedQuestions(config)
+  if config.ask != "Depth":
+    raise UserError(
+      f"ask: {config.ask} has no options to choose from, and is for training alone; leave it out"
+    )
+  return PosedQuestions(Posed(config))
 
 
 def examples(config: PosedConfig, *, defer: bool = False) -> Source:
-  return PosedExamples(PosedQuestions(config))
+  return EXAMPLES[config.ask](Posed(config))
 
 
-class PosedQuestions(Sequence[Question]):
-  """Question i of a config is always the same. Thread-safe.
+class Posed:
+  """The views of a folder that have depth.
 
-  The index fixes the picture that is looked at first, the answer, and whether the nearer place is the lower
-  one in the picture, each half of the time.
+  Attributes:
+    config, views.
 
   Raises:
-    UserError: the folder cannot be read, no picture has depth, or none has two places that differ enough.
+    UserError: a setting out of its range, the folder cannot be read, or no picture has depth.
   """
 
   def __init__(self, config: PosedConfig):
@@ -61,13 +66,36 @@ class PosedQuestions(Sequence[Question]):
       raise UserError("posed: path: is missing; name a folder with transforms.json, pictures and their depth")
     views = folder.read(FolderViewsConfig("folder", config.path, config.images, config.scale, config.metres))
     self.views = [v for v in views if v.depth is not None and (v.depth > 0).any()]
-    self._config, self.depth_size = config, config.depth_size
+    self.config = config
     if not self.views:
       raise UserError(f"{config.path}: no picture has depth, which is what is asked for")
-    self._sure = [self._search(kind, np.random.default_rng((config.seed, kind, 1)), 50) for kind in range(4)]
 
   def __len__(self) -> int:
-    return self._config.size or ENDLESS
+    return self.config.size or ENDLESS
+
+  def dense(self, view: View) -> dict[str, np.ndarray]:
+    """The maps that an example about a view brings."""
+    side = self.config.depth_size
+    return {"depth": sampled(view.depth, (side, side))} if side else {}
+
+
+class PosedQuestions(Sequence[Question]):
+  """Question i of a config is always the same. Thread-safe.
+
+  The index fixes the picture that is looked at first, the answer, and whether the nearer place is the lower
+  one in the picture, each half of the time.
+
+  Raises:
+    UserError: as `Posed`, or no picture has two places that differ enough.
+  """
+
+  def __init__(self, posed: Posed):
+    self.posed, self.views, self._config = posed, posed.views, posed.config
+    seed = self._config.seed
+    self._sure = [self._search(kind, np.random.default_rng((seed, kind, 1)), 50) for kind in range(4)]
+
+  def __len__(self) -> int:
+    return len(self.posed)
 
   def __getitem__(self, index: int) -> Question:
     return self.seen(index)[0]
@@ -134,19 +162,79 @@ class PosedQuestions(Sequence[Question]):
 
 
 class PosedExamples(Sequence[Example]):
-  """The questions as examples, each with its picture's `depth` in metres, `depth_size` pixels square."""
+  """The questions as examples, each with its picture's maps."""
 
-  def __init__(self, questions: PosedQuestions):
-    self._questions = questions
+  def __init__(self, posed: Posed):
+    self._posed, self._questions = posed, PosedQuestions(posed)
 
   def __len__(self) -> int:
-    return len(self._questions)
+    return len(self._posed)
 
   def __getitem__(self, index: int) -> Example:
     question, view = self._questions.seen(index)
-    side = self._questions.depth_size
-    dense = {"depth": sampled(view.depth, (side, side))} if side else {}
-    return dataclasses.replace(question_to_example(question), dense=dense)
+    return dataclasses.replace(question_to_example(question), dense=self._posed.dense(view))
+
+
+class SpokenExamples(Sequence[Example]):
+  """How far ahead a place in a red box is, near and far ones alike as far as a picture has them.
+
+  Pictures without an even place are passed over.
+
+  Raises:
+    UserError: no picture has any.
+  """
+
+  def __init__(self, posed: Posed):
+    self._posed = posed
+    rng = np.random.default_rng((posed.config.seed, 3))
+    sure = [(view, _place(view, rng)) for view in posed.views]
+    self._sure = [(view, place) for view, place in sure if place]
+    if not self._sure:
+      raise UserError(
+        f"{posed.config.path}: no picture has a place of even depth, which is what is asked for"
+      )
+
+  def __len__(self) -> int:
+    return len(self._posed)
+
+  def __getitem__(self, index: int) -> Example:
+    index = int(index)
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    rng = np.random.default_rng((self._posed.config.seed, index, 2))
+    view, sure = self._sure[int(rng.integers(len(self._sure)))]
+    depth, box = _place(view, rng) or sure
+    image = view.image.copy()
+    world.draw_box(image, box, "red")
+    return Example(
+      images=(image,),
+      turns=(Turn(spoken.PROMPT.format("place in the red box"), spoken.metres(depth)),),
+      id=str(index),
+      task="Metres",
+      source="posed",
+      files=(view.file,),
+      dense=self._posed.dense(view),
+      geometry=Geometry(
+        (Asked("metres", (tuple(map(float, box)),), margin=world.thickness(min(image.shape[:2]))),)
+      ),
+    )
+
+
+EXAMPLES = {"Depth": PosedExamples, "Metres": SpokenExamples}
+
+
+def _place(view: View, rng: np.random.Generator) -> tuple[float, tuple[int, int, int, int]] | None:
+  """Metres and the box of an even place, whose depth is the nearest to one that is drawn; None for none."""
+  height, width = view.depth.shape
+  side = max(3, round(_SIDE * min(height, width)))
+  low, high = np.log(np.percentile(view.depth[view.depth > 0], (5, 95)))
+  wanted, found = np.exp(rng.uniform(low, high)), []
+  for _ in range(_TRIES):
+    row, column = int(rng.integers(0, height - side)), int(rng.integers(0, width - side))
+    depth = _depth(view.depth[row : row + side, column : column + side])
+    if depth:
+      found.append((abs(np.log(depth / wanted)), depth, (column, row, column + side, row + side)))
+  return min(found)[1:] if found else None
 
 
 def _depth(patch: np.ndarray) -> float:

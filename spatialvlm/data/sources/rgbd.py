@@ -1,4 +1,8 @@
-"""Kind "rgbd": questions of Depth, Distance and Relation about photographs with depth and maps of objects."""
+"""Kind "rgbd": questions of Depth, Distance and Relation about photographs with depth and maps of objects.
+
+Beside these kinds of CV-Bench, which have options, Metres is asked where `tasks` names it: how far ahead one
+object is, answered in metres (`worlds.spoken`).
+"""
 
 from __future__ import annotations
 
@@ -34,11 +38,13 @@ from spatialvlm.data.sources.rgbd_layouts import (
 )
 from spatialvlm.data.sources.rgbd_nyu_mat import NyuMat
 from spatialvlm.data.sources.rgbd_objects import Ask, Measured, asks, measured
-from spatialvlm.types import Asked, Example, Question, UserError, choice_prompt
-from spatialvlm.worlds import facts, world
+from spatialvlm.types import Asked, Example, Geometry, Question, Turn, UserError, choice_prompt
+from spatialvlm.worlds import facts, spoken, world
 from spatialvlm.worlds.questions import AXIS_NAMES, BOX_ORDER, object_text
 
 KINDS = ("Relation", "Depth", "Distance")
+# Kinds whose answers are no choice: for training, and for `launch/skills.py`.
+OPEN = ("Metres",)
 LAYOUTS: dict[str, Layout] = {
   "pairs": Pairs(),
   "nyuv2": Nyuv2(),
@@ -55,6 +61,11 @@ _MOST_KEPT = 8
 
 
 def questions(config: RgbdConfig) -> RgbdQuestions:
+  for kind in OPEN:
+    if kind in config.tasks:
+      raise UserError(
+        f"tasks: {kind} has no options to choose from; leave it out here: launch/skills.py --rgbd asks it"
+      )
   return RgbdQuestions(config)
 
 
@@ -124,6 +135,22 @@ class RgbdQuestions(Sequence[Question]):
       raise asked.error
     return self._question(index, asked)
 
+  def example(self, index: int) -> Example:
+    """A question as a conversation, with the thing's own depth as its answer where it is of Metres."""
+    asked = self._asked[index]
+    if asked.error or asked.ask.kind not in OPEN:
+      return question_to_example(self[index])
+    files, (o,) = self._files[asked.picture], asked.objects
+    return Example(
+      images=(self._layout.image(files),),
+      turns=(Turn(spoken.PROMPT.format(o.name), spoken.metres(o.depth)),),
+      id=str(index),
+      task=asked.ask.kind,
+      source=self._config.layout,
+      files=(self._called(files),),
+      geometry=Geometry((Asked("metres", (tuple(map(float, o.box)),)),)),
+    )
+
   def place(self, index: int) -> str:
     return self._files[self._asked[index].picture].where
 
@@ -186,7 +213,7 @@ class RgbdQuestions(Sequence[Question]):
   def _question(self, index: int, asked: _Asked) -> Question:
     files, ask, objects = self._files[asked.picture], asked.ask, asked.objects
     image = self._layout.image(files)
-    name = files.image.relative_to(self._root).as_posix() + (f"/{files.number:04d}" if files.number else "")
+    name = self._called(files)
     for place, color in _drawn(asked).items():
       world.draw_box(image, objects[place].box, color)
     names = [o.name for o in objects]
@@ -216,6 +243,10 @@ class RgbdQuestions(Sequence[Question]):
       bbox=tuple(tuple(map(float, o.box)) for o in objects),
     )
 
+  def _called(self, files: Files) -> str:
+    """The picture's file below the folder, with its number where one holds several."""
+    return files.image.relative_to(self._root).as_posix() + (f"/{files.number:04d}" if files.number else "")
+
 
 class RgbdExamples(QuestionExamples):
   """The questions as examples, with `depth` in metres over the whole picture, `depth_size` pixels square."""
@@ -225,7 +256,7 @@ class RgbdExamples(QuestionExamples):
     self._depth_size = depth_size
 
   def __getitem__(self, index: int) -> Example:
-    example = question_to_example(self.questions[index])
+    example = self.questions.example(index)
     told = self.questions.facts(index)
     dense = {}
     if self._depth_size:
@@ -249,8 +280,9 @@ def _state(files: Sequence[Files], config: RgbdConfig) -> str:
 
 def _weights(tasks: Mapping[str, float]) -> dict[str, float]:
   for kind, weight in tasks.items():
-    if kind not in KINDS:
-      raise UserError(f"tasks: kind of question {kind!r} is unknown to photographs; {nearest(kind, KINDS)}")
+    if kind not in KINDS + OPEN:
+      known = nearest(kind, KINDS + OPEN)
+      raise UserError(f"tasks: kind of question {kind!r} is unknown to photographs; {known}")
     if not weight > 0:
       raise UserError(f"tasks: kind {kind!r} has weight {weight}; give it a positive one or leave it out")
   return dict(sorted(tasks.items())) or dict.fromkeys(sorted(KINDS), 1.0)
@@ -282,7 +314,9 @@ def _chosen(
 
 
 def _asked(number: int, ask: Ask, objects: Sequence[Measured], rng: np.random.Generator) -> _Asked:
-  """The question with one of the two orders drawn."""
+  """The question with one of the two orders drawn, where it has two."""
+  if ask.kind in OPEN:
+    return _Asked(number, ask, tuple(objects[i] for i in ask.roles))
   swap, marked = (bool(x) for x in rng.integers(0, 2, 2))
   *first, a, b = ask.roles
   roles = (*first, b, a) if swap else ask.roles
@@ -292,5 +326,5 @@ def _asked(number: int, ask: Ask, objects: Sequence[Measured], rng: np.random.Ge
 
 def _drawn(asked: _Asked) -> dict[int, str]:
   """Place among the objects named -> colour of the box around it."""
-  colors = BOX_ORDER[asked.ask.kind]
+  colors = BOX_ORDER.get(asked.ask.kind, ())
   return dict(enumerate(colors)) if asked.ask.kind != "Relation" or asked.marked else {}

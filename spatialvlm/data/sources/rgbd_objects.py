@@ -55,7 +55,9 @@ class Measured(NamedTuple):
 
 
 class Ask(NamedTuple):
-  """A question: the objects in the order of mention, the index of the answer, and the axis of a relation."""
+  """A question: the objects in the order of mention, the index of the answer (0 where it is no choice), and
+  the axis of a relation.
+  """
 
   kind: str
   roles: tuple[int, ...]
@@ -129,13 +131,17 @@ def _measure(name: str, at: np.ndarray, depth: np.ndarray, rays: np.ndarray | No
 def asks(
   objects: Sequence[Measured], shape: tuple[int, ...], kinds: Sequence[str]
 ) -> Mapping[str, list[Ask]]:
-  """What can be asked of each kind, each pair (or pair and reference) once, in one of its two orders."""
+  """What can be asked of each kind: of Metres each object, else each pair (or pair and reference) once, in
+  one of its two orders.
+  """
   found: dict[str, list[Ask]] = {kind: [] for kind in kinds}
   pairs = [
     (i, j)
     for i, j in itertools.combinations(range(len(objects)), 2)
     if _apart(objects[i].box, objects[j].box)
   ]
+  if "Metres" in found:
+    found["Metres"] = [Ask("Metres", (i,), 0) for i, o in enumerate(objects) if not math.isnan(o.depth)]
   for i, j in pairs:
     if "Relation" in found:
       found["Relation"] += _relations(i, j, objects[i], objects[j], shape)

@@ -17,4 +17,5 @@ def examples(config: SkillsConfig, *, defer: bool = False) -> Source:
     config.size,
     pictures=config.pictures,
     false_answers=config.false_answers,
+    false_pictures=config.false_pictures,
   )

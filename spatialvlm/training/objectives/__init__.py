@@ -165,23 +165,20 @@ def make_heads(terms: Terms, model: VlmConfig, seed: int) -> dict[str, nnx.Modul
   return heads
 
 
-def check_false_answers(terms: Terms, sources: Iterable[str]) -> None:
-  """Raises a UserError where a term needs wrong answers and no data source gives them, or nobody reads them.
+def check_false_answers(terms: Terms, training: Sequence[str], held_out: Sequence[str] = ()) -> None:
+  """Raises a UserError where a term needs what is false and no data source gives it, or nobody reads it.
 
   Args:
-    sources: names of those that give them.
+    training, held_out: settings of data sources that give wrong answers, or pictures.
   """
   needing = [objective.where for _, objective in terms.values() if objective.false_answers]
-  sources = sorted(sources)
-  if needing and not sources:
+  if needing and not training:
     raise UserError(
-      f"{needing[0]}: no data source gives wrong answers; set false_answers of one of kind scenes or skills"
+      f"{needing[0]}: no data source gives wrong answers; set false_answers of one of kind scenes or skills,"
+      " or false_pictures of one of kind skills"
     )
-  if sources and not needing:
-    raise UserError(
-      f"config.data.sources.{sources[0]}.false_answers: no loss reads them; add one of kind contrast, or set"
-      " it to 0"
-    )
+  if not needing and (unread := [*training, *held_out]):
+    raise UserError(f"{unread[0]}: no loss reads them; add one of kind contrast, or set it to 0")
 
 
 def check_data(terms: Terms, given: Mapping[str, Iterable[str]]) -> None:

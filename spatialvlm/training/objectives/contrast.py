@@ -1,10 +1,12 @@
-"""The right answer set against wrong ones: InfoNCE over how likely the model finds each of them.
+"""The right set against the wrong, answers and pictures: InfoNCE over how likely a model finds each of them.
 
 van den Oord et al. (arXiv 1807.03748) tell the true one of several candidates by a score; here the score of
 a candidate is the probability that the model itself gives it behind the picture and the question, so that
 nothing has to be added to the model (VQAScore, Lin et al., arXiv 2404.01291, ranks captions by likelihood).
 Wrong candidates are made from the picture and differ in a word, like NegCLIP's hard negatives (Yuksekgonul et
-al., arXiv 2210.01936). They stand in one direction alone: one picture, several texts.
+al., arXiv 2210.01936). They stand in one direction, one picture and several texts, and, where the data gives
+rearranged pictures, in the other: one text, likeliest behind the picture that it is true of (the pairs of
+Winoground, Thrush et al., arXiv 2204.03162, are judged both ways).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.training.objectives.distil import chunked
 from spatialvlm.training.objectives.objective import Models, Objective
-from spatialvlm.types import Batch, Branches, UserError
+from spatialvlm.types import PICTURES, Batch, Branches, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +42,11 @@ class ContrastSettings:
 
 
 class Contrast(Objective):
-  """Mean over questions with wrong answers of -log softmax of the right one's score, in float32.
+  """Mean of -log softmax of the right one's score, in float32, over questions with wrong answers and over
+  answers with rearranged pictures.
 
-  Metrics: `accuracy`, how often the right one's score is the highest; `guess`, what drawing one of the
-  candidates would give.
+  Metrics: `accuracy`, how often the right answer's score is the highest; `guess`, what drawing one of the
+  candidates would give; `picture_accuracy` and `picture_guess`, of pictures.
   """
 
   Settings = ContrastSettings
@@ -59,7 +62,7 @@ class Contrast(Objective):
     del key
     zero = jnp.float32(0), jnp.float32(0)
     if batch.branches is None:  # none of these examples has wrong answers
-      return *zero, {"accuracy": zero, "guess": zero}
+      return *zero, dict.fromkeys(("accuracy", "guess", "picture_accuracy", "picture_guess"), zero)
     branches = batch.branches
     score_BJ = self._scores(outputs.hidden, models, batch) / self.settings.temperature
     first_BJ, rivals_BJJ = _groups(branches)
@@ -70,10 +73,11 @@ class Contrast(Objective):
     weight_BJ = first_BJ.astype(jnp.float32)
     weight = weight_BJ.sum()
     count_BJ = jnp.maximum(rivals_BJJ.sum(-1), 1)
-    metrics = {
-      "accuracy": (((score_BJ >= rivals.max(-1)) * weight_BJ).sum(), weight),
-      "guess": ((weight_BJ / count_BJ).sum(), weight),
-    }
+    hit_BJ, metrics = score_BJ >= rivals.max(-1), {}
+    for name, of_BJ in {"": branches.group_BJ < PICTURES, "picture_": branches.group_BJ >= PICTURES}.items():
+      own_BJ = weight_BJ * of_BJ
+      metrics[f"{name}accuracy"] = (hit_BJ * own_BJ).sum(), own_BJ.sum()
+      metrics[f"{name}guess"] = (own_BJ / count_BJ).sum(), own_BJ.sum()
     return (jnp.where(first_BJ, nll_BJ, 0.0)).sum(), weight, metrics
 
   def _scores(self, hidden_BTD: jax.Array, models: Models, batch: Batch) -> jax.Array:
