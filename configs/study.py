@@ -2,11 +2,11 @@
 
   python launch/study.py --config=configs/study.py:tiny-methods --workdir=runs/study-methods
 
-trains every method of `configs/peft.py` with three seeds, at equal steps, and asks all of them 600 questions;
-`tiny-objectives` is LoRA with losses beside the answers' own, which is the control, `tiny-rewards` rewards
-after what they go on from. `smoke` is two methods for a few steps, to see that all goes. More or fewer
-seeds: `--config.seeds="(0,)"`; more steps for all: `--config.settings.train.steps=600`; one cell's rate:
-`--config.cells.ia3.settings.optim.learning_rate=0.02`.
+trains every method of `configs/peft.py`, and some beside it, with three seeds, at equal steps, and asks all
+of them 600 questions; `tiny-objectives` is LoRA with losses beside the answers' own, which is the control,
+`tiny-rewards` rewards after what they go on from. `smoke` is two methods for a few steps, to see that all
+goes. More or fewer seeds: `--config.seeds="(0,)"`; more steps for all: `--config.settings.train.steps=600`;
+one cell's rate: `--config.cells.ia3.settings.optim.learning_rate=0.02`.
 """
 
 import dataclasses
@@ -20,6 +20,16 @@ LEAN = {"train.export": False, "train.validate_every": 0, "train.keep": 1, "log.
 LEAN |= {"mesh.cpu_devices": 2}  # of a computer without an accelerator
 QUESTIONS = EvalConfig(source=ScenesConfig(seed=1_000_000, image_size=96, size=600), tiles=(1,))
 
+# Ways of training beside `peft.METHODS`, as what is other than LoRA there.
+BESIDE_METHODS = {
+  "nf4": {"model.quantize": "nf4"},
+  "int8": {"model.quantize": "int8"},
+  # Rows of "(", ")", ":" and the letters A to F, in which questions of several options are asked.
+  "tokens": {"peft.method": "trainable_tokens", "peft.token_indices": (10, 11, 28, *range(35, 41))}
+  | {"optim.learning_rate": 1e-2},
+  # BitFit; only the vision model has biases.
+  "bitfit": {"peft.method": "none", "peft.full": ".*bias", "optim.learning_rate": 1e-2},
+}
 
 # What is other than the answers' own loss alone, by the names of the cells (docs/objectives.md).
 OBJECTIVES = {
@@ -64,9 +74,11 @@ def get_config(arg: str = "tiny-methods") -> StudyConfig:
 
 def _tiny_methods() -> StudyConfig:
   """Each at its own rate of `configs/peft.py`, which was not tuned on this model."""
+  cells = {name: CellConfig(f"peft:tiny,method={name}") for name in peft.METHODS}
+  cells |= {name: CellConfig("peft:tiny,method=lora", settings) for name, settings in BESIDE_METHODS.items()}
   return StudyConfig(
     name="methods",
-    cells={name: CellConfig(f"peft:tiny,method={name}") for name in peft.METHODS},
+    cells=cells,
     settings=LEAN | {"train.steps": 400},
     questions=QUESTIONS,
   )

@@ -39,7 +39,7 @@ from spatialvlm.types import Note, UserError
 # others.
 PLACEMENT = ("mesh", "log", "score.features", "eval.features", "train.cache_vision")
 PLACEMENT += ("train.cache_vision_mib", "train.cache_vision_folder")
-_PLACED = rf"(stages\.[^.]+\.)?({'|'.join(map(re.escape, PLACEMENT))})\b"
+_PLACED = rf"(stages\.[^.]+\.)?({'|'.join(map(re.escape, PLACEMENT))}|teachers\.[^.]+\.mesh)\b"
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 IDENTITY_FILE = "identity.json"

@@ -1,7 +1,8 @@
 """The typed configuration of a run: frozen dataclasses, and the only way into them from dicts and flags.
 
 `schema` holds `RunConfig` (a training) and `EvaluateConfig` (an evaluation) with all their parts, `sources`
-one config for each kind of data source, `augment` how pictures are changed, `teachers` what losses ask,
+one config for each kind of data source, `augment` how pictures are changed, `mesh` the devices, `teachers`
+what losses ask,
 `probes` that of a comparison of encoders, `study` that of ways of training, `field` that of a radiance
 field. `read` makes them of dicts
 (`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json, also an
@@ -15,6 +16,7 @@ themselves.
 from spatialvlm.config.augment import AugmentConfig
 from spatialvlm.config.field import FieldConfig, FolderViewsConfig, SceneViewsConfig
 from spatialvlm.config.files import read_json, refuse_pointer
+from spatialvlm.config.mesh import MeshConfig
 from spatialvlm.config.probes import ProbeConfig
 from spatialvlm.config.read import (
   check_dtype,
@@ -32,7 +34,6 @@ from spatialvlm.config.schema import (
   EvaluateConfig,
   LogConfig,
   LossConfig,
-  MeshConfig,
   ModelConfig,
   OptimConfig,
   PeftConfig,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from spatialvlm.config.augment import AugmentConfig
+from spatialvlm.config.mesh import MeshConfig
 from spatialvlm.config.sources import CVBenchConfig, ScenesConfig, SourceConfig
 from spatialvlm.config.teachers import TeacherConfig
 
@@ -267,25 +268,6 @@ class TrainConfig:
   cache_vision_mib: int = 2048
   cache_vision_folder: str | None = None
   export: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-  """Sizes of the device mesh's axes; -1 in one of them takes the devices that remain.
-
-  Attributes:
-    data: devices that take a share of each batch and hold the whole model.
-    fsdp: devices that take a share of each batch and of every weight, which is gathered where it is needed.
-    tensor: devices that share a layer's heads and hidden units, and compute their parts of each example.
-    cpu_devices: devices that this computer's processor counts as, for a run without an accelerator; 0 for as
-      many as `XLA_FLAGS` says, otherwise one. A small model's steps are too small for one device to fill two
-      cores; two devices fill them.
-  """
-
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
-  cpu_devices: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from spatialvlm.config.mesh import MeshConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
@@ -17,6 +19,8 @@ class TeacherConfig:
     revision: hub revision.
     adapter: PEFT folder that is laid over it.
     dtype: "float32" or "bfloat16", of its weights and activations.
+    mesh: how its weights are spread over the run's devices; of each batch every device computes what it does
+      for the run's own model.
     prompt: what it reads in place of an example's first prompt: any text with `{prompt}`, and `{facts}` where
       it is told what is true of the pictures, `{depth}` where it is told how far their parts are, as far as
       the data says.
@@ -31,6 +35,7 @@ class TeacherConfig:
   revision: str | None = None
   adapter: str | None = None
   dtype: str | None = None
+  mesh: MeshConfig | None = None
   prompt: str = "{prompt}"
   plain: bool = False
   max_tiles: int | None = None

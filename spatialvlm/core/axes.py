@@ -57,6 +57,17 @@ def make_mesh(sizes: MeshConfig | Mapping[str, int], devices: Sequence[jax.Devic
   return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
+def spread_anew(mesh: Mesh, sizes: MeshConfig) -> Mesh:
+  """Another mesh of the devices of `mesh`, in the same order, so that one program may read arrays of both.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices.
+  """
+  devices = mesh.devices.flatten()
+  shape = make_mesh(sizes, devices).devices.shape
+  return Mesh(devices.reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
 def logical(*names: str | None) -> dict[str, Any]:
   """Metadata that names the axes of a variable. A model so named also builds without a mesh."""
   return {"out_sharding": names, "eager_sharding": False}

@@ -93,6 +93,7 @@ def _train(
   asked = teachers.find(config, terms, hub.read_config(folder, dtype=config.model.dtype), processor)
   objectives.meet(terms, {name: teacher.other for name, teacher in asked.items()})
   check_teachers(steps_phases, asked)
+  meshes = teachers.meshes(asked, mesh)
   own_eyes, stores = teachers.own_eyes(asked, terms), teachers.stores(config, asked)
   notes: list[str] = []
   memory = frozen_vision.memory_of(config.train)
@@ -104,14 +105,14 @@ def _train(
   streams = open_streams(config, processor, notes.append, shards_of(mesh), in_memory, views, stores)
   base = loading.load_base(config.model, mesh)
   memory_of_base = start.weights_said(base)
-  others = teachers.load(asked, base, mesh)
+  others = teachers.load(asked, base, meshes)
   averaged = frozenset(name for name, teacher in asked.items() if teacher.averaged)
   model = start.build_model(config, mesh, workdir, base, first_batches(config, processor, mesh))
   peft.check_claims(model)
   heads = objectives.make_heads(terms, model.config, config.seed)
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
-  split = state_lib.Split(model, trainable, mesh, heads, others)
+  split = state_lib.Split(model, trainable, mesh, heads, others, meshes)
   numbers = lambda: {
     "dtype": config.model.dtype,
     "tiles": repr(processor.tiler),

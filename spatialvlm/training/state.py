@@ -65,7 +65,8 @@ class Split:
   """A trainee cut into trainables and the rest, and the way back.
 
   Attributes:
-    params: trainable arrays by name; frozen: all other arrays by name. Both lie on `mesh`.
+    params: trainable arrays by name; frozen: all other arrays by name. They lie on `mesh`, those of others
+      where `meshes` says so.
   """
 
   def __init__(
@@ -75,6 +76,7 @@ class Split:
     mesh: Mesh,
     heads: Mapping[str, nnx.Module] | None = None,
     others: Mapping[str, nnx.Module] | None = None,
+    meshes: Mapping[str, Mesh] | None = None,
   ):
     """Cuts the models.
 
@@ -84,6 +86,7 @@ class Split:
       mesh: arrays that do not lie on it yet (new adapters, heads) are put to their logical places.
       others: arrays that they have in common with the frozen part of a model before them are kept once, so
         that the base of an adapted model takes no memory of its own.
+      meshes: of others whose arrays lie on another mesh of the same devices, by name.
 
     Raises:
       UserError: nothing is trainable, or a trainable is no float32 array.
@@ -104,7 +107,7 @@ class Split:
     for name, head in (heads or {}).items():
       self._cut(f"{HEADS}{name}.", head, nnx.Param)
     for name, other in (others or {}).items():
-      self._cut(f"{OTHERS}{name}.", other, nnx.Nothing(), shares=True)
+      self._cut(f"{OTHERS}{name}.", other, nnx.Nothing(), (meshes or {}).get(name), shares=True)
     self._raw = {}
     if not self.params:
       raise UserError("nothing is trained: config.peft names no adapter and no parameter; set target or full")
@@ -124,7 +127,10 @@ class Split:
       {name: self._merged(f"{OTHERS}{name}.", params, frozen) for name in self._others},
     )
 
-  def _cut(self, prefix: str, model: nnx.Module, trainable: Any, shares: bool = False) -> None:
+  def _cut(
+    self, prefix: str, model: nnx.Module, trainable: Any, mesh: Mesh | None = None, shares: bool = False
+  ) -> None:
+    mesh = mesh or self.mesh
     self._graphs[prefix], *states = nnx.split(model, trainable, ...)
     named = [_by_name(state, prefix) for state in states]
     raw = {name: id(item[1].get_raw_value()) for name, item in named[1].items()}
@@ -132,7 +138,7 @@ class Split:
     for found, arrays in zip(named, (self.params, self.frozen), strict=True):
       if twice := found.keys() & (self.params.keys() | self.frozen.keys()):
         raise ValueError(f"two arrays have one name: {sorted(twice)}")
-      arrays |= {name: _place(item, self.mesh) for name, item in found.items() if name not in shared}
+      arrays |= {name: _place(item, mesh) for name, item in found.items() if name not in shared}
     self._shared |= shared
     self._raw |= {array: name for name, array in raw.items() if name not in shared}
     self._shells[prefix] = tuple({name: _shell(item) for name, item in found.items()} for found in named)

@@ -59,13 +59,14 @@ def teach(config: RunConfig, say: Callable[[str], None]) -> dict[str, int]:
   cached = {name: teacher for name, teacher in found.items() if teacher.config.cache is not None}
   if not cached:
     raise UserError("config.teachers: none has a cache; set config.teachers.NAME.cache to a folder")
+  meshes = teachers.meshes(cached, mesh)
   counts = {}
   for name, teacher in cached.items():
     store = teachers.store(config, name, teacher)
     for text in store.drop_damaged():
       say(text)
     say(f"{store.folder}: {len(store):,} examples are there")
-    counts[name] = _fill(config, name, teacher, store, processor, mesh, say)
+    counts[name] = _fill(config, name, teacher, store, processor, meshes[name], say)
   return counts
 
 

@@ -5,8 +5,8 @@ always known: the model without what training adds to it. Of a base whatever is 
 the very same array (`state.Split`), so that beside adapters it takes no memory at all.
 
 A teacher must have the model's tokenizer, so that a token means the same to both, and may have a larger
-vocabulary, whose further ids are left out of account. Its weights lie on the run's mesh, in the run's numbers
-or its own.
+vocabulary, whose further ids are left out of account. Its weights lie on the run's mesh and in the run's
+numbers, or on a mesh and in numbers of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from spatialvlm import hub, loading
 from spatialvlm.config import ModelConfig, RunConfig, TeacherConfig, check_dtype, nearest
+from spatialvlm.core import axes
 from spatialvlm.data.augment.change import moves
 from spatialvlm.data.augment.legality import TURNS
 from spatialvlm.data.views import View, check_prompt, tells_depth
@@ -36,7 +37,7 @@ from spatialvlm.types import UserError
 # The name of the model itself without what training adds, and the path that says so; the path of the moving
 # average of the model in training.
 BASE, EMA = "base", "ema"
-_OF_A_FOLDER = ("revision", "adapter", "dtype")
+_OF_A_FOLDER = ("revision", "adapter", "dtype", "mesh")
 _TILING = ("max_tiles", "longest_edge", "split_images")
 
 
@@ -104,14 +105,34 @@ def find(config: RunConfig, terms: Terms, student: VlmConfig, processor: Process
   return {name: _find(name, configs[name], config.model, student, processor) for name in sorted(asks)}
 
 
-def load(teachers: Mapping[str, Teacher], base: Vlm, mesh: Mesh) -> dict[str, nnx.Module]:
-  """The models, on the mesh.
+def meshes(teachers: Mapping[str, Teacher], mesh: Mesh) -> dict[str, Mesh]:
+  """Where the weights of each lie, by name: on the run's `mesh`, or on one of their own of its devices.
+
+  Raises:
+    UserError: the sizes of a mesh do not multiply to the number of devices, or count processors.
+  """
+  return {name: _mesh(f"config.teachers.{name}.mesh", t.config, mesh) for name, t in teachers.items()}
+
+
+def _mesh(where: str, teacher: TeacherConfig, mesh: Mesh) -> Mesh:
+  if teacher.mesh is None:
+    return mesh
+  if teacher.mesh.cpu_devices:
+    raise UserError(f"{where}.cpu_devices: the devices are the run's; set config.mesh.cpu_devices")
+  try:
+    return axes.spread_anew(mesh, teacher.mesh)
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from None
+
+
+def load(teachers: Mapping[str, Teacher], base: Vlm, meshes: Mapping[str, Mesh]) -> dict[str, nnx.Module]:
+  """The models, on their meshes.
 
   Args:
     base: the model before anything is added to it.
   """
   return {
-    name: plain(base) if teacher.found is None else teacher.found.load(mesh)
+    name: plain(base) if teacher.found is None else teacher.found.load(meshes[name])
     for name, teacher in teachers.items()
     if teacher.config.cache is None and not teacher.averaged
   }

@@ -244,6 +244,18 @@ def test_told_sharper_and_by_its_states(world, teacher, typed, tmp_path):
       r"teacher\.adapter: with path 'ema' it is the run's own model; leave it out",
     ),
     (["--config.teachers.teacher.prompt={depth} {prompt}"], r"has \{depth\}, but this example has no depth"),
+    (
+      ["--config.teachers.teacher.path={teacher}", "--config.teachers.teacher.mesh.fsdp=3"],
+      r"config\.teachers\.teacher\.mesh: mesh data=-1, fsdp=3, tensor=1 does not fit 1 device\(s\)",
+    ),
+    (
+      ["--config.teachers.teacher.path={teacher}", "--config.teachers.teacher.mesh.cpu_devices=2"],
+      r"teacher\.mesh\.cpu_devices: the devices are the run's",
+    ),
+    (
+      ["--config.losses.teach.kwargs.teacher=base", "--config.teachers.base.mesh.fsdp=8"],
+      r"config\.teachers\.base\.mesh: with path 'base' it is the run's own model; leave it out",
+    ),
     (["--config.teachers.teacher.top=0"], r"config\.teachers\.teacher\.top: 0; one token at least"),
     (["--config.losses.teach.kwargs.bet=1"], r"config\.losses\.teach\.kwargs\.bet: .*did you mean 'beta'"),
     (["--config.teachers.teacher.pth=x"], r"config\.teachers\.teacher\.pth: .*did you mean 'path'"),

@@ -31,14 +31,18 @@ def make_config(mesh: MeshConfig = TWO, optim=None, losses=None, phases=None, **
   )
 
 
-def make_parts(config: RunConfig, stream=None, validation=None, evaluate=None, more_terms=None, others=None):
+def make_parts(
+  config: RunConfig, stream=None, validation=None, evaluate=None, more_terms=None, others=None, spread=None
+):
   """The parts of `fit`, and a fresh state; `more_terms` are objectives beside those of the config, `others`
-  the models that they ask, made anew for each run."""
+  the models that they ask, made anew for each run, and `spread` their mesh where it is another."""
   size = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
   mesh = axes.make_mesh(config.mesh, jax.devices()[:size])
   terms = objectives.make_objectives(config.losses) | (more_terms or {})
   heads = objectives.make_heads(terms, None, config.seed)
-  split = state_lib.Split(TinyVlm(), trainable, mesh, heads, others and others())
+  others = others() if others else {}
+  meshes = {name: axes.spread_anew(mesh, spread) for name in others} if spread else {}
+  split = state_lib.Split(TinyVlm(), trainable, mesh, heads, others, meshes)
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
   train_step = step_lib.make_train_step(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from spatialvlm.types import Batch, UserError
 from tests import tiny_model
 from tests.peft import support
 from tests.training import fakes
-from tests.training.helpers import make_config, run, same
+from tests.training.helpers import make_config, make_parts, run, same
 from tests.training.test_fit import rows
 
 # A mixture is neither of both, a temperature other than 1, and a K that the chunk does not divide.
@@ -181,6 +182,19 @@ def test_every_mesh_and_accumulation_learns_the_same(tmp_path, mesh, accumulatio
   many = run(many, tmp_path / "many", more_terms=term(), others=teacher)
   for name, array in one.state.params.items():
     np.testing.assert_allclose(many.state.params[name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_on_another_mesh_teaches_the_same(tmp_path):
+  """Every device has a share of the teacher's weights, and the whole of the student's."""
+  config = make_config(mesh=MeshConfig(data=8), steps=3)
+  one = run(config, tmp_path / "one", more_terms=term(), others=teacher)
+  spread = dict(others=teacher, spread=MeshConfig(data=1, fsdp=8))
+  many = run(config, tmp_path / "many", more_terms=term(), **spread)
+  for name, array in one.state.params.items():
+    np.testing.assert_allclose(many.state.params[name], array, rtol=1e-5, atol=1e-6)
+  frozen = make_parts(config, more_terms=term(), **spread)[0].frozen
+  share = lambda name: math.prod(frozen[name].addressable_shards[0].data.shape) * 8 == frozen[name].size
+  assert share("others.teacher.up.kernel") and not share("base.kernel")
 
 
 @pytest.mark.parametrize(
