@@ -275,8 +275,8 @@ def check_data(config: RunConfig, terms: objectives.Terms) -> None:
     skip = config.data.bad_rows == "skip"
     opened = {name: pipeline.open_source(source, defer=skip) for name, source in used.items()}
     objectives.check_data(terms, {name: _dense(source, skip) for name, source in opened.items()})
-  wrong = _false_settings(config.data.sources, "sources")
-  held_out = _false_settings(config.data.validation, "validation")
+  wrong = objectives.false_settings(config.data.sources, "sources")
+  held_out = objectives.false_settings(config.data.validation, "validation")
   objectives.check_false_answers(terms, wrong, held_out)
   wrong += held_out
   if wrong and (jax.process_count() > 1 or config.data.packing or peft.positions(config.peft)):
@@ -284,16 +284,6 @@ def check_data(config: RunConfig, terms: objectives.Terms) -> None:
       f"{wrong[0]}: they stand in rows of one process, not packed, of a"
       " model without soft prompts; leave them out, or use another config.peft.method, or data.packing=false"
     )
-
-
-def _false_settings(sources: Mapping[str, config_lib.SourceConfig], where: str) -> list[str]:
-  """The settings of sources with a weight that ask for what is false."""
-  return [
-    f"config.data.{where}.{name}.{setting}"
-    for name, source in sorted(sources.items())
-    for setting in ("false_answers", "false_pictures")
-    if source.weight and getattr(source, setting, 0)
-  ]
 
 
 def _dense(source: Source, skip: bool) -> Iterable[str]:

@@ -19,10 +19,11 @@ import numpy as np
 
 from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS
-from spatialvlm.types import LETTERS, Asked, Deferred, Example, Geometry, Turn, UserError, choice_prompt
+from spatialvlm.types import Asked, Deferred, Example, Geometry, Turn, UserError
 from spatialvlm.worlds import facts, rearranged, spoken, statements, world
 from spatialvlm.worlds.asked import of_objects
 from spatialvlm.worlds.false_answers import with_false
+from spatialvlm.worlds.lettered import NAMES, choose, letters
 from spatialvlm.worlds.rounds import Block, Rounds
 from spatialvlm.worlds.targets import (
   BOXES,
@@ -35,7 +36,6 @@ from spatialvlm.worlds.targets import (
   without_pixels,
 )
 
-NAMES = tuple(f"{c} {s}" for c in world.COLORS for s in world.SHAPES)
 # Sets the draws of wrong answers apart from others of the same seed and number.
 _FALSE = 0xFA15E
 # Ratio of two depths from which on one is plainly the nearer.
@@ -197,47 +197,6 @@ def _scene(picture: Picture, rng: np.random.Generator) -> Said | None:
   return Turn("Describe the objects from left to right.", said), objects
 
 
-def _options(rng: np.random.Generator, right: str, others: Sequence[str], most: int = 6) -> tuple[list, int]:
-  """Up to `most` options in random order, and the place of the right one."""
-  count = int(rng.integers(1, min(most, len(others) + 1)))
-  options = [others[i] for i in rng.permutation(len(others))[:count]]
-  place = int(rng.integers(count + 1))
-  return options[:place] + [right] + options[place:], place
-
-
-def _choose(picture: Picture, rng: np.random.Generator) -> Said | None:
-  """Naming with lettered options, most of them other objects of the same picture."""
-  color = _pick(rng, tuple(picture.boxes))
-  if color is None:
-    return None
-  o = picture.boxes[color]
-  right = o.name
-  near = sorted({other.name for other in picture.frame.objects} - {right})
-  others = near if near and rng.random() < 0.7 else [n for n in NAMES if n != right]
-  options, place = _options(rng, right, others, most=4)
-  return Turn(choice_prompt(f"What is in the {color} box?", options), LETTERS[place]), [o]
-
-
-_WORDS = (
-  NAMES,
-  tuple(str(n) for n in range(11)),
-  ("left", "right"),
-  ("above", "below"),
-  world.COLORS,
-  world.SHAPES,
-  BOXES,
-)
-_WORD_SHARES = (0.4, 0.2, 0.08, 0.08, 0.08, 0.08, 0.08)
-
-
-def _letters(picture: Picture | None, rng: np.random.Generator) -> Said:
-  """No picture needed: the letter that stands before a given text."""
-  words = list(_WORDS[int(rng.choice(len(_WORDS), p=_WORD_SHARES))])
-  right = words.pop(int(rng.integers(len(words))))
-  options, place = _options(rng, right, words)
-  return Turn(choice_prompt(f"The answer is {right}.", options), LETTERS[place]), []
-
-
 SKILLS: dict[str, Skill] = {
   "name": _of_box("What is in the {} box?", lambda p, o: o.name),
   "color": _of_box("What color is in the {} box?", lambda p, o: o.color),
@@ -256,8 +215,8 @@ SKILLS: dict[str, Skill] = {
   "describe": _describe,
   "boxes": _boxes,
   "scene": _scene,
-  "choose": _choose,
-  "letters": _letters,
+  "choose": choose,
+  "letters": letters,
   "statement": statements.statement,
 }
 DEFAULT_TASKS = {
@@ -443,7 +402,7 @@ class SceneSkills:
       if room < _TURN_WORDS // 2:
         break
     if not turns:  # a picture that answers none of the skills asked for: its letters still can be read
-      turns, tasks, asked = [_letters(None, rng)[0]], ["letters"], [Asked("letters")]
+      turns, tasks, asked = [letters(None, rng)[0]], ["letters"], [Asked("letters")]
     return turns, tasks, asked
 
 

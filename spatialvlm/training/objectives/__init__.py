@@ -44,6 +44,7 @@ __all__ = [
   "check_data",
   "check_false_answers",
   "extra_of",
+  "false_settings",
   "make_heads",
   "make_objective",
   "make_objectives",
@@ -163,6 +164,16 @@ def make_heads(terms: Terms, model: VlmConfig, seed: int) -> dict[str, nnx.Modul
     if head is not None:
       heads[name] = head
   return heads
+
+
+def false_settings(sources: Mapping[str, Any], where: str) -> list[str]:
+  """The settings of sources with a weight that ask for what is false."""
+  return [
+    f"config.data.{where}.{name}.{setting}"
+    for name, source in sorted(sources.items())
+    for setting in ("false_answers", "false_pictures")
+    if source.weight and getattr(source, setting, 0)
+  ]
 
 
 def check_false_answers(terms: Terms, training: Sequence[str], held_out: Sequence[str] = ()) -> None:
