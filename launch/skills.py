@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> None:
     raise UserError(f"unexpected argument {arguments[0]!r}; options are written --name=value")
   if FLAGS.count < 1:
     raise UserError(f"--count={FLAGS.count}: ask at least one question")
-  from spatialvlm import hub, peft, workdir
+  from spatialvlm import loading, priors, workdir
+  from spatialvlm.config import ModelConfig
   from spatialvlm.evaluation import skill_scores, spoken
   from spatialvlm.processing.processor import load_processor
   from spatialvlm.reporting import tables, terminal
@@ -61,10 +62,9 @@ def main(arguments: Sequence[str]) -> None:
   else:
     sources = {n: skills.SceneSkills(FLAGS.seed, {n: 1.0}, FLAGS.image_size) for n in names}
     asked = {n: lambda source=source: skills.asked(source, FLAGS.count) for n, source in sources.items()}
-  folder = hub.resolve(FLAGS.model)
-  vlm, processor = hub.load_model(folder), load_processor(folder, max_tiles=FLAGS.max_tiles)
-  if FLAGS.adapter:
-    peft.load_adapter(vlm, FLAGS.adapter)
+  model = loading.find(ModelConfig(path=FLAGS.model), FLAGS.adapter or None)
+  reads = priors.reader_of(model.priors)
+  vlm, processor = model.load(None), load_processor(model.folder, max_tiles=FLAGS.max_tiles, priors=reads)
   scores, shown = {}, []
   for name, examples in asked.items():
     examples = examples()

@@ -20,10 +20,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from spatialvlm import generation, hub, peft
+from spatialvlm import generation, hub, peft, priors
 from spatialvlm.config import ModelConfig, read_json
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.depth.predict import depth_map
+from spatialvlm.export import EXPORTERS, Exportable
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing import processor as processor_lib
@@ -35,7 +36,7 @@ from spatialvlm.serving import engine
 from spatialvlm.serving.requests import Letters, Picture, Request, Texts, Wanted, prefix_length
 from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.training import runs
-from spatialvlm.types import Batch, UserError
+from spatialvlm.types import Batch, Shot, UserError, prior_values
 
 
 def load_vlm(
@@ -94,6 +95,7 @@ def load_vlm(
     "split_images": split_images,
     "enlarge": enlarge,
   }
+  options["priors"] = priors.reader_of(found.priors)
   return LoadedVlm(found.load(mesh), found.folder, found.base, mesh, options)
 
 
@@ -246,6 +248,7 @@ class LoadedVlm(peft.WithAdapters):
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    shots: Sequence[Shot] = (),
   ) -> Iterator[str]:
     """Yields the answer piece by piece, as it is decoded.
 
@@ -253,11 +256,13 @@ class LoadedVlm(peft.WithAdapters):
       images: paths, file contents, PIL images or arrays; one, several, or None.
       prompt: may say by `<image>` marks where the images stand; else they stand first.
       max_new_tokens: at most; less where the context ends before.
+      shots: how each image was taken, for a model with priors.
 
     Raises:
-      UserError: an image cannot be read, or the prompt is longer than the context.
+      UserError: an image cannot be read, the prompt is longer than the context, shots lack what a prior
+        needs.
     """
-    encoded = self._prompt(images, prompt)
+    encoded = self._prompt(images, prompt, shots)
     room = self.model.max_length - len(encoded.tokens)
     self._check_length(len(encoded.tokens) + 1)
     tokens = generation.stream(
@@ -279,6 +284,7 @@ class LoadedVlm(peft.WithAdapters):
     prompt: str,
     choices: Sequence[str],
     letters: bool = False,
+    shots: Sequence[Shot] = (),
   ) -> np.ndarray:
     """Float32 (K,): the log-probability of each choice as the answer to a prompt.
 
@@ -288,13 +294,14 @@ class LoadedVlm(peft.WithAdapters):
       choices: option texts. The log-probabilities of a text's tokens are summed, without its end of
         utterance and without regard to its length.
       letters: score the letters A, B, ... of the choices instead, which the prompt must then name.
+      shots: as of `chat_stream`.
 
     Raises:
       UserError: no choices, numbers that are not finite, or as `chat_stream`.
     """
     if not choices:
       raise UserError("score_choices: there are no choices")
-    encoded = self._prompt(images, prompt)
+    encoded = self._prompt(images, prompt, shots)
     if letters:
       wanted = Letters(tuple(self.processor.letter_ids(len(choices))))
     else:
@@ -326,7 +333,7 @@ class LoadedVlm(peft.WithAdapters):
     Raises:
       UserError: there is no adapter, or the disk is full.
     """
-    return peft.save_adapter(self.model, folder, self.name)
+    return EXPORTERS["adapter"].write(Exportable(self.model, self.name, self.folder), Path(folder))
 
   def save(self, folder: str | os.PathLike) -> Path:
     """Writes a whole checkpoint that transformers loads; an adapter is merged into it.
@@ -334,9 +341,9 @@ class LoadedVlm(peft.WithAdapters):
     Raises:
       UserError: the disk is full or not writable; nothing half-written stays.
     """
-    return hub.save_model(peft.merge(self.model), folder, self.folder)
+    return EXPORTERS["merged"].write(Exportable(self.model, self.name, self.folder), Path(folder))
 
-  def _prompt(self, images: Any, prompt: str) -> Encoded:
+  def _prompt(self, images: Any, prompt: str, shots: Sequence[Shot] = ()) -> Encoded:
     if images is None:
       images = ()
     elif not isinstance(images, (list, tuple)):
@@ -344,7 +351,7 @@ class LoadedVlm(peft.WithAdapters):
     names = [
       "" if isinstance(image, (str, os.PathLike)) else f"image {i + 1}" for i, image in enumerate(images)
     ]
-    return self.processor.encode_prompt(list(map(open_image, images, names)), prompt)
+    return self.processor.encode_prompt(list(map(open_image, images, names)), prompt, shots=shots)
 
   def _batch(self, input_ids, *rest: Any, padded: bool = True) -> Batch:
     config = self.model.config
@@ -403,7 +410,7 @@ def _request(encoded: Encoded, wanted: Wanted, bidirectional: bool) -> Request:
     wanted=(wanted,),
     bidirectional=bidirectional,
     image="images" if count else None,
-    picture=(lambda: Picture(tiles=encoded.pixels)) if count else None,
+    picture=(lambda: Picture(tiles=encoded.pixels, priors=prior_values(encoded.extra))) if count else None,
     tile_count=count,
     name="the prompt",
   )
@@ -417,6 +424,7 @@ def _prompt_batch(encoded: Encoded) -> Batch:
     "pixels_NHWC": encoded.tiles,
     "normal": encoded.normal,
     "image_slot_BT": pad(encoded.image_slot, -1),
+    "extra": encoded.extra,
   }
   return Batch(
     tokens_BT=pad(encoded.tokens, 0),

@@ -16,8 +16,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from spatialvlm import hub, peft, quantise
-from spatialvlm.config import ModelConfig, to_dict
+from spatialvlm import hub, peft, priors, quantise
+from spatialvlm.config import ModelConfig, PriorConfig, to_dict
 from spatialvlm.core.quantised import wrap
 from spatialvlm.hub import contents
 from spatialvlm.hub.foreign import quantised
@@ -37,6 +37,7 @@ class Found:
     folder: the base's local folder, with the processor's files.
     load: puts the model on a mesh (None: the default device).
     identity: what the names stood for: hashes of everything that `load` reads.
+    priors: those that the model has, by name, for its processor.
   """
 
   name: str
@@ -44,6 +45,7 @@ class Found:
   folder: Path
   load: Callable[[Mesh | None], Vlm]
   identity: Callable[[], dict[str, Any]]
+  priors: Mapping[str, PriorConfig] = dataclasses.field(default_factory=dict)
 
 
 def find(model: ModelConfig, adapter: str | None = None) -> Found:
@@ -76,13 +78,21 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
   else:
     contents.model_json(folder)
     contents.note_passed_by(folder)
+  folder = folder or hub.resolve(model.path, model.revision)
+  beside = _beside(folder, hub.resolve(adapter) if adapter else None)
   return Found(
     name=name,
     base=model.path,
-    folder=folder or hub.resolve(model.path, model.revision),
-    load=lambda mesh: _load(model, adapter, mesh),
-    identity=lambda: identity(model, adapter),
+    folder=folder,
+    load=lambda mesh: _load(model, adapter, beside, mesh),
+    identity=lambda: identity(model, adapter, beside),
+    priors=priors.read(beside),
   )
+
+
+def _beside(base: Path, adapter: Path | None) -> Path:
+  """The folder whose priors a model has: its adapter's, trained on from its base's, else its base's."""
+  return adapter if adapter is not None and contents.has_priors(adapter) else base
 
 
 def check_base(model: ModelConfig, folder: Path, resumes: bool) -> None:
@@ -107,7 +117,7 @@ def check_base(model: ModelConfig, folder: Path, resumes: bool) -> None:
 
 
 def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
-  """The model of a folder or hub id, as the config says."""
+  """The model of a folder or hub id, as the config says, without the priors that may lie there."""
   execution = Execution(attention=model.attention)
   execution.check(model.dtype)
   few_bits = quantise.chosen(model)
@@ -120,13 +130,15 @@ def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
     from_scratch=model.from_scratch,
     seed=model.seed,
     replacements=few_bits and quantise.replacements(few_bits, model.quantize_target),
+    takes_priors=True,
   )
   wrap(vlm)
   return apply(vlm, execution)
 
 
-def identity(model: ModelConfig, adapter: str | None = None) -> dict[str, Any]:
-  """Hashes of the weights and of the adapter, and how the weights are quantised."""
+def identity(model: ModelConfig, adapter: str | None = None, beside: Path | None = None) -> dict[str, Any]:
+  """Hashes of the weights, of the adapter and of the priors in `beside`, and how the weights are
+  quantised."""
   found: dict[str, Any] = {"model": {"from_scratch": True}}
   if not model.from_scratch:
     plain = hub.assembled(model)
@@ -139,6 +151,8 @@ def identity(model: ModelConfig, adapter: str | None = None) -> dict[str, Any]:
   if adapter:
     folder = hub.resolve(adapter)
     found["adapter"] = hash_files(folder, sorted(folder.glob("adapter_*")))
+  if beside is not None and contents.has_priors(beside):
+    found["priors"] = hash_files(beside, sorted(beside.glob("priors.*")))
   return found
 
 
@@ -150,9 +164,10 @@ def hash_files(folder: Path, files: Sequence[Path]) -> str:
   return digest.hexdigest()
 
 
-def _load(model: ModelConfig, adapter: str | None, mesh: Mesh | None) -> Vlm:
+def _load(model: ModelConfig, adapter: str | None, beside: Path, mesh: Mesh | None) -> Vlm:
   vlm = load_base(model, mesh)
-  return peft.load_adapter(vlm, adapter) if adapter else vlm
+  vlm = peft.load_adapter(vlm, adapter, takes_priors=True) if adapter else vlm
+  return priors.attach_from(vlm, beside)
 
 
 def _base(model: ModelConfig, folder: Path) -> ModelConfig:

@@ -108,6 +108,29 @@ class Geometry:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Shot:
+  """How one picture was taken, and what was measured in it, beside its pixels (`priors`).
+
+  Axes are OpenCV's: x right, y down, z along the optical axis. Maps cover the whole picture, in any number of
+  rows and columns, and are made when they are called for, from any thread.
+
+  Attributes:
+    focal: focal lengths (x, y), as shares of the picture's width and height; None where nobody knows them.
+    middle: where the optical axis meets the picture, (x, y) as shares of its width and height.
+    pose: (4, 4) float, camera to world in metres; the world's z is up. None where nobody knows it.
+    depth: gives float32 (h, w), metres along the optical axis, 0 or NaN where there is none.
+    normals: gives float32 (h, w, 3), unit normals of what is seen in the camera's axes, towards the camera;
+      NaN where there is none. None: they follow from `depth` (`shots.normals_of`).
+  """
+
+  focal: tuple[float, float] | None = None
+  middle: tuple[float, float] = (0.5, 0.5)
+  pose: np.ndarray | None = None
+  depth: Callable[[], np.ndarray] | None = None
+  normals: Callable[[], np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Example:
   """One training conversation on the host.
 
@@ -123,6 +146,7 @@ class Example:
     geometry: where in `images[0]` stands what it asks about; None where nobody knows.
     rearranged: pictures of which the first turn's answer is false, uint8 (H, W, 3), for losses that set them
       against the one picture that it is true of; each is read in its place (`Branches`).
+    shots: how each of its images was taken, as many as images; empty where nobody knows.
   """
 
   images: tuple[np.ndarray, ...]
@@ -135,6 +159,7 @@ class Example:
   facts: Callable[[], str] | None = None
   geometry: Geometry | None = None
   rearranged: tuple[np.ndarray, ...] = ()
+  shots: tuple[Shot, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,6 +173,7 @@ class Question:
       many as images; without any, all images stand before it.
     filename, source_filename: as in the data set; of several images their names, separated by commas.
     asked: what in its image it hangs on, where that is known for certain (`bbox` is a benchmark's own word).
+    shots: how each of its images was taken, as many as images; empty where nobody knows.
   """
 
   idx: int
@@ -166,6 +192,7 @@ class Question:
   target_size: int | None = None
   bbox: tuple[tuple[float, ...], ...] | None = None
   asked: Asked | None = None
+  shots: tuple[Shot, ...] = ()
 
   @property
   def source_filenames(self) -> tuple[str, ...]:
@@ -219,6 +246,21 @@ class Features:
 
 
 Axis = Literal["tile", "sample", "target"]
+
+
+def prior_array(name: str) -> str:
+  """What `Encoded.extra` and `Batch.extra` call the array of a prior: float32 (N, P, C), of axis "tile"."""
+  return f"prior.{name}"
+
+
+def of_priors(extra: Mapping[str, Extra]) -> dict[str, Extra]:
+  """The arrays of priors among others, by the same names: they go with the pictures, whoever reads these."""
+  return {name: value for name, value in extra.items() if name.startswith(prior_array(""))}
+
+
+def prior_values(extra: Mapping[str, Extra]) -> dict[str, Any]:
+  """The arrays of `of_priors`, by the priors' own names."""
+  return {name.removeprefix(prior_array("")): value.array for name, value in of_priors(extra).items()}
 
 
 def missing_value(dtype: Any) -> Any:
@@ -329,7 +371,8 @@ class Batch:
     pixel_mask_NHW: bool, true at real pixels; None means that all are.
     vision: what the vision tower makes of the tiles, before the connector, instead of `pixels_NHWC`, where it
       is known: patches (N, P', D of the tower) and their grid.
-    features_NPD: image tokens after the connector, instead of `pixels_NHWC`, where they are cached.
+    features_NPD: image tokens after the connector, instead of `pixels_NHWC`, where they are cached. Those of
+      a model with priors hold them already, where `extra` brings no array of theirs.
     tile_index_BI: int32, the tiles of each sample as indices into N, -1 for none. None means that the
       tiles are aligned with their samples: N = B * I in order (training, so that a sample's tiles lie on
       its own shard).
@@ -373,4 +416,5 @@ class Batch:
     if view.pixels_NHWC is not None or view.vision is not None or view.features_NPD is not None:
       return view
     pictures = ("pixels_NHWC", "pixel_mask_NHW", "vision", "features_NPD", "normal")
-    return dataclasses.replace(view, **{field: getattr(self, field) for field in pictures})
+    shown = {field: getattr(self, field) for field in pictures}
+    return dataclasses.replace(view, extra={**view.extra, **of_priors(self.extra)}, **shown)

@@ -43,21 +43,24 @@ ROOMS = {
   # The tokenizer and prompts that an assembled model gets are written by who reads them.
   "hub": room(f"{MODEL} shipped caches processing", "jax flax numpy ml_dtypes huggingface_hub gguf"),
   "peft": room(f"{MODEL} hub", "jax flax numpy"),
+  "shots": room("types", "numpy"),
+  "priors": room(f"{MODEL} hub peft shots workdir", "jax flax numpy"),
   "quantise": room(f"{MODEL} peft", "jax flax numpy"),
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
   "data.sources": room(
-    "types config mixture processing worlds fields.posed", "numpy PIL datasets huggingface_hub pyarrow h5py"
+    "types config mixture processing worlds fields.posed shots",
+    "numpy PIL datasets huggingface_hub pyarrow h5py",
   ),
-  "data.augment": room("types config", "numpy PIL"),
+  "data.augment": room("types config shots", "numpy PIL"),
   "data": room("types config mixture processing worlds data.sources data.augment", "jax numpy PIL grain"),
-  "export": room(f"{MODEL} hub peft"),
-  "loading": room(f"{MODEL} hub peft quantise", "jax"),
+  "export": room(f"{MODEL} hub peft priors"),
+  "loading": room(f"{MODEL} hub peft priors quantise", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
   "wheels": room("types workdir hub", "numpy onnx"),
   "encoder": room(f"{MODEL} hub processing", "jax flax numpy"),
   "evaluation.records": room("types config workdir", "numpy"),
-  "evaluation.asking": room("types config processing serving evaluation.records", "numpy"),
+  "evaluation.asking": room("types config processing serving shots evaluation.records", "numpy"),
   "evaluation.scoring": room(
     "types config workdir worlds data.sources evaluation.records evaluation.asking", "numpy scipy sklearn"
   ),
@@ -67,12 +70,12 @@ ROOMS = {
   ),
   "evaluation": room(
     f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal generation hub"
-    " processing worlds data data.sources loading serving",
+    " processing worlds data data.sources loading priors serving",
     "jax numpy PIL",
   ),
   "training": room(
     f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub peft export"
-    " processing data data.sources data.augment loading serving",
+    " processing data data.sources data.augment loading priors serving",
     "jax flax numpy optax orbax tensorstore matplotlib tensorboardX wandb",
   ),
   "depth": room(
@@ -90,7 +93,8 @@ ROOMS = {
     "jax numpy scipy optax safetensors PIL matplotlib",
   ),
   "api": room(
-    f"{MODEL} caches generation hub peft export processing data loading serving encoder training depth",
+    f"{MODEL} caches generation hub peft export processing data loading priors serving encoder training"
+    " depth",
     "jax flax numpy",
   ),
 }

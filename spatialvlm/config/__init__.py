@@ -1,10 +1,9 @@
 """The typed configuration of a run: frozen dataclasses, and the only way into them from dicts and flags.
 
 `schema` holds `RunConfig` (a training) and `EvaluateConfig` (an evaluation) with all their parts, `sources`
-one config for each kind of data source, `augment` how pictures are changed, `mesh` the devices, `teachers`
-what losses ask,
-`probes` that of a comparison of encoders, `study` that of ways of training, `field` that of a radiance
-field. `read` makes them of dicts
+one config for each kind of data source, `augment` how pictures are changed, `mesh` the devices, `priors` what
+a model is told beside pixels, `teachers` what losses ask, `probes` that of a comparison of encoders, `study`
+that of ways of training, `field` that of a radiance field. `read` makes them of dicts
 (`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json, also an
 earlier version's (`from_stored`), and turns them into dicts again (`to_dict`, `fingerprint`). A key that no
 class has, and a value of the wrong type, is a `UserError` by its full name.
@@ -17,6 +16,7 @@ from spatialvlm.config.augment import AugmentConfig
 from spatialvlm.config.field import FieldConfig, FolderViewsConfig, SceneViewsConfig
 from spatialvlm.config.files import read_json, refuse_pointer
 from spatialvlm.config.mesh import MeshConfig
+from spatialvlm.config.priors import PriorConfig
 from spatialvlm.config.probes import ProbeConfig
 from spatialvlm.config.read import (
   check_dtype,
@@ -76,6 +76,7 @@ __all__ = [
   "PeftConfig",
   "PhaseConfig",
   "PosedConfig",
+  "PriorConfig",
   "ProbeConfig",
   "RgbdConfig",
   "RunConfig",

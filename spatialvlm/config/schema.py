@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from spatialvlm.config.augment import AugmentConfig
 from spatialvlm.config.mesh import MeshConfig
+from spatialvlm.config.priors import PriorConfig
 from spatialvlm.config.sources import CVBenchConfig, ScenesConfig, SourceConfig
 from spatialvlm.config.teachers import TeacherConfig
 
@@ -280,6 +281,8 @@ class ScoreConfig:
     protocols: keys of `evaluation.asking.protocols.PROTOCOLS`; the first is the headline.
     controls: keys of `evaluation.asking.controls.CONTROLS`, under which the headline is asked again.
     new_tokens: cuts generated answers shorter than the protocols' own limits do; 0 for theirs alone.
+    missing_priors: of pictures that lack what a prior of the model needs: "refuse" or "without", as
+      `PriorConfig.missing`; "" for what the model was trained with.
     lengths: buckets of the text behind an image, in tokens, ascending; a longer text is refused.
     tiles: buckets of tiles per question, ascending.
     pool_tiles: encoded tiles kept on the device for further prompts with the same images; the least
@@ -298,6 +301,7 @@ class ScoreConfig:
   protocols: tuple[str, ...] = ("native",)
   controls: tuple[str, ...] = ()
   new_tokens: int = 0
+  missing_priors: Literal["", "refuse", "without"] = ""
   lengths: tuple[int, ...] = (32, 64, 96, 128, 192, 256, 512, 1024, 2048)
   tiles: tuple[int, ...] = (1, 5, 13, 17)
   pool_tiles: int = 1024
@@ -372,6 +376,8 @@ class RunConfig:
     seed: of the order of the data and of dropout.
     model: what is trained, or trained on.
     peft: which of its parameters.
+    priors: what image tokens are told beside pixels, by names of one's own; empty for nothing. Their layers
+      are trained beside what `peft` names.
     data: on what.
     optim: how parameters follow from gradients.
     losses: weighted terms of the objective, by the names that metrics give them.
@@ -388,6 +394,7 @@ class RunConfig:
   seed: int = 0
   model: ModelConfig = ModelConfig()
   peft: PeftConfig = PeftConfig()
+  priors: Mapping[str, PriorConfig] = dataclasses.field(default_factory=dict)
   data: DataConfig = DataConfig()
   optim: OptimConfig = OptimConfig()
   losses: Mapping[str, LossConfig] = dataclasses.field(default_factory=lambda: {"answer": LossConfig()})

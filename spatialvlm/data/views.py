@@ -15,7 +15,7 @@ from spatialvlm.data.checks import check_encoded
 from spatialvlm.data.depth_words import MOST, USUAL, depth_words
 from spatialvlm.data.packing import rounded
 from spatialvlm.processing.tiling import Tiles
-from spatialvlm.types import IMAGE_MARK, Batch, Example, UserError
+from spatialvlm.types import IMAGE_MARK, Batch, Example, UserError, of_priors
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded, Processor
@@ -97,7 +97,7 @@ class View:
         f"{self.where.rpartition('.')[0]}: reads this answer as other tokens than the model that it shall"
         " teach; use a teacher with the same template"
       )
-    return dataclasses.replace(encoded, extra={})
+    return dataclasses.replace(encoded, extra=of_priors(encoded.extra) if self.pictures else {})
 
 
 def fields(prompt: str) -> set[str]:

@@ -14,7 +14,7 @@ from spatialvlm.config import ScoreConfig
 from spatialvlm.data.sources import registry
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import asks
-from spatialvlm.evaluation.asking.controls import OtherImages
+from spatialvlm.evaluation.asking.controls import DONATED, OtherImages
 from spatialvlm.evaluation.asking.protocols import Prompter
 from spatialvlm.evaluation.records import SIGHTED, Key
 from spatialvlm.reporting import terminal
@@ -66,7 +66,7 @@ def check(questions: Sequence[Question], prompter: Prompter, config: ScoreConfig
   for index, question in enumerate(_in_threads(found, count)):
     if isinstance(question, UserError):
       broken.append(question)
-    elif "other_image" in config.controls:
+    elif DONATED & set(config.controls):
       rows[question.idx] = index
       for asked, other in others(records.image_name(question), question):
         try:
@@ -95,12 +95,13 @@ class _Layout:
 
   def check(self, question: Question, place: str) -> None:
     """Raises a UserError that names `place`, for any pass on the question's own images or none."""
-    keys = [key for key in asks.keys_of_question(question, self._config) if key[1] != "other_image"]
+    keys = [key for key in asks.keys_of_question(question, self._config) if key[1] not in DONATED]
     self._check(question, place, keys, None)
 
   def check_other(self, question: Question, other: Question, place: str) -> None:
-    """The same of the pass on another question's images."""
-    keys = [(self._config.protocols[0], "other_image", int(question.idx), 0)]
+    """The same of the passes on another question's images or shots."""
+    conditions = [name for name in self._config.controls if name in DONATED]
+    keys = [(self._config.protocols[0], name, int(question.idx), 0) for name in conditions]
     self._check(question, place, keys, (other, records.images_hash(other.images)))
 
   def _check(
@@ -129,7 +130,7 @@ class _Layout:
 class _NoPictures(Pictures):
   """Loads nothing."""
 
-  def ahead(self, key, count: int, cut: Callable[[], np.ndarray]) -> Callable[[], Picture]:
+  def ahead(self, key, count: int, cut: Callable[[], np.ndarray], priors=None) -> Callable[[], Picture]:
     return Picture
 
 

@@ -20,7 +20,7 @@ from spatialvlm.data.sources import registry
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import asks, protocols
 from spatialvlm.evaluation.asking.asks import Asker
-from spatialvlm.evaluation.asking.controls import OtherImages
+from spatialvlm.evaluation.asking.controls import DONATED, OtherImages
 from spatialvlm.evaluation.asking.protocols import Prompter
 from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
 from spatialvlm.evaluation.scoring import baselines
@@ -103,7 +103,7 @@ def evaluate(
   open_keys = _open_keys(rows, config)
   finished = {idx for idx, missing in open_keys.items() if not missing}
   todo = [i for i in range(count) if order.get(i) not in finished]
-  if todo and "other_image" in config.controls:
+  if todo and DONATED & set(config.controls):
     todo = list(range(count))  # an image goes from question to question
   store = None
   if todo:
@@ -193,18 +193,18 @@ class _Work:
 
   def _paired(self, items: Iterable[tuple[Question, str]]) -> Iterator[tuple]:
     """(question, hash, missing rows, the question whose image it is shown with that image's hash)."""
-    if "other_image" not in self._config.controls:
+    if not DONATED & set(self._config.controls):
       for question, image in items:
         yield question, image, self._missing(question), None
       return
     others, hashes = OtherImages(), {}
     for question, image in items:
-      sighted = {key for key in self._missing(question) if key[1] != "other_image"}
+      sighted = {key for key in self._missing(question) if key[1] not in DONATED}
       # Questions that wait for a later image are few: those on the first image of each task.
       hashes[int(question.idx)] = image
       yield question, image, sighted, None
       for asked, other in others(records.image_name(question), question):
-        missing = self._missing(asked) & {(self._config.protocols[0], "other_image", int(asked.idx), 0)}
+        missing = {key for key in self._missing(asked) if key[1] in DONATED}
         donor = other, hashes[int(other.idx)]
         yield asked, hashes[int(asked.idx)], missing, donor
     others.close()

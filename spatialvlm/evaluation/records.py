@@ -40,7 +40,7 @@ class Prediction:
     question: its text, without the options.
     protocol, condition: the pass.
     shift: how far the options were rotated: option (j + shift) % K stood j-th.
-    image_shown: name of the other image that was shown instead.
+    image_shown: name of the other image that was shown instead, or whose shots were given.
     tokens: number of tokens of each option's text, where texts were scored.
     output: the raw answer, where one was generated.
     ended: whether it ended by itself, or was cut at the limit of its length.

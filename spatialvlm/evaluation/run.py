@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from spatialvlm import loading, workdir
-from spatialvlm.config import EvaluateConfig, ModelConfig, called, check_dtype
+from spatialvlm import loading, priors, workdir
+from spatialvlm.config import EvaluateConfig, ModelConfig, PriorConfig, called, check_dtype
 from spatialvlm.core import axes
 from spatialvlm.data.sources.registry import open_questions
 from spatialvlm.evaluation import beforehand
@@ -54,8 +54,10 @@ def _run(
   workdir.check(folder, config)
   mesh = axes.make_mesh(config.mesh)
   model = find(config.model, config.adapter)
-  processor = load_processor(model.folder, **config.model.tiling)
+  known = _priors(model, config)
+  processor = load_processor(model.folder, priors=priors.reader_of(known), **config.model.tiling)
   controls.check_sight(processor.sees, config.score.controls)
+  controls.check_priors(bool(known), config.score.controls)
   prompter = ProcessorPrompter(processor)
   questions = open_questions(config.data)
   if not len(questions):
@@ -64,7 +66,8 @@ def _run(
     beforehand.check(questions, prompter, config.score)
   vlm = model.load(mesh)
   if taken := vlm.config.text.max_length - vlm.max_length:  # by a soft prompt
-    processor = load_processor(model.folder, reserved=taken, **config.model.tiling)
+    reads = priors.reader_of(known)
+    processor = load_processor(model.folder, reserved=taken, priors=reads, **config.model.tiling)
     prompter = ProcessorPrompter(processor)
     if not (folder / SUMMARY_FILE).exists():
       beforehand.check(questions, prompter, config.score)
@@ -107,6 +110,11 @@ def check(config: EvaluateConfig) -> None:
     sizes = getattr(score, name)
     if not sizes or sorted(set(sizes)) != list(sizes) or sizes[0] < 1:
       raise UserError(f"config.score.{name}: {sizes} must be ascending and positive")
+
+
+def _priors(model: loading.Found, config: EvaluateConfig) -> dict[str, PriorConfig]:
+  """The model's priors, as this evaluation takes pictures that lack something."""
+  return priors.with_missing(model.priors, config.score.missing_priors)
 
 
 def _other_tables(config: EvaluateConfig, result: Result) -> Iterator[tables.Table]:

@@ -136,7 +136,10 @@ def _places(examples: Sequence[Example]) -> np.ndarray:
 def _answers(
   vlm: Vlm, processor: Processor, examples: Sequence[Example], batch_size: int, lengths: Sequence[int]
 ) -> list[str]:
-  encoded = [processor.encode_prompt(e.images, e.turns[0].prompt, id=f"example {e.id!r}") for e in examples]
+  encoded = [
+    processor.encode_prompt(e.images, e.turns[0].prompt, id=f"example {e.id!r}", shots=e.shots)
+    for e in examples
+  ]
   longest = max(len(e.tokens) for e in encoded)
   if longest > max(lengths):
     raise UserError(f"skills: a prompt of {longest} tokens does not fit the largest length {max(lengths)}")

@@ -5,7 +5,9 @@
 
 - `why_not(vlm)`: one line that says why this model has no such form, None where it has; costs nothing, so
   that it can be asked before a training run begins.
-- `write(model, folder)`: writes the form into `folder`, whole or not at all, beside what else lies there.
+- `write(model, folder)`: writes the form into `folder`, whole or not at all, beside what else lies there;
+what
+  a model's priors are lies beside it, as two files of their own (`priors`).
 
 `export` is for a user's command: it refuses a folder that holds anything. A further form (GGUF, ONNX) is one
 file here and one line in the table.

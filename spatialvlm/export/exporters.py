@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from spatialvlm import hub, peft
+from spatialvlm import hub, peft, priors
 from spatialvlm.config import nearest
 from spatialvlm.core.quantised import formats
 from spatialvlm.hub import contents
@@ -57,7 +57,16 @@ def _merged(model: Exportable, folder: Path) -> Path:
       f"{folder}: the base is kept in {kinds}; what is written are its decoded weights, in"
       f" {model.vlm.config.dtype}, and the adapter merged into these, not into {model.base} as it is"
     )
-  return hub.save_model(peft.merge(model.vlm), folder, model.folder)
+  merged = peft.merge(priors.without(model.vlm))
+  priors.save(model.vlm, folder)
+  return hub.save_model(merged, folder, model.folder)
+
+
+def _adapter(model: Exportable, folder: Path, plain: Callable[[Vlm], Vlm] = lambda vlm: vlm) -> Path:
+  vlm = plain(priors.without(model.vlm))
+  if peft.carries(vlm):  # what is none is refused below, with nothing written
+    priors.save(model.vlm, folder)
+  return peft.save_adapter(vlm, folder, model.base)
 
 
 def _no_plain_lora(vlm: Vlm) -> str | None:
@@ -69,12 +78,12 @@ EXPORTERS: dict[str, Exporter] = {
   "adapter": Exporter(
     "a PEFT folder, which Hugging Face peft loads",
     _no_adapter,
-    lambda model, folder: peft.save_adapter(model.vlm, folder, model.base),
+    _adapter,
   ),
   "plain-lora": Exporter(
     "a PEFT folder in which PiSSA and OLoRA are ordinary LoRA, of twice the rank",
     _no_plain_lora,
-    lambda model, folder: peft.save_adapter(peft.as_plain_lora(model.vlm), folder, model.base),
+    lambda model, folder: _adapter(model, folder, peft.as_plain_lora),
   ),
   "merged": Exporter(
     "a checkpoint with adapters merged, which transformers loads",

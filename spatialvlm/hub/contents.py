@@ -15,6 +15,8 @@ from spatialvlm.hub.resolve import read_json
 from spatialvlm.types import Note, UserError
 
 ADAPTER_FILE = "adapter_config.json"
+# What describes the priors of a model, beside its weights or its adapter (`priors.attached`).
+PRIORS_FILE = "priors.json"
 _WEIGHTS = (
   "model.safetensors",
   "model.safetensors.index.json",
@@ -27,6 +29,21 @@ _WEIGHTS = (
 def has_adapter(folder: Path) -> bool:
   """Whether an adapter lies in the folder, alone or beside a model."""
   return (folder / ADAPTER_FILE).is_file()
+
+
+def has_priors(folder: Path) -> bool:
+  """Whether priors lie in the folder, beside a model or an adapter."""
+  return (folder / PRIORS_FILE).is_file()
+
+
+def refuse_priors(folder: Path) -> None:
+  """Raises a UserError where priors lie in a folder, for those who would read it without them."""
+  if has_priors(folder):
+    names = ", ".join(read_json(folder / PRIORS_FILE).get("priors") or ())
+    raise UserError(
+      f"{folder}: a model with priors ({names}), which this would leave out; load it by load_vlm,"
+      " launch/evaluate.py or as the start of a training with the same config.priors"
+    )
 
 
 def has_model(folder: Path) -> bool:

@@ -41,6 +41,7 @@ def load_model(
   from_scratch: bool = False,
   seed: int = 0,
   replacements: Callable[[Vlm], Replacements] | None = None,
+  takes_priors: bool = False,
 ) -> Vlm:
   """Loads a vision-language model, or a language model by itself, from a local folder or a hub id.
 
@@ -50,12 +51,16 @@ def load_model(
     from_scratch: draw the weights from `seed`; the folder needs only its config.json.
     replacements: gives the parameters of the abstract model in whose place something else is to stand, by
       their paths, and what makes it: of the parameter in our layout and dtype, its variable and the mesh.
+    takes_priors: whether the caller reads the priors that lie beside the model (`priors.attach_from`).
 
   Raises:
-    UserError: the model cannot be found or read, or its tensors do not fit; all misfits are listed.
+    UserError: the model cannot be found or read, or its tensors do not fit; all misfits are listed; priors
+      lie beside it, which nobody takes.
   """
   check_dtype(dtype, "dtype")
   folder = resolve(path_or_id, revision)
+  if not takes_priors:
+    contents.refuse_priors(folder)
   config = read_config(folder, dtype=dtype)
   if from_scratch:
     vlm = create_sharded(lambda: Vlm(config, rngs=nnx.Rngs(seed)), mesh)

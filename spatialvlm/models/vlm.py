@@ -18,7 +18,7 @@ from spatialvlm.models.encoders import VisionConfig, VisionEncoder
 from spatialvlm.models.joined import JoinedConfig, JoinedEncoder
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.models.soft_prompts import Sequence, SoftTokens
-from spatialvlm.types import Batch, UserError
+from spatialvlm.types import Batch, UserError, prior_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Vlm(nnx.Module):
       )
     self.decoder = Decoder(config.text, tied=config.tied, dtype=dtype, rngs=rngs)
     self.soft_tokens: SoftTokens | None = nnx.data(None)
+    # By name: (N, P, C) values of image tokens -> (N, P, D) that is added to them. `priors` attaches them.
+    self.priors: nnx.Dict | None = nnx.data(None)
 
   @property
   def max_length(self) -> int:
@@ -71,14 +73,23 @@ class Vlm(nnx.Module):
     prompts = self.soft_tokens, self.decoder.learned_past
     return self.config.text.max_length - sum(prompt.length for prompt in prompts if prompt is not None)
 
-  def encode_images(self, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None = None) -> jax.Array:
+  def encode_images(
+    self,
+    pixels_NHWC: jax.Array,
+    pixel_mask_NHW: jax.Array | None = None,
+    priors: Mapping[str, jax.Array] | None = None,
+  ) -> jax.Array:
     """Image tokens (N, P, D) of normalised tiles, after the connector.
 
+    Args:
+      priors: of a model that has some, what each says of the tokens, (N, P, C) by name.
+
     Raises:
-      UserError: a language model by itself.
+      UserError: a language model by itself; priors that are not given.
     """
     self._check_sight()
-    return self.connector(self.vision(normalised(pixels_NHWC, None), pixel_mask_NHW))
+    image_NPD = self.connector(self.vision(normalised(pixels_NHWC, None), pixel_mask_NHW))
+    return self._with_priors(image_NPD, priors or {})
 
   def embed(self, batch: Batch) -> jax.Array:
     """(B, T, D): text embeddings, with image tokens in their places."""
@@ -190,7 +201,9 @@ class Vlm(nnx.Module):
           "encoder_layers, encoder_attention: the batch holds what the vision tower made, not pixels; give"
           " pixels_NHWC instead of vision"
         )
-      image_NPD = self.connector(batch.vision) if wants.image else None
+      image_NPD = (
+        self._with_priors(self.connector(batch.vision), prior_values(batch.extra)) if wants.image else None
+      )
       return Outputs(vision=batch.vision if wants.vision else None, image=image_NPD)
     if batch.pixels_NHWC is None:
       if batch.features_NPD is not None and wants.of_encoder:
@@ -198,7 +211,10 @@ class Vlm(nnx.Module):
           "vision, encoder_layers, encoder_attention: the batch holds image tokens from after the connector,"
           " not pixels; give pixels_NHWC instead of features_NPD"
         )
-      return Outputs(image=batch.features_NPD if wants.image else None)
+      image_NPD, values = batch.features_NPD, prior_values(batch.extra)
+      if wants.image and image_NPD is not None and any(name in values for name in self.priors or ()):
+        image_NPD = self._with_priors(image_NPD, values)
+      return Outputs(image=image_NPD if wants.image else None)
     if not (wants.image or wants.of_encoder):
       return Outputs()
     out = self.vision.read(
@@ -210,10 +226,23 @@ class Vlm(nnx.Module):
     patches = {layer: x_NTD[:, out.prefix :] for layer, x_NTD in out.layers.items()}
     return Outputs(
       vision=out.features if wants.vision else None,
-      image=self.connector(out.features) if wants.image else None,
+      image=self._with_priors(self.connector(out.features), prior_values(batch.extra))
+      if wants.image
+      else None,
       encoder_layers=patches or None,
       encoder_attention=out.attention or None,
     )
+
+  def _with_priors(self, image_NPD: jax.Array, values: Mapping[str, jax.Array]) -> jax.Array:
+    """Image tokens with what each prior says of them; `values` (N, P, C) by the priors' names."""
+    for name, prior in (self.priors or {}).items():
+      if name not in values:
+        raise UserError(
+          f"prior {name!r}: the model was made with it, and these images bring no values of it; give each its"
+          " shot (docs/priors.md), or load the model's base"
+        )
+      image_NPD = image_NPD + prior(values[name]).astype(image_NPD.dtype)
+    return image_NPD
 
   def _check_sight(self) -> None:
     if self.vision is None:

@@ -49,16 +49,19 @@ def save_adapter(vlm: Vlm, folder: str | Path, base_id: str | None = None) -> Pa
   return folder
 
 
-def load_adapter(vlm: Vlm, folder: str | Path) -> Vlm:
+def load_adapter(vlm: Vlm, folder: str | Path, *, takes_priors: bool = False) -> Vlm:
   """Puts the adapter of a PEFT folder on `vlm`, in place, and returns it. Nothing is changed on an error.
 
   Args:
     folder: local folder or hub id.
+    takes_priors: whether the caller reads the priors that lie beside it (`priors.attach_from`).
 
   Raises:
     UserError: no such folder, a pickle, an option or a kind of adapter that is not supported, or tensors that
-      do not fit the model: all of them are listed.
+      do not fit the model: all of them are listed; priors lie beside it, which nobody takes.
   """
+  if not takes_priors:
+    contents.refuse_priors(resolve(folder))
   return restore(vlm, folder)
 
 
@@ -70,7 +73,7 @@ def restore(vlm: Vlm, folder: str | Path, method: Method | None = None, options:
     options: the method's, of the run that goes on.
   """
   if any(isinstance(part, Trained) for _, part in nnx.iter_graph(vlm)):
-    raise UserError(f"{folder}: the model already carries an adapter; load it on a fresh base")
+    raise UserError(f"{folder}: the model already carries an adapter, or priors; load it on a fresh base")
   folder = resolve(folder)
   found, said = read_config(folder / CONFIG)
   if method is not None and found is not method:

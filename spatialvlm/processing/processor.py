@@ -6,9 +6,10 @@ Its text and ids are those of transformers' `Idefics3Processor`, `SmolVLMProcess
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from spatialvlm.processing.branches import branched, in_tiles
 from spatialvlm.processing.encoded import Encoded
 from spatialvlm.processing.expansion import Expander
 from spatialvlm.processing.processor_family import Files, family_of
-from spatialvlm.processing.tiling import TileOptions, Tiler, Tiles, dense_tiles
-from spatialvlm.types import IMAGE_MARK, LETTERS, Example, ImageLayout, PixelTable, Turn, UserError
+from spatialvlm.processing.tiling import Priors, TileOptions, Tiler, Tiles, dense_tiles, prior_tiles
+from spatialvlm.types import IMAGE_MARK, LETTERS, Example, ImageLayout, PixelTable, Shot, Turn, UserError
 
 
 class Processor:
@@ -40,7 +41,10 @@ class Processor:
     stop_ids: ids that end an answer: `end_id`, of the format, and what generation_config.json names.
     max_length: longest sequence that the decoder takes, beside a soft prompt of `reserved` tokens.
     padding_side: of `__call__`, by default.
+    priors: reads what a model's priors say of pictures; None of a model without any.
   """
+
+  priors: Priors | None = None
 
   def __init__(
     self,
@@ -69,6 +73,12 @@ class Processor:
     self._expand = Expander(tokenizer, prompt_format, tokens_per_tile, where)
     self.image_id = -1 if self._expand.image_id is None else self._expand.image_id
     self.end_id = self._expand.end_id
+
+  def with_priors(self, priors: Callable[[int], Priors] | None) -> Processor:
+    """The processor with other readers of priors, as `load_processor` takes them."""
+    other = copy.copy(self)
+    other.priors = None if priors is None else priors(self.tokens_per_tile)
+    return other
 
   @property
   def bidirectional(self) -> bool:
@@ -212,6 +222,11 @@ class Processor:
       raise UserError(
         f"false answers: the prompts of {self.format.family} are no causal text; leave them out"
       )
+    if example.rearranged and self.priors is not None:
+      raise UserError(
+        "rearranged pictures bring no shots, so that priors would tell them from the right one; leave out"
+        " false_pictures, or config.priors"
+      )
     example = in_tiles(example, self.tiler)
     return branched(self._conversation(example), example, lambda e: self._conversation(e, pixels=False))
 
@@ -231,13 +246,15 @@ class Processor:
     answer_prefix: str = "",
     id: str = "",
     pixels: bool = True,
+    shots: Sequence[Shot] = (),
   ) -> Encoded:
     """A prompt that the model is to answer: ends where an answer begins, or after `answer_prefix` there.
 
     `prompt` may hold `<image>` marks, like a `Turn`. The prefix is joined as the template joins an answer:
     `answer_prefix="Answer:"` gives SmolVLM's `Assistant: Answer:`; of PaliGemma it is no part of the
     bidirectional prefix. An image may come already cut (`tiler(image)`), so that several prompts share the
-    work; `pixels` false leaves `tiles` empty. `id` is what messages call the prompt.
+    work; `pixels` false leaves `tiles` empty, and what priors say. `id` is what messages call the prompt;
+    `shots` say how the images were taken, for a model with priors.
 
     Raises:
       UserError: as `encode`.
@@ -249,7 +266,8 @@ class Processor:
     if answer_prefix:
       start, _ = self._answer_span(whole := self.template.render(messages), messages[:1], id)
       text = whole[: whole.index(answer_prefix, start) + len(answer_prefix)]
-    return self._encode(text, [], Example(tuple(images), (turn,), id=id), boundary, id or "prompt", pixels)
+    asked = Example(tuple(images), (turn,), id=id, shots=tuple(shots))
+    return self._encode(text, [], asked, boundary, id or "prompt", pixels)
 
   def answer_ids(self, answer: str, answer_prefix: str = "") -> tuple[int, ...]:
     """Tokens of an answer as it stands right after `encode_prompt(..., answer_prefix)`, without its end.
@@ -333,7 +351,8 @@ class Processor:
       id=example.id,
       task=example.task,
       source=example.source,
-      extra=dense_tiles(example.dense, [len(t.pixels) for t in cut]),
+      extra=dense_tiles(example.dense, [len(t.pixels) for t in cut])
+      | (prior_tiles(self.priors, example.shots, cut, name) if with_pixels else {}),
       prefix=prefix,
     )
 
@@ -358,6 +377,7 @@ def load_processor(
   enlarge: bool = True,
   max_length: int | None = None,
   reserved: int = 0,
+  priors: Callable[[int], Priors] | None = None,
 ) -> Processor:
   """The processor of a local folder: SmolVLM's or Idefics3's, InternVL's (`-hf` format), or PaliGemma's; of a
   language model by itself its tokenizer and template, which refuse images.
@@ -372,6 +392,7 @@ def load_processor(
       checkpoint's own.
     max_length: longest sequence; None for the checkpoint's own.
     reserved: places of it that a soft prompt takes.
+    priors: gives what reads priors, of the number of image tokens of a tile; None for none.
 
   Raises:
     UserError: a file is missing, broken or of another kind of model; the family's tiles know no such option;
@@ -410,6 +431,8 @@ def load_processor(
     padding_side=settings.get("padding_side", family.padding_side),
     where=str(folder),
   )
+  if priors is not None:
+    processor.priors = priors(processor.tokens_per_tile)
   expected = found.config.get("image_token_id", found.config.get("image_token_index"))
   if expected not in (None, processor.image_id) and prompt_format.mark:
     raise UserError(

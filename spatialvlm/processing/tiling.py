@@ -7,14 +7,14 @@ import dataclasses
 import functools
 import importlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from spatialvlm.processing.resize import normalise
-from spatialvlm.types import Extra, UserError, missing_value
+from spatialvlm.types import Extra, Shot, UserError, missing_value, prior_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,27 @@ def dense_tiles(maps: Mapping[str, np.ndarray], counts: Sequence[int]) -> dict[s
     tiles[counts[0] - 1] = pixels
     found[name] = Extra(tiles, "tile")
   return found
+
+
+# Shots and the grids of tiles of an example's pictures -> the array of each prior by name (`priors.Reader`).
+Priors = Callable[..., Mapping[str, np.ndarray]]
+
+
+def prior_tiles(
+  priors: Priors | None, shots: Sequence[Shot], cut: Sequence[Tiles], name: str
+) -> dict[str, Extra]:
+  """What priors say of an example's tiles, as arrays of axis "tile"; nothing of a model without any.
+
+  Raises:
+    UserError: the shots lack what a prior needs; `name` is what messages call the example.
+  """
+  if priors is None:
+    return {}
+  try:
+    found = priors(shots, [(tiles.rows, tiles.cols) for tiles in cut])
+  except UserError as error:
+    raise UserError(f"{name}: {error}") from error
+  return {prior_array(prior): Extra(values, "tile") for prior, values in found.items()}
 
 
 class Tiler(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,10 +64,14 @@ class Queue(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Tile:
-  """A tile on its way to the device: its pixels, uint8 (S, S, 3), or its features (P, D)."""
+  """A tile on its way to the device: its pixels, uint8 (S, S, 3), or its features (P, D).
+
+  `priors`: beside pixels, what each prior says of its tokens, (P, C) by name.
+  """
 
   place: Place
   row: np.ndarray
+  priors: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -241,7 +245,8 @@ class Engine:
       rows = picture.features if known else picture.tiles
       if len(rows) != request.tile_count:
         raise ValueError(f"{request.name}: {len(rows)} tiles, where its prompt has {request.tile_count}")
-      items = [_Tile(Place(request.image, i, len(rows)), row) for i, row in enumerate(rows)]
+      said = lambda i: {name: values[i] for name, values in picture.priors.items()}
+      items = [_Tile(Place(request.image, i, len(rows)), row, said(i)) for i, row in enumerate(rows)]
       slots = self._images.place(request.image, items, known)
       if slots is None:  # prefixes that wait to be read hold the rest
         for pool in self._prefixes.values():
@@ -257,7 +262,11 @@ class Engine:
     return self._prefixes[key]
 
   def _encode(self, tiles: Sequence[_Tile]) -> Any:
-    rows = self._scorer.encode(padding.stacked([tile.row for tile in tiles], self._chunk), self._normal)
+    priors = {
+      name: padding.stacked([tile.priors[name] for tile in tiles], self._chunk) for name in tiles[0].priors
+    }
+    pixels = padding.stacked([tile.row for tile in tiles], self._chunk)
+    rows = self._scorer.encode(pixels, self._normal, **({"priors": priors} if priors else {}))
     if self._store is not None:
       self._store.add([tile.place for tile in tiles], rows)
     return rows

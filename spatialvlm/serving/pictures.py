@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
 
@@ -24,23 +24,30 @@ class Pictures:
     self._store, self._placed = store, placed
     self._kept: OnceCache[Picture] = OnceCache()
 
-  def ahead(self, key: Hashable, count: int, cut: Callable[[], np.ndarray]) -> Callable[[], Picture]:
+  def ahead(
+    self,
+    key: Hashable,
+    count: int,
+    cut: Callable[[], np.ndarray],
+    priors: Mapping[str, np.ndarray] | None = None,
+  ) -> Callable[[], Picture]:
     """Loads a picture now, or later where the device seems to have it; returns what gives it.
 
     Args:
       key, count: of the image and its tiles, as in `Request`.
       cut: makes the tiles, where their features are not kept on disk. Whatever is done to an image before (it
         is mirrored, say) is done in here, and `key` tells of it.
+      priors: what a model's priors say of the tiles, of which `key` tells, too.
     """
+    load = lambda: self._kept.get(key, lambda: self._make(key, count, cut, priors or {}), KEPT)
     if self._placed(key):
-      return lambda: self._load(key, count, cut)
-    picture = self._load(key, count, cut)
+      return load
+    picture = load()
     return lambda: picture
 
-  def _load(self, key: Hashable, count: int, cut: Callable[[], np.ndarray]) -> Picture:
-    return self._kept.get(key, lambda: self._make(key, count, cut), KEPT)
-
-  def _make(self, key: Hashable, count: int, cut: Callable[[], np.ndarray]) -> Picture:
+  def _make(
+    self, key: Hashable, count: int, cut: Callable[[], np.ndarray], priors: Mapping[str, np.ndarray]
+  ) -> Picture:
     if self._store is not None and (features := self._store.get(key, count)) is not None:
       return Picture(features=features)
-    return Picture(tiles=cut())
+    return Picture(tiles=cut(), priors=priors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,13 @@ class Picture:
 
   Attributes:
     tiles: (I, S, S, C), uint8 for an engine with a table `normal`, else normalised float32.
-    features: (I, P, D), image tokens after the connector that are known already.
+    features: (I, P, D), image tokens after the connector that are known already, what priors say among them.
+    priors: beside `tiles`, of a model with priors: what each says of their tokens, (I, P, C) by name.
   """
 
   tiles: np.ndarray | None = None
   features: np.ndarray | None = None
+  priors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ class Request:
       images (`prefix_length`). With `bidirectional` the last of them is read again, before what follows.
     wanted: at least one.
     bidirectional: whether the tokens of the prefix all see each other, as a prefix-LM's prompt does.
-    image: key of the images that are shown, None without. Equal keys mean equal pixels.
+    image: key of the images that are shown, None without. Equal keys mean equal pixels, and equal priors.
     picture: gives the images' tiles or features, called by the engine's thread at most once, where the device
       does not hold them; None without images.
     tile_count: I, how many tiles they have.

@@ -27,7 +27,7 @@ from spatialvlm.core.attention import KVCache
 from spatialvlm.types import Batch
 
 if TYPE_CHECKING:
-  from collections.abc import Sequence
+  from collections.abc import Mapping, Sequence
 
   from spatialvlm.models.vlm import Vlm
 
@@ -92,12 +92,18 @@ class Scorer(Protocol):
   bidirectional: bool
   programs: set[tuple]
 
-  def encode(self, pixels_NHWC: np.ndarray, normal: np.ndarray | None = None) -> Any:
+  def encode(
+    self,
+    pixels_NHWC: np.ndarray,
+    normal: np.ndarray | None = None,
+    priors: Mapping[str, np.ndarray] | None = None,
+  ) -> Any:
     """Image tokens after the connector, features_NPD.
 
     Args:
       pixels_NHWC: normalised, float32; or uint8 with `normal`, float32 (256, C): the table's values are then
         taken on the device, which is exact, and a quarter of the bytes are moved.
+      priors: of a model with priors, what each says of the tiles' tokens, (N, P, C) by name.
     """
 
   def features(self, features_NPD: np.ndarray) -> Any:
@@ -170,10 +176,15 @@ class VlmScorer:
     if mesh is not None:
       self.multiple = int(np.prod([mesh.shape[axis] for axis in axes.RULES["batch"]]))
 
-  def encode(self, pixels_NHWC: np.ndarray, normal: np.ndarray | None = None) -> jax.Array:
+  def encode(
+    self,
+    pixels_NHWC: np.ndarray,
+    normal: np.ndarray | None = None,
+    priors: Mapping[str, np.ndarray] | None = None,
+  ) -> jax.Array:
     self._note("images", pixels_NHWC)
     with self._context():
-      return _encode(self._graph, self._state, self._put(pixels_NHWC), normal)
+      return _encode(self._graph, self._state, *self._put((pixels_NHWC, dict(priors or {}))), normal)
 
   def features(self, features_NPD: np.ndarray) -> jax.Array:
     sharding = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
@@ -182,7 +193,7 @@ class VlmScorer:
   def identity(self) -> dict[str, Any]:
     vlm = nnx.merge(self._graph.graphdef, self._state)
     digest = hashlib.sha256()
-    for part in filter(None, (vlm.vision, vlm.connector)):
+    for part in filter(None, (vlm.vision, vlm.connector, vlm.priors)):
       graphdef, state = nnx.split(part)
       # What is no array (activations, an adapter's scale) stands in the graph; addresses of functions do too.
       digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(graphdef)).encode())
@@ -267,10 +278,10 @@ class VlmScorer:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(graph, state, pixels_NHWC, normal=None):
+def _encode(graph, state, pixels_NHWC, priors, normal=None):
   if normal is not None:
     pixels_NHWC = pixels.looked_up(pixels_NHWC, normal)
-  return _replicated(nnx.merge(graph.graphdef, state).encode_images(pixels_NHWC))
+  return _replicated(nnx.merge(graph.graphdef, state).encode_images(pixels_NHWC, priors=priors))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -33,7 +33,7 @@ from spatialvlm.serving.feature_store import FeatureStore, Place, open_store
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.objectives import Terms
 from spatialvlm.training.state import Params, Split, TrainState
-from spatialvlm.types import Batch, Features, PixelTable, UserError
+from spatialvlm.types import Batch, Features, PixelTable, UserError, of_priors
 
 # Tiles that one device sees at a time. On a CPU one: a single tile fills its caches, and its bits can then
 # not depend on its place among others.
@@ -248,7 +248,10 @@ class FrozenVision:
     for place, row in found.items():
       features[place] = row
     seen = {"features_NPD": features} if self._connected else {"vision": Features(features, self._grid)}
-    views = {name: dataclasses.replace(batch.view(name), extra={}, views={}) for name in self._own_eyes}
+    own = {name: batch.view(name) for name in self._own_eyes}
+    views = {
+      name: dataclasses.replace(view, extra=of_priors(view.extra), views={}) for name, view in own.items()
+    }
     batch = dataclasses.replace(
       batch,
       pixels_NHWC=None,

@@ -14,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from spatialvlm import config as config_lib
-from spatialvlm import hub, loading, peft
+from spatialvlm import hub, loading, peft, priors
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, RunConfig, check_dtype, read_json
 from spatialvlm.core import axes
@@ -33,6 +33,7 @@ from spatialvlm.training import (
   start,
   taught,
   teachers,
+  told,
 )
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
@@ -40,7 +41,7 @@ from spatialvlm.training.checkpoint import VALIDATION
 from spatialvlm.training.fit import Memory, Parts, fit
 from spatialvlm.training.objectives.grpo import REFERENCE
 from spatialvlm.training.scores import Scores
-from spatialvlm.types import UserError
+from spatialvlm.types import UserError, prior_array
 
 SUMMARY_FILE = "summary.json"
 # Rows of a source that are tried for one that can be read, where broken ones are left out.
@@ -84,7 +85,7 @@ def _train(
   plain = assembled(config.model)
   folder = hub.resolve(plain.path, plain.revision)
   loading.check_base(plain, folder, resumes=bool(config.peft.resume_from))
-  processor = load_processor(folder, reserved=peft.positions(config.peft), **plain.tiling)
+  processor = load_processor(folder, **told.reads(config), **plain.tiling)
   terms = objectives.make_objectives(config.losses)
   objectives.read_vocabulary(terms, processor.token_ids)
   steps_phases = make_phases(config, terms)
@@ -94,6 +95,7 @@ def _train(
   objectives.meet(terms, {name: teacher.other for name, teacher in asked.items()})
   check_teachers(steps_phases, asked)
   meshes = teachers.meshes(asked, mesh)
+  told.check(config, asked)
   own_eyes, stores = teachers.own_eyes(asked, terms), teachers.stores(config, asked)
   notes: list[str] = []
   memory = frozen_vision.memory_of(config.train)
@@ -108,7 +110,7 @@ def _train(
   others = teachers.load(asked, base, meshes)
   averaged = frozenset(name for name, teacher in asked.items() if teacher.averaged)
   model = start.build_model(config, mesh, workdir, base, first_batches(config, processor, mesh))
-  peft.check_claims(model)
+  peft.check_claims(model, priors.claims(model))
   heads = objectives.make_heads(terms, model.config, config.seed)
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
@@ -158,7 +160,7 @@ def _train(
     train_step=train_step,
     loss_step=step_lib.make_loss_step(split, terms, averaged),
     frozen=split.frozen,
-    extra=objectives.extra_of(terms),
+    extra=objectives.extra_of(terms) | set(map(prior_array, config.priors)),
     vision=vision,
     prepares=phases.start(
       steps_phases,

@@ -67,6 +67,7 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
     folder=folder,
     load=lambda mesh: _load(workdir, config, step, mesh),
     identity=lambda: base | {"run": _identity(workdir / CHECKPOINTS / str(step), step)},
+    priors=config.priors,
   )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from spatialvlm import priors
 from spatialvlm.config import EvalConfig, RunConfig, TrainConfig, nearest
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources import registry
@@ -45,6 +46,10 @@ class Scores:
     if config.train.evaluate_every:
       self._some = some(self._questions, self._config)
     controls.check_sight(processor.sees, self._config.controls)
+    controls.check_priors(bool(config.priors), self._config.controls)
+    if self._config.missing_priors:
+      known = priors.with_missing(config.priors, self._config.missing_priors)
+      processor = processor.with_priors(priors.reader_of(known))
     self._prompter = protocols.ProcessorPrompter(processor)
 
   def check(self, config: TrainConfig) -> None:
@@ -154,4 +159,4 @@ def _labels(questions: Sequence[Question]) -> Iterator[Question]:
   for start in range(0, len(questions), _BLOCK):
     places = range(start, min(start + _BLOCK, len(questions)))
     for question in registry.read(questions, places):
-      yield dataclasses.replace(question, images=())
+      yield dataclasses.replace(question, images=(), shots=())

@@ -17,7 +17,7 @@ from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
 from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.processing.processor import load_processor
-from spatialvlm.training import frozen_vision, objectives, one_run, teachers
+from spatialvlm.training import frozen_vision, objectives, one_run, teachers, told
 from spatialvlm.types import UserError
 
 _PLAIN = re.compile(r"[A-Za-z0-9][\w-]*")
@@ -131,7 +131,7 @@ def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
   abstract = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
   try:
     peft.check_layers(abstract, run.peft)
-    processor = load_processor(folder, reserved=peft.positions(run.peft), **built.tiling)
+    processor = load_processor(folder, **told.reads(run), **built.tiling)
     if frozen_vision.for_certain(run.train):
       frozen_vision.apart(run.train, _trained(config, run.peft, processor.word_ids), terms)
     one_run.check_data(run, terms)

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from spatialvlm import hub, loading, peft
+from spatialvlm import hub, loading, peft, priors
 from spatialvlm.config import RunConfig
 from spatialvlm.core.quantised import formats, weight_bytes
 from spatialvlm.models import execution
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.training import step as step_lib
+from spatialvlm.training import told
 from spatialvlm.training.runs import CHECKPOINTS
 from spatialvlm.training.state import Split, TrainState
 from spatialvlm.types import Batch, UserError
@@ -47,6 +48,7 @@ def build_model(
       raise UserError(f"{kept}: missing; the run began with the adapter there, made of its data; put it back")
   model = base or loading.load_base(config.model, mesh)
   model = peft.apply(model, settings, peft.Given(words, first))
+  priors.attach(model, config.priors, config.seed, told.begins_at(config))
   return execution.apply(model, execution.Execution(config.model.attention, config.train.remat))
 
 
@@ -78,7 +80,8 @@ def keep(config: RunConfig, split: Split, fresh: TrainState, workdir: Path) -> N
     UserError: the disk is full.
   """
   if peft.of_batches(config.peft) and not (workdir / FOLDER).exists():
-    peft.save_adapter(split.model(fresh.params, split.frozen), workdir / FOLDER, config.model.path)
+    model = priors.without(split.model(fresh.params, split.frozen))  # theirs follow from the seed
+    peft.save_adapter(model, workdir / FOLDER, config.model.path)
 
 
 def weights_said(model: Vlm) -> str:

@@ -16,12 +16,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.once import OnceCache
 from spatialvlm.types import Deferred, Question, UserError, choice_prompt
-from spatialvlm.worlds import candidates, facts, pools, questions, world
+from spatialvlm.worlds import candidates, facts, pools, questions, render, world
 from spatialvlm.worlds.asked import asked
 from spatialvlm.worlds.plans import Found, Placed, Wish, plan
 
@@ -46,7 +47,7 @@ class _Block:
   Attributes:
     names, boxes, bounds, visible: by picture, of its objects: names, colours of the boxes drawn around them,
       (x0, y0, x1, y1) pixels and visible pixels.
-    focal: by picture, the focal length as share of its side.
+    camera: by picture.
     found: by kind, what can be asked.
   """
 
@@ -54,7 +55,7 @@ class _Block:
   boxes: tuple[Mapping[int, str], ...]
   bounds: np.ndarray
   visible: np.ndarray
-  focal: np.ndarray
+  camera: render.Camera
   found: Mapping[str, Found]
 
 
@@ -169,7 +170,7 @@ class PictureQuestions:
       tuple(dict(zip(objects, _COLORS, strict=False)) for objects in boxes),
       joined(lambda p: p.rendering.box),
       joined(lambda p: p.rendering.visible),
-      joined(lambda p: p.layout.camera.focal),
+      jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *(a.pool.layout.camera for a in asked)),
       found,
     )
 
@@ -200,7 +201,8 @@ class PictureQuestions:
     shared = dict(
       idx=index,
       task=kind,
-      images=(self._picture(picture, boxes, float(block.focal[b]) * self.image_size),),
+      images=(self._picture(picture, boxes, float(block.camera.focal[b]) * self.image_size),),
+      shots=(world.shot(block.camera, b, lambda: self._depth(picture)),),
       source="Scenes",
       source_dataset="Scenes",
       source_filename=f"scene_{self.seed}_{picture:08d}",

@@ -228,11 +228,13 @@ class SceneQuestions(Sequence[Question]):
     told = lambda drawn: lambda: facts.of_pool(picture, scene, colors, drawn)
     number = found.source.first + found.scene
     focal = float(picture.layout.camera.focal[scene]) * self.image_size
+    shot = world.shot(picture.layout.camera, scene, lambda: depth)
     shown, size = picture.rendering, self.image_size
     shared = dict(
       idx=index,
       task=kind,
       images=(image,),
+      shots=(shot,),
       answer=wish.answer,
       source="Scenes",
       source_dataset="Scenes",

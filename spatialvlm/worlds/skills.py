@@ -335,7 +335,9 @@ class SceneSkills:
 
     key = f"skills/{self.seed}/{number}/{self.image_size}"
     example = self._example(index, frame, dense=False)
-    return dataclasses.replace(example, images=(Deferred(frame.image.shape, key, make),))
+    shot = world.shot_of(frame, lambda: later.get(number).depth)
+    image = Deferred(frame.image.shape, key, make)
+    return dataclasses.replace(example, images=(image,), shots=(shot,))
 
   def _example(self, index: int, frame: world.Frame | None, *, dense: bool = True) -> Example:
     number = self._rounds.number(index)
@@ -360,6 +362,7 @@ class SceneSkills:
       facts=None if picture is None else lambda: facts.of_frame(picture.frame, picture.boxes),
       dense=dense_targets(picture) if picture is not None and dense else {},
       geometry=geometry,
+      shots=() if frame is None else (world.shot_of(frame),),
     )
 
   def _against(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 
-from spatialvlm.types import UserError
+from spatialvlm.types import Shot, UserError
 from spatialvlm.worlds import grain, layout, render
 from spatialvlm.worlds.shifts import PLAIN, Look
 
@@ -199,6 +199,20 @@ def frame(pool_: Pool, b: int) -> Frame:
   pose[:3, :3], pose[:3, 3] = lay.camera.rotation[b], lay.camera.position[b]
   instance = np.where(surface < render.MAX_OBJECTS, surface, -1)
   return Frame(paint(pool_, b), out.depth[b], instance, tuple(objects), intrinsics, pose)
+
+
+def shot(camera: render.Camera, b: int, depth: Callable[[], np.ndarray] | None) -> Shot:
+  """How the picture of scene `b` was taken: all is known exactly. `depth` as of `types.Shot`."""
+  pose = np.eye(4)
+  pose[:3, :3], pose[:3, 3] = camera.rotation[b], camera.position[b]
+  focal = float(camera.focal[b])  # pictures are square
+  return Shot(focal=(focal, focal), pose=pose, depth=depth)
+
+
+def shot_of(frame_: Frame, depth: Callable[[], np.ndarray] | None = None) -> Shot:
+  """How a frame was taken; `depth` gives its map, where the frame has none (`targets.without_pixels`)."""
+  focal = float(frame_.intrinsics[0, 0]) / len(frame_.image)
+  return Shot(focal=(focal, focal), pose=frame_.pose, depth=depth or (lambda: frame_.depth))
 
 
 def frames(seed: int, indices: Iterable[int], size: int = 96, look: Look = PLAIN) -> list[Frame]:

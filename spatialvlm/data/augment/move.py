@@ -9,7 +9,8 @@ import numpy as np
 from spatialvlm.data.augment import words
 from spatialvlm.data.augment.legality import REVERSED, TASKS, THIRDS, asked_of
 from spatialvlm.data.augment.warp import Warp
-from spatialvlm.types import Asked, Example, Geometry, Turn
+from spatialvlm.shots import mirrored, normals_of
+from spatialvlm.types import Asked, Example, Geometry, Shot, Turn
 
 
 def moved(example: Example, warp: Warp) -> Example:
@@ -31,6 +32,7 @@ def moved(example: Example, warp: Warp) -> Example:
     facts=facts,
     dense=_dense(example, warp),
     geometry=geometry,
+    shots=tuple(_shot(shot, warp) for shot in example.shots),
   )
 
 
@@ -61,6 +63,43 @@ def _geometry(geometry: Geometry, warp: Warp) -> Geometry:
   # Behind a shifted window the optical axis is no longer in the middle.
   focal = focal if not any(warp.shift) else None
   return Geometry(tuple(map(one, geometry.asked)), focal, instances)
+
+
+def _shot(shot: Shot, warp: Warp) -> Shot:
+  """How the moved picture was taken, by a camera that is mirrored, turned and looks through another lens.
+
+  A turned picture is that of the camera which the warp was drawn for, with its axis in the middle; of another
+  camera nobody knows then how it stands.
+  """
+  if not warp.straight and not _of_warp(shot, warp):
+    return Shot()
+  height, width = warp.size
+  seen = mirrored(shot) if warp.flip else shot
+  turn = np.eye(4)
+  turn[:3, :3] = warp.turn
+  known = shot.normals is not None or (shot.depth is not None and shot.focal is not None)
+  sign = np.float32([-1 if warp.flip else 1, 1, 1])
+  through = lambda normals: np.stack([warp.map(normals[..., k]) for k in range(3)], -1) * sign
+  return Shot(
+    focal=seen.focal and (seen.focal[0] * warp.scale, seen.focal[1] * warp.scale),
+    middle=(
+      seen.middle[0] * warp.scale + warp.shift[0] / width,
+      seen.middle[1] * warp.scale + warp.shift[1] / height,
+    ),
+    pose=None if seen.pose is None else seen.pose @ turn.T,
+    depth=shot.depth and (lambda: warp.depth(shot.depth())),
+    # Of the moved depth, whose pixels are repeated or left out, they would be those of steps.
+    normals=(lambda: through(normals_of(shot)) @ warp.turn.T.astype(np.float32)) if known else None,
+  )
+
+
+def _of_warp(shot: Shot, warp: Warp) -> bool:
+  """Whether a shot's camera is the one that a warp turns."""
+  height, width = warp.size
+  if shot.focal is None:
+    return False
+  lens = np.array([shot.focal[0] * width, shot.focal[1] * height])
+  return np.allclose(lens, warp.focal, rtol=1e-4) and np.allclose(shot.middle, 0.5, atol=1e-4)
 
 
 def _dense(example: Example, warp: Warp) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ def question_to_example(question: Question) -> Example:
     source=question.source,
     files=question.source_filenames,
     geometry=question.asked and Geometry((question.asked,)),
+    shots=question.shots,
   )
 
 

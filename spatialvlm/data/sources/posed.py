@@ -19,7 +19,8 @@ from spatialvlm.data.sources.rgbd_layouts import sampled
 from spatialvlm.fields.posed import folder
 from spatialvlm.fields.posed.cameras import View
 from spatialvlm.mixture import ENDLESS
-from spatialvlm.types import Asked, Example, Geometry, Question, Turn, UserError, choice_prompt
+from spatialvlm.shots import in_pixels
+from spatialvlm.types import Asked, Example, Geometry, Question, Shot, Turn, UserError, choice_prompt
 from spatialvlm.worlds import spoken, world
 
 QUESTION = (
@@ -121,6 +122,7 @@ class PosedQuestions(Sequence[Question]):
       prompt=choice_prompt(QUESTION, CHOICES),
       source="posed",
       filename=view.file,
+      shots=(_shot(view),),
     )
     return question, view
 
@@ -214,6 +216,7 @@ class SpokenExamples(Sequence[Example]):
       source="posed",
       files=(view.file,),
       dense=self._posed.dense(view),
+      shots=(_shot(view),),
       geometry=Geometry(
         (Asked("metres", (tuple(map(float, box)),), margin=world.thickness(min(image.shape[:2]))),)
       ),
@@ -235,6 +238,12 @@ def _place(view: View, rng: np.random.Generator) -> tuple[float, tuple[int, int,
     if depth:
       found.append((abs(np.log(depth / wanted)), depth, (column, row, column + side, row + side)))
   return min(found)[1:] if found else None
+
+
+def _shot(view: View) -> Shot:
+  width, height = view.camera.size
+  camera = view.camera
+  return in_pixels((height, width), camera.focal, camera.middle, pose=camera.pose, depth=lambda: view.depth)
 
 
 def _depth(patch: np.ndarray) -> float:

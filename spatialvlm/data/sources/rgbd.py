@@ -38,7 +38,8 @@ from spatialvlm.data.sources.rgbd_layouts import (
 )
 from spatialvlm.data.sources.rgbd_nyu_mat import NyuMat
 from spatialvlm.data.sources.rgbd_objects import Ask, Measured, asks, measured
-from spatialvlm.types import Asked, Example, Geometry, Question, Turn, UserError, choice_prompt
+from spatialvlm.shots import in_pixels
+from spatialvlm.types import Asked, Example, Geometry, Question, Shot, Turn, UserError, choice_prompt
 from spatialvlm.worlds import facts, spoken, world
 from spatialvlm.worlds.questions import AXIS_NAMES, BOX_ORDER, object_text
 
@@ -141,8 +142,10 @@ class RgbdQuestions(Sequence[Question]):
     if asked.error or asked.ask.kind not in OPEN:
       return question_to_example(self[index])
     files, (o,) = self._files[asked.picture], asked.objects
+    image = self._layout.image(files)
     return Example(
-      images=(self._layout.image(files),),
+      images=(image,),
+      shots=(self._shot(index, files, image.shape),),
       turns=(Turn(spoken.PROMPT.format(o.name), spoken.metres(o.depth)),),
       id=str(index),
       task=asked.ask.kind,
@@ -238,6 +241,7 @@ class RgbdQuestions(Sequence[Question]):
       source_dataset=self._config.layout,
       filename=name,
       source_filename=name,
+      shots=(self._shot(index, files, image.shape),),
       target_class=names[0],
       target_size=objects[0].pixels,
       bbox=tuple(tuple(map(float, o.box)) for o in objects),
@@ -246,6 +250,11 @@ class RgbdQuestions(Sequence[Question]):
   def _called(self, files: Files) -> str:
     """The picture's file below the folder, with its number where one holds several."""
     return files.image.relative_to(self._root).as_posix() + (f"/{files.number:04d}" if files.number else "")
+
+  def _shot(self, index: int, files: Files, shape: tuple[int, ...]) -> Shot:
+    found = self._fixed or self._layout.intrinsics(files, shape)
+    focal, middle = (None, None) if found is None else ((found.fx, found.fy), (found.cx, found.cy))
+    return in_pixels(shape[:2], focal, middle, depth=lambda: self.depth(index))
 
 
 class RgbdExamples(QuestionExamples):

@@ -6,17 +6,20 @@ Passes that share a text and an image are one request.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from spatialvlm import shots
 from spatialvlm.config import ScoreConfig
 from spatialvlm.evaluation import records
 from spatialvlm.evaluation.asking import controls
 from spatialvlm.evaluation.asking.extraction import extract_choice
 from spatialvlm.evaluation.asking.protocols import PROTOCOLS, Prompter
 from spatialvlm.evaluation.records import SIGHTED, Key, Prediction
+from spatialvlm.processing.tiling import Tiles
 from spatialvlm.serving.pictures import Pictures
 from spatialvlm.serving.requests import (
   Answer,
@@ -28,7 +31,7 @@ from spatialvlm.serving.requests import (
   Wanted,
   prefix_length,
 )
-from spatialvlm.types import LETTERS, Question
+from spatialvlm.types import LETTERS, Question, Shot, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,12 +61,16 @@ class Shown:
   Attributes:
     key: equal where the pixels of all of them are.
     images: uint8 (H, W, 3) each, of their sizes.
+    shots: how each was taken; empty where nobody knows.
     treat: what is done to each before it is cut.
+    blind: priors say nothing of them.
   """
 
   key: Hashable
   images: tuple[np.ndarray, ...]
+  shots: tuple[Shot, ...] = ()
   treat: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels
+  blind: bool = False
 
 
 def engine_config(config: ScoreConfig) -> EngineConfig:
@@ -135,7 +142,7 @@ class Asker:
     Args:
       image: hash of its images' pixels.
       rules: see `Prediction`.
-      donor: another question and the hash of its images, for `other_image`.
+      donor: another question and the hash of its images, for `controls.DONATED`.
     """
     name = records.image_name(question)
     found: dict[Hashable, Request] = {}
@@ -171,20 +178,28 @@ class Asker:
     donor: tuple[Question, str] | None,
   ) -> tuple[Question, Shown | None, dict[str, Any]]:
     """The question under a condition, the images that are shown, further fields of the row."""
-    own = Shown(image, question.images) if self._prompter.sees else None
+    own = Shown(image, question.images, question.shots) if self._prompter.sees else None
     if condition == "circular":
       return controls.rotated(question, shift), own, {}
     if condition == "grey":
       shapes = (shown.shape for shown in question.images)
-      return question, Shown(("grey", *shapes), question.images, controls.grey), {}
+      return question, Shown(("grey", *shapes), question.images, treat=controls.grey, blind=True), {}
     if condition == "no_image":
       return question, None, {}
     if condition == "other_image":
       other, other_hash = donor
-      return question, Shown(other_hash, other.images), {"image_shown": records.image_name(other)}
+      shown = Shown(other_hash, other.images, other.shots)
+      return question, shown, {"image_shown": records.image_name(other)}
+    if condition == "no_prior":
+      return question, dataclasses.replace(own, blind=True), {}
+    if condition == "other_prior":
+      other, _ = donor
+      shown = dataclasses.replace(own, shots=other.shots)
+      return question, shown, {"image_shown": records.image_name(other)}
     if condition == "flip":
       mirrored = controls.flipped(_without_pixels(question))
-      return mirrored, Shown(("flip", image), question.images, controls.mirror), {}
+      turned = tuple(map(shots.mirrored, question.shots))
+      return mirrored, Shown(("flip", image), question.images, turned, controls.mirror), {}
     return question, own, {}
 
   def _request(self, asked: Question, shown: Shown | None, reading: Reading) -> Request:
@@ -192,17 +207,33 @@ class Asker:
     count = sum(len(layout.pixels) for layout in layouts)
     encoded, letters = self._prompter(asked, reading.protocol, layouts, blind=shown is None)
     cut = lambda: np.concatenate([self._prompter.cut(shown.treat(i)).pixels for i in shown.images])
+    priors, key = self._priors(asked, shown, layouts) if shown else ({}, None)
     return Request(
       tokens=encoded.tokens,
       image_slot=encoded.image_slot,
       prefix=prefix_length(encoded.image_slot, encoded.prefix),
       wanted=(self._wanted(asked, letters, reading),),
       bidirectional=encoded.prefix > 0,
-      image=shown.key if shown else None,
-      picture=self._pictures.ahead(shown.key, count, cut) if shown else None,
+      image=key,
+      picture=self._pictures.ahead(key, count, cut, priors) if shown else None,
       tile_count=count,
       name=f"question {asked.idx}",
     )
+
+  def _priors(
+    self, asked: Question, shown: Shown, layouts: Sequence[Tiles]
+  ) -> tuple[Mapping[str, np.ndarray], Hashable]:
+    """What priors say of the images that are shown, and a key that tells of pixels and of that."""
+    try:
+      priors = self._prompter.priors(shown.shots, layouts, shown.blind)
+    except UserError as error:
+      raise UserError(f"question {asked.idx}: {error}") from error
+    if not priors:
+      return priors, shown.key
+    digest = hashlib.blake2b(digest_size=16)
+    for name, values in sorted(priors.items()):
+      digest.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+    return priors, (shown.key, digest.hexdigest())
 
   def _wanted(self, asked: Question, letters: np.ndarray, reading: Reading) -> Wanted:
     rule = PROTOCOLS[reading.protocol]
@@ -241,4 +272,4 @@ def row(answer: Answer, decode: Callable[[Iterable[int]], str]) -> Prediction:
 
 
 def _without_pixels(question: Question) -> Question:
-  return dataclasses.replace(question, images=())
+  return dataclasses.replace(question, images=(), shots=())

@@ -20,8 +20,15 @@ CONTROLS = {
   "no_image": "the text alone",
   "other_image": "the images of another question of the same task, as many",
   "flip": "the images mirrored left to right; in Relation left and right answers swap",
+  "no_prior": "the images without what priors say of them",
+  "other_prior": "the images with the shots of another question of the same task: its camera, its maps",
 }
 BLIND = ("grey", "no_image", "other_image")
+# Of these it is told what is lost without what they take away.
+GAPS = (*BLIND, "no_prior", "other_prior")
+# Those that take something of another question.
+DONATED = frozenset({"other_image", "other_prior"})
+_OF_PRIORS = ("no_prior", "other_prior")
 
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
@@ -41,6 +48,16 @@ def check_sight(sees: bool, conditions: Sequence[str]) -> None:
     if not sees and name != "circular":
       raise UserError(
         f"score.controls: {name!r} changes the images, which a language model by itself does not read; leave"
+        " it out"
+      )
+
+
+def check_priors(has: bool, conditions: Sequence[str]) -> None:
+  """Raises a UserError for a control of priors, where the model has none."""
+  for name in conditions:
+    if name in _OF_PRIORS and not has:
+      raise UserError(
+        f"score.controls: {name!r} takes away what priors say of images, and this model has none; leave"
         " it out"
       )
 
@@ -148,7 +165,7 @@ class OtherImages:
     for (task, _), questions in self._waiting.items():
       raise UserError(
         f"question {questions[0].idx}: no other image among the questions of task {task!r}; "
-        "leave 'other_image' out of score.controls"
+        "leave 'other_image' and 'other_prior' out of score.controls"
       )
 
 

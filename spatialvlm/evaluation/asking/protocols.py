@@ -10,7 +10,7 @@ import functools
 import importlib.metadata
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from typing import Protocol as TypingProtocol
 
@@ -20,7 +20,7 @@ from spatialvlm.config import ScoreConfig, nearest
 from spatialvlm.evaluation.asking.controls import CONTROLS
 from spatialvlm.processing.processor import Encoded, Processor
 from spatialvlm.processing.tiling import Tiles
-from spatialvlm.types import IMAGE_MARK, LETTERS, Note, Question, UserError
+from spatialvlm.types import IMAGE_MARK, LETTERS, Note, Question, Shot, UserError
 
 
 class Prompt(NamedTuple):
@@ -125,6 +125,10 @@ class Prompter(TypingProtocol):
 
   def identity(self) -> dict[str, Any]: ...
 
+  def priors(
+    self, shots: Sequence[Shot], images: Sequence[Tiles], blind: bool = False
+  ) -> Mapping[str, np.ndarray]: ...
+
   def answers(self, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]: ...
 
   def decode(self, ids: Iterable[int]) -> str: ...
@@ -191,6 +195,22 @@ class ProcessorPrompter:
     """All that an image's tiles depend on beside its pixels, as JSON values."""
     versions = {name: importlib.metadata.version(name) for name in ("pillow", "transformers")}
     return dataclasses.asdict(self._processor.tiler) | versions
+
+  def priors(
+    self, shots: Sequence[Shot], images: Sequence[Tiles], blind: bool = False
+  ) -> Mapping[str, np.ndarray]:
+    """What each of the model's priors says of the tiles of images, float32 (I, P, C) by name; none without
+    any.
+
+    Args:
+      blind: they say nothing.
+
+    Raises:
+      UserError: the shots lack what a prior needs.
+    """
+    if self._processor.priors is None:
+      return {}
+    return self._processor.priors(shots, [(tiles.rows, tiles.cols) for tiles in images], blind)
 
   def answers(self, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Tokens of each option's text as the answer.
