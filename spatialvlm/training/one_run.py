@@ -93,7 +93,7 @@ def _train(
   dense = bool(objectives.extra_of(terms))
   asked = teachers.find(config, terms, hub.read_config(folder, dtype=config.model.dtype), processor)
   objectives.meet(terms, {name: teacher.other for name, teacher in asked.items()})
-  check_teachers(steps_phases, asked)
+  teachers.check_phases(asked, steps_phases)
   meshes = teachers.meshes(asked, mesh)
   told.check(config, asked)
   own_eyes, stores = teachers.own_eyes(asked, terms), teachers.stores(config, asked)
@@ -372,17 +372,6 @@ def check(config: RunConfig) -> None:
       f"config.data.packing: a soft prompt of method {config.peft.method!r} is read once a row, and a packed"
       " row holds several conversations; set data.packing=false"
     )
-
-
-def check_teachers(made: tuple[phases.Phase, ...], asked: Mapping[str, teachers.Teacher]) -> None:
-  """Raises a UserError where a phase's answers are none that a teacher was asked about."""
-  for phase in made:
-    for name, teacher in asked.items():
-      if phase.answers and teacher.config.cache is not None:
-        raise UserError(
-          f"config.teachers.{name}.cache: {phase.where} samples answers, of which no cache can know; leave it"
-          " out, so that the teacher is there to be asked"
-        )
 
 
 def check_repeats(config: RunConfig, repeats: int) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from spatialvlm.processing import alike
 from spatialvlm.processing.processor import Processor, load_processor
 from spatialvlm.training import runs, taught
 from spatialvlm.training.objectives import Other, Terms, asks_of
+from spatialvlm.training.phases.phase import Phase
 from spatialvlm.types import UserError
 
 # The name of the model itself without what training adds, and the path that says so; the path of the moving
@@ -163,6 +164,17 @@ def store(config: RunConfig, name: str, teacher: Teacher) -> taught.Store:
   }
   told = {"told": "{facts}" in said.prompt, "depth": tells_depth(said.prompt)}
   return taught.Store(said.cache, identity, **told, where=where)
+
+
+def check_phases(asked: Mapping[str, Teacher], made: Iterable[Phase]) -> None:
+  """Raises a UserError where a phase's answers are none that a teacher was asked about."""
+  for phase in made:
+    for name, teacher in asked.items():
+      if phase.answers and teacher.config.cache is not None:
+        raise UserError(
+          f"config.teachers.{name}.cache: {phase.where} samples answers, of which no cache can know; leave it"
+          " out, so that the teacher is there to be asked"
+        )
 
 
 def plain(vlm: Vlm) -> Vlm:
