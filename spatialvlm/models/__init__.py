@@ -17,7 +17,8 @@ Contract of `vlm.Vlm`, an `nnx.Module` with `config`, `vision`, `connector`, `de
 - `read(batch, wants) -> Outputs`: image tokens before and after the connector, layers of either tower,
   attention probabilities, hidden states, logits at the targets, of one pass of each tower. What is not
   wanted is not computed. Whoever needs a model's inside asks here, and touches no layer.
-- `encode_images(pixels_NHWC, pixel_mask_NHW=None) -> (N, P, D)` after the connector; `embed(batch) -> (B,
+- `encode_images(pixels_NHWC, pixel_mask_NHW=None, priors=None) -> (N, P, D)` after the connector;
+`embed(batch) -> (B,
   T, D)` with the image tokens in their places; `hidden(batch) -> (B, T, D)` after the final norm;
   `unembed(...D) -> ...V` in float32; the call is `unembed(hidden(batch))`. They share `read`'s code.
 - `max_length`: most tokens of a sequence, beside a soft prompt. Positions in batches and outputs never count

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
+from scipy.special import log_softmax
 
+import spatialvlm
 from spatialvlm import cli, loading, priors
 from spatialvlm.config import ModelConfig, RunConfig
 from spatialvlm.data import pipeline
+from spatialvlm.data.sources.registry import open_source
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.training import one_run, runs
-from spatialvlm.types import UserError
+from spatialvlm.types import Batch, UserError
 from tests.launch import tiny
 from tests.training import interrupted
 
@@ -93,6 +96,33 @@ def test_what_is_read_back_says_what_the_run_says(trained, batch):
   np.testing.assert_allclose(logits(merged.load(None), batch), said, rtol=1e-3, atol=1e-3)
   plain = logits(priors.without(merged.load(None)), batch)
   assert np.abs(plain - said).max() > 1e-2
+
+
+def test_a_prompts_pictures_bring_their_shots(trained):
+  """The loaded run is asked about a picture with its map, with another, and without any."""
+  config, workdir, _ = trained
+  vlm = spatialvlm.load_vlm(workdir)
+  example = open_source(config.data.sources["own"])[0]
+  prompt = example.turns[0].prompt
+  ask = lambda shots: vlm.score_choices(example.images[0], prompt, ("A", "B"), letters=True, shots=shots)
+  own, (shot,) = ask(example.shots), example.shots
+  near = dataclasses.replace(shot, depth=lambda: shot.depth() / 3)
+  assert np.abs(own - ask([near])).max() > 1e-4
+  encoded = vlm.processor.encode_prompt(example.images, prompt, shots=example.shots)
+  batch = Batch(
+    tokens_BT=encoded.tokens[None],
+    valid_BT=np.ones((1, len(encoded.tokens)), bool),
+    pixels_NHWC=encoded.tiles,
+    normal=encoded.normal,
+    image_slot_BT=encoded.image_slot[None],
+    extra=encoded.extra,
+  )
+  ids = list(vlm.processor.letter_ids(2))
+  np.testing.assert_allclose(own, log_softmax(logits(vlm.model, batch)[0, -1])[ids], rtol=1e-3, atol=1e-3)
+  with pytest.raises(UserError, match="prior 'map' needs a map of depth"):
+    ask(())
+  with pytest.raises(UserError, match="these images bring no values of it"):
+    vlm.logits(encoded.tokens[None], pixel_values=encoded.pixels.transpose(0, 3, 1, 2))
 
 
 def test_interrupted_it_ends_with_the_same_bits(trained, tmp_path, monkeypatch):

@@ -1,14 +1,16 @@
 """Recipes of ours: what they name exists in every family."""
 
+import dataclasses
 import pathlib
 import re
 
 import pytest
 
-from spatialvlm import cli, hub
+from spatialvlm import cli, hub, priors
 from spatialvlm.config import EvaluateConfig, PeftConfig, RunConfig
 from spatialvlm.configs import encoders, grpo, lora
 from spatialvlm.configs import peft as peft_recipe
+from spatialvlm.configs import priors as priors_recipe
 from spatialvlm.hub import rules
 from spatialvlm.models.families import ENCODERS, FAMILIES
 from spatialvlm.peft import METHODS
@@ -64,6 +66,20 @@ def test_encoders_by_short_names_hub_ids_and_folders():
   ):
     with pytest.raises(UserError, match=message):
       read(arg)
+
+
+@pytest.mark.parametrize("name", ["tiny", "500m"])
+def test_priors_by_name_or_none(name):
+  read = lambda said: cli.load(f"priors:{name},prior={said}", [], RunConfig)
+  both, none = read("rays+depth_map"), read("none")
+  assert {k: p.kind for k, p in both.priors.items()} == {"rays": "rays", "depth_map": "depth_map"}
+  assert both.eval.controls == ("no_prior", "other_prior") and not none.priors and not none.eval.controls
+  assert dataclasses.replace(both, priors={}, eval=none.eval) == none  # an ablation by one setting
+  priors.make_priors(both.priors)
+  assert set(priors_recipe.KINDS) == set(priors.PRIORS)
+  for said in ("ray", "", "rays+none"):
+    with pytest.raises(UserError, match="cannot read"):
+      read(said)
 
 
 @pytest.mark.parametrize("arg", ["tiny", "500m"])
