@@ -313,7 +313,7 @@ class LoadedVlm(peft.WithAdapters):
     (answer,) = engine.answers(scorer, [request], pad_id=self.processor.pad_id)
     return answer.logprobs
 
-  def depth(self, image: ImageSource, head: str | os.PathLike) -> np.ndarray:
+  def depth(self, image: ImageSource, head: str | os.PathLike, shots: Sequence[Shot] = ()) -> np.ndarray:
     """How far everything in a picture is, float32 (H, W) of its own size.
 
     Metres along the optical axis; of a head that was trained with `metric=False`, metres up to a factor.
@@ -321,11 +321,12 @@ class LoadedVlm(peft.WithAdapters):
     Args:
       image: what `images.open_image` reads.
       head: `heads/NAME.json` of a run with a loss of kind `dense_depth`, on this model or its base.
+      shots: of the one picture, as of `chat_stream`.
 
     Raises:
       UserError: no such head, or one of another kind or for another model; no picture.
     """
-    return depth_map(self.model, self.processor, image, head, self._context())
+    return depth_map(self.model, self.processor, image, head, self._context(), shots)
 
   def save_adapter(self, folder: str | os.PathLike) -> Path:
     """Writes the model's adapter as a folder that `peft` loads.

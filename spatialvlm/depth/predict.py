@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from spatialvlm.processing.images import ImageSource, open_image
 from spatialvlm.processing.processor import Processor
 from spatialvlm.training.objectives import DenseDepth
 from spatialvlm.training.objectives.heads import load_head
-from spatialvlm.types import Batch, UserError
+from spatialvlm.types import Batch, Shot, UserError
 
 
 def depth_map(
@@ -26,6 +27,7 @@ def depth_map(
   image: ImageSource,
   head: str | os.PathLike,
   context: contextlib.AbstractContextManager | None = None,
+  shots: Sequence[Shot] = (),
 ) -> np.ndarray:
   """Float32 (H, W) of the picture's own size: metres along the optical axis, or, of a head that was trained
   with `metric=False`, metres up to a factor.
@@ -33,6 +35,7 @@ def depth_map(
   Args:
     head: `heads/NAME.json` of a run, on this model or its base.
     context: of the mesh that the model is sharded over.
+    shots: how the one picture was taken, for a model with priors.
 
   Raises:
     UserError: no such head, or one of another kind or for another model; no picture.
@@ -41,13 +44,14 @@ def depth_map(
   if not isinstance(found.objective, DenseDepth):
     raise UserError(f"{head}: says no depth of whole pictures; train one by a loss of kind dense_depth")
   pixels = open_image(image, "image")
-  encoded = processor.encode_prompt([pixels], "")
+  encoded = processor.encode_prompt([pixels], "", shots=shots)
   batch = Batch(
     tokens_BT=encoded.tokens[None],
     valid_BT=np.ones((1, len(encoded.tokens)), bool),
     image_slot_BT=encoded.image_slot[None],
     pixels_NHWC=encoded.tiles,
     normal=encoded.normal,
+    extra=encoded.extra,
   )
   graphdef, state = nnx.split(model)
   with context or contextlib.nullcontext():
