@@ -102,8 +102,8 @@ def attach(vlm: Vlm, configs: Mapping[str, PriorConfig], seed: int = 0, start: P
   if vlm.priors:
     raise UserError(f"the model has priors already ({', '.join(vlm.priors)}); load its base")
   made, width = make_priors(configs), vlm.config.text.block.width
-  kernel = next(v for _, v in nnx.iter_graph(vlm.connector) if isinstance(v, nnx.Variable))
-  sharding = mesh_sharding(jax.tree.leaves(kernel.get_raw_value())[0])
+  beside = jax.tree.leaves(nnx.state(vlm.connector))[0]
+  sharding = mesh_sharding(beside) if isinstance(beside, jax.Array) else None
   param = lambda value: PriorParam(placed(np.asarray(value, np.float32), sharding, PartitionSpec()))
   found = {}
   for name, prior in made.items():
