@@ -11,9 +11,11 @@ from spatialvlm.data.augment.change import Augment
 from spatialvlm.data.augment.move import moved
 from spatialvlm.data.augment.warp import drawn
 from spatialvlm.data.sources.registry import open_source
-from spatialvlm.priors import PRIORS, Reader, make_priors
-from spatialvlm.types import Shot, UserError
+from spatialvlm.priors import PRIORS, Reader, make_priors, reader_of
+from spatialvlm.processing.processor import load_processor
+from spatialvlm.types import Example, Shot, Turn, UserError, prior_array
 from spatialvlm.worlds import world
+from tests.tiny_processor import write_processor
 
 SIDE = 96
 # Tokens of three pixels, whose middle is that of a pixel.
@@ -189,3 +191,25 @@ def test_configs_that_cannot_work(configs, says):
 def test_tokens_that_are_no_square():
   with pytest.raises(UserError, match="8 image tokens of a tile are no square"):
     Reader({"a": PriorConfig("rays")}, 8)
+
+
+def test_a_processor_brings_them_with_the_tiles_it_cuts(tmp_path, frame):
+  """Two pictures of several tiles; a prompt without pictures; and pictures that would give themselves away."""
+  configs = {"it": PriorConfig("depth_map", kwargs={"cells": 2})}
+  processor = load_processor(write_processor(tmp_path, longest_edge=32), priors=reader_of(configs))
+  shot = world.shot_of(frame)
+  wide = np.zeros((16, 40, 3), np.uint8)
+  example = Example((frame.image, wide), (Turn("cone", "A"),), shots=(shot, shot))
+  encoded = processor.encode(example)
+  extra = encoded.extra[prior_array("it")]
+  grids = [processor.tiler.grid(*image.shape[:2]) for image in example.images]
+  assert extra.axis == "tile" and len(extra.array) == len(encoded.tiles) == sum(encoded.images) > 2
+  np.testing.assert_array_equal(extra.array, processor.priors(example.shots, grids)["it"])
+  text = processor.encode(Example((), (Turn("cone", "A"),)))
+  assert len(text.extra[prior_array("it")].array) == 0
+  assert not processor.with_priors(None).encode(example).extra
+  one = dataclasses.replace(example, images=example.images[:1], shots=(shot,), rearranged=(frame.image,))
+  with pytest.raises(UserError, match="rearranged pictures bring no shots"):
+    processor.encode(one)
+  with pytest.raises(UserError, match="1 shots of 2 pictures"):
+    processor.encode(dataclasses.replace(example, shots=(shot,)))
