@@ -194,7 +194,7 @@ def test_tokens_that_are_no_square():
 
 
 def test_a_processor_brings_them_with_the_tiles_it_cuts(tmp_path, frame):
-  """Two pictures of several tiles; a prompt without pictures; and pictures that would give themselves away."""
+  """Two pictures of several tiles; a prompt without any; and pictures that would give themselves away."""
   configs = {"it": PriorConfig("depth_map", kwargs={"cells": 2})}
   processor = load_processor(write_processor(tmp_path, longest_edge=32), priors=reader_of(configs))
   shot = world.shot_of(frame)
