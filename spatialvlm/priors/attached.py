@@ -1,8 +1,8 @@
 """Priors on a model: fresh ones that change nothing, theirs on disk, and a model without them.
 
-On disk a model's priors are two files beside its adapter or weights: `priors.safetensors`, float32 tensors
+On disk a model's priors are two files beside its adapter or weights: priors.safetensors, float32 tensors
 NAME.PART by the prior's name (`into.kernel` (E, W), `into.bias` (W,), `out.kernel` (W, D)), and
-`priors.json`, {"format": "spatialvlm-priors-1", "priors": {NAME: {"kind": ..., "kwargs": {...}, "missing":
+priors.json, {"format": "spatialvlm-priors-1", "priors": {NAME: {"kind": ..., "kwargs": {...}, "missing":
 ...}}}.
 """
 
