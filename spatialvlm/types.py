@@ -139,8 +139,8 @@ class Example:
     turns: the conversation. Where no prompt holds an `<image>` mark, all images stand before the first
       prompt, as SmolVLM was trained.
     files: names of the images' files, as far as the source knows them: empty, or as many as images.
-    dense: targets over the whole of `images[0]`, (H, W) each, of its pixels or of another even grid, for
-      auxiliary losses. The processor makes them `Extra` arrays of axis "tile"
+    dense: targets over the whole of `images[0]`, (H, W) or (H, W, C) each, of its pixels or of another even
+      grid, for auxiliary losses. The processor makes them `Extra` arrays of axis "tile"
       (`processing.tiling.dense_tiles`).
     facts: gives what is true of its pictures, in words, for teachers that are told; None for nothing.
     geometry: where in `images[0]` stands what it asks about; None where nobody knows.

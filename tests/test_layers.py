@@ -49,7 +49,11 @@ ROOMS = {
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
   "data.sources": room(
+<<<<<<< HEAD
     "types config mixture processing worlds fields.posed shots",
+=======
+    "types config mixture processing worlds fields fields.posed",
+>>>>>>> 8765474 (Image tokens learn what a field knows of their places; branches shown apart; a published field beside ours)
     "numpy PIL datasets huggingface_hub pyarrow h5py",
   ),
   "data.augment": room("types config shots", "numpy PIL"),
@@ -105,7 +109,7 @@ ROOMS["configs"] = room("types config worlds")
 ROOMS["benchmarks"] = Room(
   PARTS | {"launch", "configs", "benchmarks"},
   room(
-    packages="jax flax optax numpy safetensors ml_dtypes PIL matplotlib torch transformers peft mujoco"
+    packages="jax flax optax numpy safetensors ml_dtypes PIL matplotlib torch nerf transformers peft mujoco"
   ).packages,
 )
 # The most that one room may be of the package.

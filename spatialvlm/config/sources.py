@@ -225,6 +225,9 @@ class PosedConfig:
     size: number of questions, 0 for no end.
     depth_size: pixels of the square of `depth` that examples bring for losses, over the whole picture; that
       of the scenes beside them (`ScenesConfig.image_size`). 0 for none.
+    field: the `field.safetensors` of these pictures, whose descriptors examples then bring as `field`, for a
+      loss of kind "field_features"; empty for none.
+    field_size: cells along a side of that map, a multiple of a tile's image tokens along a side.
     seed: of the questions.
   """
 
@@ -237,6 +240,8 @@ class PosedConfig:
   ask: Literal["Depth", "Metres"] = "Depth"
   margin: float = 0.15
   depth_size: int = 384
+  field: str = ""
+  field_size: int = 48
   size: int = 0
   seed: int = 0
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from spatialvlm.data.inspect import Inspection, Seen
+from spatialvlm.types import PICTURES
 
 if TYPE_CHECKING:
   from spatialvlm.processing.processor import Encoded, Processor
@@ -36,7 +37,8 @@ td, th { padding: .1em .8em .1em 0; text-align: left; vertical-align: top; }
 .tokens span { border-radius: 3px; padding: 1px 0; box-shadow: inset -1px 0 0 #0002; }
 .prompt { background: #eceff1; } .image { background: #bbdefb; padding: 1px 6px !important; }
 .special { background: #eceff1; color: #90a4ae; } .answer { background: #a5d6a7; }
-.wrong { background: #ef5350; color: white; }
+.wrong { background: #ef5350; color: white; } .false { background: #ffcc80; }
+.against { color: #666; font-size: 12px; margin: .4em 0 0; }
 .row { display: flex; background: #eceff1; margin: 2px 0; font-size: 11px; line-height: 1.8; }
 .row span { background: #a5d6a7; box-shadow: inset -1px 0 0 #0006; overflow: hidden; white-space: nowrap; }
 rect { fill: #78909c; } text { font-size: 10px; fill: #555; }
@@ -44,7 +46,8 @@ rect { fill: #78909c; } text { font-size: 10px; fill: #555; }
 
 _LEGEND = """<p class="tokens"><span class="prompt">prompt: read, not learned</span>  <span
 class="image">image tokens</span>  <span class="special">special token</span>  <span
-class="answer">answer: learned</span>  <span class="wrong">learned, but no answer: refused</span></p>"""
+class="answer">answer: learned</span>  <span class="false">set against it: wrong, or behind a rearranged
+picture</span>  <span class="wrong">learned, but no answer: refused</span></p>"""
 
 
 def page(inspections: Sequence[Inspection], processor: Processor, title: str) -> str:
@@ -122,7 +125,9 @@ def _sample(seen: Seen, processor: Processor) -> str:
       f"{e.prefix} in the bidirectional prefix" if e.prefix else "",
     ]
     body = f"<div class='tiles'>{_tiles(e.tiles, processor)}</div>"
-    body += f"<div class='tokens'>{_tokens(e, seen.wrong, processor)}</div>"
+    own = e.branches[0].start if e.branches else len(e.tokens)
+    body += f"<div class='tokens'>{_tokens(e, seen.wrong, processor, range(own))}</div>"
+    body += _branches(e, seen.wrong, processor)
   if seen.bucket is not None:
     about.append(f"bucket {seen.bucket}".replace("x", " x "))
   problem = f"<div class='problem'>refused: {_text(seen.problem)}</div>" if seen.problem else ""
@@ -144,13 +149,42 @@ def _tiles(tiles: np.ndarray, processor: Processor) -> str:
   return "".join(images)
 
 
-def _tokens(encoded: Encoded, wrong: np.ndarray, processor: Processor) -> str:
-  """The tokens in order; neighbouring image tokens of one role as a single mark with their number."""
+def _branches(encoded: Encoded, wrong: np.ndarray, processor: Processor) -> str:
+  """What stands behind the row and is set against each other (`types.Branches`), a line each, by question."""
+  parts, before = [], None
+  for branch in encoded.branches:
+    pictures = branch.group >= PICTURES
+    if branch.group != before:
+      what = "pictures set against each other" if pictures else f"answers to question {branch.group + 1}"
+      parts.append(f"<div class='against'>{what}; the first is right</div>")
+    places = range(branch.start, branch.stop)
+    counted = places[-branch.count :]
+    kind = "false" if branch.group == before else "answer"
+    shown = _tokens(encoded, wrong, processor, places, {at: kind for at in counted})
+    parts.append(f"<div class='tokens'>{shown}</div>")
+    before = branch.group
+  return "".join(parts)
+
+
+def _tokens(
+  encoded: Encoded,
+  wrong: np.ndarray,
+  processor: Processor,
+  places: Sequence[int],
+  kinds: Mapping[int, str] | None = None,
+) -> str:
+  """The tokens at these places; neighbouring image tokens of one role as a single mark with their number.
+
+  `kinds`: roles of some of them, in the place of what the row's loss says.
+  """
+  kinds = kinds or {}
   image_id = processor.layout.image_token_id
   special = {i for i, token in processor.tokenizer.get_added_tokens_decoder().items() if token.special}
 
   def role(at: int) -> str:
     token = int(encoded.tokens[at])
+    if at in kinds:
+      return kinds[at]
     if token == image_id:
       return "wrong image" if wrong[at] else "image"
     if encoded.loss_mask[at]:
@@ -158,13 +192,13 @@ def _tokens(encoded: Encoded, wrong: np.ndarray, processor: Processor) -> str:
     return "special" if token in special else "prompt"
 
   parts = []
-  for kind, run in groupby(range(len(encoded.tokens)), role):
-    places = list(run)
+  for kind, run in groupby(places, role):
+    found = list(run)
     if "image" in kind:
-      parts.append(f"<span class='{kind}' title='positions {places[0]} to {places[-1]}'>")
-      parts.append(f"image x {len(places)}</span>")
+      parts.append(f"<span class='{kind}' title='positions {found[0]} to {found[-1]}'>")
+      parts.append(f"image x {len(found)}</span>")
       continue
-    for at in places:
+    for at in found:
       token = int(encoded.tokens[at])
       text = processor.decode([token], skip_special_tokens=False)
       shown = _text(text).replace("\n", "⏎\n")

@@ -55,6 +55,25 @@ class Field:
       written=self.config.depth,
     )
 
+  def described(self, camera: Camera, depth: np.ndarray, side: int) -> np.ndarray:
+    """What the field says of the surface that a camera sees: float32 (side, side, `grid.DESCRIPTORS`).
+
+    Each cell of an even grid over the picture has the descriptor (`grid.descriptors`) of the point that the
+    pixel in its middle shows, NaN where no depth is known there. Of one point it is the same from every
+    camera.
+
+    Args:
+      depth: (H, W) metres along the optical axis, as the camera sees it, 0 for none.
+    """
+    rows, columns = (
+      np.minimum(((np.arange(side) + 0.5) * n / side).astype(int), n - 1) for n in camera.size[::-1]
+    )
+    at = (rows[:, None] * camera.size[0] + columns).ravel()
+    z = depth.ravel()[at]
+    points = camera.pose[:3, 3].astype(np.float32) + directions(camera)[at] * z[:, None]
+    found = np.asarray(_describer(self.space)(self.params, points))
+    return np.where(z[:, None] > 0, found, np.nan).reshape(side, side, -1).astype(np.float32)
+
   def save(self, path: pathlib.Path) -> None:
     """Writes one safetensors file that `load` reads; errors as `workdir.write_bytes`."""
     about = {"config": json.dumps(to_dict(self.config)), "space": json.dumps(dataclasses.asdict(self.space))}
@@ -90,6 +109,11 @@ def _follower(config: FieldConfig, space: grid.Space):
     return seen.colour, seen.expected, seen.median, seen.opacity
 
   return follow
+
+
+@functools.lru_cache(maxsize=4)
+def _describer(space: grid.Space):
+  return jax.jit(lambda params, points: grid.descriptors(params, grid.drawn_together(points, space)))
 
 
 def load(path: pathlib.Path | str) -> Field:

@@ -23,6 +23,8 @@ Params = dict[str, Any]
 # Of the planes' axes: which two coordinates each plane has.
 _PAIRS = ((0, 1), (0, 2), (1, 2))
 _GEOMETRY, _HARMONICS = 15, 9
+# Numbers of a point's descriptor.
+DESCRIPTORS = 1 + _GEOMETRY
 # Densities above e^_HIGHEST of one radius are all opaque; it keeps the exponential finite.
 _HIGHEST = 12.0
 
@@ -92,9 +94,16 @@ def features(params: Params, u_P3: jax.Array) -> jax.Array:
   return jnp.concatenate(levels, -1)
 
 
+def descriptors(params: Params, u_P3: jax.Array) -> jax.Array:
+  """(P, DESCRIPTORS) what the first network makes of points of the unit cube: the logarithm of their density,
+  and what the second one needs for colours, from whatever side they are seen.
+  """
+  return jax.nn.relu(features(params, u_P3) @ params["density"][0]) @ params["density"][1]
+
+
 def density_and_colour(params: Params, u_P3: jax.Array, harmonics_P9: jax.Array):
   """(P,) density of a length of one radius, and (P, 3) colour from 0 to 1."""
-  hidden = jax.nn.relu(features(params, u_P3) @ params["density"][0]) @ params["density"][1]
+  hidden = descriptors(params, u_P3)
   x = jnp.concatenate([hidden[:, 1:], harmonics_P9], -1)
   for matrix in params["colour"][:-1]:
     x = jax.nn.relu(x @ matrix)

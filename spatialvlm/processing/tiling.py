@@ -49,13 +49,13 @@ class TileOptions:
 
 
 def dense_tiles(maps: Mapping[str, np.ndarray], counts: Sequence[int]) -> dict[str, Extra]:
-  """Maps of an example's first image as arrays of axis "tile", (I, H, W), over the tiles of all its images.
+  """Maps of an example's first image as arrays of axis "tile", (I, H, W, ...), over the tiles of all images.
 
   A map stands at the image's global view, which is the last of its tiles; all other tiles hold
   `types.missing_value`.
 
   Args:
-    maps: by name, (H, W) each.
+    maps: by name, (H, W) or (H, W, C) each.
     counts: how many tiles each image became.
 
   Raises:

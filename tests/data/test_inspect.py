@@ -204,3 +204,25 @@ def test_rows_that_training_leaves_out_are_counted_and_named(config, processor, 
   assert "left out (data.bad_rows=skip): 2 rows\n  left out t[1]: row 1: cut <short>" in said
   html = inspect_page.page([found], processor, "a page")
   assert "2 rows are left out" in html and "<li>t[2]: row 2: cut &lt;short&gt;</li>" in html
+
+
+def test_what_is_set_against_each_other_is_shown_apart(processor, monkeypatch):
+  """The row ends where its branches begin; each of these is a line, the right one first."""
+  turns = (Turn("Is it red?", "yes", ("no",)), Turn("Which?", "it"))
+  example = Example((PICTURE,), turns, id="r", rearranged=(PICTURE[::-1],))
+  rows = type("Rows", (), {"__len__": lambda self: 1, "__getitem__": lambda self, index: example})
+  monkeypatch.setitem(registry.KINDS, "skills", registry.Kind(examples=lambda c: rows()))
+  config = DataConfig(sources={"t": SkillsConfig()}, lengths=(128,), tiles=(2,), targets=8, workers=0)
+  (found,) = inspect.inspect_data(config, processor, 1, scan=1, show=1)
+  html = inspect_page.page([found], processor, "a page").partition("class='sample'")[2]
+  own, *against = html.split("<div class='against'>")
+  assert own.count("class='answer'") >= 2 and "class='false'" not in own
+  assert [part.partition(";")[0] for part in against] == [
+    "answers to question 1",
+    "pictures set against each other",
+  ]
+  for part in against:
+    right, false = part.split("<div class='tokens'>")[1:]
+    assert "class='answer'" in right and "class='false'" not in right
+    assert "class='false'" in false and "class='answer'" not in false
+  assert "image x" in against[1].split("<div class='tokens'>")[2] and html.count("<img") == 2

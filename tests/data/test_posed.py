@@ -1,5 +1,6 @@
 """Questions about posed pictures with depth: answers are those of the depth, and the rule is balanced."""
 
+import dataclasses
 import json
 import warnings
 
@@ -8,7 +9,8 @@ import pytest
 
 from spatialvlm.config import PosedConfig
 from spatialvlm.data.sources import registry
-from spatialvlm.fields import written
+from spatialvlm.fields import field as field_lib
+from spatialvlm.fields import fit, grid, written
 from spatialvlm.fields.posed import transforms
 from spatialvlm.mixture import ENDLESS
 from spatialvlm.types import Note, UserError
@@ -81,6 +83,26 @@ def test_how_far_a_place_is(place):
   np.testing.assert_array_equal(registry.open_source(config)[7].images[0], examples[7].images[0])
   with pytest.raises(UserError, match="Metres has no options"):
     registry.open_questions(config)
+
+
+def test_what_a_field_says_of_the_pictures(place, tmp_path):
+  space = grid.Space((0.0, 0.0, 0.0), 4.0, 0.5, 20.0, 6.0)
+  field = field_lib.Field(fit.start(support.TINY).params, support.TINY, space)
+  field.save(tmp_path / "field.safetensors")
+  config = PosedConfig(
+    path=str(place), depth_size=0, field=str(tmp_path / "field.safetensors"), field_size=12
+  )
+  examples = registry.open_source(dataclasses.replace(config, ask="Metres"))
+  maps = {e.files[0]: e.dense["field"] for e in map(examples.__getitem__, range(24))}
+  assert len(maps) == 3 and {m.shape for m in maps.values()} == {(12, 12, grid.DESCRIPTORS)}
+  every = np.concatenate([m.reshape(-1, grid.DESCRIPTORS) for m in maps.values()])
+  np.testing.assert_allclose(every.mean(0), 0, atol=1e-3)
+  np.testing.assert_allclose(every.std(0), 1, atol=1e-3)
+  assert "field" in registry.open_source(config)[0].dense
+  with pytest.raises(UserError, match="cannot be read"):
+    registry.open_source(dataclasses.replace(config, field=str(tmp_path / "none.safetensors")))
+  with pytest.raises(UserError, match="field_size: 0 cells"):
+    registry.open_source(dataclasses.replace(config, field_size=0))
 
 
 def test_folders_that_hold_no_such_places(place, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from spatialvlm.fields import field as field_lib
-from spatialvlm.fields import fit, metrics, report, run
+from spatialvlm.fields import fit, grid, metrics, report, run
 from spatialvlm.fields.posed.cameras import directions
 from spatialvlm.types import UserError
 from tests.fields import support
@@ -42,6 +42,27 @@ def test_held_out_views_are_learned(parts, kept):
   fresh = field_lib.Field(fit.start(support.TINY).params, support.TINY, space)
   before = report.measured(held, [fresh.render(v.camera) for v in held], fitted, 0)
   assert before["psnr"][report.FIELD]["mean"] < found["psnr"][report.CONSTANT]["mean"]
+
+
+def test_a_point_is_described_alike_from_every_side(parts, kept):
+  """Of the ball's analytic surface: two cameras that see one point find one descriptor there."""
+  _, _, space = parts
+  field = field_lib.Field(kept[1].params, support.TINY, space)
+  seen = {}
+  for n, view in enumerate(support.ball(8)):
+    found = field.described(view.camera, view.depth, 16)
+    assert found.shape == (16, 16, grid.DESCRIPTORS) and found.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(found).any(-1), view.depth == 0)
+    points = view.camera.pose[:3, 3] + directions(view.camera) * view.depth.reshape(-1, 1)
+    for point, said in zip(points, found.reshape(-1, grid.DESCRIPTORS), strict=True):
+      if not np.isnan(said[0]):
+        seen.setdefault(tuple(np.rint(point * 8).astype(int)), []).append((n, said))
+  several = [cell for cell in seen.values() if len({n for n, _ in cell}) > 1]
+  within = np.mean([np.var([said for _, said in cell], axis=0).mean() for cell in several])
+  whole = np.var([said for cell in seen.values() for _, said in cell], axis=0).mean()
+  assert len(several) > 40 and within < 0.25 * whole
+  coarse = field.described(view.camera, view.depth, 4)
+  np.testing.assert_array_equal(coarse, found[2::4, 2::4])
 
 
 def test_continued_is_uninterrupted_to_the_bit(parts, kept, tmp_path):

@@ -26,11 +26,6 @@ SETTINGS = dict(width=8, upsample=2, farthest=50.0)
 
 
 @pytest.fixture(scope="module")
-def vlm():
-  return support.build()
-
-
-@pytest.fixture(scope="module")
 def batch():
   """Two pictures of 16 pixels; of the first the upper left is sky, of the second a part says nothing."""
   depth = np.random.default_rng(0).uniform(1, 6, (2, 16, 16)).astype(np.float32)

@@ -18,11 +18,6 @@ from tests.peft import support
 
 
 @pytest.fixture(scope="module")
-def vlm():
-  return support.build()
-
-
-@pytest.fixture(scope="module")
 def batch():
   """Two pictures of 16 pixels; of the first the upper left is sky, of the second a part is far away."""
   depth = np.random.default_rng(0).uniform(1, 6, (2, 16, 16)).astype(np.float32)

@@ -70,6 +70,7 @@ class Posed:
     self.config = config
     if not self.views:
       raise UserError(f"{config.path}: no picture has depth, which is what is asked for")
+    self._described = _described(config, self.views) if config.field else {}
 
   def __len__(self) -> int:
     return self.config.size or ENDLESS
@@ -77,7 +78,8 @@ class Posed:
   def dense(self, view: View) -> dict[str, np.ndarray]:
     """The maps that an example about a view brings."""
     side = self.config.depth_size
-    return {"depth": sampled(view.depth, (side, side))} if side else {}
+    maps = {"depth": sampled(view.depth, (side, side))} if side else {}
+    return maps | ({"field": self._described[view.file]} if self._described else {})
 
 
 class PosedQuestions(Sequence[Question]):
@@ -244,6 +246,23 @@ def _shot(view: View) -> Shot:
   width, height = view.camera.size
   camera = view.camera
   return in_pixels((height, width), camera.focal, camera.middle, pose=camera.pose, depth=lambda: view.depth)
+
+
+def _described(config: PosedConfig, views: Sequence[View]) -> dict[str, np.ndarray]:
+  """By file, what the field says of what is seen, each number with a mean of 0 and a deviation of 1 over all.
+
+  Raises:
+    UserError: no field, a damaged one, or a size that is none.
+  """
+  from spatialvlm.fields import field as field_lib  # which needs a compiler
+
+  if config.field_size < 1:
+    raise UserError(f"posed: field_size: {config.field_size} cells; use 1 or more")
+  field = field_lib.load(config.field)
+  found = {view.file: field.described(view.camera, view.depth, config.field_size) for view in views}
+  whole = np.concatenate([values.reshape(-1, values.shape[-1]) for values in found.values()])
+  mean, deviation = np.nanmean(whole, 0), np.nanstd(whole, 0)
+  return {file: (values - mean) / np.maximum(deviation, 1e-6) for file, values in found.items()}
 
 
 def _depth(patch: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from spatialvlm.training.objectives.depth_probe import DepthProbe
 from spatialvlm.training.objectives.distil import Distil
 from spatialvlm.training.objectives.distil_hidden import DistilHidden
 from spatialvlm.training.objectives.distil_relations import DistilRelations
+from spatialvlm.training.objectives.field_features import FieldFeatures
 from spatialvlm.training.objectives.grpo import Grpo
 from spatialvlm.training.objectives.objective import Metrics, Models, Objective, Other
 from spatialvlm.training.objectives.words import Words
@@ -34,6 +35,7 @@ __all__ = [
   "Distil",
   "DistilHidden",
   "DistilRelations",
+  "FieldFeatures",
   "Grpo",
   "Metrics",
   "Models",
@@ -63,6 +65,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "words": Words,
   "depth_probe": DepthProbe,
   "dense_depth": DenseDepth,
+  "field_features": FieldFeatures,
   "grpo": Grpo,
   "contrast": Contrast,
 }
