@@ -49,11 +49,7 @@ ROOMS = {
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
   "data.sources": room(
-<<<<<<< HEAD
-    "types config mixture processing worlds fields.posed shots",
-=======
-    "types config mixture processing worlds fields fields.posed",
->>>>>>> 8765474 (Image tokens learn what a field knows of their places; branches shown apart; a published field beside ours)
+    "types config mixture processing worlds fields fields.posed shots",
     "numpy PIL datasets huggingface_hub pyarrow h5py",
   ),
   "data.augment": room("types config shots", "numpy PIL"),
