@@ -1,6 +1,7 @@
 """Writes a model for others: `python launch/export.py --model=RUN_OR_FOLDER --to=merged --out=FOLDER`.
 
-`--to=merged` writes a checkpoint for transformers, adapters merged; `--to=adapter` a PEFT folder. `--model`
+`--to=merged` writes a checkpoint for transformers, adapters merged; `--to=adapter` a PEFT folder; `--to=gguf`
+files for llama.cpp, in `--numbers=q8_0`, or `--numbers=q4_0,embedding=q8_0,mmproj=f16` by parts. `--model`
 names a model's or adapter's folder or hub id, a training run's workdir or one of its checkpoints;
 `--adapter` lays a PEFT folder over it; several, each with a `--weight`, are added into one.
 """
@@ -23,7 +24,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "a model's or adapter's folder or hub id, or a training run's workdir")
 flags.DEFINE_multi_string("adapter", [], "PEFT folder that is put on the model; may be given several times")
 flags.DEFINE_multi_float("weight", [], "of each --adapter in the sum of all; below 0 subtracts")
-flags.DEFINE_string("to", None, "what is written: merged, adapter or plain-lora")
+flags.DEFINE_string("to", None, "what is written: merged, adapter, plain-lora, gguf or gguf-lora")
+flags.DEFINE_string(
+  "numbers", "", "of gguf: f32, f16, bf16, q8_0, q5_0, q4_0..., also by part; empty for f16"
+)
 flags.DEFINE_string("out", None, "folder that is written; it must be new or empty")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the base's weights; adapters are float32")
 
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
   from spatialvlm.training import runs
 
   out = pathlib.Path(FLAGS.out).expanduser()
-  exporter = export.named(FLAGS.to)  # what is wrong here is told before a model is loaded
+  exporter, _ = export.named(FLAGS.to, FLAGS.numbers)  # what is wrong here is told before a model is loaded
   export.check_empty(out)
   only = adapters[0] if adapters and not summed else None
   found = runs.find(ModelConfig(path=FLAGS.model, dtype=FLAGS.dtype), only)
@@ -58,7 +62,8 @@ def main(arguments: Sequence[str]) -> None:
       name: sum(w for a, w in zip(adapters, weights, strict=True) if a == name) for name in several.names
     }
     vlm = several.add(totals, "sum")
-  export.export(export.Exportable(vlm, found.base, found.folder), FLAGS.to, out)
+  model = export.Exportable(vlm, found.base, found.folder, found.trained)
+  export.export(model, FLAGS.to, out, FLAGS.numbers)
   print(f"{found.name}: {exporter.what}: {out}")
 
 

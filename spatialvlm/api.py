@@ -50,6 +50,7 @@ def load_vlm(
   longest_edge: int | None = None,
   split_images: bool | None = None,
   enlarge: bool = True,
+  layout: str = "own",
   quantize: str | None = None,
   quantize_block: int | None = None,
   quantize_double: bool | None = None,
@@ -66,7 +67,7 @@ def load_vlm(
     mesh: devices to shard the model over: a mesh, or its sizes such as `{"fsdp": 4}`.
     revision: of a hub repository.
     attention: "xla", "blocked", or "cudnn" on a GPU in bfloat16, as of `models.execution.Execution`.
-    max_tiles, longest_edge, split_images, enlarge: the processor's tile budget, as in `load_processor`.
+    max_tiles, longest_edge, split_images, enlarge, layout: how images are cut, as in `load_processor`.
     quantize, quantize_block, quantize_double, quantize_target: keep kernels in few bits, as `ModelConfig` has
       it: "nf4" or "int8". A training run's workdir brings its own.
 
@@ -94,6 +95,7 @@ def load_vlm(
     "longest_edge": longest_edge,
     "split_images": split_images,
     "enlarge": enlarge,
+    "layout": layout,
   }
   options["priors"] = priors.reader_of(found.priors)
   return LoadedVlm(found.load(mesh), found.folder, found.base, mesh, options)

@@ -38,6 +38,7 @@ class Found:
     load: puts the model on a mesh (None: the default device).
     identity: what the names stood for: hashes of everything that `load` reads.
     priors: those that the model has, by name, for its processor.
+    trained: of a training run, the settings of its model, among them how it was shown pictures.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Found:
   load: Callable[[Mesh | None], Vlm]
   identity: Callable[[], dict[str, Any]]
   priors: Mapping[str, PriorConfig] = dataclasses.field(default_factory=dict)
+  trained: ModelConfig | None = None
 
 
 def find(model: ModelConfig, adapter: str | None = None) -> Found:

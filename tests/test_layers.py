@@ -54,7 +54,7 @@ ROOMS = {
   ),
   "data.augment": room("types config shots", "numpy PIL"),
   "data": room("types config mixture processing worlds data.sources data.augment", "jax numpy PIL grain"),
-  "export": room(f"{MODEL} hub peft priors"),
+  "export": room(f"{MODEL} hub peft priors processing", "flax numpy"),
   "loading": room(f"{MODEL} hub peft priors quantise", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
   "wheels": room("types workdir hub", "numpy onnx"),

@@ -41,6 +41,8 @@ class ModelConfig:
     split_images: false: one tile an image; None for the checkpoint's own choice. PaliGemma never splits.
     enlarge: false: a small image is not enlarged to more tiles than it fills by itself. The published models
       were trained with true. SmolVLM alone enlarges.
+    layout: whose way of cutting pictures and laying out prompts: "own", the checkpoint's; "mtmd", that of
+      llama.cpp, which a model written as GGUF will be shown (docs/edge.md).
     encoders: folders or hub ids of vision encoders that take the place of the model's own, joined by channels
       in this order behind a fresh connector; "own" is the model's own. Empty: the model as it is.
     encoder_size: with `encoders`: side of a tile in pixels; 0 for the one nearest to the model's (of a
@@ -72,6 +74,7 @@ class ModelConfig:
   longest_edge: int | None = None
   split_images: bool | None = None
   enlarge: bool = True
+  layout: str = "own"
   encoders: tuple[str, ...] = ()
   encoder_size: int = 0
   connector: Literal["linear", "mlp", "smolvlm"] = "mlp"
@@ -86,7 +89,7 @@ class ModelConfig:
   @property
   def tiling(self) -> dict[str, Any]:
     """How images are cut, as keyword arguments of `processing.processor.load_processor`."""
-    names = ("max_tiles", "longest_edge", "split_images", "enlarge")
+    names = ("max_tiles", "longest_edge", "split_images", "enlarge", "layout")
     return {name: getattr(self, name) for name in names}
 
 

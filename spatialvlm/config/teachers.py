@@ -25,7 +25,7 @@ class TeacherConfig:
       it is told what is true of the pictures, `{depth}` where it is told how far their parts are, as far as
       the data says.
     plain: it is shown pictures as they are where `data.augment` changes those of the model.
-    max_tiles, longest_edge, split_images: how it is shown pictures, as of `ModelConfig`.
+    max_tiles, longest_edge, split_images, layout: how it is shown pictures, as of `ModelConfig`.
     cache: folder of what it finds likeliest at every answer's tokens, which `launch/teach.py` fills; the run
       then reads that, and loads no teacher.
     top: with `cache`: how many tokens of each position.
@@ -41,5 +41,6 @@ class TeacherConfig:
   max_tiles: int | None = None
   longest_edge: int | None = None
   split_images: bool | None = None
+  layout: str | None = None
   cache: str | None = None
   top: int = 64

@@ -5,22 +5,16 @@
 
 - `why_not(vlm)`: one line that says why this model has no such form, None where it has; costs nothing, so
   that it can be asked before a training run begins.
-- `write(model, folder)`: writes the form into `folder`, whole or not at all, beside what else lies there;
-what
+- `write(model, folder)`: writes the form into `folder`, whole or not at all, beside what else lies there; what
   a model's priors are lies beside it, as two files of their own (`priors`).
+- `numbers(text)`, where there is a choice: what a user says of the numbers that are written; its result is
+  `model.numbers`.
 
-`export` is for a user's command: it refuses a folder that holds anything. A further form (GGUF, ONNX) is one
-file here and one line in the table.
+`export` is for a user's command: it refuses a folder that holds anything. A further form (ONNX) is one file
+here and one line in the table.
 """
 
-from spatialvlm.export.exporters import (
-  AFTER_TRAINING,
-  EXPORTERS,
-  Exportable,
-  Exporter,
-  check_empty,
-  export,
-  named,
-)
+from spatialvlm.export.exporter import Exportable, Exporter
+from spatialvlm.export.exporters import AFTER_TRAINING, EXPORTERS, check_empty, export, named
 
 __all__ = ["AFTER_TRAINING", "EXPORTERS", "Exportable", "Exporter", "check_empty", "export", "named"]

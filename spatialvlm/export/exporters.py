@@ -5,50 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from spatialvlm import hub, peft, priors
 from spatialvlm.config import nearest
 from spatialvlm.core.quantised import formats
+from spatialvlm.export import gguf, gguf_lora
+from spatialvlm.export.exporter import Exportable, Exporter, no_merging
 from spatialvlm.hub import contents
+from spatialvlm.hub.gguf import numbers as gguf_numbers
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Exportable:
-  """A model with what an exporter needs to know of its origin.
-
-  Attributes:
-    vlm: with or without an adapter.
-    base: hub id or path of the base, as others should find it.
-    folder: the base's local folder, with the files of its processor.
-  """
-
-  vlm: Vlm
-  base: str
-  folder: Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Exporter:
-  """One form of a model; the contract stands at the head of this room.
-
-  Attributes:
-    what: the form in a few words, for help and errors.
-  """
-
-  what: str
-  why_not: Callable[[Vlm], str | None]
-  write: Callable[[Exportable, Path], Path]
-
-
 def _no_adapter(vlm: Vlm) -> str | None:
   return None if peft.carries(vlm) else "the model carries no adapter; --to=merged writes the whole model"
-
-
-def _no_merging(vlm: Vlm) -> str | None:
-  names = [name for name in peft.carries(vlm) if not peft.METHODS[name].mergeable]
-  return f"an adapter of method {names[0]!r} cannot be merged; --to=adapter writes it" if names else None
 
 
 def _merged(model: Exportable, folder: Path) -> Path:
@@ -87,23 +58,39 @@ EXPORTERS: dict[str, Exporter] = {
   ),
   "merged": Exporter(
     "a checkpoint with adapters merged, which transformers loads",
-    _no_merging,
+    no_merging,
     _merged,
+  ),
+  "gguf": Exporter(
+    "GGUF files for llama.cpp, language and eyes (mmproj) apart, adapters merged",
+    gguf.why_not,
+    gguf.write,
+    gguf_numbers.parse,
+  ),
+  "gguf-lora": Exporter(
+    "the decoder's LoRA as a GGUF adapter, which llama.cpp lays over its base",
+    gguf_lora.why_not,
+    gguf_lora.write,
+    gguf_numbers.parse,
   ),
 }
 # Exporter -> its folder in the workdir of a run.
 AFTER_TRAINING = {"adapter": "adapter", "merged": "model"}
 
 
-def named(name: str) -> Exporter:
-  """The exporter of a name.
+def named(name: str, numbers: str = "") -> tuple[Exporter, Any]:
+  """The exporter of a name, and what it makes of a user's words on numbers.
 
   Raises:
-    UserError: there is none; the nearest is named.
+    UserError: there is none (the nearest is named), or no such numbers.
   """
   if name not in EXPORTERS:
     raise UserError(f"--to={name}: no such form; {nearest(name, EXPORTERS)}")
-  return EXPORTERS[name]
+  exporter = EXPORTERS[name]
+  if exporter.numbers is None and numbers:
+    others = ", ".join(other for other, found in EXPORTERS.items() if found.numbers)
+    raise UserError(f"--numbers={numbers}: belongs to --to={others}, not to --to={name}; leave it out")
+  return exporter, exporter.numbers(numbers) if exporter.numbers else None
 
 
 def check_empty(folder: Path) -> None:
@@ -112,15 +99,18 @@ def check_empty(folder: Path) -> None:
     raise UserError(f"{folder}: already holds something; name a new folder")
 
 
-def export(model: Exportable, name: str, folder: str | Path) -> Path:
+def export(model: Exportable, name: str, folder: str | Path, numbers: str = "") -> Path:
   """Writes one form of a model into a folder that is not there yet, or empty.
 
+  Args:
+    numbers: a user's words on the numbers that it is written in, of forms that have a choice.
+
   Raises:
-    UserError: an unknown form, one that this model does not have, a folder that holds something, or a full
-      disk; nothing half-written stays.
+    UserError: an unknown form or numbers, a form that this model does not have, a folder that holds
+      something, or a full disk; nothing half-written stays.
   """
-  exporter, folder = named(name), Path(folder).expanduser()
+  (exporter, said), folder = named(name, numbers), Path(folder).expanduser()
   check_empty(folder)
   if why := exporter.why_not(model.vlm):
     raise UserError(why)
-  return exporter.write(model, folder)
+  return exporter.write(dataclasses.replace(model, numbers=said), folder)

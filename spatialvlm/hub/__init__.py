@@ -2,7 +2,7 @@
 
 `resolve` (a folder or a hub id to a local folder), `contents` (what a folder holds), `load`, `save`,
 `assemble` (a folder with other encoders), `rules` (names and layouts of tensors), `tensors` (safetensors,
-one at a time), `gguf_folder` (a GGUF file as a folder) with `gguf_file`, `gguf_models`, `gguf_words`.
+one at a time), `gguf` (GGUF files, read and written).
 
 Contracts:
 

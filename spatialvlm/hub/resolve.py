@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from spatialvlm import config, shipped
-from spatialvlm.hub import foreign, gguf_file, gguf_folder, gguf_models
+from spatialvlm.hub import foreign
+from spatialvlm.hub.gguf import file as gguf_file
+from spatialvlm.hub.gguf import folder as gguf_folder
+from spatialvlm.hub.gguf import models as gguf_models
 from spatialvlm.hub.tensors import Entry, read_header
 from spatialvlm.types import UserError
 
@@ -22,7 +25,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
   """A local folder: the named one, a model that ships with the project, or a hub repository's snapshot.
 
-  A GGUF file, or a folder with one and no other weights, becomes a folder (`gguf_folder`). A folder that is
+  A GGUF file, or a folder with one and no other weights, becomes a folder (`gguf.folder`). A folder that is
   there comes first. Then those that ship with the project, from anywhere: by the path that
   they have in a checkout (`checkpoints/smolvlm-tiny`), or by name alone (`smolvlm-tiny`). Anything else is a
   hub id, downloaded where it is not cached; only safetensors, JSON, text and chat templates are fetched: no

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from spatialvlm.config import read_json
-from spatialvlm.processing import arrays, prompts
+from spatialvlm.processing import arrays, layouts, prompts
 from spatialvlm.processing import images as image_lib
 from spatialvlm.processing import processor_files as files
 from spatialvlm.processing.branches import branched, in_tiles
@@ -375,6 +375,7 @@ def load_processor(
   longest_edge: int | None = None,
   split_images: bool | None = None,
   enlarge: bool = True,
+  layout: str = layouts.OWN,
   max_length: int | None = None,
   reserved: int = 0,
   priors: Callable[[int], Priors] | None = None,
@@ -390,6 +391,7 @@ def load_processor(
   Args:
     max_tiles, longest_edge, split_images, enlarge: the tile budget, see `tiling.TileOptions`; None for the
       checkpoint's own.
+    layout: a key of `layouts.LAYOUTS`; "mtmd" is llama.cpp's.
     max_length: longest sequence; None for the checkpoint's own.
     reserved: places of it that a soft prompt takes.
     priors: gives what reads priors, of the number of image tokens of a tile; None for none.
@@ -403,8 +405,8 @@ def load_processor(
     raise UserError(f"{folder}: no such folder; pass a checkpoint in Hugging Face's format")
   found = Files.read(folder)
   family, kind = family_of(found)
-  options = TileOptions(max_tiles, longest_edge, split_images, enlarge)
-  tiler = family.tiler(found.inner, str(folder), options, kind)
+  options = TileOptions(max_tiles, longest_edge, split_images, enlarge, layout)
+  tiler = layouts.laid_out(layout, family.tiler(found.inner, str(folder), options, kind), str(folder))
   tokenizer = files.tokenizer(folder)
   settings = read_json(folder / "tokenizer_config.json")
   names = files.special_tokens(folder, settings)

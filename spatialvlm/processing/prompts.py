@@ -170,7 +170,7 @@ class ChatTemplate:
     """
     self.source = source
     self.where = where
-    self._tokens = dict(tokens or {})
+    self.tokens = dict(tokens or {})
     environment = ImmutableSandboxedEnvironment(
       trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
@@ -203,7 +203,7 @@ class ChatTemplate:
         tools=None,
         documents=None,
         add_generation_prompt=add_generation_prompt,
-        **self._tokens,
+        **self.tokens,
       )
     except TemplateError as error:
       raise UserError(f"{self.where}: the chat template fails on this conversation: {error}") from error

@@ -40,12 +40,14 @@ class TileOptions:
     longest_edge: in pixels, of the first resize. Idefics3's tiles alone have one.
     split_images: false: the global view alone.
     enlarge: false: a small image is not enlarged to more tiles than it fills. Idefics3's tiles alone.
+    layout: a key of `layouts.LAYOUTS`: whose way of cutting it is.
   """
 
   max_tiles: int | None = None
   longest_edge: int | None = None
   split_images: bool | None = None
   enlarge: bool = True
+  layout: str = "own"
 
 
 def dense_tiles(maps: Mapping[str, np.ndarray], counts: Sequence[int]) -> dict[str, Extra]:

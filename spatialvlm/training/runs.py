@@ -49,6 +49,7 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
   config = from_stored(_read(workdir / workdir_lib.CONFIG_FILE), RunConfig)
   if config.stages:
     return _find_stage(workdir, config, model)
+  trained = config.model
   config = dataclasses.replace(config, model=_model(config.model, model))
   step = _step(workdir, config, chosen)
   try:
@@ -68,6 +69,7 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
     load=lambda mesh: _load(workdir, config, step, mesh),
     identity=lambda: base | {"run": _identity(workdir / CHECKPOINTS / str(step), step)},
     priors=config.priors,
+    trained=trained,
   )
 
 

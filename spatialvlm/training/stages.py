@@ -118,7 +118,7 @@ def split(config: RunConfig, workdir: pathlib.Path) -> list[tuple[str, RunConfig
 
 def _after(model: ModelConfig, folder: pathlib.Path) -> ModelConfig:
   """The model that a stage exported, with the run's numbers and image settings."""
-  kept = ("dtype", "attention", "max_tiles", "longest_edge", "split_images", "enlarge", "seed")
+  kept = ("dtype", "attention", "max_tiles", "longest_edge", "split_images", "enlarge", "layout", "seed")
   return ModelConfig(path=str(folder), **{name: getattr(model, name) for name in kept})
 
 

@@ -39,7 +39,7 @@ from spatialvlm.types import UserError
 # average of the model in training.
 BASE, EMA = "base", "ema"
 _OF_A_FOLDER = ("revision", "adapter", "dtype", "mesh")
-_TILING = ("max_tiles", "longest_edge", "split_images")
+_TILING = ("max_tiles", "longest_edge", "split_images", "layout")
 
 
 @dataclasses.dataclass(frozen=True)

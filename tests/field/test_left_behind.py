@@ -12,7 +12,8 @@ from PIL import Image
 from spatialvlm.config import CVBenchConfig, HFConfig, LlavaConfig, read_json
 from spatialvlm.data.sources.cvbench_files import write_cvbench
 from spatialvlm.data.sources.registry import open_questions, open_source
-from spatialvlm.hub import gguf_file, tensors
+from spatialvlm.hub import tensors
+from spatialvlm.hub.gguf import file as gguf_file
 from spatialvlm.processing import processor_files
 from spatialvlm.types import Note, Question, UserError
 

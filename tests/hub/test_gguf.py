@@ -11,7 +11,10 @@ from tokenizers import Tokenizer
 
 import spatialvlm
 from spatialvlm import hub
-from spatialvlm.hub import gguf_file, gguf_folder, gguf_models, gguf_words
+from spatialvlm.hub.gguf import file as gguf_file
+from spatialvlm.hub.gguf import folder as gguf_folder
+from spatialvlm.hub.gguf import models as gguf_models
+from spatialvlm.hub.gguf import words as gguf_words
 from spatialvlm.hub.resolve import read_entries, resolve, weight_files
 from spatialvlm.types import UserError
 from tests import tiny_gguf, tiny_language
@@ -384,7 +387,7 @@ def test_versions_byte_order_and_other_files(file, tmp_path):
 
 def test_the_library_is_asked_for_by_name(file, monkeypatch):
   monkeypatch.setitem(sys.modules, "gguf", None)
-  with pytest.raises(UserError, match=r'needs the gguf library: pip install "spatialvlm\[gguf\]"'):
+  with pytest.raises(UserError, match=r'GGUF needs the gguf library: pip install "spatialvlm\[gguf\]"'):
     resolve(file)
 
 

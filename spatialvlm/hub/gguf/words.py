@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from spatialvlm.hub.gguf_file import Header
+from spatialvlm.hub.gguf.file import Header
 from spatialvlm.types import UserError
 
 _AT = "tokenizer.ggml."

@@ -96,8 +96,8 @@ class GgufEntry(Entry):
     return tensor if self.undo is None else self.undo(tensor)
 
 
-def library(file: Path) -> ModuleType:
-  """The `gguf` package.
+def library(file: Path | str = "--to=gguf") -> ModuleType:
+  """The `gguf` package; `file` is what wants it, for errors.
 
   Raises:
     UserError: it is not installed.
@@ -106,7 +106,7 @@ def library(file: Path) -> ModuleType:
     import gguf
   except ImportError:
     raise UserError(
-      f'{file}: reading GGUF needs the gguf library: pip install "spatialvlm[gguf]" (or pip install gguf)'
+      f'{file}: GGUF needs the gguf library: pip install "spatialvlm[gguf]" (or pip install gguf)'
     ) from None
   return gguf
 

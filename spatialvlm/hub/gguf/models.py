@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialvlm.hub.gguf_file import PLAIN, GgufEntry, Header
+from spatialvlm.hub.gguf.file import PLAIN, GgufEntry, Header
 from spatialvlm.types import UserError
 
 Change = Callable[[np.ndarray], np.ndarray]

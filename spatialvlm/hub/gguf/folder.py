@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 from spatialvlm import caches
-from spatialvlm.hub import gguf_models, gguf_words
-from spatialvlm.hub.gguf_file import read_header
+from spatialvlm.hub.gguf import models, words
+from spatialvlm.hub.gguf.file import read_header
 from spatialvlm.types import UserError
 
 LINK = "model.gguf"
@@ -52,7 +52,7 @@ def folder_of(file: Path) -> Path:
   Its name comes from the file's place and header, so a file that is replaced gets another.
 
   Raises:
-    UserError: a file that is not read (see `gguf_file`, `gguf_models`, `gguf_words`), or a full disk; nothing
+    UserError: a file that is not read (see `file`, `models`, `words`), or a full disk; nothing
       is left then.
   """
   stat = file.stat()
@@ -70,9 +70,9 @@ def _made(file: Path) -> Path:
   folder = _cache() / f"{file.stem}-{digest.hexdigest()[:16]}"
   if (folder / "config.json").is_file():
     return folder
-  config = gguf_models.config_json(header)
-  gguf_models.entries(header)
-  written = gguf_words.files(header, config["max_position_embeddings"])
+  config = models.config_json(header)
+  models.entries(header)
+  written = words.files(header, config["max_position_embeddings"])
   ids = written["generation_config.json"]
   written["config.json"] = config | {key: value for key, value in ids.items()}
   _write(folder, written, place)
