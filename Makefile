@@ -80,5 +80,5 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 
 $(VENV)/.installed-oracle: $(VENV)/.installed-dev
 	$(PIP) torch==2.13.0 $(TORCH_PIP_ARGS)
-	$(PIP) "peft>=0.18" "bitsandbytes>=0.49"
+	$(PIP) "peft>=0.18" "bitsandbytes>=0.49" "xllamacpp>=2026.10.11549"
 	@touch $@

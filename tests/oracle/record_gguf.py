@@ -3,8 +3,8 @@
   python -m tests.oracle.record_gguf LLAMA_CPP    (in the root of the project)
 
 LLAMA_CPP is a folder with `convert_hf_to_gguf.py` and `gguf-py`, as a checkout or the source package of
-llama-cpp-python (below `vendor/llama.cpp`) has it. The converter knows vocabularies by hashes and refuses those
-of tests: the name that it would find is put there. Of long values hashes are kept.
+llama-cpp-python (below `vendor/llama.cpp`) has it. The converter knows vocabularies by hashes and refuses
+those of tests: the name that it would find is put there. Of long values hashes are kept.
 """
 
 from __future__ import annotations

@@ -115,6 +115,7 @@ def encode(values: np.ndarray, kind: str) -> np.ndarray:
   if kind == "F32":
     return plain
   if kind == "F16":
-    return plain.astype(np.float16)
+    with np.errstate(over="ignore"):  # an infinity, which the writer refuses by the tensor's name
+      return plain.astype(np.float16)
   gguf = library()
   return gguf.quants.quantize(plain, gguf.GGMLQuantizationType[kind])

@@ -90,8 +90,10 @@ class Picture:
 
 def _idefics3_why_not(config: VlmConfig) -> str | None:
   block = config.vision.block
-  if block.activation != "gelu_tanh":
+  if block.activation not in ("gelu_tanh", "gelu"):
     return f"mtmd's Idefics3 tower computes gelu, not {block.activation}"
+  if config.connector.factor < 2:
+    return "mtmd's Idefics3 joins squares of patches, 2 x 2 at least, and stops at a scale_factor of 1"
   return None
 
 

@@ -1,0 +1,110 @@
+"""Exported files within llama.cpp itself (xllamacpp), beside our own model in the layout of its pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import spatialvlm
+from spatialvlm import export, hub, peft
+from spatialvlm.config import ModelConfig, PeftConfig
+from tests import tiny_edge
+from tests.oracle.llama_server import MARKER, serving
+
+pytest.importorskip("xllamacpp", reason="xllamacpp is not installed (pip install 'spatialvlm[edge]')")
+
+ASKED = "Which object is closer to the camera, the red box or the blue box?"
+TILE = tiny_edge.TILE
+SIZES = ((TILE, TILE), (20, 11), (2 * TILE, 50), (TILE, 3 * TILE))
+
+
+def picture(height: int, width: int) -> np.ndarray:
+  noise = np.random.default_rng(height * width).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+  return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write(folder: Path, vlm, out: Path, numbers: str, to: str = "gguf", **trained) -> Path:
+  settings = ModelConfig(str(folder), layout="mtmd", **trained)
+  return export.export(export.Exportable(vlm, str(folder), folder, settings), to, out, numbers)
+
+
+def compare(client, vlm, sizes=SIZES, most: float = 0.05, gap: float = 0.1) -> None:
+  """Prompts, numbers of tokens, the first token's log-probabilities, greedy tokens but where two are near."""
+  processor, vocabulary = vlm.processor, vlm.model.config.text.vocab_size
+  for size in sizes:
+    image = picture(*size)
+    parts = [{"type": "image"}, {"type": "text", "text": ASKED}]
+    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    assert client.template(image, ASKED) == text.replace(processor.format.mark, MARKER)
+    got = client.complete(text.replace(processor.format.mark, MARKER), [image], 8, vocabulary)
+    arrays = processor(text=text.replace(processor.format.mark, "<image>"), images=[image])
+    prompt = arrays["input_ids"].shape[1]
+    assert got["prompt"] == prompt, size
+    ids = np.concatenate([arrays["input_ids"], [got["tokens"]]], 1)
+    logits = np.asarray(vlm.logits(**arrays | {"input_ids": ids, "attention_mask": np.ones_like(ids)}))[0]
+    logits = logits[prompt - 1 : -1].astype(np.float64)
+    known = np.array(list(got["first"]))
+    theirs = np.array(list(got["first"].values()))
+    ours = logits[0][known]
+    near = theirs > -50  # beyond, a server writes the least number for all
+    difference = (theirs - theirs.max() - (ours - ours.max()))[near]
+    assert np.abs(difference).max() < most < ours.std(), size
+    for step, token in zip(logits, got["tokens"], strict=True):
+      assert step[token] > step.max() - gap, size
+
+
+@pytest.mark.parametrize("numbers", ["f32", "f16"])
+@pytest.mark.parametrize(("kind", "edge"), [("smolvlm", TILE), ("smolvlm", 2 * TILE), ("internvl", None)])
+def test_models(kind, edge, numbers, tmp_path):
+  """SmolVLM's single tile and its grids; InternVL's small and large pictures, and its positions."""
+  folder = tiny_edge.write(kind, tmp_path / kind)
+  options = {"longest_edge": edge} if edge else {}
+  out = write(folder, hub.load_model(folder), tmp_path / "out", numbers, **options)
+  with serving(out / "language.gguf", out / "mmproj.gguf") as client:
+    compare(client, spatialvlm.load_vlm(folder, layout="mtmd", **options))
+
+
+def test_a_blocks_cost_is_small(tmp_path):
+  folder = tiny_edge.write("smolvlm", tmp_path / "smolvlm")
+  out = write(folder, hub.load_model(folder), tmp_path / "out", "q8_0")
+  with serving(out / "language.gguf", out / "mmproj.gguf") as client:
+    compare(client, spatialvlm.load_vlm(folder, layout="mtmd"), SIZES[:1], most=0.3, gap=0.3)
+
+
+def test_an_adapter_over_its_base(tmp_path):
+  """LoRA scaled by the root of its rank, in the decoder and in the eyes: adapter and mmproj over the base."""
+  folder = tiny_edge.write("smolvlm", tmp_path / "smolvlm")
+  base = hub.load_model(folder)
+  plain = write(folder, base, tmp_path / "base", "f32")
+  adapted = nnx.clone(base)
+  options = {"rank": 4, "alpha": 6.0, "rslora": True}
+  peft.apply(adapted, PeftConfig(target=r".*\.(q_proj|v_proj|down_proj|proj)", options=options), peft.Given())
+  rng = np.random.default_rng(0)
+  for _, variable in nnx.iter_graph(adapted):
+    if isinstance(variable, peft.AdapterParam):
+      variable[...] = np.asarray(0.1 * rng.normal(size=variable.shape), np.float32)
+  out = write(folder, adapted, tmp_path / "lora", "f32", to="gguf-lora")
+  hub.save_model(peft.merge(adapted), tmp_path / "merged", folder)
+  vlm = spatialvlm.load_vlm(tmp_path / "merged", layout="mtmd")
+  with serving(plain / "language.gguf", out / "mmproj.gguf", out / "adapter.gguf") as client:
+    compare(client, vlm, SIZES[:2])
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_language_models(kind, tmp_path):
+  folder = tiny_edge.write(kind, tmp_path / kind)
+  model = export.Exportable(hub.load_model(folder), str(folder), folder)
+  out = export.export(model, "gguf", tmp_path / "out", "f32")
+  vlm = spatialvlm.load_vlm(folder)
+  text = vlm.processor.apply_chat_template([{"role": "user", "content": ASKED}], add_generation_prompt=True)
+  with serving(out / "language.gguf") as client:
+    assert client.template(None, ASKED) == text
+    tokens = client.post("/tokenize", content=text, parse_special=True)["tokens"]
+    assert tokens == list(vlm.processor.word_ids(text))
+    got = client.complete(text, [], 4, vlm.model.config.text.vocab_size)
+  ours = np.asarray(vlm.logits([tokens]))[0, -1]
+  theirs = np.array([got["first"].get(i, -np.inf) for i in range(len(ours))])
+  near = theirs > -50
+  assert np.abs(theirs - theirs.max() - (ours - ours.max()))[near].max() < 0.05 and near.sum() > 300
