@@ -96,8 +96,8 @@ def load_vlm(
     "split_images": split_images,
     "enlarge": enlarge,
     "layout": layout,
+    "priors": priors.reader_of(found.priors),
   }
-  options["priors"] = priors.reader_of(found.priors)
   return LoadedVlm(found.load(mesh), found.folder, found.base, mesh, options)
 
 

@@ -5,8 +5,8 @@
 
 - `why_not(vlm)`: one line that says why this model has no such form, None where it has; costs nothing, so
   that it can be asked before a training run begins.
-- `write(model, folder)`: writes the form into `folder`, whole or not at all, beside what else lies there; what
-  a model's priors are lies beside it, as two files of their own (`priors`).
+- `write(model, folder)`: writes the form into `folder`, whole or not at all, beside what else lies there;
+  what a model's priors are lies beside it, as two files of their own (`priors`).
 - `numbers(text)`, where there is a choice: what a user says of the numbers that are written; its result is
   `model.numbers`.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from spatialvlm import peft
+from spatialvlm import peft, priors
 from spatialvlm.export import gguf
 from spatialvlm.export.exporter import Exportable, no_merging
 from spatialvlm.hub import contents, rules
