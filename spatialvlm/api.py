@@ -74,8 +74,7 @@ def load_vlm(
   Raises:
     UserError: the model cannot be found or read, or does not fit its config.
   """
-  if mesh is not None and not isinstance(mesh, Mesh):
-    mesh = make_mesh(mesh)
+  mesh = mesh if mesh is None or isinstance(mesh, Mesh) else make_mesh(mesh)
   if not (quantize_target is None or isinstance(quantize_target, str)):
     quantize_target = tuple(quantize_target)
   found = runs.find(
