@@ -133,7 +133,7 @@ def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
     peft.check_layers(abstract, run.peft)
     processor = load_processor(folder, **told.reads(run), **built.tiling)
     if frozen_vision.for_certain(run.train):
-      frozen_vision.apart(run.train, _trained(config, run.peft, processor.word_ids), terms)
+      frozen_vision.apart(run.train, _trained(config, run, processor.word_ids), terms)
     one_run.check_data(run, terms)
     asked = teachers.find(dataclasses.replace(run, model=model), terms, config, processor)
     objectives.meet(terms, {name: teacher.other for name, teacher in asked.items()})
@@ -144,9 +144,11 @@ def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
     raise UserError(f"config.stages.{stage}: {error}") from None
 
 
-def _trained(config: VlmConfig, settings: PeftConfig, words: Callable) -> list[str]:
+def _trained(config: VlmConfig, run: RunConfig, words: Callable) -> list[str]:
   """Names of the parameters that a method trains, as `state.Split` has them; no array is made."""
   given = peft.Given(words)
-  vlm = nnx.eval_shape(lambda: peft.apply(Vlm(config, rngs=nnx.Rngs(0)), settings, given))
-  _, trained, _ = nnx.split(vlm, peft.trainable_filter(vlm, settings), ...)
+  vlm = nnx.eval_shape(lambda: peft.apply(Vlm(config, rngs=nnx.Rngs(0)), run.peft, given))
+  # Priors may be all that is trained.
+  chosen = peft.Trained if run.priors else peft.trainable_filter(vlm, run.peft)
+  _, trained, _ = nnx.split(vlm, chosen, ...)
   return [".".join(map(str, path)) for path, _ in trained.flat_state()]

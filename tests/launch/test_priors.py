@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 
 import spatialvlm
 from spatialvlm import cli, loading, priors
-from spatialvlm.config import ModelConfig, RunConfig
+from spatialvlm.config import ModelConfig, PeftConfig, RunConfig
 from spatialvlm.data import pipeline
 from spatialvlm.data.sources.registry import open_source
 from spatialvlm.processing.processor import load_processor
@@ -147,6 +147,7 @@ def test_without_them_the_first_step_is_the_same_and_the_next_is_not(trained, tm
 
 
 def test_a_run_goes_on_from_them_and_only_with_them(trained, tmp_path):
+  """With nothing trained beside them, too."""
   config, workdir, _ = trained
   before = ModelConfig(str(workdir / "model"))
   none = dataclasses.replace(config, model=before, priors={})
@@ -155,8 +156,10 @@ def test_a_run_goes_on_from_them_and_only_with_them(trained, tmp_path):
   assert not (tmp_path / "none").exists()
   train = dataclasses.replace(config.train, steps=1, validate_every=1, checkpoint_every=0)
   slow = dataclasses.replace(config.optim, learning_rate=1e-12)
-  again = dataclasses.replace(config, model=before, train=train, optim=slow)
-  one_run.train(again, tmp_path / "w")
+  alone = PeftConfig(method="none", target="")
+  again = dataclasses.replace(config, model=before, peft=alone, train=train, optim=slow)
+  summary = one_run.train(again, tmp_path / "w")
+  assert [*summary["exported"]] == ["model"] and (tmp_path / "w" / "model" / "priors.json").is_file()
   np.testing.assert_allclose(
     losses(tmp_path / "w", "validation/loss")[-1], losses(workdir, "validation/loss")[-1], rtol=1e-4
   )
