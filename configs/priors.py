@@ -5,7 +5,7 @@
 
 train the adapters of `configs/lora.py` on its questions with one of `spatialvlm.priors.PRIORS`, several
 joined by +, or none (docs/priors.md). Afterwards the questions are asked again with the prior taken away,
-and with that of another picture: both are blind runs of the prior. `configs/priors.py:500m,prior=rays` is
+with that of another picture, and with the prior alone. `configs/priors.py:500m,prior=rays` is
 the same on SmolVLM-500M, for one GPU.
 """
 
@@ -16,7 +16,7 @@ from spatialvlm.configs import lora
 from spatialvlm.types import UserError
 
 KINDS = ("rays", "depth_map", "normal_map", "positions")
-CONTROLS = ("no_prior", "other_prior")
+CONTROLS = ("no_prior", "other_prior", "prior_alone")
 STEPS = {"tiny": 400, "500m": 2000}
 
 

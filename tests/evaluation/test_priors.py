@@ -29,7 +29,7 @@ CONFIGS = {
 SCORE = ScoreConfig(
   batch_size=4,
   protocols=("native", "options"),
-  controls=("grey", "other_image", "flip", "no_prior", "other_prior"),
+  controls=("grey", "other_image", "flip", "no_prior", "other_prior", "prior_alone"),
   lengths=(192,),
   tiles=(5,),
   pool_tiles=40,
@@ -91,6 +91,8 @@ def test_every_pass_is_told_what_it_should(result, questions, letters):
     )
     own = letters(question, question.shots)
     close("sighted", own)
+    grey = tuple(map(controls.grey, question.images))
+    close("prior_alone", letters(question, question.shots, grey))
     close("other_prior", letters(question, donor(questions, i).shots))
     if row.task != "Relation":
       mirrored = tuple(map(shot_lib.mirrored, question.shots))

@@ -73,7 +73,7 @@ def test_priors_by_name_or_none(name):
   read = lambda said: cli.load(f"priors:{name},prior={said}", [], RunConfig)
   both, none = read("rays+depth_map"), read("none")
   assert {k: p.kind for k, p in both.priors.items()} == {"rays": "rays", "depth_map": "depth_map"}
-  assert both.eval.controls == ("no_prior", "other_prior") and not none.priors and not none.eval.controls
+  assert both.eval.controls == priors_recipe.CONTROLS and not none.priors and not none.eval.controls
   assert dataclasses.replace(both, priors={}, eval=none.eval) == none  # an ablation by one setting
   priors.make_priors(both.priors)
   assert set(priors_recipe.KINDS) == set(priors.PRIORS)

@@ -181,9 +181,10 @@ class Asker:
     own = Shown(image, question.images, question.shots) if self._prompter.sees else None
     if condition == "circular":
       return controls.rotated(question, shift), own, {}
-    if condition == "grey":
-      shapes = (shown.shape for shown in question.images)
-      return question, Shown(("grey", *shapes), question.images, treat=controls.grey, blind=True), {}
+    if condition in ("grey", "prior_alone"):
+      key = ("grey", *(shown.shape for shown in question.images))
+      blind = condition == "grey"
+      return question, Shown(key, question.images, question.shots, controls.grey, blind), {}
     if condition == "no_image":
       return question, None, {}
     if condition == "other_image":

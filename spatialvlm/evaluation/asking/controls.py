@@ -22,13 +22,14 @@ CONTROLS = {
   "flip": "the images mirrored left to right; in Relation left and right answers swap",
   "no_prior": "the images without what priors say of them",
   "other_prior": "the images with the shots of another question of the same task: its camera, its maps",
+  "prior_alone": "uniform grey images with what priors say of the own ones",
 }
 BLIND = ("grey", "no_image", "other_image")
 # Of these it is told what is lost without what they take away.
-GAPS = (*BLIND, "no_prior", "other_prior")
+GAPS = (*BLIND, "no_prior", "other_prior", "prior_alone")
 # Those that take something of another question.
 DONATED = frozenset({"other_image", "other_prior"})
-_OF_PRIORS = ("no_prior", "other_prior")
+_OF_PRIORS = ("no_prior", "other_prior", "prior_alone")
 
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
