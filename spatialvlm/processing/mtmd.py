@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -47,6 +48,8 @@ class MtmdGrid(Idefics3Tiler):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MtmdCrops(CropTiler):
   """mtmd's InternVL: of all grids that which leaves most of the pixels, and wastes the least room."""
+
+  even: ClassVar[bool] = False
 
   @property
   def most_tiles(self) -> int:

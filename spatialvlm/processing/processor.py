@@ -24,7 +24,15 @@ from spatialvlm.processing.branches import branched, in_tiles
 from spatialvlm.processing.encoded import Encoded
 from spatialvlm.processing.expansion import Expander
 from spatialvlm.processing.processor_family import Files, family_of
-from spatialvlm.processing.tiling import Priors, TileOptions, Tiler, Tiles, dense_tiles, prior_tiles
+from spatialvlm.processing.tiling import (
+  Priors,
+  TileOptions,
+  Tiler,
+  Tiles,
+  dense_tiles,
+  prior_reader,
+  prior_tiles,
+)
 from spatialvlm.types import IMAGE_MARK, LETTERS, Example, ImageLayout, PixelTable, Shot, Turn, UserError
 
 
@@ -75,9 +83,13 @@ class Processor:
     self.end_id = self._expand.end_id
 
   def with_priors(self, priors: Callable[[int], Priors] | None) -> Processor:
-    """The processor with other readers of priors, as `load_processor` takes them."""
+    """The processor with other readers of priors, as `load_processor` takes them.
+
+    Raises:
+      UserError: as the readers themselves; tiles of which nobody knows what they show.
+    """
     other = copy.copy(self)
-    other.priors = None if priors is None else priors(self.tokens_per_tile)
+    other.priors = prior_reader(priors, self.tiler, self.tokens_per_tile)
     return other
 
   @property
@@ -433,8 +445,7 @@ def load_processor(
     padding_side=settings.get("padding_side", family.padding_side),
     where=str(folder),
   )
-  if priors is not None:
-    processor.priors = priors(processor.tokens_per_tile)
+  processor = processor.with_priors(priors)
   expected = found.config.get("image_token_id", found.config.get("image_token_index"))
   if expected not in (None, processor.image_id) and prompt_format.mark:
     raise UserError(

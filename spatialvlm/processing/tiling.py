@@ -8,7 +8,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
@@ -77,6 +77,22 @@ def dense_tiles(maps: Mapping[str, np.ndarray], counts: Sequence[int]) -> dict[s
 Priors = Callable[..., Mapping[str, np.ndarray]]
 
 
+def prior_reader(make: Callable[[int], Priors] | None, tiler: Any, tokens_per_tile: int) -> Priors | None:
+  """What reads priors of pictures that a tiler cuts; None where there are none.
+
+  Raises:
+    UserError: as `make`; tiles of which nobody knows what they show.
+  """
+  if make is None:
+    return None
+  if not getattr(tiler, "even", True):
+    raise UserError(
+      "config.priors: pictures are laid into borders before they are cut (model.layout), so that nobody knows"
+      " what a tile shows; leave one of the two out"
+    )
+  return make(tokens_per_tile)
+
+
 def prior_tiles(
   priors: Priors | None, shots: Sequence[Shot], cut: Sequence[Tiles], name: str
 ) -> dict[str, Extra]:
@@ -100,10 +116,12 @@ class Tiler(Protocol):
   Attributes:
     tile_size: side S of a tile in pixels.
     max_tiles: the tile budget of an image, the global view counted; None for no limit.
+    even: whether each tile of a grid shows an even part of the picture, which was stretched over it.
   """
 
   tile_size: int
   max_tiles: int | None
+  even: ClassVar[bool] = True
 
   @property
   def most_tiles(self) -> int:
@@ -133,6 +151,7 @@ class Normaliser:
     mean, std: of each channel, subtracted and divided by; None for neither.
   """
 
+  even: ClassVar[bool] = True
   tile_size: int
   max_tiles: int | None = None
   resample: int = int(Image.Resampling.BICUBIC)
