@@ -24,15 +24,7 @@ from spatialvlm.processing.branches import branched, in_tiles
 from spatialvlm.processing.encoded import Encoded
 from spatialvlm.processing.expansion import Expander
 from spatialvlm.processing.processor_family import Files, family_of
-from spatialvlm.processing.tiling import (
-  Priors,
-  TileOptions,
-  Tiler,
-  Tiles,
-  dense_tiles,
-  prior_reader,
-  prior_tiles,
-)
+from spatialvlm.processing.tiling import Priors, TileOptions, Tiler, Tiles
 from spatialvlm.types import IMAGE_MARK, LETTERS, Example, ImageLayout, PixelTable, Shot, Turn, UserError
 
 
@@ -83,13 +75,9 @@ class Processor:
     self.end_id = self._expand.end_id
 
   def with_priors(self, priors: Callable[[int], Priors] | None) -> Processor:
-    """The processor with other readers of priors, as `load_processor` takes them.
-
-    Raises:
-      UserError: as the readers themselves; tiles of which nobody knows what they show.
-    """
+    """The processor with other readers of priors, as `load_processor` takes them; errors as there."""
     other = copy.copy(self)
-    other.priors = prior_reader(priors, self.tiler, self.tokens_per_tile)
+    other.priors = tiling.prior_reader(priors, self.tiler, self.tokens_per_tile)
     return other
 
   @property
@@ -363,8 +351,8 @@ class Processor:
       id=example.id,
       task=example.task,
       source=example.source,
-      extra=dense_tiles(example.dense, [len(t.pixels) for t in cut])
-      | (prior_tiles(self.priors, example.shots, cut, name) if with_pixels else {}),
+      extra=tiling.dense_tiles(example.dense, [len(t.pixels) for t in cut])
+      | (tiling.prior_tiles(self.priors, example.shots, cut, name) if with_pixels else {}),
       prefix=prefix,
     )
 
