@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from spatialvlm.config import read_json
-from spatialvlm.processing import arrays, layouts, prompts
+from spatialvlm.processing import arrays, layouts, prompts, tiling
 from spatialvlm.processing import images as image_lib
 from spatialvlm.processing import processor_files as files
 from spatialvlm.processing.branches import branched, in_tiles
