@@ -12,7 +12,10 @@ from spatialvlm.data.augment.move import moved
 from spatialvlm.data.augment.warp import drawn
 from spatialvlm.data.sources.registry import open_source
 from spatialvlm.priors import PRIORS, Reader, make_priors, reader_of
+from spatialvlm.processing.mtmd import MtmdCrops, MtmdGrid
 from spatialvlm.processing.processor import load_processor
+from spatialvlm.processing.tilers import CropTiler
+from spatialvlm.processing.tiling import prior_reader
 from spatialvlm.types import Example, Shot, Turn, UserError, prior_array
 from spatialvlm.worlds import world
 from tests.tiny_processor import write_processor
@@ -213,3 +216,13 @@ def test_a_processor_brings_them_with_the_tiles_it_cuts(tmp_path, frame):
     processor.encode(one)
   with pytest.raises(UserError, match="1 shots of 2 pictures"):
     processor.encode(dataclasses.replace(example, shots=(shot,)))
+
+
+def test_tiles_in_borders_are_refused():
+  """llama.cpp lays InternVL's pictures into borders; its SmolVLM stretches them, as all others do."""
+  make = reader_of({"it": PriorConfig("rays")})
+  with pytest.raises(UserError, match="nobody knows what a tile shows"):
+    prior_reader(make, MtmdCrops(tile_size=16), 4)
+  for tiler in (MtmdGrid(tile_size=16, longest_edge=32), CropTiler(tile_size=16)):
+    assert prior_reader(make, tiler, 4).priors.keys() == {"it"}
+  assert prior_reader(None, MtmdCrops(tile_size=16), 4) is None
