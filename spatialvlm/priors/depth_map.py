@@ -27,15 +27,17 @@ class DepthMap(Prior):
 
   Attributes:
     cells: places along a side of a token.
+    middle: metres whose feature is 0, those of an ordinary place, so that features lie around it.
   """
 
   cells: int = 4
+  middle: float = 4.0
   needs: ClassVar[tuple[str, ...]] = ("depth",)
 
   def __post_init__(self):
     super().__post_init__()
-    if self.cells < 1:
-      raise UserError("cells must be at least 1")
+    if self.cells < 1 or not self.middle > 0:
+      raise UserError("cells must be at least 1, middle above 0 metres")
 
   @property
   def channels(self) -> int:
@@ -53,5 +55,5 @@ class DepthMap(Prior):
     return found
 
   def embed(self, x_NPC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    values, known = masked(jnp.log(jnp.maximum(x_NPC, 1e-3)))
+    values, known = masked(jnp.log(jnp.maximum(x_NPC, 1e-3) / self.middle))
     return jnp.concatenate([values, known.astype(values.dtype)], -1), known.any(-1)
