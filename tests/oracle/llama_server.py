@@ -47,7 +47,10 @@ class Client:
     return self.post("/apply-template", messages=[{"role": "user", "content": parts}])["prompt"]
 
   def complete(self, prompt: str, images: list[np.ndarray], tokens: int, vocabulary: int) -> dict[str, Any]:
-    """Greedy tokens, the number of the prompt's, and log-probabilities of all first tokens by their ids."""
+    """Greedy tokens, the number of the prompt's, and log-probabilities of all tokens by their ids at one step.
+
+    The step is the first whose token is whole text: a server leaves out those that are a part of a character.
+    """
     said = {"prompt_string": prompt, "multimodal_data": [png(image) for image in images]}
     got = self.post(
       "/completion",
@@ -61,11 +64,12 @@ class Client:
       top_k=1,
       ignore_eos=True,
     )
-    first = got["completion_probabilities"][0]["top_logprobs"]
+    shown = got["completion_probabilities"][0]
     return {
       "tokens": got["tokens"],
       "prompt": got["tokens_evaluated"],
-      "first": {item["id"]: item["logprob"] for item in first},
+      "step": got["tokens"].index(shown["id"]),
+      "logprobs": {item["id"]: item["logprob"] for item in shown["top_logprobs"]},
     }
 
 

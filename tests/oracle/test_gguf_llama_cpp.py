@@ -31,7 +31,7 @@ def write(folder: Path, vlm, out: Path, numbers: str, to: str = "gguf", **traine
 
 
 def compare(client, vlm, sizes=SIZES, most: float = 0.05, gap: float = 0.1) -> None:
-  """Prompts, numbers of tokens, the first token's log-probabilities, greedy tokens but where two are near."""
+  """Prompts, numbers of tokens, log-probabilities of a step, and greedy tokens but where two are near."""
   processor, vocabulary = vlm.processor, vlm.model.config.text.vocab_size
   for size in sizes:
     image = picture(*size)
@@ -45,9 +45,9 @@ def compare(client, vlm, sizes=SIZES, most: float = 0.05, gap: float = 0.1) -> N
     ids = np.concatenate([arrays["input_ids"], [got["tokens"]]], 1)
     logits = np.asarray(vlm.logits(**arrays | {"input_ids": ids, "attention_mask": np.ones_like(ids)}))[0]
     logits = logits[prompt - 1 : -1].astype(np.float64)
-    known = np.array(list(got["first"]))
-    theirs = np.array(list(got["first"].values()))
-    ours = logits[0][known]
+    known = np.array(list(got["logprobs"]))
+    theirs = np.array(list(got["logprobs"].values()))
+    ours = logits[got["step"]][known]
     near = theirs > -50  # beyond, a server writes the least number for all
     difference = (theirs - theirs.max() - (ours - ours.max()))[near]
     assert np.abs(difference).max() < most < ours.std(), size
@@ -104,7 +104,7 @@ def test_language_models(kind, tmp_path):
     tokens = client.post("/tokenize", content=text, parse_special=True)["tokens"]
     assert tokens == list(vlm.processor.word_ids(text))
     got = client.complete(text, [], 4, vlm.model.config.text.vocab_size)
-  ours = np.asarray(vlm.logits([tokens]))[0, -1]
-  theirs = np.array([got["first"].get(i, -np.inf) for i in range(len(ours))])
+  ours = np.asarray(vlm.logits([tokens + got["tokens"]]))[0, len(tokens) - 1 + got["step"]]
+  theirs = np.array([got["logprobs"].get(i, -np.inf) for i in range(len(ours))])
   near = theirs > -50
   assert np.abs(theirs - theirs.max() - (ours - ours.max()))[near].max() < 0.05 and near.sum() > 300
