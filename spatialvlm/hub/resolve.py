@@ -10,9 +10,7 @@ from typing import Any
 
 from spatialvlm import config, shipped
 from spatialvlm.hub import foreign
-from spatialvlm.hub.gguf import file as gguf_file
 from spatialvlm.hub.gguf import folder as gguf_folder
-from spatialvlm.hub.gguf import models as gguf_models
 from spatialvlm.hub.tensors import Entry, read_header
 from spatialvlm.types import UserError
 
@@ -25,11 +23,12 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
   """A local folder: the named one, a model that ships with the project, or a hub repository's snapshot.
 
-  A GGUF file, or a folder with one and no other weights, becomes a folder (`gguf.folder`). A folder that is
-  there comes first. Then those that ship with the project, from anywhere: by the path that
-  they have in a checkout (`checkpoints/smolvlm-tiny`), or by name alone (`smolvlm-tiny`). Anything else is a
-  hub id, downloaded where it is not cached; only safetensors, JSON, text and chat templates are fetched: no
-  pickle, no code. Of a repository of GGUF files one is named behind the id: `owner/name/file.gguf`.
+  A GGUF file, or a folder with one (or one and its eyes) and no other weights, becomes a folder
+  (`gguf.folder`). A folder that is there comes first. Then those that ship with the project, from anywhere:
+  by the path that they have in a checkout (`checkpoints/smolvlm-tiny`), or by name alone (`smolvlm-tiny`).
+  Anything else is a hub id, downloaded where it is not cached; only safetensors, JSON, text and chat
+  templates are fetched: no pickle, no code. Of a repository of GGUF files one is named behind the id:
+  `owner/name/file.gguf`.
 
   Raises:
     UserError: neither a folder nor a hub id that can be reached (or is cached).
@@ -38,7 +37,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
   folder = Path(name).expanduser()
   if folder.is_dir():
     inside = gguf_folder.lies_in(folder)
-    return gguf_folder.folder_of(inside) if inside else folder
+    return gguf_folder.folder_of(inside, gguf_folder.eyes_beside(inside)) if inside else folder
   if folder.is_file() and folder.suffix == ".gguf":
     return gguf_folder.folder_of(folder)
   if folder.exists():
@@ -131,7 +130,8 @@ def weight_files(folder: Path) -> list[Path]:
       raise UserError(f"{index}: names shards that are not there: {', '.join(missing) or 'none at all'}")
     return [folder / name for name in names]
   if (folder / gguf_folder.LINK).is_file():
-    return [folder / gguf_folder.LINK]
+    links = (folder / gguf_folder.LINK, folder / gguf_folder.EYES_LINK)
+    return [link for link in links if link.is_file()]
   pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
   if pickles:
     raise UserError(
@@ -155,7 +155,7 @@ def read_entries(files: list[Path]) -> tuple[dict[str, Entry], list[str]]:
   doubled = []
   for file in files:
     gguf = file.suffix == ".gguf"
-    found = gguf_models.entries(gguf_file.read_header(file)) if gguf else read_header(file)
+    found = gguf_folder.entries(file) if gguf else read_header(file)
     for name, entry in found.items():
       if name in entries:
         doubled.append(name)

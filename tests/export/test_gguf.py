@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import spatialvlm
 from spatialvlm import export, hub, peft
 from spatialvlm.config import ModelConfig, PeftConfig
 from spatialvlm.hub.gguf import file as gguf_file
@@ -97,6 +98,34 @@ def test_what_is_written_is_read(quant, folder, vlm, tmp_path, monkeypatch):
   wanted, got = (np.asarray(call(model, batch)) for model in (vlm, ours))
   most = {"f32": 1e-5, "bf16": 0.05, "q8_0": 0.1, "q5_0": 0.6}[quant]
   assert np.abs(got - wanted).max() <= most < np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "internvl"])
+def test_both_files_of_a_folder_are_the_model_again(kind, tmp_path, monkeypatch):
+  """Image tokens, logits, pixels and prompts; the eyes by themselves belong to no other model."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  folder = tiny_edge.write(kind, tmp_path / kind)
+  out = written(folder, tmp_path / "out", "f32")
+  images = [np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)]
+  arrays, logits = [], []
+  for path in (folder, out):
+    vlm = spatialvlm.load_vlm(path, layout="mtmd")
+    arrays.append(vlm.processor(text="<image>Which object?", images=images))
+    logits.append(vlm.logits(**arrays[-1]))
+    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
+    arrays[-1]["prompt"] = vlm.processor.apply_chat_template(prompt, add_generation_prompt=True)
+  assert arrays[0].keys() == arrays[1].keys()
+  for name, value in arrays[0].items():
+    np.testing.assert_array_equal(value, arrays[1][name])
+  np.testing.assert_array_equal(*logits)
+  other = tiny_edge.write("llama", tmp_path / "other")
+  stranger = written(other, tmp_path / "stranger", "f32")
+  (stranger / "mmproj.gguf").write_bytes((out / "mmproj.gguf").read_bytes())
+  if kind == "internvl":
+    with pytest.raises(UserError, match=r"has no token <IMG_CONTEXT>; it belongs to another"):
+      hub.resolve(stranger)
+  with pytest.raises(UserError, match="a vision tower and projector"):
+    hub.resolve(out / "mmproj.gguf")
 
 
 BAD = {

@@ -47,7 +47,7 @@ class Client:
     return self.post("/apply-template", messages=[{"role": "user", "content": parts}])["prompt"]
 
   def complete(self, prompt: str, images: list[np.ndarray], tokens: int, vocabulary: int) -> dict[str, Any]:
-    """Greedy tokens, the number of the prompt's, and log-probabilities of all tokens by their ids at one step.
+    """Greedy tokens, the number of the prompt's, and log-probabilities of all tokens by ids at one step.
 
     The step is the first whose token is whole text: a server leaves out those that are a part of a character.
     """

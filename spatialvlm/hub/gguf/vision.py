@@ -32,20 +32,20 @@ _BLOCK = {
   "mlp.up_proj": "ffn_up",
   "mlp.down_proj": "ffn_down",
 }
-_TOWER = {
+TOWER = {
   "vision.patch_embed": "v.patch_embd",
   "vision.norm": "v.post_ln",
   **{f"vision.stack.layers.{{i}}.{ours}": f"v.blk.{{i}}.{theirs}" for ours, theirs in _BLOCK.items()},
 }
 # Variables that are no part of a linear layer or norm.
-_ALONE = {
+ALONE = {
   "vision.positions": "v.position_embd.weight",
   "vision.class_token": "v.class_embd",
   "vision.stack.layers.{i}.attn_scale": "v.blk.{i}.ls1.weight",
   "vision.stack.layers.{i}.mlp_scale": "v.blk.{i}.ls2.weight",
 }
 # What mtmd takes where a file does not say it.
-_USUAL_TILES = (1, 12)
+USUAL_TILES = (1, 12)
 _PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
@@ -60,7 +60,7 @@ class Projector:
       alone, F32 otherwise.
     why_not: one line for a tower that mtmd would compute otherwise.
     keys: adds the projector's own keys.
-    changes: what is done to tensors by ggml's names.
+    changes, undo: what is done to tensors by ggml's names, and what takes it back.
   """
 
   name: str
@@ -70,6 +70,7 @@ class Projector:
   why_not: Callable[[VlmConfig], str | None]
   keys: Callable[[Keys, VlmConfig, Picture], None]
   changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] = dataclasses.field(default_factory=dict)
+  undo: Mapping[str, Callable[[np.ndarray], np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _internvl_why_not(config: VlmConfig) -> str | None:
 def _internvl_keys(keys: Keys, config: VlmConfig, picture: Picture) -> None:
   silu = config.vision.block.activation == "silu"
   keys.add_vision_use_silu(True) if silu else keys.add_vision_use_gelu(True)
-  if picture.tiles != _USUAL_TILES:
+  if picture.tiles != USUAL_TILES:
     keys.add_vision_preproc_min_tiles(picture.tiles[0])
     keys.add_vision_preproc_max_tiles(picture.tiles[1])
 
@@ -146,6 +147,7 @@ PROJECTORS: dict[str, Projector] = {
     why_not=_internvl_why_not,
     keys=_internvl_keys,
     changes={"v.position_embd.weight": lambda table: np.roll(table, -1, axis=-2)},
+    undo={"v.position_embd.weight": lambda table: np.roll(table, 1, axis=-2)},
   ),
 }
 _OF_FAMILY = {
@@ -202,7 +204,7 @@ def tensors(vlm: Vlm, said: Numbers) -> list[Out]:
   """
   family = vlm.config.family
   projector = PROJECTORS[_OF_FAMILY[family]]
-  table = _TOWER | dict(projector.connector)
+  table = TOWER | dict(projector.connector)
   parts = tensors_of(vlm.connector, family, "connector.") | tensors_of(vlm.vision, family, "vision.")
   found = []
   for name, tensor in parts.items():
@@ -230,7 +232,7 @@ def to_ggml(path: str, table: Mapping[str, str]) -> str:
   number = re.search(r"\.layers\.(\d+)\.", path)
   general = path if number is None else path.replace(number[0], ".layers.{i}.", 1)
   stem, _, part = general.rpartition(".")
-  found = _ALONE.get(general)
+  found = ALONE.get(general)
   if found is None and stem in table and part in _PARTS:
     found = f"{table[stem]}.{_PARTS[part]}"
   if found is None:
