@@ -1,15 +1,30 @@
 """`launch/field.py` as a user runs it."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from spatialvlm.config import FolderViewsConfig
-from spatialvlm.fields import field, fit, written
+from spatialvlm.config import (
+  DataConfig,
+  FolderViewsConfig,
+  LogConfig,
+  LossConfig,
+  ModelConfig,
+  OptimConfig,
+  PeftConfig,
+  PosedConfig,
+  RunConfig,
+  SceneViewsConfig,
+  TrainConfig,
+)
+from spatialvlm.fields import field, fit, run, written
 from spatialvlm.fields.posed import folder, transforms
+from spatialvlm.training import one_run
+from spatialvlm.types import UserError
 from tests.fields import support
-from tests.launch import command
+from tests.launch import command, tiny
 
 SETTINGS = {
   "source.number": 3, "source.views": 24, "source.size": 16, "heldout": 6, "steps": 60, "rays": 128,
@@ -54,6 +69,41 @@ def test_a_field_is_fitted_stopped_continued_and_read_again(tmp_path, capfd, mon
   assert again.code == 0 and "finished before" in again.out and command.files(place) == before
   other = typed("--config.seed=1")
   assert other.code == 2 and "other settings (seed: 0, now 1)" in other.err
+
+
+@pytest.mark.slow
+def test_image_tokens_learn_what_a_field_knows(tmp_path):
+  """From a field's folder to an adapter and a head, by configs; without the field the run does not begin."""
+  source = SceneViewsConfig(number=3, views=24, size=16)
+  run.run(
+    dataclasses.replace(support.TINY, source=source, center=(), radius=0.0, near=0.0, far=0.0, steps=20),
+    tmp_path / "room",
+  )
+  tiny.write_model(tmp_path / "model")
+  posed = PosedConfig(
+    path=str(tmp_path / "room"), depth_size=0, field=str(tmp_path / "room" / "field.safetensors")
+  )
+  config = RunConfig(
+    name="room",
+    model=ModelConfig(str(tmp_path / "model"), from_scratch=True),
+    peft=PeftConfig("lora", full=r"model\.connector\..*", options={"rank": 2}),
+    data=DataConfig(sources={"room": posed}, lengths=(1024,), tiles=(1,), workers=1),
+    losses={"answer": LossConfig(), "room": LossConfig("field_features", weight=0.5)},
+    optim=OptimConfig(learning_rate=1e-2, warmup_steps=0),
+    train=TrainConfig(steps=6, batch_size=4, log_every=1, checkpoint_every=0),
+    log=LogConfig(tensorboard=False),
+  )
+  summary = one_run.train(config, tmp_path / "run")
+  assert set(summary["exported"]) == {"adapter", "heads", "model"}
+  assert (tmp_path / "run" / "heads" / "room.json").exists()
+  rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert rows[0]["room/mse"] == pytest.approx(rows[0]["room/mse_of_mean"])  # a fresh head says the mean
+  assert rows[-1]["room/mse"] < rows[-1]["room/mse_of_mean"]
+  without = dataclasses.replace(posed, field="")
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources={"room": without}))
+  with pytest.raises(UserError, match=r"losses\.room: no data source gives the dense target 'field'"):
+    one_run.train(config, tmp_path / "none")
+  assert not (tmp_path / "none").exists()
 
 
 def test_pictures_of_ones_own_with_depth_that_is_learned_from(tmp_path, capfd):

@@ -11,6 +11,7 @@ from flax import nnx
 
 from spatialvlm import hub
 from spatialvlm.config import (
+  AugmentConfig,
   DataConfig,
   LossConfig,
   MeshConfig,
@@ -22,7 +23,7 @@ from spatialvlm.config import (
 )
 from spatialvlm.core import axes
 from spatialvlm.data import batch as batches
-from spatialvlm.data import packing
+from spatialvlm.data import packing, pipeline
 from spatialvlm.data.pipeline import open_questions, open_source
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.processing.processor import load_processor
@@ -227,6 +228,13 @@ def test_what_cannot_be_read_is_refused(processor):
     processor.encode(Example((), (Turn("Is it?", "yes"),), rearranged=(np.zeros((8, 8, 3), np.uint8),)))
   with pytest.raises(UserError, match="temperature must be above 0"):
     objectives.make_objective("contrast", LossConfig("contrast", kwargs={"temperature": 0.0}))
+
+
+def test_changed_pictures_would_be_told_apart(processor):
+  source = SkillsConfig(tasks={"statement": 1.0}, false_pictures=1)
+  config = DataConfig(sources={"said": source}, augment=AugmentConfig(brightness=0.2), lengths=(512,))
+  with pytest.raises(UserError, match=r"said\.false_pictures: not beside config\.data\.augment"):
+    pipeline.training_stream(config, processor, 2)
 
 
 def test_sampled_answers_have_no_wrong_ones_beside_them():
