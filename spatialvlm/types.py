@@ -174,6 +174,7 @@ class Question:
     filename, source_filename: as in the data set; of several images their names, separated by commas.
     asked: what in its image it hangs on, where that is known for certain (`bbox` is a benchmark's own word).
     shots: how each of its images was taken, as many as images; empty where nobody knows.
+    rules: the option that simple rules would take, by their names, where the source knows it.
   """
 
   idx: int
@@ -193,6 +194,7 @@ class Question:
   bbox: tuple[tuple[float, ...], ...] | None = None
   asked: Asked | None = None
   shots: tuple[Shot, ...] = ()
+  rules: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @property
   def source_filenames(self) -> tuple[str, ...]:

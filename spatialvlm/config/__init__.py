@@ -52,6 +52,7 @@ from spatialvlm.config.sources import (
   ScenesConfig,
   SkillsConfig,
   SourceConfig,
+  ViewsConfig,
   called,
 )
 from spatialvlm.config.study import CellConfig, StudyConfig
@@ -89,6 +90,7 @@ __all__ = [
   "StudyConfig",
   "TeacherConfig",
   "TrainConfig",
+  "ViewsConfig",
   "called",
   "check_dtype",
   "fingerprint",

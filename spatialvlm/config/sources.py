@@ -246,8 +246,44 @@ class PosedConfig:
   seed: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class ViewsConfig:
+  """Multiple-choice questions across several pictures of one rendered scene, each from its own camera.
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    tasks: kinds of question (ViewRelation, ViewDepth, CameraMoved, SameObject, TotalCount) that are drawn,
+      with weights; empty for all alike.
+    seed: of the rendered worlds. Held-out worlds have another seed than trained ones.
+    size: number of questions, 0 for no end. With an end what a frozen vision tower makes of them is kept.
+    image_size: pixels of the square images.
+    views: how many pictures a question has, each 2 to 4, in turn.
+    only: number, from 1, of the one picture that is shown, where the others are grey: the control that says
+      whether several were of use. 0 for all.
+  """
+
+  kind: Literal["views"] = "views"
+  weight: float = 1.0
+  tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  seed: int = 0
+  size: int = 0
+  image_size: int = 96
+  views: tuple[int, ...] = (2, 3, 4)
+  only: int = 0
+
+
 # The kinds that a config may name; `config.read` tells them apart by their `kind`.
-SourceConfig = ScenesConfig | SkillsConfig | CVBenchConfig | LlavaConfig | HFConfig | RgbdConfig | PosedConfig
+SourceConfig = (
+  ScenesConfig
+  | SkillsConfig
+  | ViewsConfig
+  | CVBenchConfig
+  | LlavaConfig
+  | HFConfig
+  | RgbdConfig
+  | PosedConfig
+)
 
 
 def called(source: SourceConfig) -> str:

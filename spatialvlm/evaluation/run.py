@@ -140,7 +140,7 @@ def identity(questions: Sequence[Question]) -> dict[str, Any]:
 
 def title(config: EvaluateConfig, model: str) -> str:
   """What was scored on what, as the table is headed."""
-  names = {"cvbench": "CV-Bench", "scenes": "held-out scenes"}
+  names = {"cvbench": "CV-Bench", "scenes": "held-out scenes", "views": "held-out views"}
   data = getattr(config.data, "path", "") or names.get(config.data.kind, config.data.kind)
   if shift := getattr(config.data, "shift", ""):
     data += f", shift {shift!r}"

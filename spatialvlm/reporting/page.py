@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from spatialvlm.reporting.tables import escape
 
@@ -30,6 +30,8 @@ PICTURE_BYTES = 20 * 2**20
 SIZES = ((320, 72), (256, 68), (208, 62), (160, 55))
 # Pictures that say how large the others will be.
 SAMPLE = 48
+# Pixels between two pictures of one question, and above each for its number.
+_GAP, _NUMBER = 6, 14
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 _TITLE = re.compile(r"<title>(.*?)</title>", re.S)
 _PICTURES = re.compile(r'<script type="application/json" id="pictures-data">(.*?)</script>', re.S)
@@ -132,13 +134,16 @@ def page(
 
 
 def embed(
-  images: Iterable[tuple[int, np.ndarray]], count: int = 0, limit: int = PICTURE_BYTES
+  images: Iterable[tuple[int, np.ndarray | Sequence[np.ndarray]]],
+  count: int = 0,
+  limit: int = PICTURE_BYTES,
 ) -> dict[int, str]:
   """Pictures as base64 JPEG by `idx`, of the best of `SIZES` at which all fit in `limit` bytes.
 
   Args:
-    images: (idx, uint8 (H, W, 3)), in an order in which any stretch is like the rest; pictures that are alike
-      count once. Where even the smallest do not fit, the last ones are left out.
+    images: (idx, uint8 (H, W, 3)) or, of a question with several pictures, (idx, all of them), in an order in
+      which any stretch is like the rest; pictures that are alike count once. Where even the smallest do not
+      fit, the last ones are left out.
     count: how many there are; 0 for few.
   """
   rest = iter(images)
@@ -160,20 +165,27 @@ def embed(
   return found
 
 
-def strip(images: Sequence[np.ndarray]) -> np.ndarray:
-  """Several pictures in one, uint8 (H, W, 3): from left to right, apart from each other, on white."""
-  if len(images) == 1:
-    return images[0]
-  height = max(image.shape[0] for image in images)
-  gap = np.full((height, max(height // 20, 1), 3), 255, np.uint8)
-  padded = [np.pad(i, ((0, height - len(i)), (0, 0), (0, 0)), constant_values=255) for i in images]
-  return np.concatenate([part for image in padded for part in (gap, image)][1:], axis=1)
+def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
+  """Several pictures in one, on white: two in a row, each with its number, from 1, above it."""
+  if len(pictures) == 1:
+    return pictures[0]
+  width, height = (max(p.size[axis] for p in pictures) for axis in (0, 1))
+  rows = -(-len(pictures) // 2)
+  found = Image.new("RGB", (2 * width + _GAP, rows * (height + _NUMBER)), "white")
+  draw = ImageDraw.Draw(found)
+  for n, picture in enumerate(pictures):
+    x, y = n % 2 * (width + _GAP), n // 2 * (height + _NUMBER)
+    draw.text((x + 2, y + 1), str(n + 1), fill="black")
+    found.paste(picture, (x, y + _NUMBER))
+  return found
 
 
-def _jpeg(image: np.ndarray, size: tuple[int, int]) -> str:
+def _jpeg(images: np.ndarray | Sequence[np.ndarray], size: tuple[int, int]) -> str:
   edge, quality = size
-  picture = Image.fromarray(image)
-  picture.thumbnail((edge, edge))
+  pictures = [Image.fromarray(i) for i in ([images] if isinstance(images, np.ndarray) else images)]
+  for picture in pictures:
+    picture.thumbnail((edge, edge))
+  picture = sheet(pictures)
   buffer = io.BytesIO()
   picture.save(buffer, "JPEG", quality=quality, optimize=True)
   return base64.b64encode(buffer.getvalue()).decode()

@@ -58,17 +58,26 @@ class Table:
   codes: np.ndarray
   rows: np.ndarray
 
-  def matching(self, digits: Sequence[int]) -> np.ndarray:
-    """The rows whose leading digits are these."""
+  def places(self, digits: Sequence[int]) -> tuple[int, int]:
+    """Where the rows whose leading digits are these begin and end."""
     rest = math.prod(self.radices[len(digits) :])
     first = 0
     for digit, radix in zip(digits, self.radices, strict=False):
       first = first * radix + int(digit)
     low, high = np.searchsorted(self.codes, [first * rest, (first + 1) * rest])
+    return int(low), int(high)
+
+  def matching(self, digits: Sequence[int]) -> np.ndarray:
+    """The rows whose leading digits are these."""
+    low, high = self.places(digits)
     return self.rows[low:high]
 
+  def digits(self, place: int) -> tuple[int, ...]:
+    """All digits of the row that stands there."""
+    return tuple(int(d) for d in np.unravel_index(self.codes[place], self.radices))
 
-def _table(radices: Sequence[int], valid: np.ndarray, digits: Sequence[np.ndarray]) -> Table:
+
+def table(radices: Sequence[int], valid: np.ndarray, digits: Sequence[np.ndarray]) -> Table:
   """Sorts the true entries of `valid` (B, ...) by their digits, each broadcastable to its shape."""
   rows = np.argwhere(valid)
   codes = np.zeros(len(rows), np.int64)
@@ -97,16 +106,19 @@ class Scenes:
     self.radius = np.linalg.norm(pool.layout.scene.half[:, :N], axis=2)
     self.range = np.linalg.norm(self.camera, axis=2)
 
-  def _pairs(self) -> np.ndarray:
+  def pairs(self) -> np.ndarray:
     """(B, N, N): both may be asked about, and their boxes are apart enough to be told apart."""
+    return self.usable[:, :, None] & self.usable[:, None] & self.apart()
+
+  def apart(self) -> np.ndarray:
+    """(B, N, N): boxes of two objects that cover no more of each other than the margin."""
     low = np.maximum(self.low[:, :, None], self.low[:, None])
     high = np.minimum(self.high[:, :, None], self.high[:, None])
     shared = np.maximum(high - low, 0).prod(-1)
     smaller = np.minimum(self.area[:, :, None], self.area[:, None])
-    apart = shared <= self.margins.cover * smaller
-    return self.usable[:, :, None] & self.usable[:, None] & apart & ~np.eye(N, dtype=bool)
+    return (shared <= self.margins.cover * smaller) & ~np.eye(N, dtype=bool)
 
-  def _opinions(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  def opinions(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """For lower edge, bigger box and centre: whether the first of a pair wins, and whether that is clear."""
     m = self.margins
     edge, area, middle = self.high[..., 1], np.log(self.area), -self.off_centre
@@ -122,42 +134,54 @@ class Scenes:
     same = self.color[:, :, None] == self.color[:, None]
     return [same, self.shape[:, :, None], self.shape[:, None]]
 
+  def beside(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B, N, N): whether the first of a pair lies right of (below) the second; whether it is clear."""
+    middle, low, high = self.middle[..., axis], self.low[..., axis], self.high[..., axis]
+    difference = middle[:, :, None] - middle[:, None]
+    shared = np.minimum(high[:, :, None], high[:, None]) - np.maximum(low[:, :, None], low[:, None])
+    extent = self.extent[..., axis]
+    smaller = np.minimum(extent[:, :, None], extent[:, None])
+    sure = (np.abs(difference) >= self.margins.offset) & (shared <= self.margins.overlap * smaller)
+    return difference > 0, sure
+
+  def farther(self) -> tuple[np.ndarray, np.ndarray]:
+    """(B, N, N): whether the first of a pair is the farther from the camera; whether that is clear.
+
+    It is where depths, distances and nearest points agree, the first two by the margin.
+    """
+    z, nearest = self.camera[..., 2], self.range - self.radius
+    farther = z[:, :, None] > z[:, None]
+    sure = (nearest[:, :, None] > nearest[:, None]) == farther
+    for value in (z, self.range):
+      log = np.log(np.maximum(value, 1e-3))
+      difference = log[:, :, None] - log[:, None]
+      sure &= (np.abs(difference) >= math.log(self.margins.depth)) & ((difference > 0) == farther)
+    return farther, sure
+
   def relation(self) -> Table:
     """Digits: axis (0 left/right, 1 above/below), answer (0 left or above), names, opinions (1: first wins).
 
     On above/below the lower edge is what is asked, not a rule: its digit is 0.
     """
-    wins, clear = self._opinions()
-    m = self.margins
+    wins, clear = self.opinions()
     valid, answers = [], []
     for axis in (0, 1):
-      middle, low, high = self.middle[..., axis], self.low[..., axis], self.high[..., axis]
-      difference = middle[:, :, None] - middle[:, None]
-      shared = np.minimum(high[:, :, None], high[:, None]) - np.maximum(low[:, :, None], low[:, None])
-      extent = self.extent[..., axis]
-      smaller = np.minimum(extent[:, :, None], extent[:, None])
-      ok = self._pairs() & (np.abs(difference) >= m.offset) & (shared <= m.overlap * smaller)
-      valid.append(ok & clear[1] & clear[2] & (clear[0] | (axis == 1)))
-      answers.append(difference > 0)
+      second, sure = self.beside(axis)
+      valid.append(self.pairs() & sure & clear[1] & clear[2] & (clear[0] | (axis == 1)))
+      answers.append(second)
     axis = np.arange(2)[None, :, None, None]
     digits = [axis, np.stack(answers, 1), *(d[:, None] for d in self._names())]
     digits += [wins[0][:, None] & (axis == 0), wins[1][:, None], wins[2][:, None]]
-    table = _table((2, 2, 2, SHAPES, SHAPES, 2, 2, 2), np.stack(valid, 1), digits)
-    return dataclasses.replace(table, rows=table.rows[:, [0, 2, 3]])
+    found = table((2, 2, 2, SHAPES, SHAPES, 2, 2, 2), np.stack(valid, 1), digits)
+    return dataclasses.replace(found, rows=found.rows[:, [0, 2, 3]])
 
   def depth(self) -> Table:
     """Digits: answer (0: the first is nearer), names, agreement with lower edge, bigger box, centre."""
-    wins, clear = self._opinions()
-    valid = self._pairs() & clear[0] & clear[1] & clear[2]
-    z, nearest = self.camera[..., 2], self.range - self.radius
-    second = z[:, :, None] > z[:, None]
-    for value in (z, self.range):
-      log = np.log(np.maximum(value, 1e-3))
-      difference = log[:, :, None] - log[:, None]
-      valid &= (np.abs(difference) >= math.log(self.margins.depth)) & ((difference > 0) == second)
-    valid &= (nearest[:, :, None] > nearest[:, None]) == second
+    wins, clear = self.opinions()
+    second, sure = self.farther()
+    valid = self.pairs() & clear[0] & clear[1] & clear[2] & sure
     agrees = [w != second for w in wins]
-    return _table((2, 2, SHAPES, SHAPES, 2, 2, 2), valid, [second, *self._names(), *agrees])
+    return table((2, 2, SHAPES, SHAPES, 2, 2, 2), valid, [second, *self._names(), *agrees])
 
   def distance(self) -> Table:
     """Roles: reference, first, second. The reference's colour is neither's.
@@ -166,9 +190,9 @@ class Scenes:
     lower edge, bigger box, centre.
     """
     m = self.margins
-    wins, clear = self._opinions()
-    pair = self._pairs() & clear[0] & clear[1] & clear[2]
-    apart = self._pairs() & (self.color[:, :, None] != self.color[:, None])
+    wins, clear = self.opinions()
+    pair = self.pairs() & clear[0] & clear[1] & clear[2]
+    apart = self.pairs() & (self.color[:, :, None] != self.color[:, None])
     space = np.linalg.norm(self.camera[:, :, None] - self.camera[:, None], axis=-1) + np.eye(N)
     flat = np.linalg.norm(self.middle[:, :, None] - self.middle[:, None], axis=-1) + np.eye(N)
     first, second = space[..., None], space[:, :, None]
@@ -180,7 +204,7 @@ class Scenes:
     valid &= (np.abs(first - second) >= m.distance_gap) & (np.abs(seen) >= math.log(m.near))
     agrees = [(seen < 0) != answer, *(w[:, None] != answer for w in wins)]
     names = [d[:, None] for d in self._names()]
-    return _table((2, 2, SHAPES, SHAPES, 2, 2, 2, 2), valid, [answer, *names, *agrees])
+    return table((2, 2, SHAPES, SHAPES, 2, 2, 2, 2), valid, [answer, *names, *agrees])
 
   def count(self) -> Table:
     """Rows: scene, shape, colour or COLORS for any. Digits: how many there are, coloured or not, shape.
@@ -194,4 +218,4 @@ class Scenes:
     number = np.einsum("bns,bnc->bsc", is_shape.astype(np.int64), is_color.astype(np.int64))
     valid = np.broadcast_to(~self.hidden.any(1)[:, None, None], number.shape)
     colored = (np.arange(COLORS + 1) < COLORS)[None, None]
-    return _table((N + 1, 2, SHAPES), valid, [number, colored, np.arange(SHAPES)[None, :, None]])
+    return table((N + 1, 2, SHAPES), valid, [number, colored, np.arange(SHAPES)[None, :, None]])

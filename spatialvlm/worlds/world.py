@@ -243,25 +243,45 @@ def seen_from(
     UserError: as `frames`.
   """
   poses = np.asarray(poses, np.float32).reshape(-1, 4, 4)
+  if not len(poses):
+    return []
   one = drawn(seed, number, size, look)
-  found = []
-  for start in range(0, len(poses), BLOCK):
-    some = poses[start : start + BLOCK]
-    block = np.concatenate([some, np.repeat(some[-1:], BLOCK - len(some), 0)])
-    lay = jax.tree.map(lambda a: np.repeat(a[None], BLOCK, 0), one)
-    camera = render.Camera(block[:, :3, :3], block[:, :3, 3], np.full(BLOCK, focal, np.float32))
-    lay = dataclasses.replace(lay, camera=camera)
-    out = jax.tree.map(np.asarray, render.render_batch(lay.scene, camera, size))
-    rendered = _measured(lay, out, size, look)
-    found += [frame(rendered, b) for b in range(len(some))]
-  return found
+  lay = jax.tree.map(lambda a: np.repeat(a[None], len(poses), 0), one)
+  camera = render.Camera(poses[:, :3, :3], poses[:, :3, 3], np.full(len(poses), focal, np.float32))
+  rendered = seen_by(lay, camera, size, look)
+  return [frame(rendered, b) for b in range(len(poses))]
+
+
+def seen_by(
+  lay: layout.Layout, camera: render.Camera, size: int, look: Look = PLAIN, block: int = BLOCK
+) -> Pool:
+  """Drawn scenes (B, ...), each from a camera (B, ...) in place of its own, as one block of arrays.
+
+  Args:
+    block: scenes that one call of the renderer takes.
+  """
+  lay = dataclasses.replace(lay, camera=camera)
+  count, parts = len(camera.focal), []
+  for start in range(0, count, block):
+    rows = np.minimum(np.arange(start, start + block), count - 1)
+    some = jax.tree.map(lambda a, rows=rows: np.asarray(a)[rows], lay)
+    parts.append(render.render_batch(some.scene, some.camera, size))
+  out = jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[:count], *parts)
+  return _measured(lay, out, size, look)
 
 
 def drawn(seed: int, number: int, size: int = 96, look: Look = PLAIN) -> layout.Layout:
   """The layout of one scene, not rendered, of numpy arrays; errors as `frames`."""
+  return jax.tree.map(lambda a: a[0], layouts(seed, [number], size, look))
+
+
+def layouts(seed: int, numbers: Sequence[int], size: int = 96, look: Look = PLAIN) -> layout.Layout:
+  """The layouts (B, ...) of scenes, not rendered, of numpy arrays; errors as `frames`."""
   check(seed, size)
-  block = np.full(BLOCK, _key_part(number, "scene number"), np.uint32)
-  return jax.tree.map(lambda a: np.asarray(a)[0], _sample_block(np.uint32(seed), block, look.drawn))
+  keys = np.array([_key_part(n, "scene number") for n in numbers], np.uint32)
+  blocks = [np.resize(keys[start : start + BLOCK], BLOCK) for start in range(0, len(keys), BLOCK)]
+  parts = [_sample_block(np.uint32(seed), block, look.drawn) for block in blocks]
+  return jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[: len(keys)], *parts)
 
 
 def thickness(size: int) -> int:

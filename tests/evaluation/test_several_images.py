@@ -15,7 +15,7 @@ from spatialvlm.evaluation.asking import controls
 from spatialvlm.evaluation.asking.protocols import PROTOCOLS, ProcessorPrompter
 from spatialvlm.evaluation.evaluate import evaluate
 from spatialvlm.serving.scorer import VlmScorer
-from spatialvlm.types import IMAGE_MARK, choice_prompt
+from spatialvlm.types import IMAGE_MARK, UserError, choice_prompt
 from tests.evaluation import support
 
 CONFIG = ScoreConfig(
@@ -111,6 +111,29 @@ def test_controls_change_every_image(result, questions, letters):
     close(passes["no_image"][i].logprobs, letters((), question.prompt.replace(IMAGE_MARK, "")))
     turned = letters(question.images, controls.rotated(question, 1).prompt)
     close(passes["circular"][i].logprobs, np.roll(turned, 1))
+
+
+def test_the_first_image_alone_leaves_the_others_grey(questions, letters, vlm, processor):
+  config = dataclasses.replace(CONFIG, protocols=("native",), controls=("first_image",))
+  several = [q for q in questions if len(q.images) > 1]
+  found = evaluate(several, VlmScorer(vlm), ProcessorPrompter(processor), config)
+  for question, row in zip(several, found.passes["native", "first_image"], strict=True):
+    shown = (question.images[0], *map(controls.grey, question.images[1:]))
+    close(row.logprobs, letters(shown, question.prompt))
+  gap = found.summary["controls"]["first_image"]["gap"]["plain"]
+  assert gap["low"] <= gap["difference"] <= gap["high"]
+  with pytest.raises(UserError, match="has 1 image, of which none can be left out; leave 'first_image' out"):
+    evaluate(questions[2:4], VlmScorer(vlm), ProcessorPrompter(processor), config)
+
+
+def test_sides_of_a_mirrored_world_swap_where_they_are_asked_for():
+  letter = lambda task, question, choices: controls.flipped_letter(task, question, choices, "A")
+  for task in ("ViewRelation", "CameraMoved"):
+    assert letter(task, "To which side has it moved?", ("left", "right")) == "B"
+  for task, choices in (("ViewDepth", ("the red box", "the blue box")), ("SameObject", ("yes", "no"))):
+    assert letter(task, "Is it the same?", choices) == "A"
+  assert letter("TotalCount", "How many?", ("4", "5")) == "A"
+  assert letter("Depth", "Which side?", ("left", "right")) is None
 
 
 def test_options_and_generated_answers(result, questions, vlm, processor):

@@ -82,6 +82,23 @@ def test_all_pictures_get_room_by_being_smaller():
       assert max(image.size) == edge
 
 
+def test_several_pictures_stand_two_in_a_row_each_with_its_number():
+  rng = np.random.default_rng(0)
+  four = [np.full((400, 500, 3), shade, np.uint8) for shade in (40, 90, 140, 190)]
+  (text,) = page.embed([(3, four)]).values()
+  with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+    edge = page.SIZES[0][0]
+    assert image.size == (2 * edge + 6, 2 * (edge * 4 // 5 + 14))
+    sheet = np.asarray(image.convert("L")).astype(int)
+  places = [(140, 100), (140, 500), (410, 100), (410, 500)]
+  assert all(abs(sheet[at] - shade) < 6 for at, shade in zip(places, (40, 90, 140, 190), strict=True))
+  numbers = [sheet[y : y + 14, x : x + 30] for y in (0, 270) for x in (0, edge + 6)]
+  assert all(number.min() < 120 and number.mean() > 200 for number in numbers)
+  assert len({number.tobytes() for number in numbers}) == 4
+  one = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+  assert page.embed([(0, one)]) == page.embed([(0, [one])])
+
+
 def test_spread_is_even_wherever_it_stops():
   keys = ["a"] * 90 + ["b"] * 10
   order = page.spread(keys)

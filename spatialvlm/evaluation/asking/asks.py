@@ -62,14 +62,14 @@ class Shown:
     key: equal where the pixels of all of them are.
     images: uint8 (H, W, 3) each, of their sizes.
     shots: how each was taken; empty where nobody knows.
-    treat: what is done to each before it is cut.
+    treat: what is done to each, by its place from 0, before it is cut.
     blind: priors say nothing of them.
   """
 
   key: Hashable
   images: tuple[np.ndarray, ...]
   shots: tuple[Shot, ...] = ()
-  treat: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels
+  treat: Callable[[int, np.ndarray], np.ndarray] = lambda place, pixels: pixels
   blind: bool = False
 
 
@@ -184,7 +184,16 @@ class Asker:
     if condition in ("grey", "prior_alone"):
       key = ("grey", *(shown.shape for shown in question.images))
       blind = condition == "grey"
-      return question, Shown(key, question.images, question.shots, controls.grey, blind), {}
+      treat = lambda _, pixels: controls.grey(pixels)
+      return question, Shown(key, question.images, question.shots, treat, blind), {}
+    if condition == "first_image":
+      if len(question.images) < 2:
+        raise UserError(
+          f"question {question.idx}: has {len(question.images)} image, of which none can be left out; leave"
+          " 'first_image' out of score.controls"
+        )
+      taken = tuple(shot if n == 0 else Shot() for n, shot in enumerate(question.shots))
+      return question, Shown(("first", image), question.images, taken, controls.first_alone), {}
     if condition == "no_image":
       return question, None, {}
     if condition == "other_image":
@@ -200,14 +209,17 @@ class Asker:
     if condition == "flip":
       mirrored = controls.flipped(_without_pixels(question))
       turned = tuple(map(shots.mirrored, question.shots))
-      return mirrored, Shown(("flip", image), question.images, turned, controls.mirror), {}
+      treat = lambda _, pixels: controls.mirror(pixels)
+      return mirrored, Shown(("flip", image), question.images, turned, treat), {}
     return question, own, {}
 
   def _request(self, asked: Question, shown: Shown | None, reading: Reading) -> Request:
     layouts = [self._prompter.layout(image) for image in shown.images] if shown else []
     count = sum(len(layout.pixels) for layout in layouts)
     encoded, letters = self._prompter(asked, reading.protocol, layouts, blind=shown is None)
-    cut = lambda: np.concatenate([self._prompter.cut(shown.treat(i)).pixels for i in shown.images])
+    cut = lambda: np.concatenate(
+      [self._prompter.cut(shown.treat(n, i)).pixels for n, i in enumerate(shown.images)]
+    )
     priors, key = self._priors(asked, shown, layouts) if shown else ({}, None)
     return Request(
       tokens=encoded.tokens,

@@ -19,14 +19,17 @@ CONTROLS = {
   "grey": "uniform grey images of the same sizes",
   "no_image": "the text alone",
   "other_image": "the images of another question of the same task, as many",
-  "flip": "the images mirrored left to right; in Relation left and right answers swap",
+  "first_image": "of several images the first as it is, the others grey",
+  "flip": "the images mirrored left to right; where a side is asked for, left and right answers swap",
   "no_prior": "the images without what priors say of them",
   "other_prior": "the images with the shots of another question of the same task: its camera, its maps",
   "prior_alone": "uniform grey images with what priors say of the own ones",
 }
+# Tasks whose answers are sides, which swap in a mirrored world.
+SIDED = ("Relation", "ViewRelation", "CameraMoved")
 BLIND = ("grey", "no_image", "other_image")
 # Of these it is told what is lost without what they take away.
-GAPS = (*BLIND, "no_prior", "other_prior", "prior_alone")
+GAPS = (*BLIND, "first_image", "no_prior", "other_prior", "prior_alone")
 # Those that take something of another question.
 DONATED = frozenset({"other_image", "other_prior"})
 _OF_PRIORS = ("no_prior", "other_prior", "prior_alone")
@@ -99,12 +102,12 @@ def displayed(letter: str, shift: int, options: int) -> str:
 
 
 def flipped_letter(task: str, question: str, choices: Sequence[str], letter: str) -> str | None:
-  """What an answer becomes when the image is mirrored: in Relation left and right swap, else it stays.
+  """What an answer becomes when the images are mirrored: of a `SIDED` task left and right swap.
 
-  None where that cannot be said: the swapped text is no option, or the question itself, or a question of
-  another task, speaks of left or right.
+  Else it stays. None where that cannot be said: the swapped text is no option, or the question itself, or a
+  question of another task, speaks of left or right.
   """
-  if _SIDE.search(question) or (task != "Relation" and any(_SIDE.search(choice) for choice in choices)):
+  if _SIDE.search(question) or (task not in SIDED and any(_SIDE.search(choice) for choice in choices)):
     return None
   if not letter:
     return ""
@@ -125,6 +128,11 @@ def flipped(question: Question) -> Question | None:
 def mirror(image: np.ndarray) -> np.ndarray:
   """An image (H, W, C) with left and right swapped."""
   return np.ascontiguousarray(image[:, ::-1])
+
+
+def first_alone(place: int, image: np.ndarray) -> np.ndarray:
+  """The image itself where it is the first of a question, `place` 0; else grey."""
+  return grey(image) if place else image
 
 
 def grey(image: np.ndarray) -> np.ndarray:

@@ -280,13 +280,15 @@ def _blind(rows: Sequence[Prediction], summary: Mapping[str, Any]) -> dict[str, 
   return {condition: part for condition, part in passes.items() if len(part) == whole}
 
 
-def _pictures(rows: Sequence[Prediction], questions: Sequence[Question]) -> Iterator[tuple[int, np.ndarray]]:
+def _pictures(
+  rows: Sequence[Prediction], questions: Sequence[Question]
+) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
   """Pictures in an order in which tasks, right and wrong are even wherever the embedding stops."""
   order = page.spread([f"{row.task}/{row.correct}" for row in rows])
   for start in range(0, len(order), _BLOCK):
     places = order[start : start + _BLOCK]
     for place, question in zip(places, registry.read(questions, places), strict=True):
-      yield rows[place].idx, page.strip(question.images)
+      yield rows[place].idx, question.images
 
 
 def settings_folder(folder: pathlib.Path) -> pathlib.Path:

@@ -167,7 +167,7 @@ def controls(summary: Mapping[str, Any]) -> Table:
 
 
 def gaps(summary: Mapping[str, Any]) -> Table:
-  """What the picture gives: sighted minus blind, with intervals, in all and by task."""
+  """What the picture gives: sighted minus with less to see, with intervals, in all and by task."""
   found = {c: part["gap"] for c, part in summary["controls"].items() if "gap" in part}
   names = [headline(summary["scores"]), *(n for n in summary["scores"] if n.startswith("task/"))]
   rows = []
@@ -180,7 +180,9 @@ def gaps(summary: Mapping[str, Any]) -> Table:
       for n in names
     ]
     rows.append([words(condition), *cells])
-  note = "Sighted minus blind, in points, with the 95 % interval of the pair. Marked: it excludes zero."
+  note = (
+    "Sighted minus with less to see, in points, with the 95 % interval of the pair. Marked: it excludes zero."
+  )
   columns = ["", *(label(n, summary) for n in names)]
   return tables.make("gaps", "What the picture gives", columns, rows, note=note)
 

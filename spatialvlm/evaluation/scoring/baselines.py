@@ -47,11 +47,13 @@ def majority_text(rows: Sequence[Prediction], seed: int = 0) -> np.ndarray:
 def rule_letters(question: Question) -> Mapping[str, str]:
   """What simple rules of two dimensions ("the bigger box is nearer") choose, where they say anything.
 
-  For rendered scenes, whose boxes are known to be those of the objects asked about, in order; of other
-  questions for Depth and Distance, where the boxes are found in the picture in the colours that the question
-  names.
+  What the question's source knows of them counts (`Question.rules`). Else of rendered scenes, whose boxes are
+  known to be those of the objects asked about, in order; of other questions for Depth and Distance, where the
+  boxes are found in the picture in the colours that the question names.
   """
-  if question.source == SCENES:
+  if question.rules:
+    found = question.rules
+  elif question.source == SCENES:
     found = {rule: shortcuts.rule_choice(rule, question) for rule in shortcuts.RULES}
   else:
     found = _rules_by_drawn_boxes(question)

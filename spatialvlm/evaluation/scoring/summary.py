@@ -30,8 +30,8 @@ def summarize(rows: Sequence[Prediction], config: ScoreConfig) -> dict[str, Any]
 
   - circular: scores are means over all rotations of the options, `all_right[name]` the share of questions
     with every rotation right, `letters` counts of right and chosen letters as they were shown;
-  - grey, no_image, other_image, no_prior, other_prior, prior_alone: `gap[name]`, what the image, or its
-    priors, give: difference, low, high;
+  - grey, no_image, other_image, first_image, no_prior, other_prior, prior_alone: `gap[name]`, what the
+    image, the further ones, or priors give: difference, low, high;
   - flip: `consistency[name]`, the share of answers that follow the mirrored image as they must, and
     `sighted`, the scores of the same questions as they are.
   """
