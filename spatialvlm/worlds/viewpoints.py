@@ -106,6 +106,7 @@ class Views(candidates.Scenes):
     name = np.where(lay.present, self.color * candidates.SHAPES + self.shape, -1 - np.arange(N))
     self.alike = (name[:, :, None] == name[:, None]) & ~np.eye(N, dtype=bool)
     self.whole = pool.clear & _inside(lay)
+    self.within = pool.rendering.covered > 0
     # Of what has no twin in the whole scene nobody can doubt that it is the same in two pictures.
     self.usable = self.whole & ~self.alike.any(2)
     self.camera_pose = (
@@ -189,11 +190,14 @@ class Views(candidates.Scenes):
     """Rows: scene, a camera, one with which it shows no more than that of the two that shows most, one with
     which it shows one more. Digits: how many the first shows, how many either other does.
 
-    Only where all that shows in either shows clearly in one of them, and nothing there has a twin.
+    Only where all that lies in either, hidden or not, shows clearly in one of them, and nothing that shows has
+    a twin there.
     """
     seen, clear = _by_scene(self.seen), _by_scene(self.clear)
     either = seen[:, :, None] | seen[:, None]
-    fine = (~either | clear[:, :, None] | clear[:, None]).all(-1)
+    within = _by_scene(self.within)
+    within = within[:, :, None] | within[:, None]
+    fine = (~within | clear[:, :, None] | clear[:, None]).all(-1)
     alike = _by_scene(self.alike)[:, 0][:, None, None]
     fine &= ~(either[..., None] & either[..., None, :] & alike).any((-1, -2))
     count, union = seen.sum(-1), either.sum(-1)

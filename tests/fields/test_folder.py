@@ -210,6 +210,14 @@ def test_what_is_not_read_is_said(place):
     folder.read(FolderViewsConfig(path=str(support.as_colmap(place, support.ring()) / "sparse/0/images.txt")))
 
 
+def test_pictures_that_colmap_found_no_pose_of_are_named(place):
+  support.as_colmap(place, support.ring())
+  for name in ("lost", "turned"):
+    Image.new("RGB", (6, 4)).save(place / "images" / f"{name}.png")
+  with pytest.warns(Note, match=r"2 of 7 pictures are views without a pose \(lost.png, turned.png\)"):
+    assert len(folder.read(FolderViewsConfig(path=str(place)))) == 5
+
+
 def test_measures():
   truth = np.full((4, 4), 2.0, np.float32)
   truth[0] = 0

@@ -6,13 +6,14 @@ Poses are world to camera, as quaternion (w, x, y, z) and translation, with Open
 from __future__ import annotations
 
 import pathlib
+import warnings
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from spatialvlm.fields.posed.cameras import Camera
-from spatialvlm.fields.posed.layout import Posed, checked
-from spatialvlm.types import UserError
+from spatialvlm.fields.posed.layout import PICTURES, Posed, checked
+from spatialvlm.types import Note, UserError
 
 # Models without distortion, and where in their parameters stand fl_x, fl_y, cx, cy.
 MODELS = {"SIMPLE_PINHOLE": (0, 0, 1, 2), "PINHOLE": (0, 1, 2, 3)}
@@ -33,7 +34,18 @@ def read(file: pathlib.Path, images: str = "") -> list[Posed]:
   root = pathlib.Path(images).expanduser() if images else _pictures(file)
   if not root.is_dir():
     raise UserError(f"{root}: no such folder; name that of the pictures as config.source.images")
-  return [_posed(file, number, line, cameras, root) for number, line in _image_lines(file)]
+  found = [_posed(file, number, line, cameras, root) for number, line in _image_lines(file)]
+  _say_unposed(file, root, {posed.file for posed in found})
+  return found
+
+
+def _say_unposed(file: pathlib.Path, root: pathlib.Path, posed: set[pathlib.Path]) -> None:
+  """COLMAP leaves out of its model what it finds no pose of: such pictures are named, and not read."""
+  others = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURES and p not in posed)
+  if others:
+    names = ", ".join(p.name for p in others[:3]) + (", ..." if others[3:] else "")
+    said = f"{file}: {len(others)} of {len(others) + len(posed)} pictures are views without a pose ({names})"
+    warnings.warn(f"{said}; they are left out", Note, stacklevel=4)
 
 
 def _pictures(file: pathlib.Path) -> pathlib.Path:

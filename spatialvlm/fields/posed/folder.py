@@ -18,7 +18,7 @@ from PIL import Image
 from spatialvlm.config import FolderViewsConfig
 from spatialvlm.fields.posed import colmap, transforms
 from spatialvlm.fields.posed.cameras import View
-from spatialvlm.fields.posed.layout import Posed
+from spatialvlm.fields.posed.layout import PICTURES, Posed
 from spatialvlm.types import Note, UserError
 
 # Files by their place below a folder, each with its reader; the first that is there counts.
@@ -30,7 +30,6 @@ LAYOUTS: dict[str, Callable[[pathlib.Path, str], list[Posed]]] = {
   "sparse/images.txt": colmap.read,
   "colmap/sparse/0/images.txt": colmap.read,
 }
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def read(config: FolderViewsConfig, black: bool = False) -> list[View]:
@@ -93,7 +92,7 @@ def _find(path: str) -> tuple[pathlib.Path, Callable]:
         f"{(root / name).with_suffix('.bin')}: COLMAP's binary form is not read; write it as text with "
         "'colmap model_converter --output_type TXT'"
       )
-  pictures = sum(1 for p in root.rglob("*") if p.suffix.lower() in _PICTURES)
+  pictures = sum(1 for p in root.rglob("*") if p.suffix.lower() in PICTURES)
   what = f"{pictures} pictures without poses" if pictures else "no posed pictures there"
   raise UserError(
     f"{root}: {what}; a transforms.json, or COLMAP's cameras.txt and images.txt, is needed (COLMAP makes "

@@ -11,6 +11,9 @@ import numpy as np
 from spatialvlm.fields.posed.cameras import Camera
 from spatialvlm.types import UserError
 
+# How files of pictures end.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Posed:
