@@ -190,7 +190,7 @@ class Views(candidates.Scenes):
     """Rows: scene, a camera, one with which it shows no more than that of the two that shows most, one with
     which it shows one more. Digits: how many the first shows, how many either other does.
 
-    Only where all that lies in either, hidden or not, shows clearly in one of them, and nothing that shows has
+    Only where all that lies in either, hidden or not, shows clearly in one of them, and nothing seen has
     a twin there.
     """
     seen, clear = _by_scene(self.seen), _by_scene(self.clear)
