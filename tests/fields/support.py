@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from spatialvlm.config import FieldConfig, SceneViewsConfig
-from spatialvlm.fields import scenes
-from spatialvlm.fields.posed import cameras
+from spatialvlm.fields import scenes, written
+from spatialvlm.fields.posed import cameras, transforms
 
 SCENE = SceneViewsConfig(number=3, views=24, size=16)
 # Of a ball of radius 1 at the origin before white.
@@ -101,4 +101,17 @@ def as_colmap(folder, cams, model="PINHOLE 6 4 7.25 6.5 3.125 1.75"):
     numbers = " ".join(repr(float(v)) for v in (w, x, y, z, *shift))
     lines += [f"{n + 1} {numbers} 7 {name}.png", "" if n % 2 else "1.5 2.5 -1"]
   (place / "images.txt").write_text("\n".join(lines) + "\n")
+  return folder
+
+
+def posed_ball(folder):
+  """A posed RGB-D folder of the ball's views with their analytic depth."""
+  for kind in ("renders", "depth"):
+    (folder / kind).mkdir(parents=True)
+  views, frames = ball(12), []
+  for n, view in enumerate(views):
+    (folder / f"renders/{n}.png").write_bytes(written.png(view.image))
+    (folder / f"depth/{n}.png").write_bytes(written.png(written.millimetres(view.depth)))
+    frames.append({"file_path": f"renders/{n}.png", "depth_path": f"depth/{n}.png"})
+  transforms.write(folder / "transforms.json", [v.camera for v in views], frames, written.MILLIMETRES)
   return folder

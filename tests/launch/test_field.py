@@ -16,10 +16,9 @@ from spatialvlm.config import (
   PeftConfig,
   PosedConfig,
   RunConfig,
-  SceneViewsConfig,
   TrainConfig,
 )
-from spatialvlm.fields import field, fit, run, written
+from spatialvlm.fields import field, fit, grid, written
 from spatialvlm.fields.posed import folder, transforms
 from spatialvlm.training import one_run
 from spatialvlm.types import UserError
@@ -71,17 +70,14 @@ def test_a_field_is_fitted_stopped_continued_and_read_again(tmp_path, capfd, mon
   assert other.code == 2 and "other settings (seed: 0, now 1)" in other.err
 
 
-@pytest.mark.slow
 def test_image_tokens_learn_what_a_field_knows(tmp_path):
   """From a field's folder to an adapter and a head, by configs; without the field the run does not begin."""
-  source = SceneViewsConfig(number=3, views=24, size=16)
-  run.run(
-    dataclasses.replace(support.TINY, source=source, center=(), radius=0.0, near=0.0, far=0.0, steps=20),
-    tmp_path / "room",
-  )
+  room = support.posed_ball(tmp_path / "room")
+  space = grid.Space((0.0, 0.0, 0.0), 1.5, 1.5, 8.0, 4.0)
+  field.Field(fit.start(support.TINY).params, support.TINY, space).save(room / "field.safetensors")
   tiny.write_model(tmp_path / "model")
   posed = PosedConfig(
-    path=str(tmp_path / "room"), depth_size=0, field=str(tmp_path / "room" / "field.safetensors")
+    path=str(room), ask="Metres", depth_size=0, field=str(room / "field.safetensors"), field_size=16
   )
   config = RunConfig(
     name="room",
