@@ -10,7 +10,14 @@ import tomllib
 import pytest
 
 from spatialvlm import cli, config
-from spatialvlm.config import EvaluateConfig, FieldConfig, ProbeConfig, RunConfig, StudyConfig
+from spatialvlm.config import (
+  EvaluateConfig,
+  FieldConfig,
+  ProbeConfig,
+  RoomFilesConfig,
+  RunConfig,
+  StudyConfig,
+)
 from spatialvlm.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -22,6 +29,7 @@ CONFIG_OF = {
   "inspect_data": RunConfig,
   "encoders": ProbeConfig,
   "field": FieldConfig,
+  "scenes": RoomFilesConfig,
   "study": StudyConfig,
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

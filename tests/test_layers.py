@@ -48,12 +48,16 @@ ROOMS = {
   "quantise": room(f"{MODEL} peft", "jax flax numpy"),
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
+  "worlds.rooms": room("types config mixture once worlds", "jax numpy scipy"),
   "data.sources": room(
-    "types config mixture processing worlds fields fields.posed shots",
+    "types config mixture processing worlds worlds.rooms fields fields.posed shots",
     "numpy PIL datasets huggingface_hub pyarrow h5py",
   ),
   "data.augment": room("types config shots", "numpy PIL"),
-  "data": room("types config mixture processing worlds data.sources data.augment", "jax numpy PIL grain"),
+  "data": room(
+    "types config mixture processing worlds worlds.rooms data.sources data.augment",
+    "jax numpy PIL grain datasets",
+  ),
   "export": room(f"{MODEL} hub peft priors processing", "flax numpy"),
   "loading": room(f"{MODEL} hub peft priors quantise", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),

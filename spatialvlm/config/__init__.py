@@ -1,9 +1,10 @@
 """The typed configuration of a run: frozen dataclasses, and the only way into them from dicts and flags.
 
 `schema` holds `RunConfig` (a training) and `EvaluateConfig` (an evaluation) with all their parts, `sources`
-one config for each kind of data source, `augment` how pictures are changed, `mesh` the devices, `priors` what
-a model is told beside pixels, `teachers` what losses ask, `probes` that of a comparison of encoders, `study`
-that of ways of training, `field` that of a radiance field. `read` makes them of dicts
+one config for each kind of data source, `room_files` that of one kept in files, `augment` how pictures are
+changed, `mesh` the devices, `priors` what a model is told beside pixels, `teachers` what losses ask, `probes`
+that of a comparison of encoders, `study` that of ways of training, `field` that of a radiance field. `read`
+makes them of dicts
 (`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json, also an
 earlier version's (`from_stored`), and turns them into dicts again (`to_dict`, `fingerprint`). A key that no
 class has, and a value of the wrong type, is a `UserError` by its full name.
@@ -28,6 +29,7 @@ from spatialvlm.config.read import (
   overrides,
   to_dict,
 )
+from spatialvlm.config.room_files import RoomFilesConfig
 from spatialvlm.config.schema import (
   DataConfig,
   EvalConfig,
@@ -49,6 +51,7 @@ from spatialvlm.config.sources import (
   LlavaConfig,
   PosedConfig,
   RgbdConfig,
+  RoomsConfig,
   ScenesConfig,
   SkillsConfig,
   SourceConfig,
@@ -80,6 +83,8 @@ __all__ = [
   "PriorConfig",
   "ProbeConfig",
   "RgbdConfig",
+  "RoomFilesConfig",
+  "RoomsConfig",
   "RunConfig",
   "SceneViewsConfig",
   "ScenesConfig",

@@ -46,6 +46,36 @@ class ScenesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RoomsConfig:
+  """Questions about rendered rooms and streets (docs/rooms.md): CV-Bench's four kinds, and more.
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    tasks: kinds of question (`worlds.rooms.questions.table.TABLE`) that are drawn, with weights; empty for
+      all alike.
+    seed: of the rendered worlds. Held-out worlds have another seed than trained ones.
+    size: number of questions, 0 for no end.
+    image_size: pixels of the square images.
+    difficulty: from 0 (few things, clear answers) to 1 (clutter, things hidden in part, close answers).
+    answers: how examples are answered: by the letter of an option; in words without options; by a short
+      reason and then the words; or in all three ways in turn. A score is asked by letters.
+    false_answers: most wrong answers that stand beside the right one, for losses that set them against each
+      other; 0 for none. For training alone.
+  """
+
+  kind: Literal["rooms"] = "rooms"
+  weight: float = 1.0
+  tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  seed: int = 0
+  size: int = 0
+  image_size: int = 384
+  difficulty: float = 0.5
+  answers: Literal["letters", "words", "reasons", "mixed"] = "letters"
+  false_answers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class SkillsConfig:
   """Conversations about rendered scenes: what a model must see before it can answer questions about them.
 
@@ -276,6 +306,7 @@ class ViewsConfig:
 # The kinds that a config may name; `config.read` tells them apart by their `kind`.
 SourceConfig = (
   ScenesConfig
+  | RoomsConfig
   | SkillsConfig
   | ViewsConfig
   | CVBenchConfig

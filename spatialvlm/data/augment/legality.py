@@ -91,6 +91,14 @@ TASKS: dict[str, Task] = {
   "scene": dataclasses.replace(_LISTED, cells=True),
   "statement": dataclasses.replace(_METRES, ordered=True, gap=0.08),
   "statement_aside": _METRES,
+  # Of rooms (`worlds.rooms.questions`).
+  "Facing": _SEEN,
+  "Size": _SEEN,
+  "Height": _SEEN,
+  "Occlusion": _SEEN,
+  "Reach": _METRES,
+  "Metric": _METRES,
+  "Attribute": _SEEN,
   "letters": Task(KEEP, KEEP, KEEP, KEEP, KEEP, blind=True),
 }
 CHANGES = ("flip", "crop", "zoom_out", "roll", "perspective")

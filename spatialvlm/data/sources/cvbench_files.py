@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,32 @@ from spatialvlm.types import IMAGE_MARK, LETTERS, Note, Question, UserError
 _DAMAGED = (OSError, ValueError, LookupError, pa.ArrowException)
 
 
-def write_cvbench(path: str | Path, questions: Iterable[Question], *, row_group: int = 100) -> None:
+def write_cvbench(
+  path: str | Path,
+  questions: Iterable[Question],
+  *,
+  row_group: int = 100,
+  columns: Mapping[str, Any] | None = None,
+  beside: Callable[[Question], Mapping[str, Any]] = lambda question: {},
+) -> None:
   """Writes questions as one parquet file in CV-Bench's schema, images as PNG, whole or not at all.
+
+  Args:
+    row_group: questions to a group of rows.
+    columns: further columns, name -> feature of `datasets`; beside: what a question has in them.
 
   Raises:
     UserError: the file cannot be written, e.g. on a full disk; a question has several images.
   """
   path = Path(path)
   part = path.with_name(f".{path.name}.{os.getpid()}.part")
-  schema = _hugging_face_schema()
+  schema = _hugging_face_schema(columns or {})
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(part, schema) as writer:
       rows = iter(questions)
       while block := list(itertools.islice(rows, row_group)):
-        writer.write_table(pa.Table.from_pylist([_to_row(q) for q in block], schema=schema))
+        writer.write_table(pa.Table.from_pylist([_to_row(q) | beside(q) for q in block], schema=schema))
     os.replace(part, path)
   except OSError as error:
     raise UserError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?") from error
@@ -295,14 +306,14 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
       warnings.warn(Note(f"{path}: column {name!r} {said}; {column.lost}"), stacklevel=2)
 
 
-def _hugging_face_schema() -> pa.Schema:
+def _hugging_face_schema(columns: Mapping[str, Any]) -> pa.Schema:
   from datasets import Features, Image, List, Value
 
   text = Value("string")
   kinds = {name: text for name in COLUMNS}
   kinds |= {"idx": Value("int32"), "target_size": Value("int32"), "image": Image(), "choices": List(text)}
   kinds["bbox"] = List(List(Value("float32")))
-  return Features(kinds).arrow_schema
+  return Features({**kinds, **columns}).arrow_schema
 
 
 def first_line(error: Exception) -> str:

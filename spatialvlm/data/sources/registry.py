@@ -46,6 +46,7 @@ def _module(name: str, *what: str) -> Kind:
 
 KINDS: dict[str, Kind] = {
   "scenes": _module("scenes", "examples", "questions"),
+  "rooms": _module("rooms", "examples", "questions"),
   "skills": _module("skills", "examples"),
   "views": _module("views", "examples", "questions"),
   "cvbench": _module("cvbench", "examples", "questions"),
