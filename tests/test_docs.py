@@ -81,7 +81,7 @@ def test_a_command_can_be_typed(script, flags):
     elif key.startswith("config."):
       overrides.append((key.removeprefix("config."), value))
     else:
-      assert key in ("workdir", "output", "scan", "show", "shifts", "report"), flag
+      assert key in ("workdir", "output", "scan", "show", "shifts", "report", "out"), flag
   if recipe is not None:
     recipe = str(ROOT / recipe) if recipe.startswith("configs/") else recipe
     assert isinstance(cli.load(recipe, overrides, CONFIG_OF[name]), CONFIG_OF[name])

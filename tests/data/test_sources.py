@@ -51,7 +51,7 @@ def test_equal_configs_draw_alike_in_whatever_order_they_name_their_tasks(source
 
 def test_a_kind_that_holds_no_questions_says_which_do():
   with pytest.raises(
-    UserError, match="kind 'llava' holds no questions; known: cvbench, hf, posed, rgbd, scenes"
+    UserError, match="kind 'llava' holds no questions; known: cvbench, hf, posed, rgbd, rooms, scenes"
   ):
     open_questions(CONFIGS["llava"]())
 
