@@ -13,7 +13,7 @@ from spatialvlm.worlds.rooms.questions import pairs
 from spatialvlm.worlds.rooms.questions.sequence import Described, RoomQuestions
 from spatialvlm.worlds.rooms.questions.table import TABLE
 
-SIZE, COUNT = 96, 44 * 8
+SIZE, COUNT = 96, 44 * 6
 
 
 @pytest.fixture(scope="module")
