@@ -62,7 +62,10 @@ def test_the_kind_says_which_class_a_group_is():
     ),
     (dict(kind="llava", pth="a"), r"x\.pth: unknown key; did you mean 'path'"),
     (dict(kind="lava"), r"x\.kind: unknown kind 'lava'; did you mean 'llava'"),
-    (dict(path="a"), r"x\.kind: is missing; known: cvbench, hf, llava, posed, rgbd, rooms, scenes, skills, views"),
+    (
+      dict(path="a"),
+      r"x\.kind: is missing; known: cvbench, hf, llava, posed, rgbd, rooms, scenes, skills, views",
+    ),
     (dict(kind="scenes", seed="1"), r"x\.seed: expected int, got '1'"),
     (3, r"sources\.x: expected a group of settings, got 3"),
   ],
