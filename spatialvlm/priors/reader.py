@@ -79,9 +79,9 @@ class Reader:
       )
     if lacks and self._missing[name] == "refuse":
       raise UserError(
-        f"prior {name!r} needs {lacks}, which the data do not say; sources of kind scenes, skills, rgbd and"
-        f" posed can; or leave the prior out, or let such pictures go without (config.priors.{name}.missing"
-        " or score.missing_priors=without)"
+        f"prior {name!r} needs {lacks}, which the data do not say; sources of kind scenes, skills, views,"
+        f" rgbd and posed can; or leave the prior out, or let such pictures go without"
+        f" (config.priors.{name}.missing or score.missing_priors=without)"
       )
     return lacks
 

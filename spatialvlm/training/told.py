@@ -53,7 +53,7 @@ def check(config: RunConfig, asked: Mapping[str, Teacher]) -> None:
   augment = config.data.augment
   turned = [name for name in ("roll", "perspective") if augment and getattr(augment, name)]
   for name, source in config.data.sources.items() if config.priors and turned else ():
-    if source.kind not in ("scenes", "skills") and (not augment.sources or name in augment.sources):
+    if source.kind not in ("scenes", "skills", "views") and (not augment.sources or name in augment.sources):
       raise UserError(
         f"config.data.augment.{turned[0]}: turns pictures of {name!r}, whose cameras the run's priors"
         " could not follow; set it to 0, or name rendered sources in config.data.augment.sources"

@@ -84,6 +84,23 @@ def test_positions_and_normals_of_the_floor(frame):
   assert np.nanmean(up > 0.98) > 0.9
 
 
+def test_two_views_speak_of_one_space(frame):
+  """What the second picture shows lies, in the first camera's axes, where the first picture shows it."""
+  step = turned(0.2, [0.4, 0, -0.3])
+  first, second = world.seen_from(5, 3, [frame.pose, frame.pose @ step], frame.intrinsics[0, 0] / SIDE, SIDE)
+  shots = tuple(map(world.shot_of, (first, second)))
+  both = said("positions", shots, ((0, 0),) * 2, tokens=FINE, cells=1)
+  x, y, z = both[1].T.astype(np.float64)
+  (fx, fy), (cx, cy) = shots[0].focal, shots[0].middle
+  u, v = fx * x / z + cx, fy * y / z + cy
+  seen = (z > 0.1) & (u > 0) & (u < 1) & (v > 0) & (v < 1)
+  there = shot_lib.at(first.depth, u[seen], v[seen])
+  alike = np.abs(there - z[seen]) < 0.03 * z[seen]
+  assert seen.sum() > 300 and alike.mean() > 0.8  # the rest is hidden behind something, or at an edge
+  apart = said("positions", (shots[0], shots[0]), ((0, 0),) * 2, tokens=FINE, cells=1)
+  np.testing.assert_allclose(apart[1], apart[0], atol=1e-4)
+
+
 def test_maps_are_looked_up_in_their_tiles(frame):
   shot = world.shot_of(frame)
   found = said("depth_map", [shot], ((2, 2),), tokens=4, cells=6)
