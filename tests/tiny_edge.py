@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from spatialvlm import hub
+from spatialvlm import hub, peft
+from spatialvlm.config import PeftConfig
 from spatialvlm.models.families import FAMILIES
 from spatialvlm.models.vlm import Vlm
 from tests import tiny_families, tiny_language, tiny_processor
@@ -52,6 +53,24 @@ def write(kind: str, folder: Path, seed: int = 0, **text) -> Path:
     return jax.numpy.asarray(noise * scale + np.float32(0.8 if leaf.ndim == 1 else 0))
 
   return hub.save_model(nnx.merge(graphdef, jax.tree.map(draw, state)), folder)
+
+
+LORA = {
+  "method": "lora",
+  "target": r".*text_model.*\.(q|k|v|down)_proj",
+  "options": {"rank": 4, "alpha": 6.0},
+}
+
+
+def adapted(vlm: Vlm, seed: int = 1, **settings) -> Vlm:
+  """A copy with an adapter (`PeftConfig(**settings)`) whose every number is random."""
+  other = nnx.clone(vlm)
+  peft.apply(other, PeftConfig(**settings), peft.Given(words=lambda text: [5, 6, 7]))
+  rng = np.random.default_rng(seed)
+  for _, variable in nnx.iter_graph(other):
+    if isinstance(variable, peft.AdapterParam):
+      variable[...] = np.asarray(0.1 * rng.normal(size=variable.shape), np.float32)
+  return other
 
 
 def _smolvlm(folder: Path, text: dict) -> dict:

@@ -88,7 +88,6 @@ def _write(model: Exportable, file: Path) -> None:
   out.add_string("adapter.type", "lora")
   out.add_float32("adapter.lora.alpha", alpha)
   out.add_quantization_version(2)
-  out.add_file_type(0)
   writing.write(file, out, tensors)
 
 

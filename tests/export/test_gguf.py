@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from flax import nnx
 
 import spatialvlm
 from spatialvlm import export, hub, peft
-from spatialvlm.config import ModelConfig, PeftConfig
+from spatialvlm.config import ModelConfig
 from spatialvlm.hub.gguf import file as gguf_file
 from spatialvlm.hub.gguf import models
 from spatialvlm.models.connector import ConnectorConfig
@@ -196,17 +197,30 @@ def test_a_full_disk_and_numbers_that_are_none_leave_nothing(vlm, folder, tmp_pa
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+  ("trained", "edge", "told"),
+  [
+    ({"layout": "mtmd"}, 64, ""),
+    ({"layout": "mtmd", "max_tiles": 2}, 32, ""),
+    ({"longest_edge": 96}, 96, ""),
+    ({"max_tiles": 1}, 32, "is the whole alone here and 1 x 1 tiles and the whole there"),
+    ({"split_images": False}, 32, "is the whole alone here and 1 x 1 tiles and the whole there"),
+    ({"max_tiles": 4}, 32, "is the whole alone here and 1 x 1 tiles and the whole there"),
+    ({"enlarge": False}, 64, "is the whole alone here and 2 x 2 tiles and the whole there"),
+  ],
+)
+def test_eyes_are_shown_what_the_run_was(trained, edge, told, vlm, folder, tmp_path):
+  """As near as mtmd can be told; what is left is told the user."""
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    out = exported(vlm, folder, tmp_path / "a", **trained)
+  header = gguf_file.read_header(out / "mmproj.gguf")
+  assert header.keys["clip.vision.preproc_image_size"] == edge
+  notes = [str(w.message) for w in caught if issubclass(w.category, Note)]
+  assert len(notes) == bool(told) and told in "".join(notes)
+
+
 # Adapters.
-
-
-def adapted(vlm, **options):
-  other = nnx.clone(vlm)
-  peft.apply(other, PeftConfig(**options), peft.Given(words=lambda text: [5, 6, 7]))
-  rng = np.random.default_rng(1)
-  for _, variable in nnx.iter_graph(other):
-    if isinstance(variable, peft.AdapterParam):
-      variable[...] = np.asarray(0.1 * rng.normal(size=variable.shape), np.float32)
-  return other
 
 
 def folded(out: Path, name: str, heads: int) -> np.ndarray:
@@ -239,7 +253,7 @@ def kernel(model, layer: int, name: str) -> np.ndarray:
   ids=["plain", "rslora", "patterns", "pissa"],
 )
 def test_an_adapter_adds_what_merging_adds(options, vlm, folder, tmp_path):
-  other = adapted(vlm, method="lora", target=r".*text_model.*\.(q|k|v|down)_proj", options=options)
+  other = tiny_edge.adapted(vlm, method="lora", target=r".*text_model.*\.(q|k|v|down)_proj", options=options)
   out = exported(other, folder, tmp_path / "a", to="gguf-lora")
   assert [file.name for file in out.iterdir()] == ["adapter.gguf"]
   merged = peft.merge(other)
@@ -259,8 +273,16 @@ def test_an_adapter_adds_what_merging_adds(options, vlm, folder, tmp_path):
     assert header.keys["adapter.lora.alpha"] == 12.0
 
 
+def test_an_adapter_is_that_of_llama_cpps_converter(vlm, folder, tmp_path):
+  """But for its name, which the converter takes from the adapter's folder."""
+  out = exported(tiny_edge.adapted(vlm, **tiny_edge.LORA), folder, tmp_path / "a", to="gguf-lora")
+  ours, wanted = summary(out / "adapter.gguf"), RECORDED["lora"]["adapter"]
+  assert (ours["keys"].pop("general.name"), wanted["keys"].pop("general.name")) == ("Tiny Smolvlm", "Lora")
+  assert ours == wanted
+
+
 def test_what_was_trained_elsewhere_is_merged_into_the_eyes(vlm, folder, tmp_path):
-  other = adapted(vlm, method="lora", target=r".*\.(q_proj|proj)")
+  other = tiny_edge.adapted(vlm, method="lora", target=r".*\.(q_proj|proj)")
   with pytest.warns(Note, match=r"what was trained in the eyes is merged into mmproj\.gguf"):
     out = exported(other, folder, tmp_path / "a", to="gguf-lora")
   assert {file.name for file in out.iterdir()} == {"adapter.gguf", "mmproj.gguf"}
@@ -290,7 +312,7 @@ def test_adapters_that_llama_cpp_does_not_read(vlm, folder, tmp_path):
     ("gguf", {"method": "prefix"}, "method 'prefix' cannot be merged; --to=adapter writes it"),
     ("gguf", {"method": "prompt"}, "method 'prompt' cannot be merged; --to=adapter writes it"),
   ):
-    other = vlm if settings is None else adapted(vlm, **settings)
+    other = vlm if settings is None else tiny_edge.adapted(vlm, **settings)
     with pytest.raises(UserError, match=re.escape(message)):
       exported(other, folder, tmp_path / "a", to=to)
   assert not list(tmp_path.iterdir())

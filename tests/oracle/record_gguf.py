@@ -2,9 +2,9 @@
 
   python -m tests.oracle.record_gguf LLAMA_CPP    (in the root of the project)
 
-LLAMA_CPP is a folder with `convert_hf_to_gguf.py` and `gguf-py`, as a checkout or the source package of
-llama-cpp-python (below `vendor/llama.cpp`) has it. The converter knows vocabularies by hashes and refuses
-those of tests: the name that it would find is put there. Of long values hashes are kept.
+LLAMA_CPP is a folder with `convert_hf_to_gguf.py`, `convert_lora_to_gguf.py` and `gguf-py`, as a checkout or
+the source package of llama-cpp-python (below `vendor/llama.cpp`) has it. The converter knows vocabularies by
+hashes and refuses those of tests: the name that it would find is put there. Of long values hashes are kept.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from spatialvlm import hub, peft
 from spatialvlm.hub import tensors
 from spatialvlm.hub.gguf import file as gguf_file
 from tests import tiny_edge
@@ -74,6 +75,7 @@ def main() -> None:
     for name in CASES:
       files = {part: Path(scratch) / f"{name}-{part}.gguf" for part in PARTS}
       out[name] = {part: summary(file) for part, file in files.items() if file.is_file()}
+    out["lora"] = {"adapter": summary(adapter(root, Path(scratch) / "lora"))}
   RECORDED.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   print(f"{RECORDED}: {RECORDED.stat().st_size / 1e3:.0f} kB")
 
@@ -100,6 +102,22 @@ def run(root: Path, jobs: list[tuple[str, list[str]]]) -> None:
   base = "conversion.base" if (root / "conversion").is_dir() else "convert_hf_to_gguf"
   script = _RUN.format(root=str(root), base=base, jobs=json.dumps(jobs))
   subprocess.run([sys.executable, "-c", script], check=True, cwd=root)
+
+
+def adapter(root: Path, scratch: Path) -> Path:
+  """A LoRA of `tiny_edge.adapted`, by llama.cpp's converter of adapters."""
+  folder, file = tiny_edge.write("smolvlm", scratch / "tiny-smolvlm"), scratch / "adapter.gguf"
+  saved = peft.save_adapter(tiny_edge.adapted(hub.load_model(folder), **tiny_edge.LORA), scratch / "lora")
+  command = [
+    sys.executable,
+    str(root / "convert_lora_to_gguf.py"),
+    "--base",
+    str(folder),
+    "--outfile",
+    str(file),
+  ]
+  subprocess.run([*command, str(saved)], check=True, cwd=root)
+  return file
 
 
 def summary(file: Path) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import spatialvlm
 from spatialvlm import export, hub, peft
-from spatialvlm.config import ModelConfig, PeftConfig
+from spatialvlm.config import ModelConfig
 from tests import tiny_edge
 from tests.oracle.llama_server import MARKER, serving
 
@@ -78,13 +77,8 @@ def test_an_adapter_over_its_base(tmp_path):
   folder = tiny_edge.write("smolvlm", tmp_path / "smolvlm")
   base = hub.load_model(folder)
   plain = write(folder, base, tmp_path / "base", "f32")
-  adapted = nnx.clone(base)
   options = {"rank": 4, "alpha": 6.0, "rslora": True}
-  peft.apply(adapted, PeftConfig(target=r".*\.(q_proj|v_proj|down_proj|proj)", options=options), peft.Given())
-  rng = np.random.default_rng(0)
-  for _, variable in nnx.iter_graph(adapted):
-    if isinstance(variable, peft.AdapterParam):
-      variable[...] = np.asarray(0.1 * rng.normal(size=variable.shape), np.float32)
+  adapted = tiny_edge.adapted(base, target=r".*\.(q_proj|v_proj|down_proj|proj)", options=options)
   out = write(folder, adapted, tmp_path / "lora", "f32", to="gguf-lora")
   hub.save_model(peft.merge(adapted), tmp_path / "merged", folder)
   vlm = spatialvlm.load_vlm(tmp_path / "merged", layout="mtmd")
