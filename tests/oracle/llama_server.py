@@ -50,6 +50,7 @@ class Client:
     """Greedy tokens, the number of the prompt's, and log-probabilities of all tokens by ids at one step.
 
     The step is the first whose token is whole text: a server leaves out those that are a part of a character.
+    Where all are, there are none.
     """
     said = {"prompt_string": prompt, "multimodal_data": [png(image) for image in images]}
     got = self.post(
@@ -64,7 +65,7 @@ class Client:
       top_k=1,
       ignore_eos=True,
     )
-    shown = got["completion_probabilities"][0]
+    shown = next(iter(got.get("completion_probabilities", ())), {"id": got["tokens"][0], "top_logprobs": []})
     return {
       "tokens": got["tokens"],
       "prompt": got["tokens_evaluated"],
