@@ -19,6 +19,7 @@ _FIXES: tuple[tuple[str, str], ...] = (
     " message['content'][0]['text'].startswith('<__media'))",
   ),
   ("{{ content['text'] }}", "{{ content['text'].replace('__>', '__>\\n') }}"),
+  ("{{ message['content'] }}", "{{ message['content'].replace('__>', '__>\\n') }}"),
 )
 
 
@@ -33,19 +34,22 @@ def served(template: ChatTemplate, mark: str) -> tuple[str, str]:
   """
   parts = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
   trained = template.render(_asked(parts), add_generation_prompt=True).replace(mark, _MARKER)
-  known = [template.source.replace(old, new) for old, new in _FIXES if old in template.source]
-  for source in (template.source, *known):
+  mended = template.source
+  for old, new in _FIXES:
+    mended = mended.replace(old, new)
+  for source in (template.source, mended):
     if _by_server(source, template) == trained:
       return source, ""
   return template.source, _by_server(template.source, template)
 
 
 def _by_server(source: str, template: ChatTemplate) -> str:
-  parts = [{"type": "text", "text": _MARKER + _QUESTION}]
-  return ChatTemplate(source, template.tokens, template.where).render(
-    _asked(parts), add_generation_prompt=True
-  )
+  """A server hands on a string where a template asks for one, else a list of one part."""
+  text = _MARKER + _QUESTION
+  content = text if "is string" in source else [{"type": "text", "text": text}]
+  made = ChatTemplate(source, template.tokens, template.where)
+  return made.filled(_asked(content), add_generation_prompt=True)
 
 
-def _asked(parts: list[dict[str, str]]) -> list[dict]:
-  return [{"role": "user", "content": parts}]
+def _asked(content: str | list[dict[str, str]]) -> list[dict]:
+  return [{"role": "user", "content": content}]
