@@ -7,12 +7,14 @@
   python launch/train.py --config=configs/real.py:stage=4 --workdir=runs/real/4
   python launch/train.py --config=configs/real.py:stage=5 --workdir=runs/real/5
   python launch/train.py --config=configs/real.py:stage=6 --workdir=runs/real/6
+  python launch/train.py --config=configs/real.py:stage=7 --workdir=runs/real/7
 
 Stage 1 trains the fresh connector alone: image tokens say in the language model's own words what they show.
 Stage 2 adds LoRA on the decoder, and teaches in a few steps what answers look like; stage 3 goes on with
 conversations, CV-Bench's four kinds of question among them; in stage 4 answers describe the whole picture.
 Stage 5 shows no picture and teaches letters alone, since the four kinds are answered by them; half of stage 6
-asks these. The encoder stays as it is, so that what it makes of a picture is made once.
+asks these. Stage 7 puts together what it knows apart: the name of what is in a box, and the letter before a
+name. The encoder stays as it is, so that what it makes of a picture is made once.
 
   text=        another language model: folder, hub id or GGUF file
   encoder=     another encoder: folder or hub id
@@ -21,7 +23,7 @@ asks these. The encoder stays as it is, so that what it makes of a picture is ma
                project; with other parts that of your stage 1, runs/real/1/model
 
 They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`. What came of stages
-2 to 6 comes with the project; it is scored, and trained further on other pictures, by
+2 to 7 comes with the project; it is scored, and trained further on other pictures, by
 
   python launch/evaluate.py --config=configs/real.py:score    # scenes and controls
   python launch/evaluate.py --config=configs/real.py:photos   # of launch/real_parts.py --photos
@@ -75,12 +77,13 @@ MUON = dict(consistent_rms=0.2, adam_b2=0.98)
 WORDS = dict(color=0.7, shape=1.5, box=1.0, row=0.3, column=0.3, depth_step=0.7)
 
 
-def get_config(arg: str = "stage=6") -> RunConfig | EvaluateConfig:
+def get_config(arg: str = "stage=7") -> RunConfig | EvaluateConfig:
   if arg in SCORED:
     return _scored(arg)
   said = _read(arg)
   stage = said.get("stage", "4")
-  made = {"1": _words, "2": _answers, "3": _talk, "4": _full, "5": _letters, "6": _kinds, "more": _more}
+  made = {"1": _words, "2": _answers, "3": _talk, "4": _full, "5": _letters, "6": _kinds, "7": _choose}
+  made["more"] = _more
   if stage not in made:
     raise UserError(f"configs/real.py: no stage {stage!r}; there are {', '.join(made)}")
   if stage == "1" and "connector" in said:
@@ -99,8 +102,8 @@ def _read(arg: str) -> dict[str, str]:
     key, _, value = part.partition("=")
     if key not in ("stage", "text", "encoder", "connector", "adapter") or not value:
       raise UserError(
-        f"configs/real.py: cannot read {part!r}; known: score, shifts or photos alone, or stage=1|2|3|4|5|6|"
-        "more, text=PATH, encoder=PATH, connector=PATH, adapter=PATH"
+        f"configs/real.py: cannot read {part!r}; known: score, shifts or photos alone, or "
+        "stage=1|2|3|4|5|6|7|more, text=PATH, encoder=PATH, connector=PATH, adapter=PATH"
       )
     said[key] = value
   return said
@@ -231,10 +234,22 @@ def _kinds(model: ModelConfig, stage: int = 6, steps: int = 640) -> RunConfig:
   )
 
 
+def _choose(model: ModelConfig) -> RunConfig:
+  """Eight tenths of it naming by letter."""
+  config = _kinds(model, stage=7, steps=500)
+  skills = config.data.sources["short"]
+  sources = {
+    "choose": dataclasses.replace(skills, turns=13, tasks=dict(choose=1.0), weight=0.8),
+    "short": dataclasses.replace(skills, tasks=SHORT | dict(name=4.0), weight=0.15),
+    "letters": dataclasses.replace(config.data.sources["letters"], weight=0.05),
+  }
+  return dataclasses.replace(config, data=_data(sources, targets=64, lengths=(256, 320, 384)))
+
+
 def _more(model: ModelConfig) -> RunConfig:
   """Goes on from what comes with the project, on other pictures. Scored before and after: 400 questions."""
   source = ScenesConfig(seed=1_000_000, size=400, image_size=SIZE)
-  config = _kinds(model, stage=7, steps=600)
+  config = _kinds(model, stage=8, steps=600)
   return dataclasses.replace(
     config,
     name="real-more",

@@ -106,7 +106,7 @@ def test_stages_of_the_real_parts():
   assert first.model.connector_from is None and last.model.connector_from == "runs/real/1/model"
   assert last.peft.resume_from == "runs/real/3/adapter" and read("stage=more").eval is not None
   seen = set()
-  for stage in ("1", "2", "3", "4", "5", "6", "more"):
+  for stage in ("1", "2", "3", "4", "5", "6", "7", "more"):
     config = read(f"stage={stage}")
     now = {(name, source.seed) for name, source in config.data.sources.items()}
     assert not now & seen  # each stage sees pictures that none before it saw
