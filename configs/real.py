@@ -236,14 +236,15 @@ def _kinds(model: ModelConfig, stage: int = 6, steps: int = 640) -> RunConfig:
 
 def _choose(model: ModelConfig) -> RunConfig:
   """Eight tenths of it naming by letter."""
-  config = _kinds(model, stage=7, steps=500)
+  config = _kinds(model, stage=7, steps=362)
   skills = config.data.sources["short"]
   sources = {
     "choose": dataclasses.replace(skills, turns=13, tasks=dict(choose=1.0), weight=0.8),
     "short": dataclasses.replace(skills, tasks=SHORT | dict(name=4.0), weight=0.15),
     "letters": dataclasses.replace(config.data.sources["letters"], weight=0.05),
   }
-  return dataclasses.replace(config, data=_data(sources, targets=64, lengths=(256, 320, 384)))
+  optim = dataclasses.replace(config.optim, schedule_steps=500)
+  return dataclasses.replace(config, data=_data(sources, targets=64, lengths=(256, 320, 384)), optim=optim)
 
 
 def _more(model: ModelConfig) -> RunConfig:
