@@ -6,8 +6,10 @@ import pathlib
 import pytest
 
 from spatialvlm import cli, workdir
+from spatialvlm import peft as methods
 from spatialvlm.config import CellConfig, EvaluateConfig, RunConfig, ScenesConfig, StudyConfig
 from spatialvlm.configs import peft
+from spatialvlm.configs.study import BESIDE_METHODS
 from spatialvlm.study import grid
 from spatialvlm.training import stages
 from spatialvlm.training.objectives import OBJECTIVES
@@ -156,7 +158,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_the_recipe_has_every_method():
   study = cli.load("study:tiny-methods", [], StudyConfig)
   runs = grid.expand(study, HERE, read)
-  assert list(study.cells) == list(peft.METHODS) and len(runs) == 3 * len(peft.METHODS)
+  assert list(study.cells) == [*peft.METHODS, *BESIDE_METHODS] and len(runs) == 3 * len(study.cells)
+  assert {run.config.peft.method for run in runs} == set(methods.METHODS)
+  assert {run.config.model.quantize for run in runs} == {None, "nf4", "int8"}
   assert {run.config.train.steps for run in runs} == {400}
   assert {run.config.train.batch_size for run in runs} == {16}
 
@@ -166,8 +170,12 @@ def test_the_recipes_of_objectives():
   load = lambda arg: cli.load(f"study:{arg}", [("seeds", "(0,)")], StudyConfig)
   runs = {run.cell: run.config for run in grid.expand(load("tiny-objectives"), HERE, read)}
   kinds = {loss.kind for config in runs.values() for loss in config.losses.values()}
-  # Words need classes by pixel, which conversations of skills have; rewards have a study of their own.
-  assert kinds == set(OBJECTIVES) - {"words", "grpo"} and load("tiny-objectives").control == "answers"
+  # Words need classes by pixel, which conversations of skills have, and features of a field a field; rewards
+  # have a study of their own.
+  assert (
+    kinds == set(OBJECTIVES) - {"words", "grpo", "field_features"}
+    and load("tiny-objectives").control == "answers"
+  )
   for config in runs.values():
     first = runs["answers"]
     assert (config.peft, config.train, config.optim) == (first.peft, first.train, first.optim)
