@@ -47,7 +47,12 @@ OBJECTIVES = {
     "data.sources.scenes.false_answers": 5,
     "data.lengths": (152, 176, 192),
   },
-  "map": {"losses.map": {"kind": "dense_depth", "weight": 0.1, "kwargs": {"detach": False, "upsample": 2}}},
+  # Read within the decoder: what only reads tokens before it teaches its adapters nothing.
+  "map": {
+    "losses.map.kind": "dense_depth",
+    "losses.map.weight": 0.1,
+    "losses.map.kwargs": {"detach": False, "upsample": 2, "decoder_layers": (2,)},
+  },
   "base": {"losses.base": {"kind": "distil", "weight": 0.5, "kwargs": {"teacher": "base"}}},
   "hidden": {"losses.hidden": {"kind": "distil_hidden", "weight": 0.5, "kwargs": {"teacher": "base"}}},
   "relations": {"losses.rel": {"kind": "distil_relations", "weight": 0.5, "kwargs": {"teacher": "base"}}},
