@@ -29,7 +29,7 @@ flags.DEFINE_float("temperature", 0.0, "0 for the likeliest answer; above, answe
 flags.DEFINE_float("top_p", 1.0, "draw among the likeliest tokens up to this probability")
 flags.DEFINE_integer("seed", 0, "of drawn answers")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and activations")
-flags.DEFINE_string("quantize", None, "keep the decoder's weights in few bits: nf4 or int8")
+flags.DEFINE_string("quantize", None, "keep the decoder's weights in few bits: nf4, int8, q4_0, q8_0")
 flags.DEFINE_integer("max_tiles", None, "tile budget of an image; fewer tiles are faster")
 
 

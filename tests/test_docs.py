@@ -26,6 +26,7 @@ CONFIG_OF = {
   "train": RunConfig,
   "evaluate": EvaluateConfig,
   "shifts": EvaluateConfig,
+  "edge": EvaluateConfig,
   "inspect_data": RunConfig,
   "encoders": ProbeConfig,
   "field": FieldConfig,
@@ -81,7 +82,8 @@ def test_a_command_can_be_typed(script, flags):
     elif key.startswith("config."):
       overrides.append((key.removeprefix("config."), value))
     else:
-      assert key in ("workdir", "output", "scan", "show", "shifts", "report", "out"), flag
+      known = ("workdir", "output", "scan", "show", "shifts", "report", "out", "model", "to", "numbers", "threads")
+      assert key in known, flag
   if recipe is not None:
     recipe = str(ROOT / recipe) if recipe.startswith("configs/") else recipe
     assert isinstance(cli.load(recipe, overrides, CONFIG_OF[name]), CONFIG_OF[name])

@@ -45,7 +45,7 @@ ROOMS = {
   "peft": room(f"{MODEL} hub", "jax flax numpy"),
   "shots": room("types", "numpy"),
   "priors": room(f"{MODEL} hub peft shots workdir", "jax flax numpy"),
-  "quantise": room(f"{MODEL} peft", "jax flax numpy"),
+  "quantise": room(f"{MODEL} hub peft", "jax flax numpy"),
   "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
   "worlds.rooms": room("types config mixture once worlds", "jax numpy scipy"),
@@ -81,6 +81,10 @@ ROOMS = {
     f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub peft export"
     " processing data data.sources data.augment loading priors serving",
     "jax flax numpy optax orbax tensorstore matplotlib tensorboardX wandb",
+  ),
+  "deployed": room(
+    f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub export processing data.sources loading",
+    "numpy PIL matplotlib xllamacpp torch transformers",
   ),
   "depth": room(
     "types workdir models processing worlds reporting training training.objectives",

@@ -57,7 +57,8 @@ class ModelConfig:
       taken in place of a fresh one.
     text_only: `path` must be a language model by itself; one that sees already is refused.
     quantize: keep frozen weights in few bits, for adapters to be trained over them (docs/quantised.md):
-      "nf4", "int8", or None for weights in full. Of a training run that is evaluated it is the run's.
+      "nf4", "int8", "q4_0" or "q8_0" (ggml's blocks, as a GGUF file holds them), or None for weights in
+      full. Of a training run that is evaluated it is the run's.
     quantize_block: of nf4, how many weights share a scale; None for 64.
     quantize_double: of nf4, whether the scales are quantised too (double quantisation); None for false.
     quantize_target: which linear layers, as `peft.target`: a regex, or a list of the ends of names; None for

@@ -19,10 +19,12 @@ Contracts:
   whoever builds on them: `folder = resolve(path)`, then its config.json (`contents.model_json`), its tensors
   by their Hugging Face names, none of them read yet (`read_entries(weight_files(folder))`, each with `dtype`,
   `shape` and `read()`), and its tokenizer's files, which lie there.
-- `assemble` writes a model with other encoders as a folder, which is then loaded like any other.
+- `assemble` writes a model with other encoders as a folder, which is then loaded like any other;
+  `fewer_tokens` one whose connector joins more patches.
 """
 
 from spatialvlm.hub.assemble import assemble, assembled
+from spatialvlm.hub.fewer_tokens import fewer_tokens
 from spatialvlm.hub.load import load_encoder, load_model, read_config
 from spatialvlm.hub.resolve import identity, read_json, resolve
 from spatialvlm.hub.save import save_encoder, save_model
@@ -30,6 +32,7 @@ from spatialvlm.hub.save import save_encoder, save_model
 __all__ = [
   "assemble",
   "assembled",
+  "fewer_tokens",
   "identity",
   "load_encoder",
   "load_model",

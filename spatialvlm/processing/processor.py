@@ -260,14 +260,19 @@ class Processor:
       UserError: as `encode`.
     """
     turn = Turn(prompt, answer_prefix)
-    messages = prompts.messages((turn,), len(images))
-    text = self.template.render(messages[:1], add_generation_prompt=True)
-    boundary = len(text) if self.bidirectional else 0
-    if answer_prefix:
-      start, _ = self._answer_span(whole := self.template.render(messages), messages[:1], id)
-      text = whole[: whole.index(answer_prefix, start) + len(answer_prefix)]
+    text = self.prompt_text(len(images), prompt, answer_prefix, id)
+    boundary = len(self.prompt_text(len(images), prompt)) if self.bidirectional else 0
     asked = Example(tuple(images), (turn,), id=id, shots=tuple(shots))
     return self._encode(text, [], asked, boundary, id or "prompt", pixels)
+
+  def prompt_text(self, images: int, prompt: str, answer_prefix: str = "", id: str = "") -> str:
+    """The text of `encode_prompt` before it becomes tokens, with the family's mark (`format.mark`) for each
+    image; errors as there."""
+    messages = prompts.messages((Turn(prompt, answer_prefix),), images)
+    if not answer_prefix:
+      return self.template.render(messages[:1], add_generation_prompt=True)
+    start, _ = self._answer_span(whole := self.template.render(messages), messages[:1], id)
+    return whole[: whole.index(answer_prefix, start) + len(answer_prefix)]
 
   def answer_ids(self, answer: str, answer_prefix: str = "") -> tuple[int, ...]:
     """Tokens of an answer as it stands right after `encode_prompt(..., answer_prefix)`, without its end.

@@ -18,11 +18,12 @@ from spatialvlm.models.vlm import Vlm
 from spatialvlm.peft import select
 from spatialvlm.peft.variables import axis_names
 from spatialvlm.quantise.format import Format
+from spatialvlm.quantise.ggml import Q4, Q8
 from spatialvlm.quantise.int8 import Int8
 from spatialvlm.quantise.nf4 import Nf4
 from spatialvlm.types import UserError
 
-FORMATS: dict[str, type[Format]] = {cls.name: cls for cls in (Nf4, Int8)}
+FORMATS: dict[str, type[Format]] = {cls.name: cls for cls in (Nf4, Int8, Q4, Q8)}
 _SETTING = "quantize_"
 # Settings of `ModelConfig` that are a format's own options.
 _OPTIONS = ("block", "double")
