@@ -33,6 +33,8 @@ CONFIG_OF = {
   "scenes": RoomFilesConfig,
   "study": StudyConfig,
 }
+# Flags of commands with a config, beside its settings.
+OTHERS = ["workdir", "output", "scan", "show", "shifts", "report", "out", "model", "to", "numbers"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -82,8 +84,7 @@ def test_a_command_can_be_typed(script, flags):
     elif key.startswith("config."):
       overrides.append((key.removeprefix("config."), value))
     else:
-      known = ("workdir", "output", "scan", "show", "shifts", "report", "out", "model", "to", "numbers", "threads")
-      assert key in known, flag
+      assert key in OTHERS, flag
   if recipe is not None:
     recipe = str(ROOT / recipe) if recipe.startswith("configs/") else recipe
     assert isinstance(cli.load(recipe, overrides, CONFIG_OF[name]), CONFIG_OF[name])

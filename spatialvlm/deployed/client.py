@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import spatialvlm
 from spatialvlm.types import UserError
 
 
@@ -29,8 +28,8 @@ class Child:
 
   def __init__(self, module: str, folder: Path, settings: Mapping[str, Any]):
     self.folder = folder
-    root = str(Path(spatialvlm.__file__).parents[1])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    root = Path(__file__).resolve().parents[2]  # where this library lies, installed or not
+    paths = [str(root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     threads = str(settings["threads"])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "spatialvlm.deployed.child", module, str(folder), json.dumps(settings)]

@@ -1,9 +1,9 @@
 """From a model to what its exported files cost, in one folder; what is done already is not done again.
 
-    OUT/float-LAYOUT/          the model itself, an evaluation's workdir
-    OUT/FORM-NUMBERS/files/    exported; beside it its predictions.jsonl and summary.json
-    OUT/speed.json             times of all of them, taken together
-    OUT/costs.{json,md,png}    the result
+OUT/float-LAYOUT/          the model itself, an evaluation's workdir
+OUT/FORM-NUMBERS/files/    exported; beside it its predictions.jsonl and summary.json
+OUT/speed.json             times of all of them, taken together
+OUT/costs.{json,md,png}    the result
 """
 
 from __future__ import annotations
@@ -222,10 +222,8 @@ class _Run:
       if export in answered:
         before, after = floats[self._layout(export)], answered[export]
         scores = read_json(folder / SUMMARY_FILE)["scores"]
-        changes = statistics.paired(
-          before, after, resamples=config.score.bootstrap, seed=config.score.seed
-        )
-      size = sum(file.stat().st_size for file in _weights((folder / FILES).iterdir()))
+        changes = statistics.paired(before, after, resamples=config.score.bootstrap, seed=config.score.seed)
+      size = sum(file.stat().st_size for file in _weights((folder / FILES).rglob("*")))
       measured = times["rows"].get(export.name)
       rows.append(_row(export.name, form.runtime, size, scores, changes, measured))
     title = f"{self._model.name} on {called(config.data)}, protocol {config.score.protocols[0]}"

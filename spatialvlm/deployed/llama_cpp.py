@@ -19,7 +19,7 @@ from spatialvlm.deployed.child import MARK
 # Read when the library is loaded; without the second it starts a debugger where it aborts.
 os.environ |= {"LLAMA_MEDIA_MARKER": MARK, "GGML_NO_BACKTRACE": "1"}
 
-import xllamacpp  # noqa: E402
+import xllamacpp
 
 # Seconds for one answer of a large model on a slow machine.
 _PATIENCE = 3600

@@ -83,9 +83,7 @@ def test_questions_that_are_answered_are_left_alone(world, tmp_path):
   all_questions, make = questions(count=4, images=2), asker(world)
   tokens = make(all_questions[0]).tokens
   same = [question for question in all_questions if make(question).tokens == tokens]
-  ask = lambda count: scoring.score(
-    same, count, make, child, ScoreConfig(bootstrap=10), tmp_path / "answers"
-  )
+  ask = lambda count: scoring.score(same, count, make, child, ScoreConfig(bootstrap=10), tmp_path / "answers")
   with client.Child(STILL, tmp_path, SETTINGS | {"tokens": tokens}) as child:
     first = ask(1)
     (tmp_path / "answers" / "summary.json").unlink()
@@ -128,7 +126,9 @@ def test_times_and_memory(tmp_path):
 
 def test_what_a_user_names():
   read = plan.read_exports
-  assert [export.name for export in read(["gguf"], [])] == [f"gguf-{n}" for n in ("f16", "q8_0", "q5_0", "q4_0")]
+  assert [export.name for export in read(["gguf"], [])] == [
+    f"gguf-{n}" for n in ("f16", "q8_0", "q5_0", "q4_0")
+  ]
   parts = read(["gguf"], ["q4_0+embedding=q8_0"])[0]
   assert parts.numbers == "q4_0,embedding=q8_0" and parts.name == "gguf-q4_0-embedding=q8_0"
 
@@ -182,7 +182,15 @@ def test_settings_that_cannot_be(world, installed, tmp_path, change, message):
 
 def test_tables_say_what_was_timed(tmp_path):
   score = {"score": 0.5, "low": 0.4, "high": 0.6, "n": 8, "guessing": 0.3, "answered": 1.0}
-  change = {"difference": -0.1, "low": -0.2, "high": -0.01, "gained": 1, "lost": 3, "p": 0.6, "detectable": 0.2}
+  change = {
+    "difference": -0.1,
+    "low": -0.2,
+    "high": -0.01,
+    "gained": 1,
+    "lost": 3,
+    "p": 0.6,
+    "detectable": 0.2,
+  }
   scores = {"plain": score, "task/Depth": score}
   timed = {"first_token_s": [1.0, 0.5, 2.0], "tokens_per_s": [9.0, 8.0, 10.0]}
   timed |= {"peak_bytes": 2_000_000, "empty_bytes": 500_000, "prompt_tokens": 70}

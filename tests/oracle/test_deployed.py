@@ -1,4 +1,4 @@
-"""Exported files asked within llama.cpp and transformers themselves, beside our own evaluation of the model."""
+"""Exported files asked within llama.cpp and transformers themselves, beside our own evaluation."""
 
 import dataclasses
 
