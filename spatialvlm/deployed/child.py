@@ -7,7 +7,8 @@ the full name of one (a file of this room) with a class `Runtime`:
   (rows of the table of tokens).
 - `letters(asked) -> (tokens, log-probabilities)`: how many tokens the prompt became, and of each token of
   `asked["options"]` its log-probability over the whole vocabulary as the first of the answer.
-- `generate(asked, count)`: the likeliest tokens of an answer, exactly `count`, whatever would end it.
+- `generate(asked, count, seen)`: the likeliest tokens of an answer, exactly `count`, whatever would end it;
+  `seen(number)` is called with every token, or with several that come together.
 - `served(text, pictures) -> str`, of a runtime with a chat template of its own: the prompt that it makes.
 
 `asked` holds `prompt`, a text with `MARK` for each picture; `pictures`, PNG files in base64; or in their
@@ -48,9 +49,10 @@ def answer(runtime: Any, said: Mapping[str, Any], empty: int) -> dict[str, Any]:
     tokens, logprobs = runtime.letters(asked)
     return {"tokens": int(tokens), "logprobs": [float(value) for value in logprobs]}
   if what == "generate":
-    began = time.perf_counter()
-    tokens = runtime.generate(asked, said["count"])
-    return {"seconds": time.perf_counter() - began, "tokens": [int(token) for token in tokens]}
+    began, came = time.perf_counter(), []
+    seen = lambda number=1: came.append((time.perf_counter() - began, number))
+    tokens = runtime.generate(asked, said["count"], seen)
+    return {"came": came, "tokens": [int(token) for token in tokens]}
   if what == "served":
     has = hasattr(runtime, "served")
     return {"prompt": runtime.served(said["text"], said["pictures"]) if has else None}

@@ -58,10 +58,10 @@ class Child:
     got = self._ask(do="letters", asked=asked)
     return got["tokens"], got["logprobs"]
 
-  def generate(self, asked: Mapping[str, Any], count: int) -> tuple[float, list[int]]:
-    """Seconds that it took, and the tokens."""
+  def generate(self, asked: Mapping[str, Any], count: int) -> tuple[list[tuple[float, int]], list[int]]:
+    """After how many seconds how many tokens came, and the tokens."""
     got = self._ask(do="generate", asked=asked, count=count)
-    return got["seconds"], got["tokens"]
+    return got["came"], got["tokens"]
 
   def served(self, text: str, pictures: list[str]) -> str | None:
     """The prompt that the runtime's own chat template makes; None of a runtime without one."""

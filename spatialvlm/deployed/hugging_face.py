@@ -6,12 +6,27 @@ is asked for, which theirs may not have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+
+
+class _Streamer:
+  """Tells of every token, as transformers' `BaseStreamer`; what comes first is the prompt."""
+
+  def __init__(self, seen: Callable[[int], None]):
+    self._seen, self._prompt = seen, True
+
+  def put(self, value: torch.Tensor) -> None:
+    if not self._prompt:
+      self._seen(value.numel())
+    self._prompt = False
+
+  def end(self) -> None:
+    """Nothing is left to say."""
 
 
 class Runtime:
@@ -31,9 +46,10 @@ class Runtime:
     return given["input_ids"].shape[1], torch.log_softmax(logits, -1)[asked["options"]].tolist()
 
   @torch.inference_mode()
-  def generate(self, asked: Mapping[str, Any], count: int) -> list[int]:
+  def generate(self, asked: Mapping[str, Any], count: int, seen: Callable[[int], None]) -> list[int]:
     given = self._given(asked)
-    made = self._model.generate(**given, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    exactly = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+    made = self._model.generate(**given, **exactly, streamer=_Streamer(seen))
     return made[0, given["input_ids"].shape[1] :].tolist()
 
   def _given(self, asked: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ _PATIENCE = 3600
 # What makes one of the options the token that is drawn. The server gives no probabilities at a step whose
 # token is a part of a character; those that it gives are of the scores before anything was added to them.
 _SURE = 1e4
+# Begins each part of a stream.
+_PART = b"data: "
 
 
 class Runtime:
@@ -49,45 +51,49 @@ class Runtime:
 
   def letters(self, asked: Mapping[str, Any]) -> tuple[int, list[float]]:
     options = asked["options"]
-    got = self._complete(
-      asked, 1, n_probs=self._vocabulary, logit_bias=[[option, _SURE] for option in options]
-    )
+    sure = [[option, _SURE] for option in options]
+    (got,) = self._complete(asked, 1, n_probs=self._vocabulary, logit_bias=sure)
     (step,) = got["completion_probabilities"]
     found = {item["id"]: item["logprob"] for item in step["top_logprobs"]}
     return got["tokens_evaluated"], [found[option] for option in options]
 
-  def generate(self, asked: Mapping[str, Any], count: int) -> list[int]:
-    return self._complete(asked, count)["tokens"]
+  def generate(self, asked: Mapping[str, Any], count: int, seen: Callable[[int], None]) -> list[int]:
+    tokens = []
+    for part in self._complete(asked, count, stream=True):
+      if part["tokens"] and len(tokens) < count:  # the last part repeats what came
+        seen(len(part["tokens"]))
+        tokens += part["tokens"]
+    return tokens
 
   def served(self, text: str, pictures: Sequence[str]) -> str:
     parts: list[dict[str, Any]] = [
       {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}} for picture in pictures
     ]
     parts.append({"type": "text", "text": text})
-    return self._post("/apply-template", messages=[{"role": "user", "content": parts}])["prompt"]
+    (got,) = self._post("/apply-template", messages=[{"role": "user", "content": parts}])
+    return got["prompt"]
 
-  def _complete(self, asked: Mapping[str, Any], count: int, **said: Any) -> dict[str, Any]:
-    """Greedy tokens of an answer that nothing ends."""
+  def _complete(self, asked: Mapping[str, Any], count: int, **said: Any) -> Iterator[dict[str, Any]]:
+    """Greedy tokens of an answer that nothing ends; with `stream` as they come."""
     prompt: Any = asked["prompt"]
     if asked["pictures"]:
       prompt = {"prompt_string": prompt, "multimodal_data": asked["pictures"]}
     greedy = {"temperature": 0, "samplers": ["top_k"], "top_k": 1, "ignore_eos": True}
-    return self._post(
-      "/completion",
-      prompt=prompt,
-      n_predict=count,
-      return_tokens=True,
-      cache_prompt=False,
-      **greedy,
-      **said,
-    )
+    said = {"n_predict": count, "return_tokens": True, "cache_prompt": False, **greedy, **said}
+    return self._post("/completion", prompt=prompt, **said)
 
-  def _post(self, path: str, **said: Any) -> dict[str, Any]:
+  def _post(self, path: str, **said: Any) -> Iterator[dict[str, Any]]:
+    """The one answer, or each part of a stream."""
     request = urllib.request.Request(
       self._url + path, json.dumps(said).encode(), {"Content-Type": "application/json"}
     )
     try:
       with urllib.request.urlopen(request, timeout=_PATIENCE) as reply:
-        return json.loads(reply.read())
+        if not said.get("stream"):
+          yield json.loads(reply.read())
+          return
+        for line in reply:
+          if line.startswith(_PART) and line.strip() != b"data: [DONE]":
+            yield json.loads(line.removeprefix(_PART))
     except urllib.error.HTTPError as error:
       raise RuntimeError(f"llama.cpp's server: {error.read().decode(errors='replace')[:300]}") from None

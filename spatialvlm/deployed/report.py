@@ -133,7 +133,7 @@ def _draw_costs(figure: Any, rows: Sequence[Found], colours: Mapping[str, str], 
     axes.margins(x=0.18)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(labelsize=7, length=0)
-  panels[0].set_yticks(range(len(rows)), [f"{row['name']}" for row in rows])
+  panels[0].set_yticks(range(len(rows)), [f"{row['name']} ({row['runtime']})" for row in rows])
   panels[0].invert_yaxis()
 
 

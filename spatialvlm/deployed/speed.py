@@ -27,10 +27,10 @@ def measure(
   with Child(module, folder, settings) as child:
     child.generate(asked.given, 2)  # pages are read, programs are warm
     for _ in range(repeats):
-      first, _ = child.generate(asked.given, 1)
-      whole, _ = child.generate(asked.given, 1 + tokens)
+      came, _ = child.generate(asked.given, 1 + tokens)
+      (first, _), (last, _) = came[0], came[-1]
       firsts.append(first + asked.seconds)
-      rates.append(tokens / max(whole - first, 1e-9))
+      rates.append(sum(number for _, number in came[1:]) / (last - first))
     memory = child.memory()
     served = child.served(asked.text, asked.given["pictures"]) if asked.given["prompt"] else None
   spread = lambda values: [statistics.median(values), min(values), max(values)]

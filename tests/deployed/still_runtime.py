@@ -19,8 +19,10 @@ class Runtime:
     tokens = self._settings.get("tokens", 0)
     return tokens, [-1.0 - place for place, _ in enumerate(asked["options"])]
 
-  def generate(self, asked, count):
-    time.sleep(0.02 + 0.01 * (count - 1))
+  def generate(self, asked, count, seen):
+    for place in range(count):
+      time.sleep(0.01 if place else 0.02)
+      seen()
     return [7] * count
 
   def served(self, text, pictures):
