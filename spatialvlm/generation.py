@@ -75,7 +75,7 @@ def generate(
   _check(vlm, batch, max_new_tokens, temperature, top_p)
   length = bucket(batch.tokens_BT.shape[1] + max_new_tokens, 16)
   graphdef, state = nnx.split(vlm)
-  stop_ids_K = _padded(stop_ids if stop else ())
+  stop_ids_K = padded_stops(stop_ids if stop else ())
   with _context(mesh):
     logits_BV, cache = _prefill(graphdef, state, batch, length)
     _check_finite(logits_BV)
@@ -116,7 +116,7 @@ def stream(
   """`generate` token by token: yields int32 (B,), the same tokens, until all samples have stopped."""
   _check(vlm, batch, max_new_tokens, temperature, top_p)
   graphdef, state = nnx.split(vlm)
-  stop_ids_K, done_B = _padded(stop_ids), _finished(batch)
+  stop_ids_K, done_B = padded_stops(stop_ids), _finished(batch)
   key = jax.random.key(seed)
   with _context(mesh):
     logits_BV, cache = _prefill(graphdef, state, batch, bucket(batch.tokens_BT.shape[1] + max_new_tokens, 16))
@@ -181,7 +181,7 @@ def decode(
     cache,
     np.int32(min(limit, room)),
     done_B,
-    _padded(stop_ids),
+    padded_stops(stop_ids),
     np.int32(pad_id),
     np.float32(temperature or 1.0),
     np.float32(top_p),
@@ -236,7 +236,7 @@ def _decode(
   of_rows = isinstance(key, tuple)
 
   def choose(logits_BV, index, done_B):
-    keys = _row_keys(*key, index) if of_rows else jax.random.fold_in(key, index)
+    keys = row_keys(*key, index) if of_rows else jax.random.fold_in(key, index)
     chosen_B = _choose(logits_BV, temperature, top_p, keys, sampled=sampled, nucleus=nucleus)
     finite_B = jnp.isfinite(logits_BV).all(axis=-1)
     tokens_B = jnp.where(done_B, pad_id, jnp.where(finite_B, chosen_B, BROKEN))
@@ -259,8 +259,9 @@ def _decode(
   return new_BT, cache
 
 
-def _row_keys(seed_B, said_B, index) -> jax.Array:
-  """The key of each row's next token."""
+def row_keys(seed_B: jax.Array, said_B: jax.Array, index: jax.Array) -> jax.Array:
+  """The key (B,) by which each row draws a token: of its seed, uint32, and how many tokens were said before,
+  `said_B` + `index`, int32."""
   key_of = lambda seed, said: jax.random.fold_in(jax.random.key(seed), said + index)
   return jax.vmap(key_of)(seed_B, said_B)
 
@@ -271,20 +272,26 @@ def _choose(logits_BV, temperature, top_p, key, *, sampled: bool, nucleus: bool)
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   logits_BV = logits_BV / temperature
   if nucleus:
-    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    # A token stays if those before it have not reached top_p yet: the first always does.
-    kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p
-    least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+    logits_BV = in_nucleus(logits_BV, top_p)
   draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
   return draw(key, logits_BV).astype(jnp.int32)
+
+
+def in_nucleus(logits_BV: jax.Array, top_p: jax.Array) -> jax.Array:
+  """Logits with -inf for all but the likeliest tokens whose probabilities first reach `top_p`, one number or
+  one a row, (B, 1)."""
+  sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+  probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
+  # A token stays if those before it have not reached top_p yet: the first always does.
+  kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p
+  least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+  return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
 
 
 _choose_jit = jax.jit(_choose, static_argnames=("sampled", "nucleus"))
 
 
-def _padded(stop_ids: Sequence[int]) -> np.ndarray:
+def padded_stops(stop_ids: Sequence[int]) -> np.ndarray:
   """Stop tokens in an array of one usual shape, filled up with what no token is."""
   return np.array([*stop_ids, *[-2] * (-len(stop_ids) % 4 or 4 * (not stop_ids))], np.int32)
 

@@ -61,6 +61,9 @@ ROOMS = {
   "export": room(f"{MODEL} hub peft priors processing", "flax numpy"),
   "loading": room(f"{MODEL} hub peft priors quantise", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
+  "server": room(
+    "types models generation once processing serving", "numpy PIL starlette uvicorn prometheus_client"
+  ),
   "wheels": room("types workdir hub", "numpy onnx"),
   "encoder": room(f"{MODEL} hub processing", "jax flax numpy"),
   "evaluation.records": room("types config workdir", "numpy"),
@@ -100,6 +103,7 @@ ROOMS = {
     "types config workdir reporting reporting.terminal worlds fields.posed",
     "jax numpy scipy optax safetensors PIL matplotlib",
   ),
+  "contrib": room("types api processing server serving", "numpy PIL lmms_eval vlmeval"),
   "api": room(
     f"{MODEL} caches generation hub peft export processing data loading priors serving encoder training"
     " depth",

@@ -242,7 +242,7 @@ class Processor:
   def encode_prompt(
     self,
     images: Sequence[np.ndarray | Tiles],
-    prompt: str,
+    prompt: str | Sequence[prompts.Message],
     answer_prefix: str = "",
     id: str = "",
     pixels: bool = True,
@@ -250,7 +250,8 @@ class Processor:
   ) -> Encoded:
     """A prompt that the model is to answer: ends where an answer begins, or after `answer_prefix` there.
 
-    `prompt` may hold `<image>` marks, like a `Turn`. The prefix is joined as the template joins an answer:
+    `prompt` may hold `<image>` marks, like a `Turn`; or it is a conversation in transformers' form that ends
+    with what is to be answered, without such a prefix. The prefix is joined as the template joins an answer:
     `answer_prefix="Answer:"` gives SmolVLM's `Assistant: Answer:`; of PaliGemma it is no part of the
     bidirectional prefix. An image may come already cut (`tiler(image)`), so that several prompts share the
     work; `pixels` false leaves `tiles` empty, and what priors say. `id` is what messages call the prompt;
@@ -259,15 +260,18 @@ class Processor:
     Raises:
       UserError: as `encode`.
     """
-    turn = Turn(prompt, answer_prefix)
     text = self.prompt_text(len(images), prompt, answer_prefix, id)
     boundary = len(self.prompt_text(len(images), prompt)) if self.bidirectional else 0
-    asked = Example(tuple(images), (turn,), id=id, shots=tuple(shots))
+    asked = Example(tuple(images), (), id=id, shots=tuple(shots))
     return self._encode(text, [], asked, boundary, id or "prompt", pixels)
 
-  def prompt_text(self, images: int, prompt: str, answer_prefix: str = "", id: str = "") -> str:
+  def prompt_text(
+    self, images: int, prompt: str | Sequence[prompts.Message], answer_prefix: str = "", id: str = ""
+  ) -> str:
     """The text of `encode_prompt` before it becomes tokens, with the family's mark (`format.mark`) for each
     image; errors as there."""
+    if not isinstance(prompt, str):
+      return self.template.render(prompt, add_generation_prompt=True)
     messages = prompts.messages((Turn(prompt, answer_prefix),), images)
     if not answer_prefix:
       return self.template.render(messages[:1], add_generation_prompt=True)

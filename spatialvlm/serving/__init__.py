@@ -1,5 +1,8 @@
 """The batched engine: requests in, log-probabilities or generated tokens out.
 
+For long lists of requests `engine`; for requests that come at any time and are answered word by word
+`scheduler`, whose docstring says what it guarantees. Both ask the same model, and neither knows of the other.
+
 A `requests.Request` is a prompt of tokens, the images in it, and what is wanted of it: `Letters`, `Texts` or
 `Generated`, each with a `tag` of the client's own. An `engine.Engine` over a `scorer.Scorer` answers a stream
 of them by `requests.Answer`s. `engine.answers` does so for a few at once.

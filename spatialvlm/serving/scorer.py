@@ -142,19 +142,19 @@ class Scorer(Protocol):
     """
 
 
-class _Graph:
+class Graph:
   """A model's structure as a static argument: hashed and compared once, not at every call.
 
   For a model of 44 layers that takes longer than a device takes for a small batch.
   """
 
-  _known: ClassVar[dict[Any, _Graph]] = {}
+  _known: ClassVar[dict[Any, Graph]] = {}
 
   def __init__(self, graphdef: Any):
     self.graphdef = graphdef
 
   @classmethod
-  def of(cls, graphdef: Any) -> _Graph:
+  def of(cls, graphdef: Any) -> Graph:
     """The one object of all equal structures."""
     return cls._known.setdefault(graphdef, cls(graphdef))
 
@@ -168,7 +168,7 @@ class VlmScorer:
 
   def __init__(self, vlm: Vlm, mesh: Mesh | None = None):
     graphdef, self._state = nnx.split(vlm)
-    self._graph = _Graph.of(graphdef)
+    self._graph = Graph.of(graphdef)
     self._mesh = mesh
     self.max_length, self.bidirectional = vlm.max_length, vlm.config.prefix_lm
     self.programs: set[tuple] = set()
