@@ -66,7 +66,7 @@ class Speech:
     return min((at for at in found if at >= 0), default=None)
 
   def _sure(self) -> int:
-    """Up to where text may be said: neither a stop text nor white space that may be the last begins before."""
+    """Up to where text may be said: no stop text begins before, nor white space that may be the last."""
     tail = min(max(map(len, self._stop), default=1) - 1, len(self._text))
     begun = (n for n in range(tail, 0, -1) if any(stop.startswith(self._text[-n:]) for stop in self._stop))
     return len(self._text[: len(self._text) - next(begun, 0)].rstrip())

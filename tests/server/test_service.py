@@ -85,7 +85,7 @@ def test_logprobs_are_those_of_one_forward(service, vlm, models):
 
 
 def test_a_text_of_several_pieces(service, vlm):
-  question = "many words and 12 numbers " * 12
+  question = "many words and 12 numbers " * 14
   fields = body(question, SHOWN[0])
   found, short = ask(service, fields), ask(service, body(QUESTIONS[0]))
   assert found.asked.prompt_tokens > 300
