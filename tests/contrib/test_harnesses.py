@@ -100,8 +100,9 @@ def test_lmms_eval_asks_the_model(lmms_eval, folder, alone):
   model.task_dict = {"task": {"test": list(range(3))}}
   plain = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "num_beams": 1, "until": []}
   assert model.generate_until([request(i, folder, **plain) for i in range(3)]) == alone
-  until = plain | {"until": [alone[0][2:4]]}
-  assert model.generate_until([request(0, folder, **until)]) == [alone[0][:2].rstrip()]
+  stop = alone[1][1]
+  found = model.generate_until([request(1, folder, **plain | {"until": [stop]})])
+  assert found == [alone[1][: alone[1].index(stop)].strip()]
   for settings, message in (
     ({"num_beams": 4}, "generation_kwargs.num_beams=4 is not supported"),
     ({"repetition_penalty": 2}, "generation_kwargs.repetition_penalty is not known"),
