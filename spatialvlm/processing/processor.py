@@ -268,8 +268,7 @@ class Processor:
   def prompt_text(
     self, images: int, prompt: str | Sequence[prompts.Message], answer_prefix: str = "", id: str = ""
   ) -> str:
-    """The text of `encode_prompt` before it becomes tokens, with the family's mark (`format.mark`) for each
-    image; errors as there."""
+    """The text of `encode_prompt`, with the family's mark (`format.mark`) for each image; errors as there."""
     if not isinstance(prompt, str):
       return self.template.render(prompt, add_generation_prompt=True)
     messages = prompts.messages((Turn(prompt, answer_prefix),), images)
