@@ -1,9 +1,10 @@
 """Writes a model for others: `python launch/export.py --model=RUN_OR_FOLDER --to=merged --out=FOLDER`.
 
 `--to=merged` writes a checkpoint for transformers, adapters merged; `--to=adapter` a PEFT folder; `--to=gguf`
-files for llama.cpp, in `--numbers=q8_0`, or `--numbers=q4_0,embedding=q8_0,mmproj=f16` by parts. `--model`
-names a model's or adapter's folder or hub id, a training run's workdir or one of its checkpoints;
-`--adapter` lays a PEFT folder over it; several, each with a `--weight`, are added into one.
+files for llama.cpp, in `--numbers=q8_0`, or `--numbers=q4_0,embedding=q8_0,mmproj=f16` by parts; `--to=onnx`
+files for transformers.js and onnxruntime, in each of `--numbers=fp32,fp16,q8,q4`, and `--to=onnx-encoder` a
+vision encoder alone. `--model` names a model's or adapter's folder or hub id, a training run's workdir or one
+of its checkpoints; `--adapter` lays a PEFT folder over it; several, each with a `--weight`, become one.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "a model's or adapter's folder or hub id, or a training run's workdir")
 flags.DEFINE_multi_string("adapter", [], "PEFT folder that is put on the model; may be given several times")
 flags.DEFINE_multi_float("weight", [], "of each --adapter in the sum of all; below 0 subtracts")
-flags.DEFINE_string("to", None, "what is written: merged, adapter, plain-lora, gguf or gguf-lora")
 flags.DEFINE_string(
-  "numbers", "", "of gguf: f32, f16, bf16, q8_0, q5_0, q4_0..., also by part; empty for f16"
+  "to", None, "what is written: merged, adapter, plain-lora, gguf, gguf-lora, onnx or onnx-encoder"
+)
+flags.DEFINE_string(
+  "numbers", "", "of gguf: f32, f16, bf16, q8_0, q5_0, q4_0..., also by part; of onnx: fp32, fp16, q8, q4..."
 )
 flags.DEFINE_string("out", None, "folder that is written; it must be new or empty")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the base's weights; adapters are float32")
@@ -51,8 +54,15 @@ def main(arguments: Sequence[str]) -> None:
   out = pathlib.Path(FLAGS.out).expanduser()
   exporter, _ = export.named(FLAGS.to, FLAGS.numbers)  # what is wrong here is told before a model is loaded
   export.check_empty(out)
+  config = ModelConfig(path=FLAGS.model, dtype=FLAGS.dtype)
+  if exporter.find is not None:
+    if adapters:
+      raise UserError(f"--adapter: --to={FLAGS.to} writes what has no adapters; leave it out")
+    export.export(exporter.find(config), FLAGS.to, out, FLAGS.numbers)
+    print(f"{FLAGS.model}: {exporter.what}: {out}")
+    return
   only = adapters[0] if adapters and not summed else None
-  found = runs.find(ModelConfig(path=FLAGS.model, dtype=FLAGS.dtype), only)
+  found = runs.find(config, only)
   vlm = found.load(None)
   if summed:
     several = peft.Adapters(vlm)

@@ -58,7 +58,8 @@ ROOMS = {
     "types config mixture processing worlds worlds.rooms data.sources data.augment",
     "jax numpy PIL grain datasets",
   ),
-  "export": room(f"{MODEL} hub peft priors processing", "flax numpy"),
+  "export": room(f"{MODEL} hub peft priors processing", "jax flax numpy onnx"),
+  "deployed": room(packages="numpy onnxruntime"),
   "loading": room(f"{MODEL} hub peft priors quantise", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
   "server": room(

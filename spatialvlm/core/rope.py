@@ -31,11 +31,14 @@ def rope_angles(
   positions_BT: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """(cos, sin), each (B, T, head_dim / 2) float32, computed once and shared by all layers."""
-  frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  if scaling is not None:
-    frequencies = scaling(frequencies)
-  angles = positions_BT[..., None].astype(jnp.float32) * frequencies
+  angles = positions_BT[..., None].astype(jnp.float32) * rope_frequencies(head_dim, theta, scaling)
   return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
+  """float32 (head_dim / 2,): by how much each pair turns from one position to the next."""
+  frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  return frequencies if scaling is None else scaling(frequencies)
 
 
 def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:

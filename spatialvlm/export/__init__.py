@@ -10,7 +10,7 @@
 - `numbers(text)`, where there is a choice: what a user says of the numbers that are written; its result is
   `model.numbers`.
 
-`export` is for a user's command: it refuses a folder that holds anything. A further form (ONNX) is one file
+`export` is for a user's command: it refuses a folder that holds anything. A further form is one file
 here and one line in the table.
 """
 

@@ -17,7 +17,7 @@ class Exportable:
   """A model with what an exporter needs to know of its origin.
 
   Attributes:
-    vlm: with or without an adapter.
+    vlm: with or without an adapter; of a form with a `find` of its own, what that finds.
     base: hub id or path of the base, as others should find it.
     folder: the base's local folder, with the files of its processor.
     trained: of a training run, its model's settings, among them how it was shown pictures.
@@ -38,12 +38,14 @@ class Exporter:
   Attributes:
     what: the form in a few words, for help and errors.
     numbers: reads what a user says of the numbers that it is written in; None where there is no choice.
+    find: finds what is written, of forms of something else than a whole model; None of the others.
   """
 
   what: str
   why_not: Callable[[Vlm], str | None]
   write: Callable[[Exportable, Path], Path]
   numbers: Callable[[str], Any] | None = None
+  find: Callable[[ModelConfig], Exportable] | None = None
 
 
 def no_merging(vlm: Vlm) -> str | None:

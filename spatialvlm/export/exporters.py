@@ -12,6 +12,9 @@ from spatialvlm.config import nearest
 from spatialvlm.core.quantised import formats
 from spatialvlm.export import gguf, gguf_lora
 from spatialvlm.export.exporter import Exportable, Exporter, no_merging
+from spatialvlm.export.onnx import encoder as onnx_encoder
+from spatialvlm.export.onnx import folder as onnx
+from spatialvlm.export.onnx import numbers as onnx_numbers
 from spatialvlm.hub import contents
 from spatialvlm.hub.gguf import numbers as gguf_numbers
 from spatialvlm.models.vlm import Vlm
@@ -72,6 +75,19 @@ EXPORTERS: dict[str, Exporter] = {
     gguf_lora.why_not,
     gguf_lora.write,
     gguf_numbers.parse,
+  ),
+  "onnx": Exporter(
+    "ONNX files for transformers.js and onnxruntime, adapters merged",
+    onnx.why_not,
+    onnx.write,
+    onnx_numbers.parse,
+  ),
+  "onnx-encoder": Exporter(
+    "a vision encoder alone as ONNX files; of a vision-language model its tower",
+    lambda encoder: None,
+    onnx_encoder.write,
+    onnx_numbers.parse,
+    onnx_encoder.find,
   ),
 }
 # Exporter -> its folder in the workdir of a run.

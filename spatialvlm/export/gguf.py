@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from spatialvlm import peft, priors
-from spatialvlm.config import ModelConfig
 from spatialvlm.core.quantised import formats
+from spatialvlm.export import whole
 from spatialvlm.export.exporter import Exportable, no_merging
 from spatialvlm.hub import contents
 from spatialvlm.hub.gguf import language, tokens, vision, writing
@@ -47,44 +45,14 @@ def write(model: Exportable, folder: Path) -> Path:
     contents.note(
       f"{folder}: the base is kept in {kinds}; what is written are its decoded weights, adapters merged"
     )
-  vlm, processor = peft.merge(model.vlm), read_processor(model)
+  vlm, processor = peft.merge(model.vlm), whole.read_processor(model)
   files: dict[str, Callable[[Path], None]] = {
     LANGUAGE: lambda file: write_language(vlm, model, processor, file),
   }
   if vlm.config.vision is not None:
     check_prompts(processor, model)
     files[EYES] = lambda file: write_eyes(vlm, model, processor, file)
-  return write_files(files, folder)
-
-
-def write_files(files: Mapping[str, Callable[[Path], None]], folder: Path) -> Path:
-  """Writes files beside their place and moves them there together.
-
-  Raises:
-    UserError: what writing one of them raises, or a full disk; nothing is left then.
-  """
-  scratch = None
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    for name, make in files.items():
-      make(scratch / name)
-    scratch.chmod(0o755)
-    scratch.rename(folder)
-  except OSError as error:
-    raise UserError(
-      f"{folder}: could not be written ({error.strerror or error}); nothing was left behind"
-    ) from None
-  finally:
-    if scratch is not None:
-      shutil.rmtree(scratch, ignore_errors=True)
-  return folder
-
-
-def read_processor(model: Exportable) -> Processor:
-  """The base's processor as the model was trained with it."""
-  tiling: dict[str, Any] = model.trained.tiling if isinstance(model.trained, ModelConfig) else {}
-  return load_processor(model.folder, **tiling)
+  return whole.write_files(files, folder)
 
 
 def write_language(vlm: Vlm, model: Exportable, processor: Processor, file: Path) -> None:

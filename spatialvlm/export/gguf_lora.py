@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from spatialvlm import peft, priors
-from spatialvlm.export import gguf
+from spatialvlm.export import gguf, whole
 from spatialvlm.export.exporter import Exportable, no_merging
 from spatialvlm.hub import contents, rules
 from spatialvlm.hub.gguf import language, models, vision, writing
@@ -66,14 +66,14 @@ def write(model: Exportable, folder: Path) -> Path:
   """
   files: dict[str, Callable[[Path], None]] = {ADAPTER: lambda file: _write(model, file)}
   if _elsewhere(model.vlm):
-    merged, processor = peft.merge(model.vlm), gguf.read_processor(model)
+    merged, processor = peft.merge(model.vlm), whole.read_processor(model)
     gguf.check_prompts(processor, model)
     files[gguf.EYES] = lambda file: gguf.write_eyes(merged, model, processor, file)
     contents.note(
       f"{folder}: llama.cpp reads adapters of the language model alone; what was trained in the eyes is"
       f" merged into {gguf.EYES}, which goes with this adapter"
     )
-  return gguf.write_files(files, folder)
+  return whole.write_files(files, folder)
 
 
 def _write(model: Exportable, file: Path) -> None:

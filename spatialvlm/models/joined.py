@@ -16,7 +16,7 @@ from flax import nnx
 from spatialvlm.models.encoders import EncoderOutput, VisionConfig, VisionEncoder
 from spatialvlm.types import Features, UserError
 
-_EPS = 1e-6
+EPS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,4 +152,4 @@ def _on_grid(features: Features, grid: tuple[int, int]) -> jax.Array:
 
 def _unit(x_NPD: jax.Array) -> jax.Array:
   x32 = x_NPD.astype(jnp.float32)
-  return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + _EPS)).astype(x_NPD.dtype)
+  return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + EPS)).astype(x_NPD.dtype)
