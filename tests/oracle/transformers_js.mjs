@@ -37,6 +37,6 @@ for (const dtype of asked.dtypes) {
   answers[dtype] = { given: await answer(pixels), own: await answer(inputs.pixel_values) };
   await model.dispose();
 }
-const version = require("@huggingface/transformers/package.json").version;
+const version = js.env.version;
 console.log(JSON.stringify({ version, prompt, ids, dims: inputs.pixel_values.dims, pixels: most, answers }));
 process.exit(0);
