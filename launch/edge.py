@@ -1,7 +1,7 @@
 """What a model costs on a device: `python launch/edge.py --model=RUN_OR_FOLDER --out=DIR`.
 
 Exports the model in several numbers (`--to=gguf --numbers=f16,q8_0,q4_0`), asks each set of files the
-held-out questions within its own runtime (llama.cpp; of `--to=merged` transformers), times them, and writes
+held-out questions within its own runtime (llama.cpp, onnxruntime, transformers), times them, and writes
 tables and a picture: accuracy with intervals over bytes, time to the first token, tokens a second, memory.
 `--config` says on which questions, `--config.score.limit` on how many. A second start does what is missing.
 """
@@ -24,7 +24,7 @@ from spatialvlm.types import UserError
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "a model's folder or hub id, or a run's workdir; else the config's")
 flags.DEFINE_string("out", None, "folder of all that is written; what is done there is not done again")
-flags.DEFINE_list("to", ["gguf"], "forms, with commas between: gguf, gguf-lora, merged")
+flags.DEFINE_list("to", ["gguf"], "forms, with commas between: gguf, gguf-lora, onnx, merged")
 flags.DEFINE_list(
   "numbers", [], "of the files, with commas between; q4_0+embedding=q8_0 by parts; gguf:q8_0 of several forms"
 )

@@ -59,7 +59,6 @@ ROOMS = {
     "jax numpy PIL grain datasets",
   ),
   "export": room(f"{MODEL} hub peft priors processing", "jax flax numpy onnx"),
-  "deployed": room(packages="numpy onnxruntime"),
   "loading": room(f"{MODEL} hub peft priors quantise", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
   "server": room(
@@ -88,7 +87,7 @@ ROOMS = {
   ),
   "deployed": room(
     f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub export processing data.sources loading",
-    "numpy PIL matplotlib xllamacpp torch transformers",
+    "numpy PIL matplotlib xllamacpp onnxruntime torch transformers",
   ),
   "depth": room(
     "types workdir models processing worlds reporting training training.objectives",

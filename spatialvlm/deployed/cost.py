@@ -242,7 +242,7 @@ class _Run:
 
 def _weights(files: Iterable[Path]) -> Iterable[Path]:
   """Those that a device must hold; a tokenizer's files beside them are small."""
-  return (file for file in files if file.suffix in (".gguf", ".safetensors", ".onnx", ".onnx_data"))
+  return (file for file in files if file.suffix.startswith((".gguf", ".safetensors", ".onnx")))
 
 
 def _row(

@@ -1,13 +1,13 @@
 """A folder of ONNX files (`export.onnx`) in onnxruntime, on the CPU.
 
 Nothing of this library is needed to run such a folder, and nothing is imported: arrays in transformers'
-layout go in, logits come out. `Runtime` is what a process of its own runs.
+layout go in, logits come out.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,17 @@ class OnnxModel:
     logits = found.pop("logits").numpy()
     return logits, {name.replace("present.", _KEPT, 1): value for name, value in found.items()}
 
-  def generate(self, count: int, stop: tuple[int, ...] = (), **arrays: np.ndarray) -> list[int]:
+  def generate(
+    self,
+    count: int,
+    stop: tuple[int, ...] = (),
+    seen: Callable[[int], None] = lambda number: None,
+    **arrays: np.ndarray,
+  ) -> list[int]:
     """The likeliest tokens of the answer to one prompt: `count`, or up to one of `stop`, itself counted.
 
     Args:
+      seen: called with 1 after every token.
       arrays: as of `read`.
     """
     logits, cache = self.read(**arrays)
@@ -140,6 +147,7 @@ class OnnxModel:
     mask = np.asarray(arrays.get("attention_mask", np.ones((1, length))))
     while True:
       new.append(int(logits[0, -1].argmax()))
+      seen(1)
       if len(new) == count or new[-1] in stop:
         return new
       mask = np.concatenate([mask, np.ones((1, 1), mask.dtype)], axis=1)
@@ -166,22 +174,20 @@ class OnnxModel:
 
 
 class Runtime:
-  """As `child` wants it; of `asked` the `arrays` are read."""
+  """See `child`."""
 
   def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
     self._model = OnnxModel(folder, settings.get("numbers"), settings.get("threads", 0))
 
   def letters(self, asked: Mapping[str, Any]) -> tuple[int, np.ndarray]:
-    """How many tokens the prompt has, and the log-probability of each of `options` as the next one."""
     arrays = _arrays(asked)
     logits = self._model.read(**arrays)[0][0, -1].astype(np.float64)
     top = logits.max()
     logprobs = logits - top - np.log(np.exp(logits - top).sum())
     return arrays["input_ids"].shape[1], logprobs[list(asked["options"])]
 
-  def generate(self, asked: Mapping[str, Any], count: int) -> list[int]:
-    """Exactly `count` tokens, whatever would end the answer."""
-    return self._model.generate(count, **_arrays(asked))
+  def generate(self, asked: Mapping[str, Any], count: int, seen: Callable[[int], None]) -> list[int]:
+    return self._model.generate(count, seen=seen, **_arrays(asked))
 
 
 def _arrays(asked: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -80,6 +80,15 @@ _LLAMA_CPP = Form(
 RUNTIMES: dict[str, Form] = {
   "gguf": _LLAMA_CPP,
   "gguf-lora": dataclasses.replace(_LLAMA_CPP, runtime="llama.cpp, adapter apart", write=_gguf_lora),
+  "onnx": Form(
+    "onnxruntime",
+    f"{__package__}.onnx_runtime",
+    needs=("onnx", "onnxruntime"),
+    extra='pip install "spatialvlm[edge]"',
+    numbers=("fp32", "q8", "q4"),
+    layout="",
+    write=_exported("onnx"),
+  ),
   "merged": Form(
     "transformers",
     f"{__package__}.hugging_face",

@@ -16,12 +16,15 @@ from flax import nnx
 import spatialvlm
 from spatialvlm import Wants, export, hub
 from spatialvlm.config import ModelConfig
+from spatialvlm.deployed import client, runtimes
+from spatialvlm.deployed.asked import Asker
 from spatialvlm.deployed.onnx_runtime import SUFFIXES, OnnxModel, Runtime
 from spatialvlm.export.onnx import graph as graphs
 from spatialvlm.export.onnx import numbers
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Note, UserError
 from tests import tiny_edge, tiny_encoder, tiny_language, tiny_model
+from tests.evaluation.support import questions
 from tests.launch import command
 from tests.oracle import record_onnx_js
 
@@ -137,9 +140,26 @@ def test_the_shipped_model(tmp_path):
     tokens, got = Runtime(out, {"numbers": name, "threads": 1}).letters(asked)
     assert tokens == arrays["input_ids"].shape[1]
     assert np.abs(got - (last - np.log(np.exp(last).sum()))[letters]).max() < most
-  assert Runtime(out, {"numbers": "fp32"}).generate(asked, 2)[0] == last.argmax()
+  came = []
+  assert Runtime(out, {"numbers": "fp32"}).generate(asked, 2, came.append)[0] == last.argmax()
+  assert came == [1, 1]
   with pytest.raises(ValueError, match="holds fp32, q8, q4; name one"):
     OnnxModel(out)
+
+
+def test_a_process_of_its_own(out, loaded, tmp_path):
+  """As `launch/edge.py` asks one: what the graphs give here."""
+  module = runtimes.RUNTIMES["onnx"].module
+  asker = Asker(loaded.processor, "native", tmp_path / "arrays.npz")
+  (question,) = questions(count=1, images=1)
+  asked = asker(question)
+  with client.Child(module, out, {"threads": 1, "numbers": "fp32"}) as child:
+    tokens, logprobs = child.letters(asked.given)
+    came, new = child.generate(asked.given, 3)
+  assert tokens == asked.tokens and len(came) == len(new) == 3
+  np.testing.assert_allclose(
+    logprobs, Runtime(out, {"threads": 1, "numbers": "fp32"}).letters(asked.given)[1], atol=1e-5
+  )
 
 
 @pytest.mark.parametrize(("form", "most"), [("fp16", 0.01), ("q8", 0.08), ("q4", 0.6), ("q4f16", 0.6)])
