@@ -40,6 +40,7 @@ async function ask(js) {
     });
     const length = inputs.input_ids.dims[1];
     const ids = await model.generate({ ...inputs, max_new_tokens: 64, do_sample: false, streamer });
+    at("answer").textContent = at("answer").textContent.trim();
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
     const tokens = `${length} tokens in, ${ids.dims[1] - length} out`;
     at("state").textContent = `${NAME}, ${OPTIONS.dtype}, ${OPTIONS.device}: ${tokens}, ${seconds} s`;
