@@ -324,12 +324,15 @@ class EvalConfig(ScoreConfig):
     source: where the questions come from: kind "cvbench" (parquet of its schema, or the hub), "scenes" or
       "hf".
     before: whether training scores the untrained model as well.
+    after: whether training scores the trained model at its end; without it, where another run goes on from it
+      and is scored.
     during: how many of these questions training asks every `train.evaluate_every` steps, the headline alone;
       drawn by `seed`, always the same. 0 for all.
   """
 
   source: SourceConfig = ScenesConfig(seed=1_000_000, size=1000)
   before: bool = True
+  after: bool = True
   during: int = 256
 
 

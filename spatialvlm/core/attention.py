@@ -87,6 +87,11 @@ class Read(NamedTuple):
   probabilities: jax.Array | None = None
 
 
+def at_places(x_BT: jax.Array, at_BQ: jax.Array) -> jax.Array:
+  """What stands at these places of the second axis: (B, T, ...) -> (B, Q, ...)."""
+  return jnp.take_along_axis(x_BT, at_BQ.reshape(*at_BQ.shape, *(1,) * (x_BT.ndim - 2)), axis=1)
+
+
 def attend(
   q_BTNH: jax.Array,
   k_BSKH: jax.Array,
@@ -274,13 +279,20 @@ class Attention(nnx.Module):
     self.config = config
     self.implementation = "xla"
 
-  def project(self, x_BTD: jax.Array, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries (B, T, N, H), keys and values (B, T, K, H), rotated where `angles` are given."""
-    q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+  def project(self, x_BTD: jax.Array, angles, at_BQ=None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries (B, T, N, H), keys and values (B, T, K, H), rotated where `angles` are given.
+
+    With `at_BQ` the queries are those of these places alone, (B, Q, N, H).
+    """
+    read_BQD, turns = x_BTD, angles
+    if at_BQ is not None:
+      read_BQD = at_places(x_BTD, at_BQ)
+      turns = angles and tuple(at_places(a, at_BQ) for a in angles)
+    q, k, v = self.q_proj(read_BQD), self.k_proj(x_BTD), self.v_proj(x_BTD)
     if self.q_norm is not None:
       q, k = self.q_norm(q), self.k_norm(k)
-    q, k, v = (x.reshape(*x_BTD.shape[:2], -1, self.config.head_dim) for x in (q, k, v))
-    return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+    q, k, v = (x.reshape(*x.shape[:2], -1, self.config.head_dim) for x in (q, k, v))
+    return (q, k, v) if angles is None else (rotate(q, turns), rotate(k, angles), v)
 
   def __call__(
     self,
@@ -289,6 +301,7 @@ class Attention(nnx.Module):
     angles: tuple[jax.Array, jax.Array] | None = None,
     past: tuple[jax.Array, jax.Array, jax.Array] | None = None,
     probabilities: bool = False,
+    at_BQ: jax.Array | None = None,
   ) -> tuple[jax.Array, Read]:
     """Returns the output (B, T, D), and what was read.
 
@@ -298,8 +311,11 @@ class Attention(nnx.Module):
       past: (keys (B, S, K, H), values, start): the buffers of a cache and the slot, an int32 scalar, where
         the T new tokens are written. Without it the keys are those of `x_BTD`.
       probabilities: give them too.
+      at_BQ: places of the queries; the output is then (B, Q, D), of them alone. None for all.
     """
-    q_BTNH, k_BSKH, v_BSKH = self.project(x_BTD, angles)
+    q_BTNH, k_BSKH, v_BSKH = self.project(x_BTD, angles, at_BQ)
+    if at_BQ is not None and mask_BTS is not None and mask_BTS.shape[1] > 1:
+      mask_BTS = at_places(mask_BTS, at_BQ)
     if past is not None:
       keys, values, start = past
       k_BSKH = jax.lax.dynamic_update_slice(keys, k_BSKH.astype(keys.dtype), (0, start, 0, 0))
@@ -309,4 +325,4 @@ class Attention(nnx.Module):
     found_BNTS = None
     if probabilities:
       found_BNTS = attention_probabilities(q_BTNH, k_BSKH, mask_BTS, **scores)
-    return self.o_proj(out_BTNH.reshape(*x_BTD.shape[:2], -1)), Read(k_BSKH, v_BSKH, found_BNTS)
+    return self.o_proj(out_BTNH.reshape(*out_BTNH.shape[:2], -1)), Read(k_BSKH, v_BSKH, found_BNTS)

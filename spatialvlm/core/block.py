@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spatialvlm.core.attention import Attention, AttentionConfig, KVCache, Read
+from spatialvlm.core.attention import Attention, AttentionConfig, KVCache, Read, at_places
 from spatialvlm.core.axes import constrain, logical
 from spatialvlm.core.mlp import Mlp
 from spatialvlm.core.norm import NORMS
@@ -70,10 +70,14 @@ class Block(nnx.Module):
     self.attn_out_norm, self.mlp_out_norm = (norm(), norm()) if config.out_norms else (None, None)
 
   def __call__(
-    self, x_BTD, mask_BTS=None, angles=None, past=None, probabilities: bool = False
+    self, x_BTD, mask_BTS=None, angles=None, past=None, probabilities: bool = False, at_BQ=None
   ) -> tuple[jax.Array, Read]:
-    """Arguments as of `Attention`; returns the residual stream (B, T, D) and what the attention read."""
-    out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past, probabilities)
+    """Arguments as of `Attention`; returns the residual stream (B, T, D) and what the attention read.
+
+    With `at_BQ` the stream is (B, Q, D), at these places alone: all that nothing reads is left out.
+    """
+    out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past, probabilities, at_BQ)
+    x_BTD = x_BTD if at_BQ is None else at_places(x_BTD, at_BQ)
     x_BTD = x_BTD + _finished(out_BTD, self.attn_out_norm, self.attn_scale)
     out_BTD = self.mlp(self.mlp_norm(x_BTD))
     return x_BTD + _finished(out_BTD, self.mlp_out_norm, self.mlp_scale), read
@@ -147,6 +151,7 @@ class Stack(nnx.Module):
     attention: Collection[int] = (),
     stop: int | None = None,
     past: Sequence[tuple[jax.Array, jax.Array, jax.Array]] | None = None,
+    at_BQ: jax.Array | None = None,
   ) -> StackOutput:
     """Runs the blocks, without a cache, and keeps what is asked for on the way.
 
@@ -155,6 +160,8 @@ class Stack(nnx.Module):
       layers, attention: numbers as of `StackOutput`, none negative (`layer_numbers` makes them so).
       stop: after so many blocks; None for all.
       past: as of `Attention`, one a layer; None where nothing stands before.
+      at_BQ: places that the last block's stream is wanted of, which is then (B, Q, D): of the others it makes
+        keys and values alone. None for all.
     """
     streams, attended = ({0: x_BTD} if 0 in layers else {}), {}
     past = past or (None,) * len(self.layers)
@@ -162,7 +169,8 @@ class Stack(nnx.Module):
     for number, (layer, mask, before) in enumerate(blocks, 1):
       run = _remat if self.remat else _run
       x_BTD = constrain(x_BTD, "batch", None, None)
-      x_BTD, found_BNTS = run(layer, x_BTD, mask, angles, before, number in attention)
+      at = at_BQ if number == len(blocks) else None
+      x_BTD, found_BNTS = run(layer, x_BTD, mask, angles, before, number in attention, at)
       if number in layers:
         streams[number] = x_BTD
       if number in attention:
@@ -184,17 +192,17 @@ class Stack(nnx.Module):
 
 
 def _run(
-  layer: Block, x_BTD, mask_BTS, angles, past, probabilities: bool
+  layer: Block, x_BTD, mask_BTS, angles, past, probabilities: bool, at_BQ: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-  x_BTD, read = layer(x_BTD, mask_BTS, angles, past, probabilities=probabilities)
+  x_BTD, read = layer(x_BTD, mask_BTS, angles, past, probabilities=probabilities, at_BQ=at_BQ)
   return x_BTD, read.probabilities
 
 
 def _remat(
-  layer: Block, x_BTD, mask_BTS, angles, past, probabilities: bool
+  layer: Block, x_BTD, mask_BTS, angles, past, probabilities: bool, at_BQ: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
   # jax.checkpoint over split state, since nnx.remat tracks graph updates, which fail inside a gradient
   # that is taken over a part of the parameters only.
   graphdef, state = nnx.split(layer)
-  run = lambda state, *inputs: _run(nnx.merge(graphdef, state), *inputs, probabilities)
+  run = lambda state, *inputs: _run(nnx.merge(graphdef, state), *inputs, probabilities, at_BQ)
   return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles, past)

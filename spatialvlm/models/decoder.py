@@ -52,7 +52,7 @@ class DecoderOutput:
   """What `Decoder.read` gives.
 
   Attributes:
-    hidden_BTD: after the final norm.
+    hidden_BTD: after the final norm; (B, Q, D) where `at_BQ` named the places.
     layers: by layer as it was asked for, the residual stream (B, T, D): 0 is the embeddings, i what stands
       after i blocks, negative ones count from the end; no final norm. As transformers' `hidden_states`, but
       for their last one, which is after the norm.
@@ -131,12 +131,15 @@ class Decoder(nnx.Module):
     *,
     layers: Iterable[int] = (),
     attention: Iterable[int] = (),
+    at_BQ: jax.Array | None = None,
   ) -> DecoderOutput:
     """Reads embedded tokens, and keeps the layers and attention probabilities that are asked for.
 
     Args:
       segment_BT: which sequence of its row a position belongs to (`core.masks`); None where a row is one.
       fork_BT: up to where it sees the first of them, of a sequence that forks from that; None: none does.
+      at_BQ: places whose hidden states alone are wanted; `hidden_BTD` is then (B, Q, D), and the last block
+        does not compute the others. Its stream and attention cannot be kept then.
 
     Raises:
       UserError: a layer that is not there.
@@ -149,7 +152,7 @@ class Decoder(nnx.Module):
       cache = self.init_cache(*x_BTD.shape[:2])
       past = [(k_BSKH, v_BSKH, cache.length) for k_BSKH, v_BSKH in zip(cache.keys, cache.values, strict=True)]
     out = self.stack.read(
-      x_BTD, masks, angles, layers=streams.values(), attention=attended.values(), past=past
+      x_BTD, masks, angles, layers=streams.values(), attention=attended.values(), past=past, at_BQ=at_BQ
     )
     return DecoderOutput(
       hidden_BTD=self.norm(out.x_BTD),

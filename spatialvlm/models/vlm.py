@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spatialvlm.core.attention import KVCache
+from spatialvlm.core.attention import KVCache, at_places
 from spatialvlm.core.pixels import normalised
 from spatialvlm.models.connector import Connector, ConnectorConfig
 from spatialvlm.models.decoder import Decoder, DecoderConfig
@@ -117,6 +117,13 @@ class Vlm(nnx.Module):
         several = "packed, several a row" if batch.branches is None else "of rows with false answers beside"
         raise UserError(f"soft tokens stand in one sequence a row; this batch is {several}")
       sequence = self.soft_tokens.insert(sequence, batch.image_slot_BT)
+    before_BK = None
+    if wants.logits:
+      before_BK = jnp.maximum(sequence.home(jnp.maximum(batch.target_index_BK, 0)) - 1, 0)
+    # Of a few targets in a long row nothing but keys and values of the last block is needed elsewhere.
+    last = {self.decoder.config.depth, -1}
+    whole = wants.hidden or not last.isdisjoint(wants.decoder_layers + wants.attention)
+    whole = whole or before_BK is None or before_BK.shape[1] >= sequence.x_BTD.shape[1]
     out = self.decoder.read(
       sequence.x_BTD,
       sequence.valid_BT,
@@ -125,11 +132,11 @@ class Vlm(nnx.Module):
       None if batch.branches is None else batch.branches.fork_BT,
       layers=wants.decoder_layers,
       attention=wants.attention,
+      at_BQ=None if whole else before_BK,
     )
     logits_BKV = None
     if wants.logits:
-      before_BK = jnp.maximum(sequence.home(jnp.maximum(batch.target_index_BK, 0)) - 1, 0)
-      hidden_BKD = jnp.take_along_axis(out.hidden_BTD, before_BK[..., None], axis=1)
+      hidden_BKD = at_places(out.hidden_BTD, before_BK) if whole else out.hidden_BTD
       logits_BKV = self.unembed(hidden_BKD)
     over_keys = lambda p_BNTS: sequence.of_batch(sequence.of_batch(p_BNTS, axis=2), axis=3)
     return dataclasses.replace(

@@ -115,6 +115,7 @@ def _train(
   trainable = peft.trainable_filter(model, config.peft)
   counts = peft.count_parameters(model, trainable)
   split = state_lib.Split(model, trainable, mesh, heads, others, meshes)
+  objectives.check_reach(terms, [n for n in split.params if not state_lib.is_head(n)], model.config)
   numbers = lambda: {
     "dtype": config.model.dtype,
     "tiles": repr(processor.tiler),

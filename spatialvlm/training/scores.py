@@ -90,7 +90,7 @@ class Scores:
 
   def after(self, state: TrainState) -> Mapping[str, Any] | None:
     """Scores the trained model; kept in `evaluation/after`, and held against `before` where there is one."""
-    if self._config is None:
+    if self._config is None or not self._config.after:
       return None
     result = self._score(weights(state), "after")
     if self._before is not None:

@@ -132,8 +132,11 @@ def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:
   try:
     peft.check_layers(abstract, run.peft)
     processor = load_processor(folder, **told.reads(run), **built.tiling)
+    trained = _trained(config, run, processor.word_ids)
+    if not run.priors:  # which are not among those names
+      objectives.check_reach(terms, trained, config)
     if frozen_vision.for_certain(run.train):
-      frozen_vision.apart(run.train, _trained(config, run, processor.word_ids), terms)
+      frozen_vision.apart(run.train, trained, terms)
     one_run.check_data(run, terms)
     asked = teachers.find(dataclasses.replace(run, model=model), terms, config, processor)
     objectives.meet(terms, {name: teacher.other for name, teacher in asked.items()})

@@ -172,6 +172,29 @@ def test_logits_without_targets(model, batch):
     model.read(dataclasses.replace(batch, target_index_BK=None), Wants(logits=True))
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_logits_alone_are_those_beside_all_else_and_cost_less(model, batch, remat):
+  """Of the last block nothing is computed elsewhere than where logits are read, but keys and values."""
+
+  def gradients(wants):
+    graphdef, state = nnx.split(model)
+    loss = lambda state: (nnx.merge(graphdef, state).read(batch, wants).logits[:, :1] ** 2).sum()
+    return jit(jax.value_and_grad(loss))(state)
+
+  execution.apply(model, execution.Execution(remat=remat))
+  try:
+    (one, some), (other, all_) = gradients(Wants(logits=True)), gradients(Wants(logits=True, hidden=True))
+    text = program(model, batch, Wants(logits=True))
+    whole = program(model, batch, Wants(logits=True, decoder_layers=(-1,)))
+  finally:
+    execution.apply(model, execution.Execution())
+  np.testing.assert_allclose(one, other, rtol=1e-6)
+  for got, want in zip(jax.tree.leaves(some), jax.tree.leaves(all_), strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+  hidden = f"f32[2,9,{model.decoder.config.block.mlp_width}]"
+  assert "f32[2,2,64]" in text and 0 < text.count(hidden) == whole.count(hidden) // 2
+
+
 def joined(count):
   """Encoders of 16 pixels, each with a width of its own."""
   block = lambda width: BlockConfig(

@@ -23,6 +23,7 @@ from spatialvlm.training.objectives.distil_relations import DistilRelations
 from spatialvlm.training.objectives.field_features import FieldFeatures
 from spatialvlm.training.objectives.grpo import Grpo
 from spatialvlm.training.objectives.objective import Metrics, Models, Objective, Other
+from spatialvlm.training.objectives.reach import check_reach
 from spatialvlm.training.objectives.words import Words
 from spatialvlm.types import UserError
 
@@ -45,6 +46,7 @@ __all__ = [
   "asks_of",
   "check_data",
   "check_false_answers",
+  "check_reach",
   "extra_of",
   "false_settings",
   "make_heads",

@@ -92,6 +92,7 @@ class DenseDepth(Objective):
     if not (s.image or s.encoder_layers or s.decoder_layers):
       raise UserError(f"{where}.kwargs: nothing is read; set image, encoder_layers or decoder_layers")
     self.extra = (s.target,)
+    self.teaches = not s.detach
     image = s.image or bool(s.decoder_layers)
     self.wants = Wants(image=image, encoder_layers=s.encoder_layers, decoder_layers=s.decoder_layers)
 

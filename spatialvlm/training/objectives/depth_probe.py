@@ -71,6 +71,7 @@ class DepthProbe(Objective):
         f"{where}.kwargs.layer: image tokens have no layers; set read to 'encoder' or 'decoder'"
       )
     self.extra = (settings.target,)
+    self.teaches = not settings.detach
     layer = (settings.layer,)
     self.wants = {
       "image": Wants(image=True),

@@ -59,6 +59,7 @@ class FieldFeatures(Objective):
     if not s.target or s.channels < 1 or not 0 < s.share <= 1:
       raise UserError(f"{where}.kwargs: target must be named, channels at least 1, share in (0, 1]")
     self.extra = (s.target,)
+    self.teaches = not s.detach
 
   def head(self, model: VlmConfig, rngs: nnx.Rngs) -> nnx.Module:
     zeros = nnx.initializers.zeros

@@ -10,6 +10,8 @@
       of_phases = ()                   # those that it needs of a phase (`training.phases`)
       false_answers = False            # whether it needs wrong answers of the data (`Batch.branches`)
       validates = True                 # whether it says something of held-out data as it is
+      teaches = True                   # whether its gradient is to reach the model, not its own head alone
+      names = ()                       # beginnings of names of parameters that it reads beside `wants`
       def head(self, model, rngs): ... # parameters of its own, or None
       def __call__(self, outputs, models, batch, key): ...  # -> (sum, weight, metrics)
 
@@ -96,6 +98,8 @@ class Objective:
   of_phases: tuple[str, ...] = ()
   false_answers: bool = False
   validates: bool = True
+  teaches: bool = True
+  names: tuple[str, ...] = ()
 
   def __init__(self, settings: Any = None, where: str = "config.losses"):
     """Raises a UserError for settings that cannot work with any model."""

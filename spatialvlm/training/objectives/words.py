@@ -54,6 +54,7 @@ class Words(Objective):
 
   Settings = WordsSettings
   wants = Wants(image=True)
+  names = ("decoder.embed.", "decoder.lm_head.")
 
   def __init__(self, settings: WordsSettings, where: str = "config.losses"):
     super().__init__(settings, where)
