@@ -32,8 +32,8 @@ LARGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_T
 install: $(VENV)/.installed
 
 train: $(VENV)/.installed
-	$(BIN)/python launch/train.py --config=configs/lora.py:tiny --workdir=runs/tiny
-	$(BIN)/python launch/train.py --config=configs/lora.py:tiny-distance --workdir=runs/tiny-distance
+	$(LARGE_PAGES) $(BIN)/python launch/train.py --config=configs/lora.py:tiny --config.eval.after=false --workdir=runs/tiny
+	$(LARGE_PAGES) $(BIN)/python launch/train.py --config=configs/lora.py:tiny-distance --workdir=runs/tiny-distance
 	$(BIN)/python launch/compare.py runs/tiny/evaluation/before runs/tiny-distance/evaluation/after
 
 real: $(VENV)/.installed-real

@@ -101,7 +101,7 @@ def _tiny() -> RunConfig:
     ),
     data=_data(mixed, (136, 152)),
     optim=OptimConfig("muon", learning_rate=4e-3, warmup_steps=30, kwargs=muon),
-    train=TrainConfig(steps=1050, batch_size=16, log_every=50, validate_every=500, checkpoint_every=250),
+    train=TrainConfig(steps=1000, batch_size=16, log_every=50, validate_every=500, checkpoint_every=250),
     mesh=MeshConfig(cpu_devices=2),
     eval=EvalConfig(source=dataclasses.replace(scenes, seed=1_000_000, size=1200), tiles=(1,)),
   )
@@ -128,7 +128,7 @@ def _tiny_distance() -> RunConfig:
     name="lora-tiny-distance",
     model=ModelConfig(path="runs/tiny/model"),
     data=dataclasses.replace(first.data, sources={"scenes": mixed}),
-    train=dataclasses.replace(first.train, steps=600),
+    train=dataclasses.replace(first.train, steps=550),
     eval=dataclasses.replace(first.eval, before=False),  # runs/tiny has asked it
   )
 
