@@ -1,4 +1,4 @@
-"""Whether what a term reads of the model is made by anything that is trained: else it teaches its head alone."""
+"""Whether anything that is trained has a part in what a term reads: else it teaches its head alone."""
 
 from __future__ import annotations
 
@@ -33,22 +33,20 @@ def check_reach(
   for weight, objective in terms.values():
     if not weight or not objective.teaches or objective.wants == Wants():
       continue
-    reaches = lambda name: (
-      name.startswith(objective.names) or _reaches(name, objective.wants, model.text.depth)
-    )
-    if not any(map(reaches, names)):
+    if not any(_reaches(name, objective, model.text.depth) for name in names):
       example = f" ({names[0]}, ...)" if names else ""
       raise UserError(
-        f"{objective.where}: reads {_told(objective.wants)}, which nothing that is trained{example} has a part"
-        " in, so that it would not teach the model; read what is made later (decoder_layers), train what"
+        f"{objective.where}: reads {_told(objective.wants)}, in which nothing that is trained{example} has a"
+        " part, so that it would not teach the model; read what is made later (decoder_layers), train what"
         " stands before it (peft.full=model\\.connector\\..*), or leave it to its head (detach=true) where it"
         " has one"
       )
 
 
-def _reaches(name: str, wants: Wants, depth: int) -> bool:
-  """Whether a parameter of this name can change anything that is wanted."""
-  if wants.hidden or wants.logits:
+def _reaches(name: str, objective: Objective, depth: int) -> bool:
+  """Whether a parameter of this name can change anything that the objective reads."""
+  wants = objective.wants
+  if wants.hidden or wants.logits or name.startswith(objective.names):
     return True
   if name.startswith("vision.") and wants.of_encoder:
     return True
