@@ -81,4 +81,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 $(VENV)/.installed-oracle: $(VENV)/.installed-dev
 	$(PIP) torch==2.13.0 $(TORCH_PIP_ARGS)
 	$(PIP) "peft>=0.18" "bitsandbytes>=0.49" "xllamacpp>=2026.10.11549"
+# Without what it asks for: its xdsl is bound to a typing_extensions that other packages here have left behind.
+	$(PIP) --no-deps "litert-converter>=0.5" "ai-edge-quantizer>=0.10" "ai-edge-litert>=2.3" xdsl==0.28.0
+	$(PIP) flatbuffers backports.strenum lark immutabledict ordered-set tqdm litert-lm-builder
 	@touch $@

@@ -31,6 +31,7 @@ flags.DEFINE_integer("seed", 0, "of drawn answers")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and activations")
 flags.DEFINE_string("quantize", None, "keep the decoder's weights in few bits: nf4, int8, q4_0, q8_0")
 flags.DEFINE_integer("max_tiles", None, "tile budget of an image; fewer tiles are faster")
+flags.DEFINE_string("layout", "own", "whose way of cutting images: own, or mtmd for llama.cpp's")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str]) -> None:
   from spatialvlm.processing.images import open_image
 
   images = [open_image(file) for file in FLAGS.image]
-  vlm = spatialvlm.load_vlm(FLAGS.model, FLAGS.dtype, max_tiles=FLAGS.max_tiles, quantize=FLAGS.quantize)
+  vlm = spatialvlm.load_vlm(
+    FLAGS.model, FLAGS.dtype, max_tiles=FLAGS.max_tiles, layout=FLAGS.layout, quantize=FLAGS.quantize
+  )
   if FLAGS.adapter:
     vlm.load_adapter(FLAGS.adapter)
   for question in arguments or iter(sys.stdin.readline, ""):

@@ -3,8 +3,10 @@
 `--to=merged` writes a checkpoint for transformers, adapters merged; `--to=adapter` a PEFT folder; `--to=gguf`
 files for llama.cpp, in `--numbers=q8_0`, or `--numbers=q4_0,embedding=q8_0,mmproj=f16` by parts; `--to=onnx`
 files for transformers.js and onnxruntime, in each of `--numbers=fp32,fp16,q8,q4`, and `--to=onnx-encoder` a
-vision encoder alone. `--model` names a model's or adapter's folder or hub id, a training run's workdir or one
-of its checkpoints; `--adapter` lays a PEFT folder over it; several, each with a `--weight`, become one.
+vision encoder alone; `--to=stablehlo` programs that run by JAX alone; `--to=litert` files for phones and
+boards, also in `--numbers=int8`, for prompts and answers of `--length` tokens. `--model` names a model's or
+adapter's folder or hub id, a training run's workdir or one of its checkpoints; `--adapter` lays a PEFT folder
+over it; several, each with a `--weight`, become one.
 """
 
 from __future__ import annotations
@@ -26,11 +28,17 @@ flags.DEFINE_string("model", None, "a model's or adapter's folder or hub id, or 
 flags.DEFINE_multi_string("adapter", [], "PEFT folder that is put on the model; may be given several times")
 flags.DEFINE_multi_float("weight", [], "of each --adapter in the sum of all; below 0 subtracts")
 flags.DEFINE_string(
-  "to", None, "what is written: merged, adapter, plain-lora, gguf, gguf-lora, onnx or onnx-encoder"
+  "to",
+  None,
+  "what is written: merged, adapter, plain-lora, gguf, gguf-lora, onnx, onnx-encoder, stablehlo or litert",
 )
 flags.DEFINE_string(
-  "numbers", "", "of gguf: f32, f16, bf16, q8_0, q5_0, q4_0..., also by part; of onnx: fp32, fp16, q8, q4..."
+  "numbers",
+  "",
+  "of gguf: f32, f16, bf16, q8_0, q5_0, q4_0..., also by part; of onnx: fp32, fp16, q8, q4...; of litert:"
+  " float32 or int8",
 )
+flags.DEFINE_integer("length", None, "of litert: most tokens of prompt and answer together")
 flags.DEFINE_string("out", None, "folder that is written; it must be new or empty")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the base's weights; adapters are float32")
 
@@ -52,7 +60,8 @@ def main(arguments: Sequence[str]) -> None:
   from spatialvlm.training import runs
 
   out = pathlib.Path(FLAGS.out).expanduser()
-  exporter, _ = export.named(FLAGS.to, FLAGS.numbers)  # what is wrong here is told before a model is loaded
+  # What is wrong here is told before a model is loaded.
+  exporter, _ = export.named(FLAGS.to, FLAGS.numbers, FLAGS.length)
   export.check_empty(out)
   config = ModelConfig(path=FLAGS.model, dtype=FLAGS.dtype)
   if exporter.find is not None:
@@ -73,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     }
     vlm = several.add(totals, "sum")
   model = export.Exportable(vlm, found.base, found.folder, found.trained)
-  export.export(model, FLAGS.to, out, FLAGS.numbers)
+  export.export(model, FLAGS.to, out, FLAGS.numbers, FLAGS.length)
   print(f"{found.name}: {exporter.what}: {out}")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from spatialvlm import generation, hub, peft, priors
+from spatialvlm import generation, hub, loading, peft, priors
 from spatialvlm.config import ModelConfig, read_json
 from spatialvlm.core.axes import make_mesh
 from spatialvlm.depth.predict import depth_map
@@ -66,7 +66,7 @@ def load_vlm(
     dtype: "float32" or "bfloat16".
     mesh: devices to shard the model over: a mesh, or its sizes such as `{"fsdp": 4}`.
     revision: of a hub repository.
-    attention: "xla", "blocked", or "cudnn" on a GPU in bfloat16, as of `models.execution.Execution`.
+    attention: "xla", "blocked", "whole", or "cudnn" on a GPU in bfloat16, as of `models.execution.Execution`.
     max_tiles, longest_edge, split_images, enlarge, layout: how images are cut, as in `load_processor`.
     quantize, quantize_block, quantize_double, quantize_target: keep kernels in few bits, as `ModelConfig` has
       it: "nf4" or "int8". A training run's workdir brings its own.
@@ -77,27 +77,27 @@ def load_vlm(
   mesh = mesh if mesh is None or isinstance(mesh, Mesh) else make_mesh(mesh)
   if not (quantize_target is None or isinstance(quantize_target, str)):
     quantize_target = tuple(quantize_target)
-  found = runs.find(
-    ModelConfig(
-      str(path_or_hub_id),
-      revision,
-      dtype,
-      attention=attention,
-      quantize=quantize,
-      quantize_block=quantize_block,
-      quantize_double=quantize_double,
-      quantize_target=quantize_target,
-    )
+  asked = ModelConfig(
+    str(path_or_hub_id),
+    revision,
+    dtype,
+    attention=attention,
+    max_tiles=max_tiles,
+    longest_edge=longest_edge,
+    split_images=split_images,
+    enlarge=enlarge,
+    layout=layout,
+    quantize=quantize,
+    quantize_block=quantize_block,
+    quantize_double=quantize_double,
+    quantize_target=quantize_target,
   )
-  options = {
-    "max_tiles": max_tiles,
-    "longest_edge": longest_edge,
-    "split_images": split_images,
-    "enlarge": enlarge,
-    "layout": layout,
-    "priors": priors.reader_of(found.priors),
-  }
-  return LoadedVlm(found.load(mesh), found.folder, found.base, mesh, options)
+  found = runs.find(asked)
+  loading.note_pictures(found, asked)
+  options = {**asked.tiling, "priors": priors.reader_of(found.priors)}
+  loaded = LoadedVlm(found.load(mesh), found.folder, found.base, mesh, options)
+  loaded.trained = found.trained
+  return loaded
 
 
 def load_processor(
@@ -124,7 +124,10 @@ class LoadedVlm(peft.WithAdapters):
     folder: local folder that it came from.
     name: path or hub id of the model, without an adapter.
     mesh: the devices that it is sharded over, or None.
+    trained: the settings that it was trained with, where they are known.
   """
+
+  trained: ModelConfig | None = None
 
   def __init__(self, model: Vlm, folder: Path, name: str, mesh: Mesh | None, options: Mapping[str, Any]):
     self.model, self.folder, self.name, self.mesh = model, folder, name, mesh
@@ -335,7 +338,7 @@ class LoadedVlm(peft.WithAdapters):
     Raises:
       UserError: there is no adapter, or the disk is full.
     """
-    return EXPORTERS["adapter"].write(Exportable(self.model, self.name, self.folder), Path(folder))
+    return EXPORTERS["adapter"].write(self._exportable, Path(folder))
 
   def save(self, folder: str | os.PathLike) -> Path:
     """Writes a whole checkpoint that transformers loads; an adapter is merged into it.
@@ -343,7 +346,11 @@ class LoadedVlm(peft.WithAdapters):
     Raises:
       UserError: the disk is full or not writable; nothing half-written stays.
     """
-    return EXPORTERS["merged"].write(Exportable(self.model, self.name, self.folder), Path(folder))
+    return EXPORTERS["merged"].write(self._exportable, Path(folder))
+
+  @property
+  def _exportable(self) -> Exportable:
+    return Exportable(self.model, self.name, self.folder, self.trained)
 
   def _prompt(self, images: Any, prompt: str, shots: Sequence[Shot] = ()) -> Encoded:
     if images is None:
@@ -364,22 +371,10 @@ class LoadedVlm(peft.WithAdapters):
       *rest,
       image_token_id=config.image_token_id,
       vocab_size=config.text.vocab_size,
-      tokens_of_tile=self._tokens_of_tile,
+      tokens_of_tile=config.image_tokens,
       length=length,
       bidirectional=config.prefix_lm,
     )
-
-  def _tokens_of_tile(self, height: int, width: int) -> int:
-    if self.model.config.vision is None:
-      raise UserError("pixel_values: a language model by itself reads no images")
-    vision, factor = self.model.config.vision, self.model.config.connector.factor
-    rows, cols = height // vision.patch_size, width // vision.patch_size
-    if rows % factor or cols % factor or not rows * cols:
-      raise UserError(
-        f"pixel_values: images of {height} x {width} make {rows} x {cols} patches, which the connector cannot"
-        f" join by {factor}; tiles of this model have {vision.image_size} pixels"
-      )
-    return (rows // factor) * (cols // factor)
 
   def _check_length(self, length: int) -> None:
     most = self.model.max_length

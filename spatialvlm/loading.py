@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from spatialvlm import hub, peft, priors, quantise
 from spatialvlm.config import ModelConfig, PriorConfig, to_dict
 from spatialvlm.core.quantised import wrap
-from spatialvlm.hub import contents
+from spatialvlm.hub import contents, pictures
 from spatialvlm.hub.foreign import quantised
 from spatialvlm.hub.resolve import read_json
 from spatialvlm.models.execution import Execution, apply
@@ -38,7 +38,8 @@ class Found:
     load: puts the model on a mesh (None: the default device).
     identity: what the names stood for: hashes of everything that `load` reads.
     priors: those that the model has, by name, for its processor.
-    trained: of a training run, the settings of its model, among them how it was shown pictures.
+    trained: the settings that the model was trained with, where they are known, among them how it was shown
+      pictures: of a training run, and of what one exported.
   """
 
   name: str
@@ -89,7 +90,20 @@ def find(model: ModelConfig, adapter: str | None = None) -> Found:
     load=lambda mesh: _load(model, adapter, beside, mesh),
     identity=lambda: identity(model, adapter, beside),
     priors=priors.read(beside),
+    trained=_trained(model, hub.resolve(adapter) if adapter else None, folder),
   )
+
+
+def note_pictures(found: Found, model: ModelConfig) -> None:
+  """Tells the user where a model is shown pictures otherwise than it was trained."""
+  if found.trained is not None:
+    pictures.note(found.name, found.trained.tiling, model.tiling)
+
+
+def _trained(model: ModelConfig, adapter: Path | None, base: Path) -> ModelConfig | None:
+  """As `Found.trained`: what lies beside the adapter, else beside the model."""
+  said = next((said for folder in (adapter, base) if folder and (said := pictures.read(folder))), None)
+  return None if said is None else dataclasses.replace(model, **pictures.OWN | said)
 
 
 def _beside(base: Path, adapter: Path | None) -> Path:

@@ -41,7 +41,7 @@ ROOMS = {
   "models": room("types core", "jax flax numpy einops"),
   "generation": room("types core models", "jax flax numpy"),
   # The tokenizer and prompts that an assembled model gets are written by who reads them.
-  "hub": room(f"{MODEL} shipped caches processing", "jax flax numpy ml_dtypes huggingface_hub gguf"),
+  "hub": room(f"{MODEL} shipped caches workdir processing", "jax flax numpy ml_dtypes huggingface_hub gguf"),
   "peft": room(f"{MODEL} hub", "jax flax numpy"),
   "shots": room("types", "numpy"),
   "priors": room(f"{MODEL} hub peft shots workdir", "jax flax numpy"),
@@ -58,7 +58,9 @@ ROOMS = {
     "types config mixture processing worlds worlds.rooms data.sources data.augment",
     "jax numpy PIL grain datasets",
   ),
-  "export": room(f"{MODEL} hub peft priors processing", "jax flax numpy onnx"),
+  "export": room(
+    f"{MODEL} hub peft priors processing", "jax flax numpy onnx litert_converter ai_edge_quantizer"
+  ),
   "loading": room(f"{MODEL} hub peft priors quantise", "jax"),
   "serving": room(f"{MODEL} once workdir generation hub", "jax flax numpy"),
   "server": room(

@@ -34,7 +34,7 @@ class ModelConfig:
     from_scratch: ignore the folder's weights (it need not have any) and draw them from `seed`.
     seed: of drawn weights: all with `from_scratch`, a fresh connector with `encoders`.
     attention: how the product is computed: "xla"; "blocked", in parts that fit a cache, which "xla" takes by
-      itself where one CPU computes alone; "cudnn", NVIDIA's kernels, in bfloat16.
+      itself where one CPU computes alone; "whole", never so; "cudnn", NVIDIA's kernels, in bfloat16.
     max_tiles: tile budget of an image, the global view counted; None for the checkpoint's own.
     longest_edge: images are resized to this longest edge before they are split; None for the checkpoint's.
       SmolVLM's tiles alone have one.

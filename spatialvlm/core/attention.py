@@ -248,11 +248,12 @@ class Implementation:
 
 
 # "xla" computes everywhere, and takes "blocked" by itself where one CPU computes alone and the scores are too
-# many for its cache. "blocked" does so at any size and on any device. "cudnn": NVIDIA's kernels; heads of at
-# most 128 there, 256 on Hopper.
+# many for its cache. "blocked" does so at any size and on any device, "whole" never, so that a program knows
+# neither its device nor its sizes. "cudnn": NVIDIA's kernels; heads of at most 128 there, 256 on Hopper.
 IMPLEMENTATIONS: dict[str, Implementation] = {
   "xla": Implementation(_xla),
   "blocked": Implementation(_blocked),
+  "whole": Implementation(_whole),
   "cudnn": Implementation(_cudnn, _cudnn_refuses),
 }
 

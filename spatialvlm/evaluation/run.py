@@ -55,6 +55,7 @@ def _run(
   mesh = axes.make_mesh(config.mesh)
   model = find(config.model, config.adapter)
   known = _priors(model, config)
+  loading.note_pictures(model, config.model)
   processor = load_processor(model.folder, priors=priors.reader_of(known), **config.model.tiling)
   controls.check_sight(processor.sees, config.score.controls)
   controls.check_priors(bool(known), config.score.controls)

@@ -9,6 +9,9 @@
   what a model's priors are lies beside it, as two files of their own (`priors`).
 - `numbers(text)`, where there is a choice: what a user says of the numbers that are written; its result is
   `model.numbers`.
+- `sized`: whether its sizes are fixed, so that a user may choose `model.length`.
+
+What a model computes, as functions of plain arrays for runtimes without this library, stands in `programs`.
 
 `export` is for a user's command: it refuses a folder that holds anything. A further form is one file
 here and one line in the table.

@@ -22,6 +22,7 @@ class Exportable:
     folder: the base's local folder, with the files of its processor.
     trained: of a training run, its model's settings, among them how it was shown pictures.
     numbers: what the exporter's `numbers` made of the user's words; None where it has none.
+    length: most tokens of prompt and answer, of forms whose sizes are fixed; None for the exporter's choice.
   """
 
   vlm: Vlm
@@ -29,6 +30,7 @@ class Exportable:
   folder: Path
   trained: ModelConfig | None = None
   numbers: Any = None
+  length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Exporter:
     what: the form in a few words, for help and errors.
     numbers: reads what a user says of the numbers that it is written in; None where there is no choice.
     find: finds what is written, of forms of something else than a whole model; None of the others.
+    sized: whether its sizes are fixed, so that a user may choose a length.
   """
 
   what: str
@@ -46,6 +49,7 @@ class Exporter:
   write: Callable[[Exportable, Path], Path]
   numbers: Callable[[str], Any] | None = None
   find: Callable[[ModelConfig], Exportable] | None = None
+  sized: bool = False
 
 
 def no_merging(vlm: Vlm) -> str | None:

@@ -11,10 +11,10 @@ from spatialvlm.core.quantised import formats
 from spatialvlm.export import whole
 from spatialvlm.export.exporter import Exportable, no_merging
 from spatialvlm.hub import contents
-from spatialvlm.hub.gguf import language, tokens, vision, writing
+from spatialvlm.hub.gguf import language, sight, tokens, vision, writing
 from spatialvlm.hub.gguf.numbers import Numbers
 from spatialvlm.models.vlm import Vlm
-from spatialvlm.processing import mtmd
+from spatialvlm.processing import layouts, mtmd
 from spatialvlm.processing.processor import Processor, load_processor
 from spatialvlm.processing.prompts import ChatTemplate
 from spatialvlm.processing.served import served
@@ -73,6 +73,8 @@ def write_eyes(vlm: Vlm, model: Exportable, processor: Processor, file: Path) ->
   tensors = vision.tensors(vlm, said)
   writing.describe(out, model.folder, Path(model.base).name, tensors)
   vision.keys(out, vlm.config, _picture(processor, vlm, model), said)
+  if model.trained is not None and model.trained.layout != layouts.OWN:
+    out.add_string(sight.LAYOUT, model.trained.layout)
   writing.write(file, out, tensors)
 
 

@@ -37,6 +37,7 @@ COMPANIONS = (
   "merges.txt",
   "chat_template.json",
   "chat_template.jinja",
+  "pictures.json",
 )
 
 

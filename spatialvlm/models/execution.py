@@ -23,7 +23,7 @@ class Execution:
   """Settings of all blocks of a model.
 
   Attributes:
-    attention: a key of `core.attention.IMPLEMENTATIONS`: "xla", "blocked" or "cudnn".
+    attention: a key of `core.attention.IMPLEMENTATIONS`: "xla", "blocked", "whole" or "cudnn".
     remat: recompute activations in the backward pass instead of keeping them.
   """
 

@@ -29,7 +29,8 @@ def position_ids(valid_NRC: jax.Array, grid: int) -> jax.Array:
   def cells(count_N: jax.Array, size: int) -> jax.Array:
     step = jnp.float32(1) / count_N.astype(jnp.float32)
     coordinates = jnp.minimum(jnp.arange(size, dtype=jnp.float32) * step[:, None], jnp.float32(1 - 1e-6))
-    return jnp.searchsorted(boundaries, coordinates, side="right").astype(jnp.int32)
+    # Counted, not searched: not every runtime that a model is exported to can search.
+    return (coordinates[..., None] >= boundaries).sum(axis=-1, dtype=jnp.int32)
 
   _, rows, columns = valid_NRC.shape
   down = cells(valid_NRC[:, :, 0].sum(axis=1), rows)

@@ -44,6 +44,23 @@ class VlmConfig:
   dtype: str = "float32"
   source: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
+  def image_tokens(self, height: int, width: int) -> int:
+    """How many image tokens one image of this size becomes, in pixels.
+
+    Raises:
+      UserError: a language model by itself, or patches that the connector cannot join.
+    """
+    if self.vision is None:
+      raise UserError("pixel_values: a language model by itself reads no images")
+    factor = self.connector.factor
+    rows, cols = height // self.vision.patch_size, width // self.vision.patch_size
+    if rows % factor or cols % factor or not rows * cols:
+      raise UserError(
+        f"pixel_values: images of {height} x {width} make {rows} x {cols} patches, which the connector cannot"
+        f" join by {factor}; tiles of this model have {self.vision.image_size} pixels"
+      )
+    return (rows // factor) * (cols // factor)
+
 
 class Vlm(nnx.Module):
   """Reads a `Batch`. Freshly drawn from `rngs`; `hub.load_model` fills it from a checkpoint.

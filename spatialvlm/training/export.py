@@ -23,7 +23,8 @@ def export(
   """
   if not config.train.export:
     return {}
-  whole, written = Exportable(trainee.vlm, hub.assembled(config.model).path, source), {}
+  whole = Exportable(trainee.vlm, hub.assembled(config.model).path, source, config.model)
+  written: dict[str, str] = {}
   for name, head in trainee.heads.items():
     heads.save_head(workdir / heads.FOLDER, name, head, terms[name][1], whole.base)
     written["heads"] = str(workdir / heads.FOLDER)

@@ -21,6 +21,7 @@ from spatialvlm.core import axes
 from spatialvlm.data import pipeline, tile_keys
 from spatialvlm.data.sources.registry import Source
 from spatialvlm.data.views import View
+from spatialvlm.hub import pictures
 from spatialvlm.processing.processor import Processor, load_processor
 from spatialvlm.serving import usage
 from spatialvlm.training import (
@@ -85,6 +86,7 @@ def _train(
   plain = assembled(config.model)
   folder = hub.resolve(plain.path, plain.revision)
   loading.check_base(plain, folder, resumes=bool(config.peft.resume_from))
+  pictures.note(config.model.path, pictures.read(folder), plain.tiling)
   processor = load_processor(folder, **told.reads(config), **plain.tiling)
   terms = objectives.make_objectives(config.losses)
   objectives.read_vocabulary(terms, processor.token_ids)

@@ -51,7 +51,7 @@ def test_blocked_attention_gives_the_numbers_of_the_whole(monkeypatch):
 @pytest.mark.parametrize(
   "attention, dtype, message",
   [
-    ("flash", "float32", "attention 'flash': expected xla, blocked or cudnn"),
+    ("flash", "float32", "attention 'flash': expected xla, blocked, whole or cudnn"),
     ("cudnn", "float32", "attention cudnn: needs an NVIDIA GPU and dtype bfloat16; use xla"),
     ("cudnn", "bfloat16", "attention cudnn: needs an NVIDIA GPU"),
   ],

@@ -1,5 +1,7 @@
 """Exported files within llama.cpp itself (xllamacpp), beside our own model in the layout of its pictures."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,26 @@ def test_models(kind, edge, numbers, tmp_path):
   out = write(folder, hub.load_model(folder), tmp_path / "out", numbers, **options)
   with serving(out / "language.gguf", out / "mmproj.gguf") as client:
     compare(client, spatialvlm.load_vlm(folder, layout="mtmd", **options))
+
+
+@pytest.mark.parametrize("numbers", ["f32", "f16"])
+@pytest.mark.parametrize("kind", ["smolvlm", "internvl"])
+def test_image_features(kind, numbers, tmp_path):
+  """Those of all tiles, in the order of the prompt, straight from mtmd."""
+  folder = tiny_edge.write(kind, tmp_path / kind)
+  out = write(folder, hub.load_model(folder), tmp_path / "out", numbers)
+  np.savez(tmp_path / "pictures.npz", **{f"{h}x{w}": picture(h, w) for h, w in SIZES})
+  files = [out / "language.gguf", out / "mmproj.gguf", tmp_path / "pictures.npz", tmp_path / "found.npz"]
+  command = [sys.executable, "-m", "tests.oracle.llama_features", *map(str, files)]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+  assert done.returncode == 0, done.stderr[-2000:]
+  vlm = spatialvlm.load_vlm(folder, layout="mtmd")
+  with np.load(tmp_path / "found.npz") as found:
+    for height, width in SIZES:
+      tiles = vlm.processor.tiler(picture(height, width)).pixels
+      ours = np.asarray(vlm.model.encode_images(vlm.processor.tiler.normalise(tiles)))
+      theirs = found[f"{height}x{width}"]
+      assert np.abs(theirs - ours.reshape(theirs.shape)).max() < 5e-3 < ours.std()
 
 
 def test_a_blocks_cost_is_small(tmp_path):

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from spatialvlm.hub import rules
+from spatialvlm.hub import pictures, rules
 from spatialvlm.hub.gguf.file import PLAIN, GgufEntry, Header
 from spatialvlm.hub.gguf.vision import ALONE, PROJECTORS, TOWER, USUAL_TILES
 from spatialvlm.types import UserError
 
+# A key of ours: the layout of pictures that the model was trained in, where that is not the checkpoint's own.
+LAYOUT = "spatialvlm.layout"
 _AT = "clip.vision."
 _LANCZOS, _BICUBIC = 1, 3
 # Projector -> family, its mark of a picture, and what stands before a causal language model's names.
@@ -89,11 +91,13 @@ def files(header: Header, text: Mapping[str, Any], words: Mapping[str, Mapping[s
   }
   make = _smolvlm if family == "smolvlm" else _internvl
   own, shown, outer = make(header, vision, size, (size // patch // factor) ** 2, factor)
-  return {
+  written = {
     "config.json": config | own,
     "preprocessor_config.json": images | shown,
     "processor_config.json": outer,
   }
+  layout = header.key(LAYOUT, str)
+  return written if layout is None else written | {pictures.FILE: {"layout": layout}}
 
 
 def _smolvlm(header: Header, vision: dict, size: int, tokens: int, factor: int) -> tuple[dict, dict, dict]:
