@@ -38,6 +38,10 @@ SIZES = {
 }
 
 
+# What makes a Gemma 2 one, beside its family.
+GEMMA2 = {"sliding_window": 5, "head_dim": 16, "query_pre_attn_scalar": 16}
+
+
 def tokenizer(kind: str) -> Tokenizer:
   """llama: SmolLM2's manner; qwen2; gemma, which writes `<bos>` before a text; base: as llama."""
   if kind == "qwen2":

@@ -12,7 +12,8 @@ number says how much of the cache is filled, and it is the caller's:
 - step: tokens (1,), `length` and the cache -> logits and the cache. The caller adds 1.
 
 The converter is litert-converter, which takes StableHLO as JAX lowers it and needs no TensorFlow; int8 is
-made by ai-edge-quantizer: weights of 8 bits, one scale a channel; activations are rounded as they come.
+made by ai-edge-quantizer: weights of 8 bits, one scale a channel; activations are rounded as they come. It
+passes by the table that tokens are looked up in, which is therefore made here (`Programs.with_int8_rows`).
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def write(model: Exportable, folder: Path) -> Path:
   kind: str = model.numbers or NUMBERS[0]
   converter = Converter.of(kind)
   programs, processor = Programs.of(model.vlm), read_processor(model)
+  programs = programs.with_int8_rows() if kind == "int8" else programs
   made = functions(programs, cache_length(programs, model.length))
   files: dict[str, Callable[[Path], Any]] = {}
   for name, inside in made.items():

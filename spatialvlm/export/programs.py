@@ -90,11 +90,14 @@ class Programs:
     config: the model's.
     language: its decoder, embedding and head.
     eyes: its tower and connector; None of a language model by itself.
+    rows: what tokens are looked up in instead of the table of embeddings: int8 (V, D), and the scales of its
+      rows, float32 (V, 1).
   """
 
   config: VlmConfig
   language: Part
   eyes: Part | None
+  rows: tuple[np.ndarray, np.ndarray] | None = None
 
   @classmethod
   def of(cls, vlm: Vlm) -> Programs:
@@ -162,7 +165,7 @@ class Programs:
   ) -> tuple[jax.Array, Cache]:
     """`prefill` with image tokens that stand in their places already; elsewhere they are not read."""
     decoder = self.language(weights).decoder
-    x_BTD = decoder.embed_tokens(tokens_BT)
+    x_BTD = self._look_up(decoder, tokens_BT)
     if image_BTD is not None:
       is_image_BT1 = (tokens_BT == self.config.image_token_id)[..., None]
       x_BTD = jnp.where(is_image_BT1, image_BTD.astype(x_BTD.dtype), x_BTD)
@@ -173,8 +176,21 @@ class Programs:
   def step(self, weights: Weights, tokens_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Reads one token (B,) a row: float32 logits (B, V) behind it, and the longer cache."""
     decoder = self.language(weights).decoder
-    x_BTD = decoder.embed_tokens(tokens_B[:, None])
+    x_BTD = self._look_up(decoder, tokens_B[:, None])
     return self._extend(decoder, x_BTD, jnp.ones(x_BTD.shape[:2], bool), cache, None)
+
+  def with_int8_rows(self) -> Programs:
+    """The same with a table of 8 bits, symmetric, one scale a row; the head keeps its own."""
+    table = self.language.tensors["decoder.embed.embedding"].make().astype(np.float32)
+    scales = np.maximum(np.abs(table).max(axis=1, keepdims=True), 1e-30) / 127
+    rows = np.rint(table / scales).astype(np.int8)
+    return dataclasses.replace(self, rows=(rows, scales * np.float32(self.config.text.embed_scale)))
+
+  def _look_up(self, decoder: Decoder, tokens_BT: jax.Array) -> jax.Array:
+    if self.rows is None:
+      return decoder.embed_tokens(tokens_BT)
+    rows_VD, scales_V1 = map(jnp.asarray, self.rows)
+    return (rows_VD[tokens_BT].astype(jnp.float32) * scales_V1[tokens_BT]).astype(self.config.dtype)
 
   def _extend(self, decoder: Decoder, x_BTD, valid_BT, cache: Cache, last_B) -> tuple[jax.Array, Cache]:
     """`last_B` says whose logits are wanted; None of a single token, and of a step: it is causal."""

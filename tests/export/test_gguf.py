@@ -19,7 +19,7 @@ from spatialvlm.hub.gguf import file as gguf_file
 from spatialvlm.hub.gguf import models
 from spatialvlm.models.connector import ConnectorConfig
 from spatialvlm.types import Note, UserError
-from tests import tiny_edge
+from tests import tiny_edge, tiny_language
 from tests.models.support import batch_of, call
 from tests.oracle.record_gguf import CASES, summary
 
@@ -129,6 +129,31 @@ def test_both_files_of_a_folder_are_the_model_again(kind, tmp_path, monkeypatch)
     hub.resolve(out / "mmproj.gguf")
 
 
+@pytest.mark.parametrize("kind", ["gemma", "gemma2"])
+def test_gemmas_words_are_read_back(kind, tmp_path, monkeypatch):
+  """SentencePiece's kind of tokenizer, with scores for merges: ids, prompts and logits."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  more = tiny_language.GEMMA2 if kind == "gemma2" else {}
+  folder = tiny_language.write_checkpoint(tmp_path / kind, kind, **more)
+  out = written(folder, tmp_path / "out", "f32")
+  ours, again = spatialvlm.load_vlm(folder), spatialvlm.load_vlm(out)
+  for text in HOSTILE:
+    assert ours.processor.word_ids(text) == again.processor.word_ids(text), text
+  ask = [{"role": "user", "content": "Which object is closer?"}]
+  prompts = [v.processor.apply_chat_template(ask, add_generation_prompt=True) for v in (ours, again)]
+  assert prompts[0] == prompts[1] and "<start_of_turn>" in prompts[0]
+  ids = np.array([ours.processor.word_ids(prompts[0])])
+  np.testing.assert_array_equal(ours.logits(ids), again.logits(ids))
+
+
+HOSTILE = (
+  "Which object is closer to the camera, the red box or the blue box?",
+  " a  b   c\n\n\td ",
+  "<start_of_turn>user\nHow many? 1234<end_of_turn>",
+  "naïve café 東京 🙂\u0301 \u200b ▁under▁score",
+  "<unk><bos><0x41> <pad>",
+  "",
+)
 BAD = {
   "q9": ("q9", {}, "'q9' is no type of numbers that is written (known: f32, "),
   "decoded alone": ("q4_k_m", {}, "reads such blocks and does not write them"),

@@ -11,7 +11,7 @@ from PIL import Image
 import spatialvlm
 from spatialvlm import export, hub, peft
 from spatialvlm.config import ModelConfig
-from tests import tiny_edge
+from tests import tiny_edge, tiny_language
 from tests.oracle.llama_server import MARKER, serving
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed (pip install 'spatialvlm[edge]')")
@@ -116,9 +116,13 @@ def test_an_adapter_over_its_base(tmp_path):
     compare(client, vlm, SIZES[:2])
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "gemma2"])
 def test_language_models(kind, tmp_path):
-  folder = tiny_edge.write(kind, tmp_path / kind)
+  if kind.startswith("gemma"):
+    more = tiny_language.GEMMA2 if kind == "gemma2" else {}
+    folder = tiny_language.write_checkpoint(tmp_path / kind, kind, hidden_size=64, **more)
+  else:
+    folder = tiny_edge.write(kind, tmp_path / kind)
   model = export.Exportable(hub.load_model(folder), str(folder), folder)
   out = export.export(model, "gguf", tmp_path / "out", "f32")
   vlm = spatialvlm.load_vlm(folder)
