@@ -23,19 +23,21 @@ def position_ids(valid_NRC: jax.Array, grid: int) -> jax.Array:
   The valid part of an image is stretched over the whole table: patch i of n stands at i / n and takes the
   cell that this falls in (NaViT, Dehghani et al., 2023; arithmetic as in transformers 5).
   """
+  _, rows, columns = valid_NRC.shape
+  down = stretched(valid_NRC[:, :, 0].sum(axis=1), rows, grid)
+  across = stretched(valid_NRC[:, 0, :].sum(axis=1), columns, grid)
+  return jnp.where(valid_NRC, down[:, :, None] * grid + across[:, None, :], 0)
+
+
+def stretched(count_N: jax.Array, size: int, grid: int) -> jax.Array:
+  """int32 (N, size): in which of the table's `grid` cells each of `size` patches of a line falls, the first
+  `count` of which fill the table."""
   # In float32 the last boundary may come out just below 1 or be missing, as it may in torch.arange.
   boundaries = jnp.asarray(np.arange(1 / grid, 1.0, 1 / grid).astype(np.float32))
-
-  def cells(count_N: jax.Array, size: int) -> jax.Array:
-    step = jnp.float32(1) / count_N.astype(jnp.float32)
-    coordinates = jnp.minimum(jnp.arange(size, dtype=jnp.float32) * step[:, None], jnp.float32(1 - 1e-6))
-    # Counted, not searched: not every runtime that a model is exported to can search.
-    return (coordinates[..., None] >= boundaries).sum(axis=-1, dtype=jnp.int32)
-
-  _, rows, columns = valid_NRC.shape
-  down = cells(valid_NRC[:, :, 0].sum(axis=1), rows)
-  across = cells(valid_NRC[:, 0, :].sum(axis=1), columns)
-  return jnp.where(valid_NRC, down[:, :, None] * grid + across[:, None, :], 0)
+  step = jnp.float32(1) / count_N.astype(jnp.float32)
+  coordinates = jnp.minimum(jnp.arange(size, dtype=jnp.float32) * step[:, None], jnp.float32(1 - 1e-6))
+  # Counted, not searched: not every runtime that a model is exported to can search.
+  return (coordinates[..., None] >= boundaries).sum(axis=-1, dtype=jnp.int32)
 
 
 def resample(table_PD: jax.Array, rows: int, columns: int, antialias: bool) -> jax.Array:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import re
+import types
 import warnings
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from spatialvlm.deployed import client, runtimes
 from spatialvlm.deployed.asked import Asker
 from spatialvlm.deployed.onnx_runtime import SUFFIXES, OnnxModel, Runtime
 from spatialvlm.export.onnx import graph as graphs
-from spatialvlm.export.onnx import numbers
+from spatialvlm.export.onnx import numbers, sight
+from spatialvlm.models.positions import patch_mask, position_ids
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.types import Note, UserError
 from tests import tiny_edge, tiny_encoder, tiny_language, tiny_model
@@ -237,6 +239,26 @@ def test_a_tile_that_is_partly_real(out, loaded, arrays):
   got = OnnxModel(out, "fp32").features(**made)
   seen = np.broadcast_to(wanted, got.shape)
   np.testing.assert_allclose(got, seen, atol=1e-5 * max(1, np.abs(seen).max()))
+
+
+def test_places_are_those_of_every_count(tmp_path):
+  """Also of counts whose inverse onnxruntime rounds otherwise, as 25 and 49."""
+  grid, rows, columns, patch = 50, 50, 49, 2
+  graph = graphs.Graph("places", numbers.FORMS["fp32"])
+  config = types.SimpleNamespace(grid=grid, patch_size=patch)
+  places, _ = sight._navit(graph, "mask", (rows, columns), config)
+  graph.op("Identity", places, out="places")
+  mask = np.zeros((rows, rows * patch, columns * patch), bool)
+  for count in range(rows):
+    mask[count, : (count + 1) * patch, : max(count, 1) * patch] = True
+  graph.write(
+    tmp_path / "a.onnx",
+    [graphs.Value("mask", "bool", ("N", *mask.shape[1:]))],
+    [graphs.Value("places", "int64", ("N", rows * columns))],
+  )
+  session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+  wanted = np.asarray(position_ids(patch_mask(mask, patch), grid)).reshape(rows, -1)
+  np.testing.assert_array_equal(session.run(None, {"mask": mask})[0], wanted)
 
 
 # The folder.

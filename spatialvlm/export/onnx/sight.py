@@ -13,7 +13,7 @@ from spatialvlm.export.onnx.numbers import Form, halved
 from spatialvlm.models.connector import Connector
 from spatialvlm.models.encoders import PatchEmbed, VisionEncoder
 from spatialvlm.models.joined import EPS, JoinedEncoder, nearest
-from spatialvlm.models.positions import plane_angles, position_ids, resample
+from spatialvlm.models.positions import plane_angles, position_ids, resample, stretched
 from spatialvlm.models.vlm import Vlm
 
 PIXELS, MASK = "pixel_values", "pixel_attention_mask"
@@ -161,23 +161,19 @@ def _led(graph: Graph, model: VisionEncoder, x: str, table: np.ndarray | None, a
 def _navit(graph: Graph, mask: str, grid: tuple[int, int], config) -> tuple[str, str]:
   """Rows of the table for each patch (N, P), and what hides patches of no real pixel (N, 1, 1, P).
 
-  The arithmetic of `models.positions.position_ids`, in float32: its boundaries are counted, not searched.
+  As `models.positions.position_ids`. A place follows from a quotient that must be rounded rightly, which
+  runtimes do not promise; so those of every count are written out.
   """
   rows, columns = grid
   p = config.patch_size
   real = graph.unsqueeze(graph.cast(mask, np.float32), 1)
   real = graph.op("MaxPool", real, kernel_shape=[p, p], strides=[p, p])  # (N, 1, rows, columns)
   valid = graph.cast(graph.reshape(real, 0, rows, columns), np.int64)
-  limits = np.arange(1 / config.grid, 1.0, 1 / config.grid).astype(np.float32)
-  limits = graph.constant(limits, np.float32)
 
-  def cells(line: str, count: int) -> str:  # (N, count)
-    whole = graph.cast(graph.op("ReduceSum", line, graph.integers(1), keepdims=1), np.float32)
-    step = graph.op("Div", graph.number(1), whole)
-    along = graph.op("Mul", graph.constant(np.arange(count), np.float32), step)
-    along = graph.op("Min", along, graph.number(np.float32(1 - 1e-6)))
-    passed = graph.op("LessOrEqual", limits, graph.unsqueeze(along, 2))
-    return graph.op("ReduceSum", graph.cast(passed, np.int64), graph.integers(2), keepdims=0)
+  def cells(line: str, size: int) -> str:  # (N, size)
+    known = np.asarray(stretched(jnp.arange(size + 1), size, config.grid), np.int64)
+    whole = graph.op("ReduceSum", line, graph.integers(1), keepdims=0)
+    return graph.op("Gather", graph.constant(known, np.int64), whole, axis=0)
 
   first = graph.constant(0, np.int64)
   down = cells(graph.op("Gather", valid, first, axis=2), rows)
