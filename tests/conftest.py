@@ -11,7 +11,7 @@ import pytest
 # Rooms whose tests compile far more than they compute.
 COMPILING = {"core", "models", "peft", "test_api.py", "test_encoder.py", "test_generation.py", "test_vlm.py"}
 COMPILING |= {"test_assemble.py", "test_evaluate.py", "test_passes.py", "test_prefix_models.py"}
-COMPILING |= {"test_stages.py", "test_step.py"}
+COMPILING |= {"test_onnx.py", "test_stages.py", "test_step.py"}
 _CHOSEN = {"few": False}
 
 
