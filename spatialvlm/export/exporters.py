@@ -54,7 +54,7 @@ def _no_plain_lora(vlm: Vlm) -> str | None:
 
 EXPORTERS: dict[str, Exporter] = {
   "adapter": Exporter(
-    "a PEFT folder, which Hugging Face peft loads",
+    "an adapter's folder, which Hugging Face peft loads where it knows the method",
     _no_adapter,
     _adapter,
   ),
