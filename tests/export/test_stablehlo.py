@@ -200,7 +200,7 @@ def _within(module, name: str):
   return module[int(name)] if name.isdecimal() else getattr(module, name)
 
 
-def test_adapters_are_merged_or_refused(tmp_path):
+def test_adapters_are_merged_and_what_cannot_be_is_refused(tmp_path, monkeypatch):
   folder = tiny_model.write_checkpoint(tmp_path / "tiny")
   vlm = hub.load_model(folder)
   adapted = tiny_edge.adapted(vlm, method="lora", target=r".*\.(q_proj|proj)", options={"rank": 2})
@@ -215,6 +215,11 @@ def test_adapters_are_merged_or_refused(tmp_path):
     np.testing.assert_array_equal(value, read(wanted))
     assert np.abs(value - read(before)).max() > 1e-3
   out = tmp_path / "out"
+  with monkeypatch.context() as patch:
+    patch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match=r"\(No space left on device\); nothing was left"):
+      written(folder, out)
+  assert not [path for path in tmp_path.iterdir() if path != folder]
   with pytest.raises(UserError, match="method 'prefix' cannot be merged; --to=adapter writes it"):
     written(folder, out, tiny_edge.adapted(vlm, method="prefix"))
   with pytest.raises(UserError, match=r"--numbers=f16: belongs to --to=gguf.*, not to --to=stablehlo"):
