@@ -131,10 +131,12 @@ def test_language_models(kind, tmp_path):
     for asked in (ASKED, "How many cones are in the image?", "Is the cube left of the sphere, or 34 others?"):
       message = [{"role": "user", "content": asked}]
       text = vlm.processor.apply_chat_template(message, add_generation_prompt=True)
-      assert client.template(None, asked) == text
-      tokens = client.post("/tokenize", content=text, parse_special=True)["tokens"]
+      bare = text.removeprefix("<bos>")  # which a server writes itself
+      assert client.template(None, asked) == bare
+      special = {"parse_special": True, "add_special": bare != text}
+      tokens = client.post("/tokenize", content=bare, **special)["tokens"]
       assert tokens == list(vlm.processor.word_ids(text))
-      got = client.complete(text, [], 4, vocabulary)
+      got = client.complete(bare, [], 4, vocabulary)
       logits = np.asarray(vlm.logits([tokens + got["tokens"]]))[0, len(tokens) - 1 : -1]
       seen += check(got, logits.astype(np.float64), 0.05, 0.1)
   assert seen
