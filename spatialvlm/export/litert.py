@@ -224,13 +224,12 @@ class Converter:
     context = self.ir.Context()
     self.api.prepare_mlir_context(context)
     with context, self.ir.Location.unknown():
-      modules = [self._module(function) for function in inside]
-      merged = self.api.merge_modules(modules)
       config = self.api.ConvertToTFLConfig()
       config.model_origin_framework = "JAX"
       try:
+        merged = self.api.merge_modules([self._module(function) for function in inside])
         self.api.run_convert_to_tfl_passes(merged, self.passes.PassManager("builtin.module"), config)
-      except ValueError as error:
+      except (ValueError, self.ir.MLIRError) as error:
         why = " ".join(str(error).split())[:200]
         names = ", ".join(function.name for function in inside)
         raise UserError(f"--to=litert: the converter refuses {names}: {why}") from error
@@ -241,10 +240,10 @@ class Converter:
     weights = {name: jnp.asarray(tensor.make()) for name, tensor in function.part.tensors.items()}
     inner = lambda *inputs: function.run(weights, *inputs)
     lowered = jax.jit(inner, keep_unused=True).lower(*function.inputs.values())
-    text = lowered.compiler_ir("stablehlo").operation.get_asm(
-      large_elements_limit=None, enable_debug_info=False
-    )
-    module = self.ir.Module.parse(text)
+    code = io.BytesIO()  # as text, weights would take twice the room and five times as long
+    lowered.compiler_ir("stablehlo").operation.write_bytecode(code)
+    module = self.ir.Module.parse(code.getvalue())
+    self.passes.PassManager.parse("builtin.module(strip-debuginfo)").run(module.operation)
     self.api.set_signature(module.operation, function.name, list(function.inputs), list(function.outputs))
     return module
 
