@@ -68,7 +68,7 @@ def test_a_process_without_this_library_gives_the_same_tokens(shipped, tmp_path)
   arrays = prompts(vlm, tmp_path / "prompt.npz")
   assert (arrays["attention_mask"] == 0).any()
   command = [sys.executable, "-c", ALONE + reader(), str(out), str(tmp_path / "prompt.npz"), str(NEW)]
-  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
   assert done.returncode == 0, done.stderr
   wanted = vlm.generate(**arrays, max_new_tokens=NEW, stop=False)
   assert json.loads(done.stdout) == wanted.tolist()

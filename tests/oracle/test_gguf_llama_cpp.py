@@ -84,7 +84,7 @@ def test_image_features(kind, numbers, tmp_path):
   np.savez(tmp_path / "pictures.npz", **{f"{h}x{w}": picture(h, w) for h, w in SIZES})
   files = [out / "language.gguf", out / "mmproj.gguf", tmp_path / "pictures.npz", tmp_path / "found.npz"]
   command = [sys.executable, "-m", "tests.oracle.llama_features", *map(str, files)]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+  done = subprocess.run(command, capture_output=True, text=True, timeout=400)
   assert done.returncode == 0, done.stderr[-2000:]
   vlm = spatialvlm.load_vlm(folder, layout="mtmd")
   with np.load(tmp_path / "found.npz") as found:

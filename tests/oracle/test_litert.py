@@ -107,7 +107,7 @@ def test_the_reader_of_the_docs_gives_the_same_tokens(asked, tmp_path):
   np.savez(tmp_path / "prompt.npz", **arrays)
   alone = "import sys\nfor name in ('spatialvlm', 'jax', 'flax', 'transformers'): sys.modules[name] = None\n"
   command = [sys.executable, "-c", alone + code, str(out), str(tmp_path / "prompt.npz"), str(NEW)]
-  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
   assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout) == answer[0].tolist()
 
