@@ -9,9 +9,9 @@ per second of
   one at a time    one client that waits for each answer before it asks again
   many             all clients at once
   in a loop        `LoadedVlm.chat` one after the other, without a server
-and how many answers differ between the phases. With `--shape=benchmarks/smolvlm-500m` the model has that
-shape and random weights. The soak prints answers that are not those of one client by itself, memory, and
-what is still taken at its end.
+and how many answers differ between the phases. `--random` draws the weights anew, so that answers are as
+long as they may be; with `--shape=benchmarks/smolvlm-500m` the model has that shape and random weights. The
+soak prints answers that are not those of one client by itself, memory, and what is still taken at its end.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import io
 import json
 import random
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ QUESTIONS = (
 def arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--model", default="smolvlm-tiny")
+  parser.add_argument("--random", action="store_true", help="random weights, whose answers do not end early")
   parser.add_argument("--shape", type=Path, help="folder with another config.json, for random weights")
   parser.add_argument("--tiles", type=int, help="tile budget of a picture")
   parser.add_argument("--clients", type=int, default=64)
@@ -285,6 +287,7 @@ def main() -> int:
     as_clients()
     return 0
   import spatialvlm
+  from spatialvlm import hub
   from spatialvlm.server import run
   from spatialvlm.server.service import Service, ServiceConfig
   from spatialvlm.serving.lane import SchedulerConfig
@@ -292,6 +295,10 @@ def main() -> int:
   with tempfile.TemporaryDirectory() as folder:
     if args.shape is not None:
       runpy.run_path(str(ROOT / "benchmarks" / "evaluate.py"))["checkpoint"](Path(folder), args.shape)
+      args.model = folder
+    elif args.random:
+      shutil.copytree(hub.resolve(args.model), folder, dirs_exist_ok=True)
+      hub.save_model(hub.load_model(folder, from_scratch=True), folder)
       args.model = folder
     vlm = spatialvlm.load_vlm(args.model, max_tiles=args.tiles)
     models = {"m": (vlm.model, vlm.processor)}

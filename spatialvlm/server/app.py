@@ -167,13 +167,12 @@ class _Visit:
     async def gone(what):
       task = asyncio.ensure_future(what)
       try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if task not in done:
+          raise _Left
+        return task.result()
       finally:
-        if not task.done():
-          task.cancel()
-      if not task.done():
-        raise _Left
-      return task.result()
+        task.cancel()  # of one that is done this does nothing
 
     try:
       yield gone

@@ -28,6 +28,7 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
   "modalities": (["text"],),
 }
 MOST_STOPS, LONGEST_STOP, MOST_TOPS = 16, 256, 20
+LEAST_TEMPERATURE = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +189,13 @@ def _number(least: float, most: float, open_below: bool = False) -> Callable[[An
   return reads
 
 
+def _temperature(value: Any, param: str) -> float:
+  found = _number(0, 2)(value, param)
+  if 0 < found < LEAST_TEMPERATURE:  # logits divided by less would no longer be numbers
+    raise _wrong(param, f"must be 0, or from {LEAST_TEMPERATURE:g} to 2")
+  return found
+
+
 def _text(value: Any, param: str) -> str:
   if not isinstance(value, str):
     raise _wrong(param, "must be a string")
@@ -267,7 +275,7 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
   "max_completion_tokens": _whole(1),
   "stop": _stops,
   "seed": _seed,
-  "temperature": _number(0, 2),
+  "temperature": _temperature,
   "top_p": _number(0, 1, open_below=True),
 }
 _OTHERS = frozenset({"stream_options"})

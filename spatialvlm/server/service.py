@@ -15,7 +15,7 @@ import numpy as np
 from spatialvlm import generation
 from spatialvlm.models.vlm import Vlm
 from spatialvlm.processing.processor import Processor
-from spatialvlm.server.chat import Chat, Picture
+from spatialvlm.server.chat import LEAST_TEMPERATURE, Chat, Picture
 from spatialvlm.server.errors import FAILED, OVERLOADED, Refused
 from spatialvlm.server.pictures import Album, Cut
 from spatialvlm.server.speech import Piece, Speech, Vocabulary
@@ -53,7 +53,8 @@ class ServiceConfig:
       if getattr(self, name) < 1:
         raise UserError(f"--{name}: {getattr(self, name)} must be at least 1")
     few = self.max_tokens is not None and self.max_tokens < 1
-    if self.most_images < 0 or few or not 0 <= self.temperature <= 2:
+    cold = 0 < self.temperature < LEAST_TEMPERATURE
+    if self.most_images < 0 or few or cold or not 0 <= self.temperature <= 2:
       raise UserError("--most_images must not be below 0, --max_tokens at least 1, --temperature from 0 to 2")
 
 

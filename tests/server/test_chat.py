@@ -73,6 +73,7 @@ def test_what_clients_send_is_read():
     ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"),
     ({"temperature": "hot"}, "temperature"),
     ({"temperature": 2.1}, "temperature"),
+    ({"temperature": 1e-30}, "temperature"),
     ({"top_p": 0}, "top_p"),
     ({"seed": 2**64}, "seed"),
     ({"stop": [""]}, "stop[0]"),

@@ -95,6 +95,19 @@ def test_a_text_of_several_pieces(service, vlm, monkeypatch):
   assert text(found) == own(vlm, fields, [SHOWN[0]]) and text(short) == own(vlm, body(QUESTIONS[0]), [])
 
 
+def test_rows_grow_with_their_answers_and_shrink_behind_them(models, vlm, monkeypatch):
+  monkeypatch.setattr(rows, "_LEAST_SPAN", 32)
+  served = support.service({"base": models["base"]})
+  asked = [(body(QUESTIONS[0], SHOWN[0], max_tokens=14), [SHOWN[0]]), (body("3", max_tokens=14), [])]
+  columns = []
+  for fields, shown in asked:
+    found = ask(served, fields)
+    while served.scheduler.turn():
+      columns.append(served.scheduler.lane("base")._rows.columns)
+    assert text(found) == own(vlm, fields, shown)
+  assert len(set(columns)) > 2 and columns[-1] < max(columns), columns
+
+
 def test_an_adapter_answers_by_its_name(service, vlm):
   both = [ask(service, body(QUESTIONS[2], SHOWN[0], model=name)) for name in ("base", "other")]
   turns(service)

@@ -12,7 +12,6 @@ from scipy.special import log_softmax
 
 from spatialvlm import peft
 from spatialvlm.config import PeftConfig
-from spatialvlm.models.vlm import Vlm
 from spatialvlm.serving import engine
 from spatialvlm.serving.engine import Engine
 from spatialvlm.serving.requests import (
@@ -26,26 +25,12 @@ from spatialvlm.serving.requests import (
 )
 from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import Batch, UserError
-from tests.evaluation import support
 from tests.peft.support import moved
+from tests.serving.conftest import IMAGE_ID
 
-IMAGE_ID, PER_TILE, LENGTH = 5, 4, 96
+PER_TILE, LENGTH = 4, 96
 CONFIG = EngineConfig(batch_size=4, lengths=(24,), tiles=(2,), pool_tiles=8)
 NORMAL = np.repeat(np.linspace(-1, 1, 256, dtype=np.float32)[:, None], 3, axis=1)
-
-
-@pytest.fixture(scope="module")
-def vlm():
-  return support.model(IMAGE_ID)
-
-
-@pytest.fixture(scope="module")
-def prefix_lm(vlm):
-  """A model of the same weights whose prompts are bidirectional; one layer sees a window of its text."""
-  text = dataclasses.replace(vlm.config.text, windows=(5, 0))
-  other = Vlm(dataclasses.replace(vlm.config, text=text, prefix_lm=True), rngs=nnx.Rngs(0))
-  nnx.update(other, nnx.state(vlm))
-  return other
 
 
 def images(count, seed=0):
