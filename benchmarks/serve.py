@@ -5,7 +5,7 @@
 
 Clients are threads of a process of their own; they and the server share the machine's cores, in every
 phase. A phase begins with nothing kept (no picture, no prefix) and every program compiled. Prints requests
-per second of
+per second, and what the processors had to do for them, of
   one at a time    one client that waits for each answer before it asks again
   many             all clients at once
   in a loop        `LoadedVlm.chat` one after the other, without a server
@@ -129,12 +129,13 @@ def load_of(plan: dict, bodies: list[bytes]) -> dict:
     client.leave()
 
   threads = [threading.Thread(target=work) for _ in range(plan["clients"])]
-  began = time.perf_counter()
+  began, used = time.perf_counter(), time.process_time()
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
-  return {"seconds": time.perf_counter() - began, "answers": answers}
+  seconds = time.perf_counter() - began
+  return {"seconds": seconds, "processor": time.process_time() - used, "answers": answers}
 
 
 def soak_of(plan: dict, bodies: list[bytes]) -> dict:
@@ -220,9 +221,12 @@ def bodies(args: argparse.Namespace, shown: list) -> list[str]:
 
 def run_clients(address: str, clients: int, bodies: list[str], **more) -> dict:
   plan = {"address": address, "clients": clients, "bodies": bodies, "seconds": 0} | more
-  command = [sys.executable, __file__, "--as-clients"]
+  command, used = [sys.executable, __file__, "--as-clients"], time.process_time()
   done = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, check=True)
-  return json.loads(done.stdout)
+  found = json.loads(done.stdout)
+  # Of server and clients together; it says the same when other work shares the machine.
+  found["processor"] = found.get("processor", 0.0) + time.process_time() - used
+  return found
 
 
 def loop_of(vlm, args: argparse.Namespace, shown: list) -> tuple[float, list[str]]:
@@ -320,8 +324,10 @@ def main() -> int:
     said = [text for _, text in alone["answers"]]
     rate = lambda phase: len(asked) / phase["seconds"]
     print(f"{len(asked)} requests, {len(shown)} pictures, answers of at most {args.answer} tokens")
-    print(f"one at a time  {rate(alone):8.2f} requests/s")
-    print(f"many           {rate(many):8.2f} requests/s   {rate(many) / rate(alone):.2f} x one at a time")
+    print(f"one at a time  {rate(alone):8.2f} requests/s, {alone['processor']:.2f} s of a processor")
+    print(f"many           {rate(many):8.2f} requests/s, {many['processor']:.2f} s of a processor")
+    ratios = rate(many) / rate(alone), alone["processor"] / many["processor"]
+    print(f"many beside one at a time: {ratios[0]:.2f} x by the clock, {ratios[1]:.2f} x by processor time")
     if args.loop:
       seconds, chatted = loop_of(vlm, args, shown)
       print(
