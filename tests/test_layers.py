@@ -88,7 +88,8 @@ ROOMS = {
     "jax flax numpy optax orbax tensorstore matplotlib tensorboardX wandb",
   ),
   "deployed": room(
-    f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub export processing data.sources loading",
+    f"{GROUND} {MODEL} {EVALUATION} reporting reporting.terminal hub peft export processing data.sources"
+    " loading",
     "numpy PIL matplotlib xllamacpp onnxruntime torch transformers",
   ),
   "depth": room(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatialvlm import hub, loading, workdir
+from spatialvlm import hub, loading, peft, workdir
 from spatialvlm.config import EvaluateConfig, ModelConfig, called, read_json
 from spatialvlm.core.quantised import weight_bytes
 from spatialvlm.data.sources import registry
@@ -137,7 +137,7 @@ class _Run:
     settings = self._settings(self._layout(export))
     model = Exportable(self._vlm, self._model.base, self._model.folder, settings)
     RUNTIMES[export.form].write(model, export.numbers, folder / FILES)
-    workdir.write_json(self._folder / "float.json", {"bytes": weight_bytes(self._vlm)[1]})
+    workdir.write_json(self._folder / "float.json", {"bytes": weight_bytes(peft.merge(self._vlm))[1]})
 
   # Answers.
 

@@ -18,7 +18,7 @@ from spatialvlm.reporting.tables import Cell, Table, interval, percent, signed
 
 Found = Mapping[str, Any]
 _MB = 1e6
-_COLOURS = ("#0b6e99", "#c2410c", "#1d7a3e", "#7c5cbf", "#9a5b00", "#55626f")
+_COLOURS = ("#55626f", "#0b6e99", "#c2410c", "#1d7a3e", "#7c5cbf", "#9a5b00", "#c2569a", "#3fb0c4", "#8a9a1f")
 
 
 def accuracy(found: Found) -> Table:
@@ -111,7 +111,7 @@ def _draw_scores(
   panels[0].set_ylabel("accuracy, %, 95 % interval", fontsize=8)
   figure.supxlabel("MB of files", fontsize=8)
   handles, labels = panels[0].get_legend_handles_labels()
-  columns = min(len(labels), 8)
+  columns = min(len(labels), 10)
   figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
 
 
@@ -128,7 +128,7 @@ def _draw_costs(figure: Any, rows: Sequence[Found], colours: Mapping[str, str], 
       middle, low, high = value(row["speed"])
       axes.barh(place, middle, 0.6, color=colours[row["name"]], alpha=0.75)
       axes.plot([low, high], [place] * 2, color="#222222", lw=1)
-      axes.text(high, place, f" {middle:.3g}", va="center", fontsize=7)
+      axes.text(high, place, f" {_shown(middle)}", va="center", fontsize=7)
     axes.set_title(title, fontsize=8)
     axes.margins(x=0.18)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -168,6 +168,10 @@ def _change(change: Mapping[str, float] | None) -> list[str | Cell]:
 
 def _megabytes(count: int | None) -> str:
   return "" if count is None else f"{count / _MB:,.1f}" if count < 100 * _MB else f"{count / _MB:,.0f}"
+
+
+def _shown(number: float) -> str:
+  return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _cycle(count: int) -> list[str]:
