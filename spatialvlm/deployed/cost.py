@@ -218,14 +218,16 @@ class _Run:
       rows.append(_row(f"{config.model.dtype}{own}", "this library", self._float_bytes(), summary["scores"]))
     for export in self._wanted():
       folder, form = self._folder / export.name, RUNTIMES[export.form]
-      scores = changes = None
+      scores = changes = same = None
       if export in answered:
         before, after = floats[self._layout(export)], answered[export]
         scores = read_json(folder / SUMMARY_FILE)["scores"]
         changes = statistics.paired(before, after, resamples=config.score.bootstrap, seed=config.score.seed)
+        chosen = {row.idx: row.choice for row in before}
+        same = sum(row.choice == chosen[row.idx] for row in after) / len(after)
       size = sum(file.stat().st_size for file in _weights((folder / FILES).rglob("*")))
       measured = times["rows"].get(export.name)
-      rows.append(_row(export.name, form.runtime, size, scores, changes, measured))
+      rows.append(_row(export.name, form.runtime, size, scores, changes, same, measured))
     title = f"{self._model.name} on {called(config.data)}, protocol {config.score.protocols[0]}"
     named = ("machine", "measured", "repeats", "tokens")
     return {
@@ -251,10 +253,12 @@ def _row(
   size: int | None,
   scores: Mapping[str, Any] | None,
   changes: Mapping[str, Any] | None = None,
+  same: float | None = None,
   measured: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   return {
-    "name": name, "runtime": runtime, "bytes": size, "scores": scores, "changes": changes, "speed": measured,
+    "name": name, "runtime": runtime, "bytes": size, "scores": scores, "changes": changes, "same": same,
+    "speed": measured,
   }  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 `found`, as `costs.json` holds it: `title`, `machine`, `measured` (when), `rows`. A row holds `name`,
 `runtime`, `bytes`; `scores` as in a `summary.json`, None where it was not asked; `changes` from the float
-model on the same questions (`statistics.paired`), None of a float model; `speed` (`speed.measure`), None
-where it was not timed.
+model on the same questions (`statistics.paired`), and `same`, the share of questions with the same answer,
+both None of a float model; `speed` (`speed.measure`), None where it was not timed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,20 @@ def accuracy(found: Found) -> Table:
       continue
     first, *kinds = (row["scores"][name] for name in names)
     cells = [row["name"], _megabytes(row["bytes"]), f"{percent(first['score'])} ({interval(first)})"]
-    cells += _change(row["changes"] and row["changes"][names[0]])
+    cells += [*_change(row["changes"] and row["changes"][names[0]]), percent(row["same"])]
     cells += [percent(score["score"]) for score in kinds]
     rows.append(cells)
-  head = ["", "MB", _called(names[0]), "change", "95 % interval", "gained / lost", "p", "detectable"]
+  head = [
+    "",
+    "MB",
+    _called(names[0]),
+    "change",
+    "95 % interval",
+    "gained / lost",
+    "p",
+    "detectable",
+    "same answers",
+  ]
   head += [label(name) for name in names[1:]]
   guessing = _scored(found)[0]["scores"]
   said = ", ".join(f"{_called(name)} {percent(guessing[name]['guessing'])}" for name in names)

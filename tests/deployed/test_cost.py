@@ -59,7 +59,7 @@ def test_an_exported_file_is_asked_as_the_model_is(world, here, tmp_path, monkey
     np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
     assert dataclasses.replace(ours, logprobs=()) == dataclasses.replace(theirs, logprobs=())
   (whole, file) = found["rows"]
-  assert whole["changes"] is None and file["changes"]["plain"]["difference"] == 0
+  assert whole["changes"] is None and file["changes"]["plain"]["difference"] == 0 and file["same"] == 1
   assert file["bytes"] == sum(path.stat().st_size for path in (out / "gguf-f32" / "files").iterdir())
   assert file["speed"] is None and not (out / "speed.json").exists()
   assert "gguf-f32" in (out / "costs.md").read_text() and Image.open(out / "costs.png").width > 500
@@ -194,17 +194,18 @@ def test_tables_say_what_was_timed(tmp_path):
   scores = {"plain": score, "task/Depth": score}
   timed = {"first_token_s": [1.0, 0.5, 2.0], "tokens_per_s": [9.0, 8.0, 10.0]}
   timed |= {"peak_bytes": 2_000_000, "empty_bytes": 500_000, "prompt_tokens": 70}
-  row = {"runtime": "r", "bytes": 1_000_000, "scores": scores, "changes": None, "speed": None}
+  row = {"runtime": "r", "bytes": 1_000_000, "scores": scores, "changes": None, "same": None, "speed": None}
   rows = [
     row | {"name": "float32"},
-    row | {"name": "gguf-q4_0", "changes": {"plain": change, "task/Depth": change}, "speed": timed},
+    row
+    | {"name": "gguf-q4_0", "changes": {"plain": change, "task/Depth": change}, "same": 0.75, "speed": timed},
     row | {"name": "merged", "scores": None, "speed": timed},
   ]
   found = {"title": "t", "machine": "m", "measured": "now", "repeats": 3, "tokens": 9}
   accuracy, took = report.accuracy(found | {"rows": rows}), report.cost(found | {"rows": rows})
   texts = [[cell.text for cell in row] for row in accuracy.rows]
   assert [row[0] for row in texts] == ["float32", "gguf-q4_0"]
-  assert texts[1][3:8] == ["−10.0", "−20.0 to −1.0", "1 / 3", "0.600", "20.0"]
+  assert texts[1][3:9] == ["−10.0", "−20.0 to −1.0", "1 / 3", "0.600", "20.0", "75.0"]
   texts = [cell.text for cell in took.rows[0]]
   assert texts == ["gguf-q4_0", "r", "1.0", "70", "1.000 (0.500 – 2.000)", "9.0 (8.0 – 10.0)", "2.0", "0.5"]
   report.plot(found | {"rows": rows}, tmp_path / "costs.png")
