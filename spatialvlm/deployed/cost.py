@@ -134,8 +134,7 @@ class _Run:
     print(f"exports {export.name}", flush=True)
     with workdir.writing(folder):
       folder.mkdir(parents=True, exist_ok=True)
-    settings = self._settings(self._layout(export))
-    model = Exportable(self._vlm, self._model.base, self._model.folder, settings)
+    model = Exportable(self._vlm, self._model.base, self._model.folder, self._config.model)
     RUNTIMES[export.form].write(model, export.numbers, folder / FILES)
     workdir.write_json(self._folder / "float.json", {"bytes": weight_bytes(peft.merge(self._vlm))[1]})
 
