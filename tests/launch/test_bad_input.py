@@ -225,6 +225,11 @@ def test_only_foreign_code_may_raise_anything():
     "spatialvlm/hub/resolve.py": "huggingface_hub, on the network",
     "spatialvlm/wheels/dinov2_onnx.py": "onnx, whose errors are protobuf's",
     "spatialvlm/cli/interrupts.py": "raised again, unless the user has interrupted the command",
+    "spatialvlm/deployed/child.py": "a runtime's, in a process of its own, and said to the one that asked",
+    "spatialvlm/serving/lane.py": "of one request among many, and told to who asked it",
+    "spatialvlm/serving/scheduler.py": "told to all who wait, and to the server's log",
+    "spatialvlm/server/pictures.py": "Pillow on malformed bytes",
+    "spatialvlm/server/service.py": "of one answer among many, and told to who asked for it",
     "spatialvlm/study/running.py": "printed, told by the run's name; the study goes on, and ends in 1",
     "spatialvlm/training/checkpoint.py": "Orbax; raised again unless the disk is full",
   }
