@@ -97,7 +97,7 @@ def test_exports(run, world, tmp_path, capfd):
     (["--to=merged", "--out=x"], "--model is missing"),
     (["--model={run}", "--out=x"], "--to is missing"),
     (["--model={run}", "--to=mergd", "--out={new}"], "--to=mergd: no such form; did you mean 'merged'?"),
-    (["--model={run}", "--to=tarball", "--out={new}"], "known: adapter, "),
+    (["--model={run}", "--to=zip", "--out={new}"], "known: adapter, "),
     (["--model={run}", "--to=merged", "--numbers=q8_0", "--out={new}"], "belongs to --to=gguf"),
     (["--model={run}", "--to=plain-lora", "--out={new}"], "the adapter is one of method 'ia3', not LoRA"),
     (
