@@ -95,22 +95,6 @@ def test_a_text_of_several_pieces(service, vlm, monkeypatch):
   assert text(found) == own(vlm, fields, [SHOWN[0]]) and text(short) == own(vlm, body(QUESTIONS[0]), [])
 
 
-def test_rows_grow_with_their_answers_and_shrink_behind_them(models, vlm, monkeypatch):
-  monkeypatch.setattr(rows, "_LEAST_SPAN", 32)
-  served = support.service({"base": models["base"]})
-  short, long = (body("3", max_tokens=14), []), (body(QUESTIONS[0], *SHOWN[:2], max_tokens=14), SHOWN[:2])
-  columns, found = [], [(ask(served, short[0]), short)]
-  for more in (long, None, short, None):
-    served.scheduler.turn()
-    columns.append(served.scheduler.lane("base")._rows.columns)
-    if more is None:
-      turns(served)
-    else:
-      found.append((ask(served, more[0]), more))
-  assert [text(one) for one, _ in found] == [own(vlm, *asked) for _, asked in found]
-  assert columns[0] == 32 and columns[1] >= 128 and columns[-1] == 32, columns
-
-
 def test_an_adapter_answers_by_its_name(service, vlm):
   both = [ask(service, body(QUESTIONS[2], SHOWN[0], model=name)) for name in ("base", "other")]
   turns(service)
