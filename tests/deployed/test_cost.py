@@ -26,7 +26,7 @@ SETTINGS = {"threads": 1, "context": 512, "vocabulary": 500}
 def world(tmp_path_factory):
   folder = tmp_path_factory.mktemp("cost")
   tiny_edge.write("smolvlm", folder / "tiny-smolvlm")
-  write_cvbench(folder / "table.parquet", questions(count=4, images=2))
+  write_cvbench(folder / "table.parquet", questions(count=8, images=3))
   return folder
 
 
@@ -54,7 +54,7 @@ def test_an_exported_file_is_asked_as_the_model_is(world, here, tmp_path, monkey
   out = tmp_path / "out"
   found = cost.run(config_of(world), asked, out)
   float_rows, rows = records.read(out / "float-mtmd"), records.read(out / "gguf-f32")
-  assert len(rows) == 4 and [row.idx for row in rows] == [row.idx for row in float_rows]
+  assert len(rows) == 8 and [row.idx for row in rows] == [row.idx for row in float_rows]
   for ours, theirs in zip(rows, float_rows, strict=True):
     np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
     assert dataclasses.replace(ours, logprobs=()) == dataclasses.replace(theirs, logprobs=())
@@ -72,7 +72,7 @@ def test_an_exported_file_is_asked_as_the_model_is(world, here, tmp_path, monkey
   monkeypatch.setattr(cost, "Child", Never)
   assert cost.run(config_of(world), asked, out) == found
   with pytest.raises(UserError, match="holds a run with other settings"):
-    cost.run(config_of(world, limit=2), asked, out)
+    cost.run(config_of(world, limit=4), asked, out)
 
 
 def asker(world, **settings) -> Asker:
