@@ -18,6 +18,8 @@ from spatialvlm.serving.scorer import VlmScorer
 from spatialvlm.types import IMAGE_MARK, UserError, choice_prompt
 from tests.evaluation import support
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 CONFIG = ScoreConfig(
   batch_size=4,
   protocols=("native", "options", "vsi"),

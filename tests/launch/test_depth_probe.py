@@ -21,6 +21,8 @@ from tests.data.test_rgbd import write_pairs
 from tests.launch import tiny
 from tests.training import interrupted
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 RECIPE = """
 def get_config():
   source = dict(kind="scenes", seed=1, image_size=48, tasks=dict(Relation=1.0))

@@ -12,6 +12,8 @@ from tests.launch import command, tiny
 from tests.launch.bad_files import edit_json
 from tests.tiny_model import write_checkpoint
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 ADAPTER = "adapter/adapter_model.safetensors"
 ADDED = re.compile(r"(\d+) examples, (\d+) of them new")
 ONLY = ["--config.losses.answer.weight=0", "--config.losses.teach.kind=distil"]

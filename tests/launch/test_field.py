@@ -25,6 +25,8 @@ from spatialvlm.types import UserError
 from tests.fields import support
 from tests.launch import command, tiny
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 SETTINGS = {
   "source.number": 3, "source.views": 24, "source.size": 16, "heldout": 6, "steps": 60, "rays": 128,
   "coarse": 16, "fine": 8, "planes": "(16,)", "features": 4, "proposal": 16, "width": 16, "new_views": 2,

@@ -15,6 +15,8 @@ from spatialvlm.types import Batch, UserError
 from tests.launch import tiny
 from tests.training import interrupted
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 RECIPE = """
 def get_config():
   source = dict(kind="llava", path="{folder}/data.jsonl")

@@ -22,6 +22,8 @@ from tests.launch import bad_files, command
 from tests.models.support import batch_of, call
 from tests.tiny_language import write_checkpoint, write_words
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

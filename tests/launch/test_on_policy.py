@@ -17,6 +17,8 @@ from tests.launch import tiny
 from tests.training import interrupted
 from tests.training.helpers import make_config
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 RECIPE = """
 def get_config():
   source = dict(kind="llava", path="{folder}/data.jsonl")

@@ -22,6 +22,8 @@ from spatialvlm.types import Batch, UserError
 from tests.launch import tiny
 from tests.training import interrupted
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 RECIPE = """
 def get_config():
   source = dict(kind="scenes", seed=1, image_size=48, tasks=dict(Depth=1.0))

@@ -10,6 +10,8 @@ from safetensors.numpy import load_file
 from tests.launch import command
 from tests.launch.test_methods import ADAPTER, capfd_module, same
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 __all__ = ["capfd_module"]
 SETTINGS = {
   "prompt": ["--config.peft.place=after_image", "--config.optim.ema=0.9", "--config.train.accumulation=2"],

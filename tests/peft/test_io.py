@@ -34,6 +34,7 @@ def recorded_batch():
   return batch_of({**RECORD, "pixel_values": pixels}, 60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_folders_of_peft_give_the_logits_of_peft(name, tmp_path):
   """Loaded, written again and loaded from there, and merged: always the recorded logits."""

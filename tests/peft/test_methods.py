@@ -81,6 +81,7 @@ def test_a_method_starts_at_the_base_and_comes_back_from_its_folder_and_merges(n
   assert np.array_equal(support.logits(vlm), expected)  # the original is left as it is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_method_trains_in_float32_beside_bfloat16_on_every_mesh(name):
   mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})

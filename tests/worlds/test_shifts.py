@@ -13,6 +13,8 @@ from spatialvlm.worlds import render, shifts, shortcuts, world
 from spatialvlm.worlds.questions import SceneQuestions
 from tests.worlds import analytic
 
+pytestmark = pytest.mark.slow  # `make oracle` runs them
+
 SIZE, SEED = 48, 1
 # What of a look may change under a shift, where it is more than the field itself.
 SURFACES = {"colors", "shades", "texture", "floor", "slanting", "dark", "warm"}
