@@ -15,7 +15,7 @@ from spatialvlm.server import chat
 from spatialvlm.server.service import Collected, Service, ServiceConfig
 from spatialvlm.serving.lane import SchedulerConfig
 
-SMALL = SchedulerConfig(rows=4, together=2, steps=3, context=400, queue=32, seconds=60, prefix_tokens=512)
+SMALL = SchedulerConfig(rows=4, together=2, steps=3, context=400, queue=32, seconds=600, prefix_tokens=512)
 QUESTIONS = ("Which is closer?", "How many cones are in the image?", "Describe the picture.")
 
 

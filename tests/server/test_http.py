@@ -41,7 +41,7 @@ def address(service):
 
 @pytest.fixture(scope="module")
 def client(address):
-  return openai.OpenAI(base_url=address, api_key=KEY, max_retries=0, timeout=60)
+  return openai.OpenAI(base_url=address, api_key=KEY, max_retries=0, timeout=600)
 
 
 def ask(client, question, *shown, model="base", **fields):
@@ -52,7 +52,7 @@ def ask(client, question, *shown, model="base", **fields):
 def post(address, body, headers=None, path="/chat/completions"):
   """(status, JSON) of bytes that are sent as they are."""
   parts = urllib.parse.urlsplit(address)
-  connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+  connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=300)
   headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"} | (headers or {})
   connection.request("POST", parts.path + path, body, headers)
   answer = connection.getresponse()
@@ -191,8 +191,8 @@ def test_pictures_that_are_refused_are_named(client):
 def test_a_full_queue_says_429_and_the_client_may_come_again(models, vlm):
   served = support.service(models, dataclasses.replace(SMALL, rows=1, queue=1))
   with run.served(served) as address:
-    eager = openai.OpenAI(base_url=address, api_key="any", max_retries=0, timeout=60)
-    patient = openai.OpenAI(base_url=address, api_key="any", max_retries=20, timeout=60)
+    eager = openai.OpenAI(base_url=address, api_key="any", max_retries=0, timeout=600)
+    patient = openai.OpenAI(base_url=address, api_key="any", max_retries=20, timeout=600)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
       found = [pool.submit(ask, eager, QUESTIONS[0], max_tokens=200) for _ in range(6)]
       waited = ask(patient, QUESTIONS[0])
@@ -206,7 +206,7 @@ def test_health_and_metrics(client, address):
   parts = urllib.parse.urlsplit(address)
 
   def get(path, key=None):
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=300)
     connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
     answer = connection.getresponse()
     return answer.status, answer.read().decode()
