@@ -63,7 +63,7 @@ def post(address, body, headers=None, path="/chat/completions"):
 
 def idle(service):
   """Waits until no row, no place in the queue is taken, which is soon."""
-  until = time.monotonic() + 20
+  until = time.monotonic() + 120
   while service.scheduler.running or service.scheduler.waiting:
     assert time.monotonic() < until, "a row or a place in the queue is still taken"
     time.sleep(0.01)
