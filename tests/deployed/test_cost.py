@@ -124,19 +124,19 @@ def test_times_and_memory(tmp_path):
   assert found["served"] == "1 4 + 4" and found["prompt_tokens"] == 9
 
 
-def test_what_a_user_names():
+@pytest.fixture
+def installed(monkeypatch):
+  """All runtimes, as far as plans are concerned."""
+  monkeypatch.setattr(runtimes.Form, "missing", lambda self: [])
+
+
+def test_what_a_user_names(installed):
   read = plan.read_exports
   assert [export.name for export in read(["gguf"], [])] == [
     f"gguf-{n}" for n in ("f16", "q8_0", "q5_0", "q4_0")
   ]
   parts = read(["gguf"], ["q4_0+embedding=q8_0"])[0]
   assert parts.numbers == "q4_0,embedding=q8_0" and parts.name == "gguf-q4_0-embedding=q8_0"
-
-
-@pytest.fixture
-def installed(monkeypatch):
-  """All runtimes, as far as plans are concerned."""
-  monkeypatch.setattr(runtimes.Form, "missing", lambda self: [])
 
 
 @pytest.mark.parametrize(
