@@ -17,17 +17,15 @@ and transformers (`make oracle` installs them); `--peer=0` goes without.
 
 import argparse
 import dataclasses
-import json
 import os
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import shaped
+
 ROOT = Path(__file__).resolve().parents[1]
-SHAPE = ROOT / "benchmarks" / "smolvlm-500m"
-TOKENIZER = ROOT / "checkpoints" / "smolvlm-tiny"
 CV_BENCH = 2638
 LABELS = {
   "native": "native",
@@ -43,35 +41,13 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--tiles", type=int, default=1, help="tile budget of an image, the global view counted")
   parser.add_argument("--answer", type=int, default=4, help="tokens of a generated answer")
   parser.add_argument("--batch", type=int, default=8)
-  parser.add_argument("--shape", type=Path, default=SHAPE, help="folder with another config.json")
+  parser.add_argument("--shape", type=Path, default=shaped.SHAPE, help="folder with another config.json")
   parser.add_argument("--dtype", default="float32")
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--more", default="controls,everything", help="what of ours beside native, by commas")
   parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of the device, 0 for not known")
   parser.add_argument("--peer", type=int, default=1, help="0: without transformers")
   return parser.parse_args()
-
-
-def checkpoint(folder: Path, shape: Path) -> None:
-  """The 500M shape with random weights, and SmolVLM's processor with the small model's tokenizer."""
-  from spatialvlm import hub
-
-  config = json.loads((shape / "config.json").read_text())
-  small = json.loads((TOKENIZER / "config.json").read_text())
-  config["image_token_id"] = small["image_token_id"]
-  config["text_config"] |= {key: small["text_config"][key] for key in ("bos_token_id", "pad_token_id")}
-  config["text_config"]["eos_token_id"] = small["text_config"]["eos_token_id"]
-  for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.json", "generation_config.json"):
-    shutil.copy(TOKENIZER / name, folder)
-  pixels = json.loads((TOKENIZER / "preprocessor_config.json").read_text())
-  pixels |= {"do_image_splitting": True, "max_image_size": {"longest_edge": 512}}
-  pixels["size"] = {"longest_edge": 2048}
-  (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
-  (folder / "processor_config.json").write_text(
-    '{"image_seq_len": 64, "processor_class": "SmolVLMProcessor"}'
-  )
-  (folder / "config.json").write_text(json.dumps(config))
-  hub.save_model(hub.load_model(folder, from_scratch=True), folder)
 
 
 def questions(count: int, images: int):
@@ -258,7 +234,7 @@ def main() -> None:
   items = questions(args.questions, args.images)
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
-    checkpoint(folder, args.shape)
+    shaped.checkpoint(folder, args.shape)
     ours = Ours(folder, args)
     passes = {
       "native": (("native",), ()),

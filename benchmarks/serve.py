@@ -21,7 +21,6 @@ import http.client
 import io
 import json
 import random
-import runpy
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,8 @@ import threading
 import time
 import urllib.parse
 from pathlib import Path
+
+import shaped
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -298,7 +299,7 @@ def main() -> int:
 
   with tempfile.TemporaryDirectory() as folder:
     if args.shape is not None:
-      runpy.run_path(str(ROOT / "benchmarks" / "evaluate.py"))["checkpoint"](Path(folder), args.shape)
+      shaped.checkpoint(Path(folder), args.shape)
       args.model = folder
     elif args.random:
       shutil.copytree(hub.resolve(args.model), folder, dirs_exist_ok=True)
