@@ -110,7 +110,7 @@ def family_of(source: Mapping[str, Any], where: str) -> str:
   if _encoder_of(source):
     raise UserError(
       f"{where}: {kind!r} is a vision encoder, where a vision-language or language model is wanted"
-      f" ({', '.join(_TYPES)}); `load_encoder` reads it"
+      f" ({', '.join(_TYPES)}); `load_encoder` reads it, and --to=onnx-encoder writes it as ONNX"
     )
   raise UserError(f"{where}: unknown architecture {kind!r}; supported: {', '.join(_TYPES)}")
 
