@@ -96,6 +96,10 @@ ROOMS = {
     "types workdir models processing worlds reporting training training.objectives",
     "jax flax numpy PIL matplotlib",
   ),
+  "inside": room(
+    f"{GROUND} {MODEL} {EVALUATION} reporting generation hub processing data.sources loading priors",
+    "jax flax numpy optax PIL matplotlib",
+  ),
   "study": room(f"{GROUND} {EVALUATION} reporting reporting.terminal training", "jax numpy matplotlib"),
   "probing": room(
     f"{GROUND} {MODEL} reporting reporting.terminal hub processing worlds encoder",

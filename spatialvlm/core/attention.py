@@ -74,17 +74,37 @@ class KVCache:
     return dataclasses.replace(self, valid_BS=valid_BS, length=length, begun=True)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What of a layer's probabilities is asked for.
+
+  Attributes:
+    heads: those of each head; `rows_BQ`: of the queries at these places alone, None for all.
+    mean: the mean over heads, of all queries.
+    trace_BTS: float32 zeros, which change no number; their gradient is `traced`'s. None: no gradient is.
+  """
+
+  heads: bool = dataclasses.field(default=True, metadata={"static": True})
+  mean: bool = dataclasses.field(default=False, metadata={"static": True})
+  rows_BQ: jax.Array | None = None
+  trace_BTS: jax.Array | None = None
+
+
 class Read(NamedTuple):
   """What a layer's queries read.
 
   Attributes:
     keys, values: (B, S, K, H), keys already rotated.
-    probabilities: (B, N, T, S) float32, of each query over the keys; None where they were not asked for.
+    probabilities: (B, N, T, S) float32, of each query over the keys, or (B, N, Q, S) of the rows of a `Look`;
+      None where they were not asked for.
+    mean: (B, T, S) float32, their mean over heads; None where it was not asked for.
   """
 
   keys: jax.Array
   values: jax.Array
   probabilities: jax.Array | None = None
+  mean: jax.Array | None = None
 
 
 def at_places(x_BT: jax.Array, at_BQ: jax.Array) -> jax.Array:
@@ -132,6 +152,29 @@ def attention_probabilities(
   return jax.nn.softmax(scores_BKGTS, axis=-1).reshape(B, N, T, k_BSKH.shape[1])
 
 
+@jax.custom_vjp
+def traced(p_BNTS: jax.Array, trace_BTS: jax.Array) -> jax.Array:
+  """The probabilities themselves, marked so that a gradient can be asked of them, small enough to be kept.
+
+  The gradient of a scalar y with regard to `trace_BTS` is the mean over heads of max(0, dy/dp * p),
+  (B, T, S): equation 5 of Chefer et al., "Generic Attention-model Explainability" (arXiv 2103.15679).
+  """
+  del trace_BTS
+  return p_BNTS
+
+
+def _traced_forward(p_BNTS, trace_BTS):
+  del trace_BTS
+  return p_BNTS, p_BNTS
+
+
+def _traced_backward(p_BNTS, gradient_BNTS):
+  return gradient_BNTS, jnp.maximum(gradient_BNTS * p_BNTS, 0).mean(axis=1)
+
+
+traced.defvjp(_traced_forward, _traced_backward)
+
+
 # Scores (4 MB of float32) that a CPU keeps in its cache.
 _BLOCK = 1 << 20
 _HIDDEN = jnp.finfo(jnp.float32).min
@@ -177,8 +220,11 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
 def _whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
   q_BTNH = _scaled(q_BTNH, scale)
   s_BKGTS = _scores(q_BTNH, k_BSKH, mask_BTS, softcap)
-  p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BSKH.dtype)
-  return einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+  return _summed(jax.nn.softmax(s_BKGTS, axis=-1), v_BSKH).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+
+
+def _summed(p_BKGTS, v_BSKH):
+  return einsum("BKGTS,BSKH->BTKGH", p_BKGTS.astype(v_BSKH.dtype), v_BSKH)
 
 
 def _blocked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
@@ -301,7 +347,7 @@ class Attention(nnx.Module):
     mask_BTS: jax.Array | None,
     angles: tuple[jax.Array, jax.Array] | None = None,
     past: tuple[jax.Array, jax.Array, jax.Array] | None = None,
-    probabilities: bool = False,
+    look: Look | None = None,
     at_BQ: jax.Array | None = None,
   ) -> tuple[jax.Array, Read]:
     """Returns the output (B, T, D), and what was read.
@@ -311,7 +357,7 @@ class Attention(nnx.Module):
       angles: of the rotary positions, (cos, sin); None for none.
       past: (keys (B, S, K, H), values, start): the buffers of a cache and the slot, an int32 scalar, where
         the T new tokens are written. Without it the keys are those of `x_BTD`.
-      probabilities: give them too.
+      look: what of the probabilities is to be given too; not with `at_BQ`.
       at_BQ: places of the queries; the output is then (B, Q, D), of them alone. None for all.
     """
     q_BTNH, k_BSKH, v_BSKH = self.project(x_BTD, angles, at_BQ)
@@ -322,8 +368,28 @@ class Attention(nnx.Module):
       k_BSKH = jax.lax.dynamic_update_slice(keys, k_BSKH.astype(keys.dtype), (0, start, 0, 0))
       v_BSKH = jax.lax.dynamic_update_slice(values, v_BSKH.astype(values.dtype), (0, start, 0, 0))
     scores = {"scale": self.config.scale, "softcap": self.config.softcap}
-    out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, self.implementation, **scores)
-    found_BNTS = None
-    if probabilities:
-      found_BNTS = attention_probabilities(q_BTNH, k_BSKH, mask_BTS, **scores)
-    return self.o_proj(out_BTNH.reshape(*out_BTNH.shape[:2], -1)), Read(k_BSKH, v_BSKH, found_BNTS)
+    whole_BNTS = None
+    if look is not None and (look.mean or look.trace_BTS is not None):
+      whole_BNTS = attention_probabilities(q_BTNH, k_BSKH, mask_BTS, **scores)
+    if look is not None and look.trace_BTS is not None:
+      whole_BNTS = traced(whole_BNTS, look.trace_BTS)
+      p_BKGTS = whole_BNTS.reshape(q_BTNH.shape[0], k_BSKH.shape[2], -1, *whole_BNTS.shape[2:])
+      out_BTNH = _summed(p_BKGTS, v_BSKH).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+    else:
+      out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, self.implementation, **scores)
+    read = Read(k_BSKH, v_BSKH)
+    if look is not None:
+      rows_BNQS = _rows(look, q_BTNH, k_BSKH, mask_BTS, whole_BNTS, scores) if look.heads else None
+      read = Read(k_BSKH, v_BSKH, rows_BNQS, whole_BNTS.mean(axis=1) if look.mean else None)
+    return self.o_proj(out_BTNH.reshape(*out_BTNH.shape[:2], -1)), read
+
+
+def _rows(look: Look, q_BTNH, k_BSKH, mask_BTS, whole_BNTS: jax.Array | None, scores) -> jax.Array:
+  """The probabilities of a look's rows, (B, N, Q, S); those of the others are not computed for them."""
+  if look.rows_BQ is None:
+    return attention_probabilities(q_BTNH, k_BSKH, mask_BTS, **scores) if whole_BNTS is None else whole_BNTS
+  if whole_BNTS is not None:
+    return at_places(whole_BNTS.swapaxes(1, 2), look.rows_BQ).swapaxes(1, 2)
+  if mask_BTS is not None and mask_BTS.shape[1] > 1:
+    mask_BTS = at_places(mask_BTS, look.rows_BQ)
+  return attention_probabilities(at_places(q_BTNH, look.rows_BQ), k_BSKH, mask_BTS, **scores)

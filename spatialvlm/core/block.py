@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spatialvlm.core.attention import Attention, AttentionConfig, KVCache, Read, at_places
+from spatialvlm.core.attention import Attention, AttentionConfig, KVCache, Look, Read, at_places
 from spatialvlm.core.axes import constrain, logical
 from spatialvlm.core.mlp import Mlp
 from spatialvlm.core.norm import NORMS
@@ -70,13 +70,13 @@ class Block(nnx.Module):
     self.attn_out_norm, self.mlp_out_norm = (norm(), norm()) if config.out_norms else (None, None)
 
   def __call__(
-    self, x_BTD, mask_BTS=None, angles=None, past=None, probabilities: bool = False, at_BQ=None
+    self, x_BTD, mask_BTS=None, angles=None, past=None, look: Look | None = None, at_BQ=None
   ) -> tuple[jax.Array, Read]:
     """Arguments as of `Attention`; returns the residual stream (B, T, D) and what the attention read.
 
     With `at_BQ` the stream is (B, Q, D), at these places alone: all that nothing reads is left out.
     """
-    out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past, probabilities, at_BQ)
+    out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past, look, at_BQ)
     x_BTD = x_BTD if at_BQ is None else at_places(x_BTD, at_BQ)
     x_BTD = x_BTD + _finished(out_BTD, self.attn_out_norm, self.attn_scale)
     out_BTD = self.mlp(self.mlp_norm(x_BTD))
@@ -98,12 +98,14 @@ class StackOutput:
     x_BTD: the residual stream after the last block that ran.
     layers: by number, the residual stream (B, T, D) after so many blocks; 0 is what the first one reads.
     attention: by number, the attention's probabilities (B, N, T, S) in float32 in the block that makes the
-      layer of this number, from 1 on.
+      layer of this number, from 1 on; (B, N, Q, S) of the rows that were asked for.
+    attention_mean: by number, their means over heads (B, T, S) in float32.
   """
 
   x_BTD: jax.Array
   layers: dict[int, jax.Array]
   attention: dict[int, jax.Array]
+  attention_mean: dict[int, jax.Array]
 
 
 def layer_numbers(asked: Iterable[int], depth: int, what: str, first: int = 0) -> dict[int, int]:
@@ -123,6 +125,21 @@ def layer_numbers(asked: Iterable[int], depth: int, what: str, first: int = 0) -
         f"layer {layer}: this {what} has layers {first} to {depth}, or {first - depth - 1} to -1"
       )
   return numbers
+
+
+def looks(
+  heads: Iterable[int],
+  mean: Iterable[int] = (),
+  rows_BQ: jax.Array | None = None,
+  traces: Mapping[int, jax.Array] | None = None,
+) -> dict[int, Look]:
+  """What is asked of each block, by the number of its layer: probabilities by head, of all queries or of the
+  rows alone; their means; their gradient. Arguments as of `core.attention.Look`."""
+  heads, mean, traces = set(heads), set(mean), traces or {}
+  return {
+    number: Look(number in heads, number in mean, rows_BQ, traces.get(number))
+    for number in sorted(heads.union(mean, traces))
+  }
 
 
 class Stack(nnx.Module):
@@ -148,7 +165,7 @@ class Stack(nnx.Module):
     angles=None,
     *,
     layers: Collection[int] = (),
-    attention: Collection[int] = (),
+    attention: Mapping[int, Look] | None = None,
     stop: int | None = None,
     past: Sequence[tuple[jax.Array, jax.Array, jax.Array]] | None = None,
     at_BQ: jax.Array | None = None,
@@ -157,25 +174,29 @@ class Stack(nnx.Module):
 
     Args:
       mask_BTS: as of `Attention`, or a tuple of them, one a layer.
-      layers, attention: numbers as of `StackOutput`, none negative (`layer_numbers` makes them so).
+      layers: numbers as of `StackOutput`, none negative (`layer_numbers` makes them so).
+      attention: by such a number, what of its probabilities is wanted (`looks`).
       stop: after so many blocks; None for all.
       past: as of `Attention`, one a layer; None where nothing stands before.
       at_BQ: places that the last block's stream is wanted of, which is then (B, Q, D): of the others it makes
         keys and values alone. None for all.
     """
-    streams, attended = ({0: x_BTD} if 0 in layers else {}), {}
+    streams, attended, means = ({0: x_BTD} if 0 in layers else {}), {}, {}
+    attention = attention or {}
     past = past or (None,) * len(self.layers)
     blocks = list(zip(self.layers, self._masks(mask_BTS), past, strict=True))[:stop]
     for number, (layer, mask, before) in enumerate(blocks, 1):
       run = _remat if self.remat else _run
       x_BTD = constrain(x_BTD, "batch", None, None)
       at = at_BQ if number == len(blocks) else None
-      x_BTD, found_BNTS = run(layer, x_BTD, mask, angles, before, number in attention, at)
+      x_BTD, found_BNTS, mean_BTS = run(layer, x_BTD, mask, angles, before, attention.get(number), at)
       if number in layers:
         streams[number] = x_BTD
-      if number in attention:
+      if found_BNTS is not None:
         attended[number] = found_BNTS
-    return StackOutput(x_BTD, streams, attended)
+      if mean_BTS is not None:
+        means[number] = mean_BTS
+    return StackOutput(x_BTD, streams, attended, means)
 
   def extend(self, x_BTD: jax.Array, mask_BTS, angles, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """Runs T new tokens whose slots `cache.extend` has marked, and writes their keys and values."""
@@ -191,18 +212,17 @@ class Stack(nnx.Module):
     return mask_BTS if isinstance(mask_BTS, tuple) else (mask_BTS,) * len(self.layers)
 
 
-def _run(
-  layer: Block, x_BTD, mask_BTS, angles, past, probabilities: bool, at_BQ: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-  x_BTD, read = layer(x_BTD, mask_BTS, angles, past, probabilities=probabilities, at_BQ=at_BQ)
-  return x_BTD, read.probabilities
+_Found = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
 
-def _remat(
-  layer: Block, x_BTD, mask_BTS, angles, past, probabilities: bool, at_BQ: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
+def _run(layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None, at_BQ: jax.Array | None) -> _Found:
+  x_BTD, read = layer(x_BTD, mask_BTS, angles, past, look=look, at_BQ=at_BQ)
+  return x_BTD, read.probabilities, read.mean
+
+
+def _remat(layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None, at_BQ: jax.Array | None) -> _Found:
   # jax.checkpoint over split state, since nnx.remat tracks graph updates, which fail inside a gradient
   # that is taken over a part of the parameters only.
   graphdef, state = nnx.split(layer)
-  run = lambda state, *inputs: _run(nnx.merge(graphdef, state), *inputs, probabilities, at_BQ)
-  return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles, past)
+  run = lambda state, *inputs: _run(nnx.merge(graphdef, state), *inputs, at_BQ)
+  return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles, past, look)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from flax import nnx
 
 from spatialvlm.core.attention import KVCache
 from spatialvlm.core.axes import logical
-from spatialvlm.core.block import BlockConfig, Stack, layer_numbers
+from spatialvlm.core.block import BlockConfig, Stack, layer_numbers, looks
 from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.masks import attention_mask, cached_mask, positions, windowed
 from spatialvlm.core.mlp import linear
@@ -57,12 +57,14 @@ class DecoderOutput:
       after i blocks, negative ones count from the end; no final norm. As transformers' `hidden_states`, but
       for their last one, which is after the norm.
     attention: by layer as it was asked for, the probabilities (B, N, T, T) in float32 in the block before it,
-      1 for the first; transformers' `attentions[i - 1]`.
+      1 for the first; transformers' `attentions[i - 1]`. (B, N, Q, T) where `rows_BQ` named the queries.
+    attention_mean: by layer as it was asked for, their means over heads of all queries, (B, T, T).
   """
 
   hidden_BTD: jax.Array
   layers: dict[int, jax.Array]
   attention: dict[int, jax.Array]
+  attention_mean: dict[int, jax.Array]
 
 
 class Embed(nnx.Embed):
@@ -131,6 +133,9 @@ class Decoder(nnx.Module):
     *,
     layers: Iterable[int] = (),
     attention: Iterable[int] = (),
+    attention_mean: Iterable[int] = (),
+    rows_BQ: jax.Array | None = None,
+    traces: Mapping[int, jax.Array] | None = None,
     at_BQ: jax.Array | None = None,
   ) -> DecoderOutput:
     """Reads embedded tokens, and keeps the layers and attention probabilities that are asked for.
@@ -138,6 +143,8 @@ class Decoder(nnx.Module):
     Args:
       segment_BT: which sequence of its row a position belongs to (`core.masks`); None where a row is one.
       fork_BT: up to where it sees the first of them, of a sequence that forks from that; None: none does.
+      rows_BQ: places of the queries whose `attention` is wanted; None for all.
+      traces: by layer, from 1 on, zeros (B, T, T) whose gradient is `core.attention.traced`'s.
       at_BQ: places whose hidden states alone are wanted; `hidden_BTD` is then (B, Q, D), and the last block
         does not compute the others. Its stream and attention cannot be kept then.
 
@@ -146,18 +153,29 @@ class Decoder(nnx.Module):
     """
     streams = layer_numbers(layers, self.config.depth, "decoder")
     attended = layer_numbers(attention, self.config.depth, "decoder's attention", first=1)
+    means = layer_numbers(attention_mean, self.config.depth, "decoder's attention", first=1)
+    before = ((0, 0), (0, 0), (self._before, 0))
+    traces = {number: jnp.pad(trace_BTT, before) for number, trace_BTT in (traces or {}).items()}
     masks, angles = self.context(valid_BT, mask_ar_BT, segment_BT, fork_BT)
     past = None
     if self.learned_past is not None:
       cache = self.init_cache(*x_BTD.shape[:2])
       past = [(k_BSKH, v_BSKH, cache.length) for k_BSKH, v_BSKH in zip(cache.keys, cache.values, strict=True)]
     out = self.stack.read(
-      x_BTD, masks, angles, layers=streams.values(), attention=attended.values(), past=past, at_BQ=at_BQ
+      x_BTD,
+      masks,
+      angles,
+      layers=streams.values(),
+      attention=looks(attended.values(), means.values(), rows_BQ, traces),
+      past=past,
+      at_BQ=at_BQ,
     )
+    own = lambda p_BTS: p_BTS[..., self._before :]
     return DecoderOutput(
       hidden_BTD=self.norm(out.x_BTD),
       layers={layer: out.layers[number] for layer, number in streams.items()},
-      attention={layer: out.attention[number][..., self._before :] for layer, number in attended.items()},
+      attention={layer: own(out.attention[number]) for layer, number in attended.items()},
+      attention_mean={layer: own(out.attention_mean[number]) for layer, number in means.items()},
     )
 
   def context(

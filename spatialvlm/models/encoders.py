@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spatialvlm.core.axes import logical
-from spatialvlm.core.block import BlockConfig, Stack, layer_numbers
+from spatialvlm.core.block import BlockConfig, Stack, layer_numbers, looks
 from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.norm import NORMS
 from spatialvlm.models.positions import patch_mask, plane_angles, position_ids, resample
@@ -116,6 +116,7 @@ class EncoderOutput:
       what stands after i blocks, negative ones count from the end; no final norm.
     attention: by layer as it was asked for, the probabilities (N, heads, T, T) in float32 in the block before
       it, 1 for the first.
+    attention_mean: by layer as it was asked for, their mean over heads (N, T, T).
     prefix: how many tokens stand before the patches.
   """
 
@@ -123,6 +124,7 @@ class EncoderOutput:
   tokens_NTD: jax.Array | None
   layers: dict[int, jax.Array]
   attention: dict[int, jax.Array]
+  attention_mean: dict[int, jax.Array]
   prefix: int = dataclasses.field(metadata={"static": True})
 
 
@@ -170,13 +172,16 @@ class VisionEncoder(nnx.Module):
     *,
     layers: Iterable[int] = (),
     attention: Iterable[int] = (),
+    attention_mean: Iterable[int] = (),
+    traces: Mapping[int, jax.Array] | None = None,
     features: bool = True,
     tokens: bool = False,
   ) -> EncoderOutput:
     """Reads images, arguments as of the call, and gives what is asked for; blocks beyond that do not run.
 
     Args:
-      layers, attention, features, tokens: what is wanted, as of `EncoderOutput`.
+      layers, attention, attention_mean, features, tokens: what is wanted, as of `EncoderOutput`.
+      traces: by layer, from 1 on, zeros (N, T, T) whose gradient is `core.attention.traced`'s.
 
     Raises:
       UserError: a layer that is not there.
@@ -184,6 +189,7 @@ class VisionEncoder(nnx.Module):
     depth, chosen = self.config.depth, self.config.feature_layer
     streams = layer_numbers(layers, depth, "encoder")
     attended = layer_numbers(attention, depth, "encoder's attention", first=1)
+    means = layer_numbers(attention_mean, depth, "encoder's attention", first=1)
     inner = {chosen} if features and chosen is not None else set()
     last = tokens or (features and chosen is None)
     x_NTD, mask_NTS, angles, grid = self._embed(pixels_NHWC, pixel_mask_NHW)
@@ -192,8 +198,8 @@ class VisionEncoder(nnx.Module):
       mask_NTS,
       angles,
       layers=inner.union(streams.values()),
-      attention=attended.values(),
-      stop=depth if last else max([0, *inner, *streams.values(), *attended.values()]),
+      attention=looks(attended.values(), means.values(), traces=traces),
+      stop=depth if last else max([0, *inner, *streams.values(), *attended.values(), *means.values()]),
     )
     tokens_NTD = None
     if last:
@@ -204,6 +210,7 @@ class VisionEncoder(nnx.Module):
       tokens_NTD=tokens_NTD if tokens else None,
       layers={layer: out.layers[number] for layer, number in streams.items()},
       attention={layer: out.attention[number] for layer, number in attended.items()},
+      attention_mean={layer: out.attention_mean[number] for layer, number in means.items()},
       prefix=self.config.prefix,
     )
 

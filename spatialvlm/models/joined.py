@@ -7,7 +7,7 @@ Joining by channels on one grid is what studies of encoders do (Tong et al., 202
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,8 @@ class JoinedEncoder(nnx.Module):
     *,
     layers: Collection[int] = (),
     attention: Collection[int] = (),
+    attention_mean: Collection[int] = (),
+    traces: Mapping[int, jax.Array] | None = None,
   ) -> EncoderOutput:
     """What `VisionEncoder.read` gives: of one encoder all of that, of several joined the patches alone.
 
@@ -105,8 +107,9 @@ class JoinedEncoder(nnx.Module):
     """
     if len(self.encoders) == 1:
       pixels_NHWC, pixel_mask_NHW = self._pixels(0, pixels_NHWC, pixel_mask_NHW)
-      return self.encoders[0].read(pixels_NHWC, pixel_mask_NHW, layers=layers, attention=attention)
-    if layers or attention:
+      asked = dict(layers=layers, attention=attention, attention_mean=attention_mean, traces=traces)
+      return self.encoders[0].read(pixels_NHWC, pixel_mask_NHW, **asked)
+    if layers or attention or attention_mean or traces:
       raise UserError(
         f"encoder_layers, encoder_attention: this model joins {len(self.encoders)} encoders, whose layers"
         " have no number in common; ask one of them, as `load_encoder` gives it"
@@ -117,7 +120,7 @@ class JoinedEncoder(nnx.Module):
     )
     parts = [first.patches_NPD, *(_on_grid(features, first.grid) for features in others)]
     joined_NPD = jnp.concatenate([_unit(x_NPD) for x_NPD in parts], axis=-1)
-    return EncoderOutput(Features(joined_NPD, first.grid), None, {}, {}, prefix=0)
+    return EncoderOutput(Features(joined_NPD, first.grid), None, {}, {}, {}, prefix=0)
 
   def _pixels(
     self, number: int, pixels_NHWC: jax.Array, pixel_mask_NHW: jax.Array | None

@@ -26,6 +26,7 @@ class Wants:
       what stands after i blocks, and negative numbers count from the end, -1 being the last.
     encoder_attention, attention: layers whose attention probabilities are wanted, numbered as above: layer i
       is the block that makes layer i, so the first is 1.
+    encoder_attention_mean, attention_mean: layers of which their means over heads are wanted.
   """
 
   vision: bool = False
@@ -34,6 +35,8 @@ class Wants:
   encoder_attention: tuple[int, ...] = ()
   decoder_layers: tuple[int, ...] = ()
   attention: tuple[int, ...] = ()
+  encoder_attention_mean: tuple[int, ...] = ()
+  attention_mean: tuple[int, ...] = ()
   hidden: bool = False
   logits: bool = False
 
@@ -51,12 +54,17 @@ class Wants:
   @property
   def of_encoder(self) -> bool:
     """Whether anything from before the connector is wanted."""
-    return self.vision or bool(self.encoder_layers or self.encoder_attention)
+    return self.vision or self.of_encoder_layers
+
+  @property
+  def of_encoder_layers(self) -> bool:
+    """Whether the encoder's layers must be at hand, not its features alone."""
+    return bool(self.encoder_layers or self.encoder_attention or self.encoder_attention_mean)
 
   @property
   def of_decoder(self) -> bool:
     """Whether the decoder must run."""
-    return self.hidden or self.logits or bool(self.decoder_layers or self.attention)
+    return self.hidden or self.logits or bool(self.decoder_layers or self.attention or self.attention_mean)
 
 
 @jax.tree_util.register_dataclass
@@ -74,8 +82,10 @@ class Outputs:
     encoder_attention: probabilities (N, heads, T', T') in float32 over all tokens of the encoder, class token
       and registers first.
     decoder_layers: residual streams (B, T, D), before the final norm.
-    attention: probabilities (B, heads, T, T) in float32; rows of padding say nothing. What a soft prompt
-      takes of a row is missing from its sum.
+    attention: probabilities (B, heads, T, T) in float32, or (B, heads, Q, T) of the rows that were named;
+      rows of padding say nothing. What a soft prompt takes of a row is missing from its sum.
+    encoder_attention_mean, attention_mean: means over heads of all rows, (N, T', T') and (B, T, T) in
+      float32.
     hidden: (B, T, D), after the final norm.
     logits: (B, K, V) in float32, of the tokens at `batch.target_index_BK`: each row is read at the position
       before its target, and only there the product with the vocabulary is made. Rows of targets that are none
@@ -88,5 +98,7 @@ class Outputs:
   encoder_attention: dict[int, jax.Array] | None = None
   decoder_layers: dict[int, jax.Array] | None = None
   attention: dict[int, jax.Array] | None = None
+  encoder_attention_mean: dict[int, jax.Array] | None = None
+  attention_mean: dict[int, jax.Array] | None = None
   hidden: jax.Array | None = None
   logits: jax.Array | None = None

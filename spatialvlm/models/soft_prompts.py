@@ -41,6 +41,15 @@ class Sequence:
     shape[0], shape[axis] = self.home_BT.shape
     return jnp.take_along_axis(y, self.home_BT.reshape(shape), axis=axis)
 
+  def of_read(self, y_BTT: jax.Array) -> jax.Array:
+    """`y_BTT`, which has one entry a pair of positions of the batch, over those that are read; 0"
+    " elsewhere."""
+    if self.home_BT is None:
+      return y_BTT
+    B, R = self.x_BTD.shape[:2]
+    b_B11, q_BT1, k_B1T = jnp.arange(B)[:, None, None], self.home_BT[:, :, None], self.home_BT[:, None, :]
+    return jnp.zeros((B, R, R), y_BTT.dtype).at[b_B11, q_BT1, k_B1T].set(y_BTT)
+
   def home(self, index_BK: jax.Array) -> jax.Array:
     """Where positions of the batch stand here."""
     return index_BK if self.home_BT is None else jnp.take_along_axis(self.home_BT, index_BK, axis=1)

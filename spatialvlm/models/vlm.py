@@ -112,10 +112,23 @@ class Vlm(nnx.Module):
     """(B, T, D): text embeddings, with image tokens in their places."""
     return self._with_images(batch, self._see(batch, Wants(image=True)).image)
 
-  def read(self, batch: Batch, wants: Wants) -> Outputs:
+  def read(
+    self,
+    batch: Batch,
+    wants: Wants,
+    *,
+    rows_BQ: jax.Array | None = None,
+    traces: Mapping[int, jax.Array] | None = None,
+  ) -> Outputs:
     """Everything that `wants` names, of one pass of the vision tower and one of the decoder.
 
     What nothing wanted needs does not run. Without a `mask_ar_BT` the batch is taken for prompts.
+
+    Args:
+      rows_BQ: int32, positions of the queries whose `attention` is wanted, which is then (B, heads, Q, T);
+        None for all. The others' is not computed.
+      traces: by the decoder's layers, from 1 on, float32 zeros (B, T, T), which change no number: the
+        gradient with regard to them is that of the probabilities, weighted as `core.attention.traced` says.
 
     Raises:
       UserError: a layer that the model has not; something before the connector of a batch whose image tokens
@@ -139,7 +152,8 @@ class Vlm(nnx.Module):
       before_BK = jnp.maximum(sequence.home(jnp.maximum(batch.target_index_BK, 0)) - 1, 0)
     # Of a few targets in a long row nothing but keys and values of the last block is needed elsewhere.
     last = {self.decoder.config.depth, -1}
-    whole = wants.hidden or not last.isdisjoint(wants.decoder_layers + wants.attention)
+    kept = {*wants.decoder_layers, *wants.attention, *wants.attention_mean, *(traces or ())}
+    whole = wants.hidden or not last.isdisjoint(kept)
     whole = whole or before_BK is None or before_BK.shape[1] >= sequence.x_BTD.shape[1]
     out = self.decoder.read(
       sequence.x_BTD,
@@ -149,17 +163,26 @@ class Vlm(nnx.Module):
       None if batch.branches is None else batch.branches.fork_BT,
       layers=wants.decoder_layers,
       attention=wants.attention,
+      attention_mean=wants.attention_mean,
+      rows_BQ=None if rows_BQ is None else sequence.home(rows_BQ),
+      traces={layer: sequence.of_read(trace_BTT) for layer, trace_BTT in (traces or {}).items()},
       at_BQ=None if whole else before_BK,
     )
     logits_BKV = None
     if wants.logits:
       hidden_BKD = at_places(out.hidden_BTD, before_BK) if whole else out.hidden_BTD
       logits_BKV = self.unembed(hidden_BKD)
-    over_keys = lambda p_BNTS: sequence.of_batch(sequence.of_batch(p_BNTS, axis=2), axis=3)
+    over_keys = lambda p: sequence.of_batch(p, axis=p.ndim - 1)
+    over_both = lambda p: over_keys(sequence.of_batch(p, axis=p.ndim - 2))
     return dataclasses.replace(
       outputs,
       decoder_layers={layer: sequence.of_batch(x_BTD) for layer, x_BTD in out.layers.items()} or None,
-      attention={layer: over_keys(p_BNTS) for layer, p_BNTS in out.attention.items()} or None,
+      attention={
+        layer: over_both(p_BNTS) if rows_BQ is None else over_keys(p_BNTS)
+        for layer, p_BNTS in out.attention.items()
+      }
+      or None,
+      attention_mean={layer: over_both(p_BTS) for layer, p_BTS in out.attention_mean.items()} or None,
       hidden=sequence.of_batch(out.hidden_BTD) if wants.hidden else None,
       logits=logits_BKV,
     )
@@ -220,7 +243,7 @@ class Vlm(nnx.Module):
     if wants.of_encoder or batch.pixels_NHWC is not None or batch.features_NPD is not None:
       self._check_sight()
     if batch.vision is not None:
-      if wants.encoder_layers or wants.encoder_attention:
+      if wants.of_encoder_layers:
         raise UserError(
           "encoder_layers, encoder_attention: the batch holds what the vision tower made, not pixels; give"
           " pixels_NHWC instead of vision"
@@ -246,6 +269,7 @@ class Vlm(nnx.Module):
       batch.pixel_mask_NHW,
       layers=wants.encoder_layers,
       attention=wants.encoder_attention,
+      attention_mean=wants.encoder_attention_mean,
     )
     patches = {layer: x_NTD[:, out.prefix :] for layer, x_NTD in out.layers.items()}
     return Outputs(
@@ -255,6 +279,7 @@ class Vlm(nnx.Module):
       else None,
       encoder_layers=patches or None,
       encoder_attention=out.attention or None,
+      encoder_attention_mean=out.attention_mean or None,
     )
 
   def _with_priors(self, image_NPD: jax.Array, values: Mapping[str, jax.Array]) -> jax.Array:

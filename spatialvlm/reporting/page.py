@@ -54,6 +54,7 @@ class Asked:
   Attributes:
     idx: as in the data set.
     answers: one for each view of the page, None where the question was not asked so.
+    inside: where the page lies that looks inside the model at it, from this page; "" for nowhere.
   """
 
   idx: int
@@ -64,6 +65,7 @@ class Asked:
   question: str
   choices: tuple[str, ...]
   answers: tuple[Answer | None, ...]
+  inside: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Browser:
     views: names of the passes, or runs, whose answers can be looked at.
     first, second: the view that is shown to begin with, and the one it is held against, None for none.
     result: the filter to begin with, e.g. "changed".
+    explain: the command that makes the page of a question's `inside`, up to the question's number; "" for
+      none.
   """
 
   views: tuple[str, ...]
@@ -81,6 +85,7 @@ class Browser:
   first: int = 0
   second: int | None = None
   result: str = ""
+  explain: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,22 +97,38 @@ class Section:
   body: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Live:
+  """What makes a page move: a script and a style of ours, and what the script reads.
+
+  Attributes:
+    style: behind the style that all pages share.
+    data: by the id of the element that holds it, as JSON.
+  """
+
+  script: str
+  style: str = ""
+  data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def page(
   title: str,
   facts: Mapping[str, str],
   sections: Sequence[Section],
   browser: Browser | None = None,
   pictures: Mapping[int, str] | None = None,
+  live: Live | None = None,
 ) -> str:
   """The page's HTML.
 
   Args:
     facts: what stands below the title.
     pictures: base64 JPEG by `idx` (`embed`, or `pictures_of` an earlier page).
+    live: a script of the page's own.
   """
-  pictures = pictures or {}
-  script = _asset("report.js") if browser else ""
-  style = _asset("report.css")
+  pictures, live = pictures or {}, live or Live("")
+  script = (_asset("report.js") if browser else "") + live.script
+  style = _asset("report.css") + live.style
   policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
   parts = [(s.name, s.title, s.body) for s in sections]
   if browser:
@@ -128,7 +149,8 @@ def page(
     f"<nav aria-label='Sections'><ul>{links}</ul></nav><main>{body}</main>"
     "<footer><p>One file; it loads nothing from anywhere. Made by spatialvlm.</p></footer>"
     f"{_data(browser, pictures) if browser else ''}"
-    + (f"<script>{script}</script>" if browser else "")
+    + "".join(_json(name, value) for name, value in live.data.items())
+    + (f"<script>{script}</script>" if script else "")
     + "</body></html>\n"
   )
 
@@ -240,6 +262,10 @@ def safe_json(value: Any) -> str:
   return text
 
 
+def _json(name: str, value: Any) -> str:
+  return f'<script type="application/json" id="{escape(name)}">{safe_json(value)}</script>'
+
+
 def _browser(browser: Browser, pictures: Mapping[int, str]) -> str:
   have = sum(row.idx in pictures for row in browser.rows)
   said = (
@@ -274,6 +300,7 @@ def _data(browser: Browser, pictures: Mapping[int, str]) -> str:
       "q": row.question,
       "c": row.choices,
       "r": [_answer(a) for a in row.answers],
+      **({"p": row.inside} if row.inside else {}),
     }
     for row in browser.rows
   ]
@@ -282,13 +309,11 @@ def _data(browser: Browser, pictures: Mapping[int, str]) -> str:
     "first": browser.first,
     "second": browser.second,
     "result": browser.result,
+    "explain": browser.explain,
     "rows": rows,
   }
   shown = {"of": {str(idx): place[pictures[idx]] for idx in kept}, "jpeg": list(place)}
-  return (
-    f'<script type="application/json" id="pictures-data">{safe_json(shown)}</script>'
-    f'<script type="application/json" id="questions-data">{safe_json(questions)}</script>'
-  )
+  return _json("pictures-data", shown) + _json("questions-data", questions)
 
 
 def _answer(answer: Answer | None) -> list[Any] | None:

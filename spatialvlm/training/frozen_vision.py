@@ -57,7 +57,7 @@ def obstacle(trained: Iterable[str], terms: Terms) -> str:
     others = f", and {len(of_tower) - 1} more arrays of the vision tower" if len(of_tower) > 1 else ""
     return f"{of_tower[0]} is trained{others}"
   for name, (_, objective) in terms.items():
-    if objective.wants.encoder_layers or objective.wants.encoder_attention:
+    if objective.wants.of_encoder_layers:
       return f"losses.{name} reads layers of the vision tower, which are not kept"
   return ""
 

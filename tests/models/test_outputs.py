@@ -26,6 +26,8 @@ ALL = Wants(
   encoder_attention=(2,),
   decoder_layers=(0, 1, -1),
   attention=(1, -1),
+  encoder_attention_mean=(1,),
+  attention_mean=(2,),
   hidden=True,
   logits=True,
 )
@@ -102,6 +104,53 @@ def test_attention_is_a_distribution_over_what_is_seen(model, batch):
   assert not np.triu(p_BNTS[0], 1).any() and not p_BNTS[1, :, :, 7:].any() and (p_BNTS[0, :, 8] > 0).all()
 
 
+def test_rows_and_means_are_of_the_same_probabilities(model, batch):
+  """Of rows that were named alone no others are computed; means are over heads."""
+  wants = Wants(attention=(1, 2), attention_mean=(1, -1), encoder_attention=(2,), encoder_attention_mean=(2,))
+  whole = read(model, batch, wants)
+  rows_BQ = jnp.asarray([[8, 0, 5], [6, 6, 2]], jnp.int32)
+  graphdef, state = nnx.split(model)
+  asked = lambda wants: lambda state, rows: nnx.merge(graphdef, state).read(batch, wants, rows_BQ=rows)
+  some = jit(asked(wants))(state, rows_BQ)
+  alone = jit(asked(Wants(attention=(1, 2))))(state, rows_BQ)
+  for layer, p_BNTS in whole.attention.items():
+    want = np.stack([np.asarray(p_BNTS)[b][:, rows] for b, rows in enumerate(rows_BQ)])
+    np.testing.assert_allclose(some.attention[layer], want, atol=1e-6)
+    np.testing.assert_allclose(alone.attention[layer], want, atol=1e-6)
+  np.testing.assert_allclose(whole.attention_mean[1], whole.attention[1].mean(1), atol=1e-6)
+  np.testing.assert_allclose(whole.attention_mean[-1], whole.attention[2].mean(1), atol=1e-6)
+  np.testing.assert_allclose(whole.encoder_attention_mean[2], whole.encoder_attention[2].mean(1), atol=1e-6)
+  text = str(jax.make_jaxpr(asked(Wants(attention=(1,))))(state, rows_BQ))
+  assert "f32[2,4,3,9]" in text and "f32[2,4,9,9]" not in text
+
+
+def test_the_gradient_of_probabilities(model, batch):
+  """Against a gradient with regard to the probabilities themselves, which are handed in and used as they"
+  " are."""
+  graphdef, state = nnx.split(model)
+  zeros = {layer: jnp.zeros((2, 9, 9)) for layer in (1, 2)}
+  pick = lambda out: out.logits[0, 0, 7] + 2 * out.logits[1, 0, 9]
+
+  def traced(zeros):
+    return pick(nnx.merge(graphdef, state).read(batch, Wants(logits=True), traces=zeros))
+
+  value, found = jit(jax.value_and_grad(traced))(zeros)
+  np.testing.assert_allclose(value, pick(read(model, batch, Wants(logits=True))), rtol=1e-5)
+  p = read(model, batch, Wants(attention=(1, 2))).attention
+
+  def moved(shift):
+    """Each block's probabilities with something added, by the head."""
+    numbers = iter((1, 2))
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr("spatialvlm.core.attention.traced", lambda p_BNTS, _: p_BNTS + shift[next(numbers)])
+      return traced(zeros)
+
+  slopes = jax.grad(moved)({layer: jnp.zeros_like(p[layer]) for layer in p})
+  for layer, got in found.items():
+    want = np.maximum(slopes[layer] * p[layer], 0).mean(1)
+    assert want.max() > 1e-4 and np.abs(got - want).max() <= 1e-5 * want.max()
+
+
 @pytest.mark.parametrize("remat", [False, True])
 def test_what_is_wanted_beside_it_changes_no_number(model, batch, remat):
   plain = model.hidden(batch)
@@ -114,7 +163,7 @@ def test_what_is_wanted_beside_it_changes_no_number(model, batch, remat):
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Outputs)])
 def test_only_what_is_wanted_comes(model, batch, field):
-  want = (1,) if field.endswith(("layers", "attention")) else True
+  want = (1,) if field.endswith(("layers", "attention", "attention_mean")) else True
   out = read(model, batch, Wants(**{field: want}))
   given = {f.name for f in dataclasses.fields(out) if getattr(out, f.name) is not None}
   assert given == {field}
@@ -147,7 +196,8 @@ def test_cached_image_tokens_are_given_back(model, batch):
   out = model.read(cached, Wants(image=True, hidden=True))
   assert out.image is image
   np.testing.assert_array_equal(out.hidden, model.hidden(batch))
-  for wants in (Wants(vision=True), Wants(encoder_layers=(1,)), Wants(encoder_attention=(1,))):
+  asked = dict(encoder_layers=(1,)), dict(encoder_attention=(1,)), dict(encoder_attention_mean=(1,))
+  for wants in (Wants(vision=True), *(Wants(**one) for one in asked)):
     with pytest.raises(UserError, match="from after the connector, not pixels; give pixels_NHWC"):
       model.read(cached, wants)
 
@@ -159,6 +209,7 @@ def test_cached_image_tokens_are_given_back(model, batch):
     (Wants(decoder_layers=(-4,)), "layer -4: this decoder has"),
     (Wants(attention=(0,)), "layer 0: this decoder's attention has layers 1 to 2, or -2 to -1"),
     (Wants(encoder_layers=(5,)), "layer 5: this encoder has layers 0 to 2"),
+    (Wants(attention_mean=(3,)), "layer 3: this decoder's attention has layers 1 to 2"),
     (Wants(encoder_attention=(-3,)), "layer -3: this encoder's attention has layers 1 to 2"),
   ],
 )

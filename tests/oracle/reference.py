@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -284,21 +286,51 @@ def assert_hidden_states(theirs, ours, given, case) -> None:
     assert_close(out.encoder_layers[layer], wanted[:, ours.config.vision.prefix :])
 
 
-def assert_attention(theirs, ours, case, relative=1e-5) -> None:
-  """`Vlm.read`'s probabilities are `output_attentions` of both towers, computed eagerly."""
+def assert_attention(theirs, ours, case, relative=1e-5, given=None) -> None:
+  """`Vlm.read`'s probabilities are `output_attentions` of both towers, computed eagerly.
+
+  Args:
+    given: the case as theirs takes it, where that is another.
+  """
   theirs.set_attn_implementation("eager")
+  given = case if given is None else given
   batch = batch_of(case, IMAGE)
   depths = ours.config.vision.depth, ours.config.text.depth
   wants = Wants(encoder_attention=range(1, depths[0] + 1), attention=range(1, depths[1] + 1))
   graphdef, state = nnx.split(ours)
   out = jit(lambda state, batch: nnx.merge(graphdef, state).read(batch, wants))(state, batch)
   with torch.no_grad():
-    looks = theirs(**tensors(case), output_attentions=True).attentions
+    looks = theirs(**tensors(given), output_attentions=True).attentions
+    tower = theirs.model.vision_model if hasattr(theirs.model, "vision_model") else theirs.model.vision_tower
     pixels = torch.tensor(np.asarray(batch.pixels_NHWC).transpose(0, 3, 1, 2))
-    inner = theirs.model.vision_model(pixel_values=pixels, output_attentions=True).attentions
+    inner = tower(pixel_values=pixels, output_attentions=True).attentions
   assert len(looks) == len(out.attention) and len(inner) == len(out.encoder_attention)
   for layer, wanted in enumerate(looks, 1):
     ours_BTNS, theirs_BTNS = (np.asarray(x).swapaxes(1, 2) for x in (out.attention[layer], wanted))
     assert_close(ours_BTNS[real(case)], theirs_BTNS[real(case)], relative)
   for layer, wanted in enumerate(inner, 1):
     assert_close(out.encoder_attention[layer], wanted, relative)
+
+
+def assert_attention_gradient(theirs, ours, case, given=None, relative=1e-5) -> None:
+  """`Vlm.read`'s traces are what autograd gives of eager attention: mean over heads of max(0, dy/dp * p).
+
+  Args:
+    given: the case as theirs takes it, where that is another.
+  """
+  theirs.set_attn_implementation("eager")
+  batch = batch_of(case, IMAGE)
+  B, T = batch.tokens_BT.shape
+  at_B, token = T - 2 - np.argmax(real(case)[:, ::-1], axis=1), 7
+  out = theirs(**tensors(case if given is None else given), output_attentions=True)
+  value = out.logits[torch.arange(B), torch.tensor(at_B), token].sum()
+  slopes = torch.autograd.grad(value, out.attentions)
+  targets = dataclasses.replace(batch, target_index_BK=jnp.asarray(at_B[:, None] + 1, jnp.int32))
+  graphdef, state = nnx.split(ours)
+  read = lambda traces: nnx.merge(graphdef, state).read(targets, Wants(logits=True), traces=traces)
+  zeros = {layer: jnp.zeros((B, T, T)) for layer in range(1, ours.config.text.depth + 1)}
+  found = jit(jax.grad(lambda traces: read(traces).logits[:, 0, token].sum()))(zeros)
+  for layer, (p, slope) in enumerate(zip(out.attentions, slopes, strict=True), 1):
+    wanted = np.maximum((p * slope).detach().numpy(), 0).mean(1)
+    assert wanted.max() > 0
+    assert_close(np.asarray(found[layer])[real(case)], wanted[real(case)], relative)

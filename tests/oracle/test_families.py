@@ -109,6 +109,21 @@ def test_hidden_states(pair):
   reference.assert_hidden_states(theirs, ours, given, case)
 
 
+@pytest.mark.parametrize("name", ["left", "right"])
+def test_attention(pair, name):
+  """Probabilities of every layer and head of both towers; PaliGemma 2's with windows and bounded scores."""
+  theirs, ours, folder = pair
+  given, case = cases_of(ours, name)
+  reference.assert_attention(type(theirs).from_pretrained(folder).eval(), ours, case, given=given)
+
+
+def test_gradient_of_attention(pair):
+  """Of one logit with regard to every head's probabilities, as the gradient-weighted maps have it."""
+  theirs, ours, folder = pair
+  given, case = cases_of(ours, "left")
+  reference.assert_attention_gradient(type(theirs).from_pretrained(folder).eval(), ours, case, given)
+
+
 @pytest.mark.parametrize("layer", range(2))
 def test_decoder_layer(pair, layer):
   """One layer alone, on what stands before it; with a window and without."""

@@ -115,6 +115,16 @@ def test_their_folder_gives_their_logits(bases, name, tmp_path):
   assert_close(reference.logits(whole, CASE)[real], expected[real], 2e-5)
 
 
+def test_attention_of_an_adapted_model(bases, tmp_path):
+  """Probabilities and their gradient behind LoRA, of every layer and head, as eager attention has them."""
+  options, family = adapters.CASES["regex"]
+  model, folder = bases[family]
+  adapted = adapters.adapt(model, options)
+  vlm = peft.load_adapter(hub.load_model(folder), adapters.save(adapted, tmp_path))
+  reference.assert_attention(adapted.base_model.model, vlm, CASE)
+  reference.assert_attention_gradient(adapted.base_model.model, vlm, CASE)
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_our_folder_gives_our_logits_in_peft(bases, name, tmp_path):
   model, folder = bases["idefics3" if "tied" in name else "smolvlm"]

@@ -92,6 +92,13 @@ def test_attention(pair):
   reference.assert_attention(theirs, ours, CASES["left"])
 
 
+def test_gradient_of_attention(pair):
+  """Of one logit with regard to every head's probabilities, as the gradient-weighted maps have it."""
+  _, ours, folder = pair
+  theirs = reference.CLASSES[ours.config.family][1].from_pretrained(folder).eval()
+  reference.assert_attention_gradient(theirs, ours, CASES["left"])
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["aligned", "shared"])
 @pytest.mark.parametrize("name", CASES)
 def test_logits(pair, name, shared):

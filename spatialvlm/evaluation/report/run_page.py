@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from spatialvlm.reporting.tables import Table, escape, percent
 from spatialvlm.types import LETTERS, Question
 
 PAGE, MARKDOWN, LATEX = "report.html", "tables.md", "tables.tex"
+# The page of a question that `launch/explain.py --run` has looked into.
+INSIDE = "explain/{idx}/explain.html"
 # Characters of a raw answer on the page; the whole of it is in predictions.jsonl.
 LONGEST = 400
 _BLOCK = 32
@@ -64,7 +67,8 @@ def write(
     pictures = page.pictures_of(folder / PAGE)
   else:
     pictures = page.embed(_pictures(head, questions), len(head))
-  html = page.page(title, facts(folder, summary), sections(rows, summary), browser(rows, summary), pictures)
+  asked = browser(rows, summary, folder)
+  html = page.page(title, facts(folder, summary), sections(rows, summary), asked, pictures)
   workdir.write_text(folder / PAGE, html)
 
 
@@ -130,14 +134,24 @@ def sections(rows: Sequence[Prediction], summary: Mapping[str, Any]) -> list[Sec
   return found
 
 
-def browser(rows: Sequence[Prediction], summary: Mapping[str, Any]) -> Browser:
-  """The questions with the answers of every pass; shifted options are passes of their own."""
+def browser(
+  rows: Sequence[Prediction], summary: Mapping[str, Any], folder: pathlib.Path | None = None
+) -> Browser:
+  """The questions with the answers of every pass; shifted options are passes of their own.
+
+  Args:
+    folder: of the run; a question is linked to its page in `INSIDE` there, or says how that is made.
+  """
   head = headline_rows(rows, summary)
   views: dict[tuple[str, str, int], dict[int, Prediction]] = {(summary["protocol"], records.SIGHTED, 0): {}}
   for row in rows:
     views.setdefault((row.protocol, row.condition, row.shift), {})[row.idx] = row
-  asked = [_asked(row, [_answer(view.get(row.idx)) for view in views.values()]) for row in head]
-  return Browser(tuple(map(_view_name, views)), asked)
+  asked = [
+    _asked(row, [_answer(view.get(row.idx)) for view in views.values()], _inside(folder, row.idx))
+    for row in head
+  ]
+  command = "" if folder is None else f"python launch/explain.py --run={shlex.quote(str(folder))} --ids="
+  return Browser(tuple(map(_view_name, views)), asked, explain=command)
 
 
 def facts(folder: pathlib.Path, summary: Mapping[str, Any]) -> dict[str, str]:
@@ -244,7 +258,13 @@ def _confusion(count: int, matrix: np.ndarray) -> str:
   )
 
 
-def _asked(row: Prediction, answers: Sequence[Answer | None]) -> Asked:
+def _inside(folder: pathlib.Path | None, idx: int) -> str:
+  """Where the page that explains a question lies, from the run's report; "" where there is none."""
+  path = INSIDE.format(idx=idx)
+  return path if folder is not None and (folder / path).is_file() else ""
+
+
+def _asked(row: Prediction, answers: Sequence[Answer | None], inside: str = "") -> Asked:
   return Asked(
     idx=row.idx,
     task=row.task,
@@ -254,6 +274,7 @@ def _asked(row: Prediction, answers: Sequence[Answer | None]) -> Asked:
     question=row.question,
     choices=row.choices,
     answers=tuple(answers),
+    inside=inside,
   )
 
 

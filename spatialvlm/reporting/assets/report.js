@@ -104,6 +104,15 @@
       const verdict = right(there) ? "right" : there[0] === "" ? "no answer" : "wrong";
       made.append(element("p", "other", `${label}: ${there[0] || "–"} (${verdict})`));
     }
+    if (row.p) {
+      const link = element("a", "other", "look inside");
+      link.href = row.p;
+      made.append(link);
+    } else if (data.explain) {
+      const hint = element("details", "other");
+      hint.append(element("summary", "", "look inside"), element("code", "", `${data.explain}${row.i}`));
+      made.append(hint);
+    }
     return made;
   }
 

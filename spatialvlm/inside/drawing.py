@@ -1,0 +1,92 @@
+"""PNGs of a record, for papers: maps over the picture, and log-odds by layer."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from spatialvlm import workdir
+from spatialvlm.inside.record import Record
+
+# Layers that the drawing of maps shows, evenly taken.
+SHOWN = 6
+
+
+def maps(record: Record, path: pathlib.Path) -> None:
+  """Writes where the answer's place looks: each picture a row, by layers, then what is carried through them.
+
+  Raises:
+    UserError: the disk is full or not writable.
+  """
+  import matplotlib.figure
+
+  panels = list(_panels(record))
+  count = len(record.pictures)
+  figure = matplotlib.figure.Figure(figsize=(1.9 * (len(panels) + 1), 2.15 * count), layout="constrained")
+  axes = figure.subplots(count, len(panels) + 1, squeeze=False)
+  for row, picture in zip(axes, range(count), strict=True):
+    row[0].imshow(record.pictures[picture])
+    row[0].set_title("picture", fontsize=8)
+    for axis, (title, values, fine) in zip(row[1:], panels, strict=True):
+      canvas = record.canvases[picture]
+      canvas = canvas.finer(fine) if fine > 1 else canvas
+      _over(axis, record.pictures[picture], canvas.lay(values))
+      axis.set_title(title, fontsize=8)
+  for axis in axes.flat:
+    axis.set(xticks=[], yticks=[])
+  _save(figure, path)
+
+
+def _panels(record: Record) -> Iterator[tuple[str, np.ndarray, int]]:
+  """Title, values of image tokens or patches, and how many patches' edges make a token's."""
+  chosen = np.unique(
+    np.linspace(0, len(record.layers) - 1, min(SHOWN, len(record.layers))).round().astype(int)
+  )
+  for index in chosen:
+    yield f"layer {record.layers[index]}", record.looked[index, -1], 1
+  if record.rollout.size:
+    yield "rollout", record.rollout[-1, -1], 1
+  if record.gradient.size:
+    yield "gradient-weighted", record.gradient[-1], 1
+  if record.vision is not None:
+    fine = record.vision.side // record.canvases[0].side
+    if record.rollout.size:
+      yield "rollout, both towers", record.through_vision(record.rollout[-1, -1]), fine
+    if record.vision.gradient.size:
+      yield "gradient, both towers", record.vision.gradient.ravel(), fine
+
+
+def _over(axis: Any, picture: np.ndarray, cells: np.ndarray) -> None:
+  height, width = picture.shape[:2]
+  grey = picture.astype(np.float32).mean(axis=-1) / 255
+  axis.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1)
+  share = np.sqrt(cells / max(float(cells.max()), 1e-30))
+  axis.imshow(share, cmap="inferno", alpha=0.85 * share, vmin=0, vmax=1, extent=(0, width, height, 0))
+
+
+def lens(record: Record, path: pathlib.Path) -> None:
+  """Writes the options' log-odds at the answer's place by layer, by each lens; errors as `maps`."""
+  import matplotlib.figure
+
+  lenses = [("logit lens", record.lens)] + ([("tuned lens", record.tuned)] if record.tuned else [])
+  figure = matplotlib.figure.Figure(figsize=(4.2 * len(lenses), 3), layout="constrained")
+  target = record.right if record.right >= 0 else record.chosen
+  for axis, (title, found) in zip(figure.subplots(1, len(lenses), squeeze=False)[0], lenses, strict=True):
+    for k, name in enumerate(record.curves):
+      axis.plot(found.log_odds[:, k], label=name, linewidth=2.2 if k == target else 1.2)
+    if (layer := found.overtakes(target)) is not None:
+      axis.axvline(layer, color="0.4", linestyle="--", linewidth=1)
+    axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    axis.set(title=title, xlabel="layer", ylabel="log-odds")
+    axis.legend(fontsize=7)
+  _save(figure, path)
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+  buffer = io.BytesIO()
+  figure.savefig(buffer, dpi=130, format="png")
+  workdir.write_bytes(path, buffer.getvalue())
