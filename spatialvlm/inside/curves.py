@@ -8,7 +8,7 @@ import numpy as np
 
 from spatialvlm.reporting.tables import escape
 
-_WIDTH, _HEIGHT, _LEFT, _BELOW = 340, 190, 40, 26
+_WIDTH, _HEIGHT, _LEFT, _BELOW = 340, 190, 52, 26
 # Colours that the style names; further curves are drawn like the last.
 COLOURS = 6
 

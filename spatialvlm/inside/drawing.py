@@ -12,12 +12,12 @@ import numpy as np
 from spatialvlm import workdir
 from spatialvlm.inside.record import Record
 
-# Layers that the drawing of maps shows, evenly taken.
-SHOWN = 6
+# Layers that the drawing of maps shows, evenly taken, and maps in a row of it.
+SHOWN, COLUMNS = 6, 5
 
 
 def maps(record: Record, path: pathlib.Path) -> None:
-  """Writes where the answer's place looks: each picture a row, by layers, then what is carried through them.
+  """Writes where the answer's place looks: by layers, then what is carried through them.
 
   Raises:
     UserError: the disk is full or not writable.
@@ -25,19 +25,21 @@ def maps(record: Record, path: pathlib.Path) -> None:
   import matplotlib.figure
 
   panels = list(_panels(record))
-  count = len(record.pictures)
-  figure = matplotlib.figure.Figure(figsize=(1.9 * (len(panels) + 1), 2.15 * count), layout="constrained")
-  axes = figure.subplots(count, len(panels) + 1, squeeze=False)
-  for row, picture in zip(axes, range(count), strict=True):
-    row[0].imshow(record.pictures[picture])
-    row[0].set_title("picture", fontsize=8)
-    for axis, (title, values, fine) in zip(row[1:], panels, strict=True):
-      canvas = record.canvases[picture]
-      canvas = canvas.finer(fine) if fine > 1 else canvas
-      _over(axis, record.pictures[picture], canvas.lay(values))
-      axis.set_title(title, fontsize=8)
+  rows = -(-(len(panels) + 1) // COLUMNS)
+  columns = min(len(panels) + 1, COLUMNS)
+  figure = matplotlib.figure.Figure(
+    figsize=(1.9 * columns, 2.15 * rows * len(record.pictures)), layout="constrained"
+  )
+  axes = figure.subplots(rows * len(record.pictures), columns, squeeze=False)
   for axis in axes.flat:
-    axis.set(xticks=[], yticks=[])
+    axis.set_axis_off()
+  for number, (pixels, canvas) in enumerate(zip(record.pictures, record.canvases, strict=True)):
+    first, *others = axes[number * rows : (number + 1) * rows].flat
+    first.imshow(pixels)
+    first.set_title("picture", fontsize=8)
+    for axis, (title, values, fine) in zip(others, panels, strict=False):
+      _over(axis, pixels, canvas.finer(fine).lay(values))
+      axis.set_title(title, fontsize=8)
   _save(figure, path)
 
 

@@ -131,7 +131,7 @@ def _knows(record: Record) -> str:
     whose = "the right one" if record.right >= 0 else "what it says"
     name = record.curves[target]
     said = (
-      f"{name} ({whose}) is never the likeliest at the end."
+      f"{name} ({whose}) does not lead at the end."
       if layer is None
       else f"{name} ({whose}) leads from layer {layer} on, of {len(lens.options) - 1}."
     )

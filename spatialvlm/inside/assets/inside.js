@@ -26,7 +26,7 @@
   }
 
   // Dark violet over red to yellow, clear where nothing is: read on bright pictures and on dark ones.
-  const STOPS = [[45, 15, 90, 0], [110, 25, 120, 120], [200, 50, 80, 175], [250, 130, 40, 210], [255, 235, 120, 235]];
+  const STOPS = [[45, 15, 90, 0], [110, 25, 120, 110], [200, 50, 80, 160], [250, 130, 40, 190], [255, 235, 120, 205]];
   function colour(share) {
     const place = Math.sqrt(share) * (STOPS.length - 1), low = Math.min(Math.floor(place), STOPS.length - 2), part = place - low;
     return STOPS[low].map((v, i) => Math.round(v + (STOPS[low + 1][i] - v) * part));
