@@ -3,15 +3,25 @@
   python launch/study.py --config=configs/study.py:tiny-methods --workdir=runs/study-methods
 
 trains every method of `configs/peft.py`, and some beside it, with three seeds, at equal steps, and asks all
-of them 600 questions; `tiny-objectives` is LoRA with losses beside the answers' own, which is the control,
-`tiny-rewards` rewards after what they go on from. `smoke` is two methods for a few steps, to see that all
-goes. More or fewer seeds: `--config.seeds="(0,)"`; more steps for all: `--config.settings.train.steps=600`;
-one cell's rate: `--config.cells.ia3.settings.optim.learning_rate=0.02`.
+of them 600 questions. In its place (docs/study.md has what came of them):
+
+  tiny-objectives   LoRA with losses beside the answers' own, which is the control
+  tiny-rewards      rewards after what they go on from
+  tiny-data         how many questions, of which quality: distinct questions on a logarithmic axis, answers
+                    made wrong on purpose, wordings, and how often each question is seen
+  tiny-encoders     a fresh connector before the model's own tower; `tiny-encoders,encoder=FOLDER` another
+                    encoder as well, alone and beside it
+  real-data         how many conversations, on the model of real parts (`configs/real.py`)
+  500m-methods, 500m-data   the same of SmolVLM-500M, for one GPU; not run here
+  smoke             two methods for a few steps, to see that all goes
+
+More or fewer seeds: `--config.seeds="(0,)"`; more steps for all: `--config.settings.train.steps=600`; one
+cell's rate: `--config.cells.ia3.settings.optim.learning_rate=0.02`.
 """
 
 import dataclasses
 
-from spatialvlm.config import CellConfig, EvalConfig, ScenesConfig, StudyConfig
+from spatialvlm.config import CellConfig, EvalConfig, ScenesConfig, StudyConfig, crossed
 from spatialvlm.configs import peft
 from spatialvlm.types import UserError
 
@@ -19,6 +29,8 @@ from spatialvlm.types import UserError
 LEAN = {"train.export": False, "train.validate_every": 0, "train.keep": 1, "log.tensorboard": False}
 LEAN |= {"mesh.cpu_devices": 2}  # of a computer without an accelerator
 QUESTIONS = EvalConfig(source=ScenesConfig(seed=1_000_000, image_size=96, size=600), tiles=(1,))
+# What `lora.py:tiny` teaches: with Count and Distance among them it learns neither, and less of these.
+TAUGHT = {"Relation": 1.0, "Depth": 1.0}
 
 # Ways of training beside `peft.METHODS`, as what is other than LoRA there.
 BESIDE_METHODS = {
@@ -65,16 +77,37 @@ OBJECTIVES = {
 }
 
 
+# Scenes are rendered in blocks, so that questions out of their order cost a block each; by their index they
+# are as good as drawn at random.
+IN_ORDER = {"data.shuffle": False}
+# What the answers and their texts are like, by the names of the lines (docs/study.md).
+QUALITY = {
+  "right": {},
+  "wrong-30": {"data.noise.share": 0.3},
+  "wrong-10": {"data.noise.share": 0.1},
+  "worded-4": {"data.sources.scenes.wordings": 4},
+}
+BATCH = 16
+
+
 def get_config(arg: str = "tiny-methods") -> StudyConfig:
   recipes = {
     "tiny-methods": _tiny_methods,
     "tiny-objectives": _tiny_objectives,
     "tiny-rewards": _tiny_rewards,
+    "tiny-data": _tiny_data,
+    "tiny-encoders": _tiny_encoders,
+    "real-data": _real_data,
+    "500m-methods": _500m_methods,
+    "500m-data": _500m_data,
     "smoke": _smoke,
   }
-  if arg not in recipes:
-    raise UserError(f"configs/study.py: no recipe {arg!r}; there are {', '.join(recipes)}")
-  return recipes[arg]()
+  name, _, encoder = arg.partition(",encoder=")
+  if name not in recipes:
+    raise UserError(f"configs/study.py: no recipe {name!r}; there are {', '.join(recipes)}")
+  if encoder and name != "tiny-encoders":
+    raise UserError(f"configs/study.py: cannot read {arg!r}; tiny-encoders alone takes encoder=FOLDER")
+  return recipes[name](encoder) if encoder else recipes[name]()
 
 
 def _tiny_methods() -> StudyConfig:
@@ -99,6 +132,98 @@ def _tiny_rewards() -> StudyConfig:
   """The steps are those of `configs/grpo.py`; its first stage is the control."""
   cells = {"answers": CellConfig("lora:tiny"), "rewards": CellConfig("grpo:tiny")}
   return dataclasses.replace(_tiny_methods(), name="rewards", cells=cells, control="answers")
+
+
+def _tiny_data() -> StudyConfig:
+  """At equal steps, so that what differs is the data and not how long was trained.
+
+  400 steps of 16 show 6,400 questions once, 100 of them 64 times. More questions need more steps to be seen
+  at all: `long` is four times as many steps, on 1,600 questions too, so that more data and more steps can be
+  told apart, and `once` as many as show each question once.
+  """
+  size = lambda count: {"data.sources.scenes.size": count}
+  cells = crossed(
+    "lora:tiny",
+    {
+      "data": {name: QUALITY[name] for name in ("right", "wrong-30")},
+      "questions": {count: size(count) for count in (100, 400, 1600, 6400)},
+    },
+  )
+  more = {name: QUALITY[name] for name in ("wrong-10", "worded-4")}
+  cells |= crossed("lora:tiny", {"data": more, "questions": {count: size(count) for count in (1600, 6400)}})
+  long = {"long": {"train.steps": 1600}}
+  cells |= crossed("lora:tiny", {"data": long, "questions": {c: size(c) for c in (1600, 25_600)}})
+  once = {count: size(count) | {"train.steps": count // BATCH} for count in (1600, 102_400)}
+  cells |= crossed("lora:tiny", {"data": {"once": {}}, "questions": once})
+  scenes = dataclasses.replace(QUESTIONS.source, tasks=TAUGHT, size=400)
+  return StudyConfig(
+    name="data",
+    cells=cells,
+    control="right_6400",
+    settings={
+      **LEAN,
+      **IN_ORDER,
+      "train.steps": 400,
+      "train.batch_size": BATCH,
+      "train.checkpoint_every": 200,
+    },
+    questions=dataclasses.replace(QUESTIONS, source=scenes, controls=("no_image",)),
+    axis="questions",
+    beside={
+      name: dataclasses.replace(scenes, seed=1_000_000, size=200, shift=name) for name in ("roll", "low")
+    },
+    skills=("name", "where"),
+    skill_count=100,
+  )
+
+
+def _tiny_encoders(encoder: str = "") -> StudyConfig:
+  """Each encoder behind a fresh connector, in the two stages of `configs/encoders.py`."""
+  last = encoder.rstrip("/").rpartition("/")[2].replace(".", "p")
+  eyes = {"own": "own"} | ({last: encoder, f"own+{last}": f"own+{encoder}"} if encoder else {})
+  cells = {name: CellConfig(f"encoders:tiny,encoder={of}", {}, {"eyes": name}) for name, of in eyes.items()}
+  return dataclasses.replace(
+    _tiny_methods(),
+    name="encoders",
+    cells=cells,
+    settings={"log.tensorboard": False, "mesh.cpu_devices": 2},
+    seeds=(0,),
+  )
+
+
+def _real_data() -> StudyConfig:
+  """Goes on from what comes with the project; what was gained is counted from there."""
+  sizes = {count: {"data.sources.scenes.size": count} for count in (100, 1000, 10_000, 100_000)}
+  scenes = ScenesConfig(seed=1_000_000, size=400, image_size=224)
+  return StudyConfig(
+    name="real-data",
+    cells=crossed("real:stage=more", {"questions": sizes}),
+    settings={**LEAN, **IN_ORDER, "train.batch_size": 4},
+    seeds=(0,),
+    questions=EvalConfig(source=scenes, tiles=(1,), batch_size=16, controls=("no_image",)),
+    axis="questions",
+    skills=("name", "choose", "which_box"),
+  )
+
+
+def _500m_methods() -> StudyConfig:
+  cells = {name: CellConfig(f"peft:method={name}") for name in peft.METHODS}
+  return dataclasses.replace(_500m_data(), name="500m-methods", cells=cells, axis="", control="lora")
+
+
+def _500m_data() -> StudyConfig:
+  """4,000 steps of 32 show 128,000 questions once."""
+  sizes = {count: {"data.sources.scenes.size": count} for count in (100, 1000, 10_000, 100_000)}
+  scenes = ScenesConfig(seed=1_000_000, size=2000, image_size=384)
+  return StudyConfig(
+    name="500m-data",
+    cells=crossed("lora:500m", {"data": QUALITY, "questions": sizes}),
+    control="right_100000",
+    settings={name: value for name, value in (LEAN | IN_ORDER).items() if name != "mesh.cpu_devices"},
+    questions=EvalConfig(source=scenes, tiles=(1,), controls=("no_image",)),
+    axis="questions",
+    beside={name: dataclasses.replace(scenes, size=1000, shift=name) for name in ("roll", "low", "shapes")},
+  )
 
 
 def _smoke() -> StudyConfig:

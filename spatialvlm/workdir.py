@@ -56,8 +56,11 @@ def choose(flag: str | None, config: Any) -> pathlib.Path:
   return pathlib.Path("runs") / f"{config.name}-{config_lib.fingerprint(config)}"
 
 
-def check(path: pathlib.Path, config: Any) -> bool:
+def check(path: pathlib.Path, config: Any, *, shared: bool = False) -> bool:
   """Whether `path` holds a run of exactly this config (True) or nothing yet (False); touches nothing.
+
+  Args:
+    shared: another process may write there, which is else refused.
 
   Raises:
     UserError: `path` holds other files, or a run with other settings (the first few that differ are named),
@@ -67,7 +70,8 @@ def check(path: pathlib.Path, config: Any) -> bool:
     return False
   if not path.is_dir():
     raise UserError(f"{path}: is a file; name a folder with --workdir")
-  _refuse_other_writers(path)
+  if not shared:
+    _refuse_other_writers(path)
   stored = path / CONFIG_FILE
   if not stored.exists():
     if _results(path):
@@ -169,6 +173,15 @@ def _lock(path: pathlib.Path) -> None:
   os.ftruncate(descriptor, 0)
   os.pwrite(descriptor, (json.dumps(said) + "\n").encode(), 0)
   _LOCKS[path.absolute()] = descriptor
+
+
+def busy(path: pathlib.Path) -> bool:
+  """Whether another process writes in a folder that was claimed; touches nothing."""
+  try:
+    _refuse_other_writers(path)
+  except UserError:
+    return True
+  return False
 
 
 def _refuse_other_writers(path: pathlib.Path) -> None:

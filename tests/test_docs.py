@@ -35,6 +35,7 @@ CONFIG_OF = {
 }
 # Flags of commands with a config, beside its settings.
 OTHERS = ["workdir", "output", "scan", "show", "shifts", "report", "out", "model", "to", "numbers"]
+OTHERS += ["lease"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

@@ -100,7 +100,10 @@ ROOMS = {
     f"{GROUND} {MODEL} {EVALUATION} reporting generation hub processing data.sources loading priors",
     "jax flax numpy optax PIL matplotlib",
   ),
-  "study": room(f"{GROUND} {EVALUATION} reporting reporting.terminal training", "jax numpy matplotlib"),
+  "study": room(
+    f"{GROUND} {EVALUATION} core reporting reporting.terminal processing worlds priors training",
+    "jax numpy matplotlib",
+  ),
   "probing": room(
     f"{GROUND} {MODEL} reporting reporting.terminal hub processing worlds encoder",
     "jax flax numpy scipy PIL matplotlib sklearn",

@@ -2,12 +2,12 @@
 
 `schema` holds `RunConfig` (a training) and `EvaluateConfig` (an evaluation) with all their parts, `sources`
 one config for each kind of data source, `room_files` that of one kept in files, `augment` how pictures are
-changed, `mesh` the devices, `priors` what a model is told beside pixels, `teachers` what losses ask, `probes`
-that of a comparison of encoders, `study` that of ways of training, `field` that of a radiance field. `read`
-makes them of dicts
-(`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json, also an
-earlier version's (`from_stored`), and turns them into dicts again (`to_dict`, `fingerprint`). A key that no
-class has, and a value of the wrong type, is a `UserError` by its full name.
+changed, `noise` which answers are made wrong, `mesh` the devices, `priors` what a model is told beside
+pixels, `teachers` what losses ask, `probes` that of a comparison of encoders, `study` that of ways of
+training, `field` that of a radiance field. `read` makes them of dicts (`from_config_dict`), of dicts with a
+command line's settings (`override`) and of a run's config.json, also an earlier version's (`from_stored`),
+and turns them into dicts again (`to_dict`, `fingerprint`). A key that no class has, and a value of the wrong
+type, is a `UserError` by its full name.
 
 A config holds plain values only, and everything that a result depends on but the data and weights
 themselves.
@@ -17,6 +17,7 @@ from spatialvlm.config.augment import AugmentConfig
 from spatialvlm.config.field import FieldConfig, FolderViewsConfig, SceneViewsConfig
 from spatialvlm.config.files import read_json, refuse_pointer
 from spatialvlm.config.mesh import MeshConfig
+from spatialvlm.config.noise import NoiseConfig
 from spatialvlm.config.priors import PriorConfig
 from spatialvlm.config.probes import ProbeConfig
 from spatialvlm.config.read import (
@@ -58,7 +59,7 @@ from spatialvlm.config.sources import (
   ViewsConfig,
   called,
 )
-from spatialvlm.config.study import CellConfig, StudyConfig
+from spatialvlm.config.study import CellConfig, StudyConfig, crossed
 from spatialvlm.config.teachers import TeacherConfig
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
   "LossConfig",
   "MeshConfig",
   "ModelConfig",
+  "NoiseConfig",
   "OptimConfig",
   "PeftConfig",
   "PhaseConfig",
@@ -98,6 +100,7 @@ __all__ = [
   "ViewsConfig",
   "called",
   "check_dtype",
+  "crossed",
   "fingerprint",
   "from_config_dict",
   "from_stored",

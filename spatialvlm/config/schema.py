@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from spatialvlm.config.augment import AugmentConfig
 from spatialvlm.config.mesh import MeshConfig
+from spatialvlm.config.noise import NoiseConfig
 from spatialvlm.config.priors import PriorConfig
 from spatialvlm.config.sources import CVBenchConfig, ScenesConfig, SourceConfig
 from spatialvlm.config.teachers import TeacherConfig
@@ -143,6 +144,7 @@ class DataConfig:
     leave_out: a file that `launch/leaks.py --output` wrote of these sources: rows in which it found a
       benchmark's pictures are not trained on. Empty for none.
     augment: how pictures of the training stream are changed; None for not at all. Held-out ones never are.
+    noise: which of its answers are made wrong, to learn what good ones are worth; None for none.
   """
 
   sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
@@ -159,6 +161,7 @@ class DataConfig:
   bad_rows: Literal["refuse", "skip"] = "refuse"
   leave_out: str = ""
   augment: AugmentConfig | None = None
+  noise: NoiseConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,8 @@ class ScenesConfig:
       against each other; 0 for none. For training alone.
     shift: name of a world that differs in one thing from all that is trained on (`worlds.shifts.SHIFTS`): its
       shapes, colours, camera, light...; empty for the plain one. For scoring alone.
+    wordings: in how many wordings each kind is asked, in turn (`worlds.wordings`); 1 is CV-Bench's own alone.
+      Of questions with pictures of their own.
   """
 
   kind: Literal["scenes"] = "scenes"
@@ -43,6 +45,7 @@ class ScenesConfig:
   turns: int = 1
   false_answers: int = 0
   shift: str = ""
+  wordings: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ import grain
 import jax
 import numpy as np
 
-from spatialvlm.config import DataConfig, SourceConfig
+from spatialvlm.config import DataConfig, NoiseConfig, SourceConfig
 from spatialvlm.data import batch as batches
-from spatialvlm.data import leave_out
+from spatialvlm.data import leave_out, noise
 from spatialvlm.data.augment import beforehand
 from spatialvlm.data.augment.change import Augment, Recorded
 from spatialvlm.data.samples import Mixed, Sample, encode, read_good
@@ -112,9 +112,10 @@ def training_mixture(config: DataConfig, seed: int = 0) -> Mixed:
     UserError: as `open_mixed`, or settings that make no sense, such as buckets that do not ascend.
   """
   _check(config)
-  defer = config.bad_rows == "skip"
-  seed, without = config.seed + seed, config.leave_out
-  return open_mixed(config.sources, shuffle=config.shuffle, seed=seed, defer=defer, without=without)
+  if config.noise:
+    noise.check(config.noise, config.sources)
+  more = {"defer": config.bad_rows == "skip", "without": config.leave_out, "wrong": config.noise}
+  return open_mixed(config.sources, shuffle=config.shuffle, seed=config.seed + seed, **more)
 
 
 def validation_mixture(config: DataConfig) -> Mixed | None:
@@ -128,12 +129,19 @@ def validation_mixture(config: DataConfig) -> Mixed | None:
 
 
 def open_mixed(
-  configs: Mapping[str, SourceConfig], *, shuffle: bool, seed: int, defer: bool = False, without: str = ""
+  configs: Mapping[str, SourceConfig],
+  *,
+  shuffle: bool,
+  seed: int,
+  defer: bool = False,
+  without: str = "",
+  wrong: NoiseConfig | None = None,
 ) -> Mixed:
   """Opens the sources that have a weight; `defer` as `registry.open_source` has it.
 
   Args:
     without: file of rows that are left out (`leave_out.kept`).
+    wrong: which answers are made wrong; None for none.
 
   Raises:
     UserError: a source cannot be opened (named), or they make no mixture.
@@ -148,6 +156,7 @@ def open_mixed(
   kept = leave_out.kept(without, configs, opened) if without else {}
   lengths = {name: len(kept.get(name, opened[name])) if name in opened else 0 for name in configs}
   weights = {name: config.weight for name, config in configs.items()}
+  opened = noise.noisy(opened, wrong)
   return Mixed(opened, Mixture(lengths, weights, shuffle=shuffle, seed=seed), kept=kept)
 
 
@@ -196,6 +205,8 @@ def training_stream(
   known = None if augment else known
   mixed = training_mixture(config, seed)
   mixed.say_pictures(on_note)
+  for line in noise.said(config.noise, config.sources):
+    (on_note or (lambda text: warnings.warn(Note(text), stacklevel=3)))(line)
   if augment:
     _check_augment(augment, mixed, config, on_note)
   # What no example of the data can fit, as `lengths` below a model's image tokens, is said before all else.

@@ -12,57 +12,69 @@ from spatialvlm.config import StudyConfig, read_json, to_dict
 from spatialvlm.evaluation.report import between_runs
 from spatialvlm.evaluation.scoring import statistics
 from spatialvlm.evaluation.scoring import summary as summaries
-from spatialvlm.study import grid
-from spatialvlm.study.grid import Run
+from spatialvlm.study import extra
+from spatialvlm.study.grid import Base, Run
 from spatialvlm.training import metrics, one_run, scores
 
 HELPED, NOTHING, WORSE = "better", "no difference shown", "worse"
 
 
 def collect(
-  study: StudyConfig, runs: Sequence[Run], folder: pathlib.Path, failed: Mapping[str, str]
+  study: StudyConfig, runs: Sequence[Run], bases: Sequence[Base], failed: Mapping[str, str]
 ) -> dict[str, Any]:
   """What study.json holds: all shares from 0 to 1, memory in bytes, `changes` from the untrained model.
 
   - `config`: the study's; `protocol`, `questions`: how and how many were asked; `headline`: the score that
     verdicts go by.
-  - `untrained`: `scores` and `baselines` of its summary.json.
-  - `cells[name]`, of its finished runs: `scores[score]` (`summary.scores` of the mean over seeds),
-    `changes[score]` (`statistics.paired_mean`), `verdict` (of the headline's change: whether its interval
-    excludes zero), `runs` (one for each seed), `parameters`; `missing` seeds. Of a cell without a finished
-    run `missing` alone. With a control, of every other cell `against` as well: `changes` from it, seed by
-    seed, and the `verdict`, over the `seeds` that both have finished.
+  - `untrained[name]`, of each untrained model, the first one's under "untrained": `scores` and `baselines` of
+    its summary.json; `beside`, as of a cell without changes.
+  - `cells[name]`, of its finished runs: `at`, its place on the axes; `untrained`, the name of the model that
+    it began from; `scores[score]` (`summary.scores` of the mean over seeds), `changes[score]`
+    (`statistics.paired_mean`), `verdict` (of the headline's change: whether its interval excludes zero),
+    `beside` (`extra.collect`), `runs` (one for each seed), `parameters`; `missing` seeds. Of a cell without a
+    finished run `at`, `untrained` and `missing` alone. With a control, of every other cell that begins from
+    the same model `against` as well: `changes` from it, seed by seed, and the `verdict`, over the `seeds`
+    that both have finished.
   - `failed`: what went wrong, by the run's name.
 
   Args:
     failed: of runs that were tried just now.
 
   Raises:
-    UserError: predictions are damaged, or not of the questions that the untrained model was asked.
+    UserError: predictions are damaged, or not of the questions that the untrained models were asked.
   """
   done = [run for run in runs if run.finished]
-  answers = [folder / grid.BASE, *(evaluation(run) for run in done)]
-  opened = between_runs.open_runs(list(map(str, answers))) if done else []
-  rows = {run.name: found.rows for run, found in zip(done, opened[1:], strict=False)}
-  untrained = read_json(folder / grid.BASE / one_run.SUMMARY_FILE)
-  headline = "official" if "official" in untrained["scores"] else "plain"
+  answers = [*(base.folder for base in bases), *(evaluation(run) for run in done)]
+  opened = between_runs.open_runs(list(map(str, answers))) if len(answers) > 1 else []
+  rows = {job.name: found.rows for job, found in zip([*bases, *done], opened, strict=False)}
+  summaries_ = {base.name: read_json(base.folder / one_run.SUMMARY_FILE) for base in bases}
+  first = summaries_[bases[0].name]
+  headline = "official" if "official" in first["scores"] else "plain"
   cells: dict[str, Any] = {}
-  for name in study.cells:
+  for base, name in ((base, name) for name in study.cells for base in bases if name in base.cells):
     own = [run for run in done if run.cell == name]
     missing = [run.seed for run in runs if run.cell == name and not run.finished]
-    found = _cell(study, own, opened[0].rows, [rows[run.name] for run in own]) if own else {}
+    found = _cell(study, own, rows[base.name], [rows[run.name] for run in own]) if own else {}
     if found:
       found["verdict"] = verdict(found["changes"][headline])
-    against = _against(study, own, [run for run in done if run.cell == study.control], rows)
+      found["beside"] = extra.collect(
+        study, base.folder, [run.folder for run in own], list(map(evaluation, own))
+      )
+    control = [run for run in done if run.cell == study.control and study.control in base.cells]
+    against = _against(study, own, control, rows)
     if against:
       found["against"] = {**against, "verdict": verdict(against["changes"][headline])}
-    cells[name] = {**found, "missing": missing}
+    cells[name] = {"at": dict(study.cells[name].at), "untrained": base.name, **found, "missing": missing}
   return {
     "config": to_dict(study),
-    "protocol": untrained["protocol"],
-    "questions": untrained["questions"],
+    "protocol": first["protocol"],
+    "questions": first["questions"],
     "headline": headline,
-    "untrained": {key: untrained[key] for key in ("scores", "baselines")},
+    "untrained": {
+      base.name: {key: summaries_[base.name][key] for key in ("scores", "baselines")}
+      | {"beside": extra.collect(study, base.folder, [], [base.folder])}
+      for base in bases
+    },
     "cells": cells,
     "failed": dict(failed),
   }

@@ -16,11 +16,13 @@ Found = Mapping[str, Any]
 def scores(found: Found) -> Table:
   """What each cell scores, mean over its seeds, in all and by kind, beside untrained and guessing."""
   names = _names(found)
-  base = found["untrained"]["scores"]
+  first = _first(found)
   rows: list[list[str | Cell]] = [
-    ["guessing", *(percent(base[name]["guessing"]) for name in names), ""],
-    ["best shortcut", *(percent(best_shortcut(found["untrained"], name)[1]) for name in names), ""],
-    ["untrained", *(_score(base[name]) for name in names), ""],
+    ["guessing", *(percent(first["scores"][name]["guessing"]) for name in names), ""],
+    ["best shortcut", *(percent(best_shortcut(first, name)[1]) for name in names), ""],
+    *(
+      [own, *(_score(base["scores"][name]) for name in names), ""] for own, base in found["untrained"].items()
+    ),
   ]
   for name, cell in _finished(found).items():
     shown = [Cell(_score(cell["scores"][n]), _kind(cell["changes"][n])) for n in names]
@@ -54,6 +56,42 @@ def changes(found: Found, control: str = "") -> Table:
   )
   head = ["", headline, "95 % interval", "over seeds", "verdict", *map(label, names[1:])]
   return tables.make(f"study-changes-{control}".strip("-"), f"Change from {of}", head, rows, note=note)
+
+
+def has_beside(found: Found) -> bool:
+  """Whether anything was asked beside the study's questions, or under a control."""
+  return any(_first(found)["beside"].values())
+
+
+def beside(found: Found) -> Table:
+  """What each cell is worth elsewhere: what the image gives, other worlds, what it may have forgotten."""
+  kept = _first(found)["beside"]
+  columns = [(part, name) for part in ("gaps", "worlds", "skills") for name in kept[part]]
+  columns = [
+    (part, name) for part, name in columns if (part, name) != ("skills", "all") or len(kept[part]) > 2
+  ]
+  rows: list[list[str | Cell]] = []
+  for name, base in found["untrained"].items():
+    rows.append([name, *(_elsewhere(base["beside"][part][column]) for part, column in columns)])
+  for name, cell in _finished(found).items():
+    rows.append([name, *(_elsewhere(cell["beside"][part][column]) for part, column in columns)])
+  titles = {"gaps": "image against {}", "worlds": "{}", "skills": "skill {}"}
+  said = lambda part, name: "all skills" if (part, name) == ("skills", "all") else titles[part].format(name)
+  head = ["", *(said(part, name.replace("_", " ")) for part, name in columns)]
+  note = (
+    "Image against: points that the study's questions lose without the image, or with a grey or another one."
+    " Others: per cent of questions, of skills of exact answers, and the change from the untrained model in"
+    " points. In brackets 95 % intervals over questions, of the mean of the seeds. Marked: they exclude zero."
+  )
+  return tables.make("study-beside", "Elsewhere", head, rows, note=note)
+
+
+def _elsewhere(one: Mapping[str, Any]) -> Cell:
+  if "score" not in one:
+    return Cell(_both(one), _kind(one))
+  if "change" not in one:
+    return Cell(percent(one["score"]))
+  return Cell(f"{percent(one['score'])}, {_both(one['change'])}", _kind(one["change"]))
 
 
 def costs(found: Found) -> Table:
@@ -94,13 +132,13 @@ def plot(found: Found, path: pathlib.Path) -> None:
   names, cells = _names(found), _finished(found)
   figure = Figure(figsize=(1.6 + 2.1 * len(names), 1.2 + 0.34 * len(cells)), layout="constrained")
   panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-  base = found["untrained"]["scores"]
+  base = _first(found)["scores"]
   for axes, name in zip(panels, names, strict=True):
     axes.axvline(0, color="#55626f", lw=1)
     guessing = 100 * (base[name]["guessing"] - base[name]["score"])
     axes.axvline(guessing, color="#c1121f", lw=1, ls="--", label="guessing")
     for place, cell in enumerate(cells.values()):
-      _draw(axes, place, cell, name, base[name]["score"])
+      _draw(axes, place, cell, name, found["untrained"][cell["untrained"]]["scores"][name]["score"])
     axes.set_title(f"{_called(name)}, {percent(base[name]['score'])} untrained", fontsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -126,7 +164,12 @@ def _draw(axes: Any, place: int, cell: Mapping[str, Any], name: str, base: float
 
 def _names(found: Found) -> list[str]:
   """The scores that are shown: the headline, and each kind of question."""
-  return [found["headline"], *(name for name in found["untrained"]["scores"] if name.startswith("task/"))]
+  return [found["headline"], *(name for name in _first(found)["scores"] if name.startswith("task/"))]
+
+
+def _first(found: Found) -> Mapping[str, Any]:
+  """The untrained model, of several the first cell's."""
+  return next(iter(found["untrained"].values()))
 
 
 def _finished(found: Found, control: str = "") -> dict[str, Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""The runs of a grid one after the other, each in a process of its own."""
+"""The runs of a grid one after the other, each in a process of its own, beside other workers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from spatialvlm.config import EvaluateConfig, RunConfig
+from spatialvlm import workdir
 from spatialvlm.evaluation import run as evaluation
-from spatialvlm.study.grid import Run
+from spatialvlm.study import beside
+from spatialvlm.study.claims import Claim, Claims
+from spatialvlm.study.grid import Base, Run
 from spatialvlm.training import guards, runs, stages
 from spatialvlm.types import UserError
 
@@ -48,53 +50,122 @@ class Ran:
   signal: int = 0
 
 
-# Does one run's work; told what signals this process was sent meanwhile.
-Work = Callable[[Run, guards.Received], Ended]
+# What is done: a run, or an untrained model.
+Job = Run | Base
+# Does one job's work; told what signals this process was sent meanwhile, and whether another worker took it.
+Work = Callable[[Job, guards.Received, threading.Event], Ended]
 
 
-def train(config: RunConfig, folder: pathlib.Path) -> Ended:
-  """An ordinary training, as `launch/train.py` does it."""
-  summary = stages.train(config, folder)
-  return Ended() if summary["finished"] else Ended(signal=summary["signal"])
-
-
-def score(config: EvaluateConfig, folder: pathlib.Path) -> Ended:
-  """An ordinary evaluation, as `launch/evaluate.py` does it."""
-  evaluation.run(config, folder, runs.find, show_tables=False)
+def train(run: Run, folder: pathlib.Path) -> Ended:
+  """An ordinary training, as `launch/train.py` does it, and what is asked beside its questions."""
+  summary = stages.train(run.config, folder)
+  if not summary["finished"]:
+    return Ended(signal=summary["signal"])
+  beside.ask(run.beside, folder)
   return Ended()
 
 
-def all_runs(
-  grid: Sequence[Run],
-  work: Work,
-  *,
-  say: Callable[[str], None] = print,
-  clock: Callable[[], float] = time.monotonic,
-) -> Ran:
-  """Does the runs that are not finished, in order; one that fails is told of, and the next one begins.
+def score(base: Base, folder: pathlib.Path) -> Ended:
+  """An ordinary evaluation, as `launch/evaluate.py` does it, and what is asked beside its questions."""
+  evaluation.run(base.config, folder, runs.find, show_tables=False)
+  beside.ask(base.beside, folder)
+  return Ended()
 
-  A signal that this process was sent ends the run that is at work, in order, and begins no other.
+
+class Worker:
+  """One of any number that do the jobs of a study; each is done by one at a time (`claims`).
+
+  Args:
+    wait: seconds between two looks at what other workers hold; None to leave that to them.
+    say: takes a line for the user. clock: seconds, of how long jobs take.
   """
-  failed: dict[str, str] = {}
-  took: list[float] = []
-  todo = [(number, run) for number, run in enumerate(grid, 1) if not run.finished]
-  if len(todo) < len(grid):
-    say(f"{len(grid) - len(todo)} of {len(grid)} runs are finished already")
-  with guards.signals() as received:
-    for number, run in todo:
-      rest = len(todo) - len(took)
-      left = f", about {_duration(rest * sum(took) / len(took))} left" if took else ""
-      say(f"run {number} of {len(grid)}: {run.name}{left}")
-      began = clock()
-      ended = work(run, received)
-      took.append(clock() - began)
-      if received.number:
-        say(f"stopped by signal {received.number} in {run.name}; the same command continues")
-        return Ran(failed, received.number)
-      if ended.error or ended.signal:
-        failed[run.name] = ended.error or f"stopped by signal {ended.signal}; the same command continues it"
-        say(f"run {number} of {len(grid)}: {run.name} failed: {failed[run.name]}")
-  return Ran(failed)
+
+  def __init__(
+    self,
+    work: Work,
+    claims: Claims,
+    *,
+    wait: float | None = 5.0,
+    say: Callable[[str], None] = print,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._work, self._claims, self._wait, self._say, self._clock = work, claims, wait, say, clock
+    self._failed: dict[str, str] = {}
+    self._took: list[float] = []
+    self._told: set[str] = set()
+
+  def do(self, jobs: Sequence[Job], what: str = "run") -> Ran:
+    """Does what is not finished, in order; what fails is told of, and the next one begins.
+
+    What another worker holds is left, and looked at again until it is finished, given up, or free because its
+    worker is gone. A signal that this process was sent ends the job at work, in order, and begins no other.
+
+    Args:
+      what: what a job is called.
+    """
+    todo = [
+      (f"{what} {n} of {len(jobs)}: {job.name}", job) for n, job in enumerate(jobs, 1) if not job.finished
+    ]
+    if len(todo) < len(jobs):
+      self._say(f"{len(jobs) - len(todo)} of {len(jobs)} {what}s are finished already")
+    with guards.signals() as received:
+      while todo:
+        held = []
+        for place, (name, job) in enumerate(todo):
+          if not self._settled(name, job, len(todo) - place, received):
+            held.append((name, job))
+          if received.number:
+            self._say(f"stopped by signal {received.number} in {job.name}; the same command continues")
+            return Ran(self._failed, received.number)
+        if self._wait is None:
+          break
+        if len(held) == len(todo):
+          time.sleep(self._wait)
+        todo = held
+    return Ran(self._failed)
+
+  def _settled(self, name: str, job: Job, left: int, received: guards.Received) -> bool:
+    """Whether there is nothing more to do of a job; else another worker holds it."""
+    if job.finished:
+      return True
+    if workdir.busy(job.folder):  # a worker that is gone, and its run not yet
+      return self._left(name, job, "another process")
+    if why := self._claims.failed_elsewhere(job.key):
+      self._failed[job.name] = why
+      self._say(f"{name} failed with another worker: {why}")
+      return True
+    claim = self._claims.take(job.key)
+    if claim is None:
+      return self._left(name, job, self._claims.holder(job.key))
+    if job.finished:  # just now, by another one
+      claim.release()
+      return True
+    return self._done(name, job, claim, left, received)
+
+  def _left(self, name: str, job: Job, holder: str) -> bool:
+    if job.name not in self._told:
+      self._say(f"{name}: {holder} is at it")
+      self._told.add(job.name)
+    return False
+
+  def _done(self, name: str, job: Job, claim: Claim, left: int, received: guards.Received) -> bool:
+    """Does what this worker holds; False where it was taken from it meanwhile."""
+    took = self._took
+    self._say(name + (f", about {_duration(left * sum(took) / len(took))} left" if took else ""))
+    began, ended = self._clock(), Ended("its worker ended")
+    try:
+      ended = self._work(job, received, claim.lost)
+    finally:
+      claim.release("" if received.number or ended.signal else ended.error)
+    took.append(self._clock() - began)
+    if claim.lost.is_set():
+      self._say(f"{name}: its lease ran out, and another worker has taken it")
+      return False
+    if (ended.error or ended.signal) and not received.number:
+      why = ended.error or f"stopped by signal {ended.signal}; the same command continues it"
+      self._failed[job.name] = why
+      self._say(f"{name} failed: {why}")
+    return True
 
 
 def in_process(
@@ -103,6 +174,7 @@ def in_process(
   folder: pathlib.Path,
   prepare: Callable[[Any], None],
   received: guards.Received,
+  lost: threading.Event | None = None,
 ) -> Ended:
   """Calls `function(config, folder)` in a process of its own, which prints where this one does.
 
@@ -112,6 +184,7 @@ def in_process(
     function, prepare: of a module's top, since the new process imports them; `prepare(config)` is called
       first there.
     received: a signal that this process was sent is handed on, as SIGTERM.
+    lost: once it is set the process is ended at once, wherever it is: its folder is another's.
   """
   context = multiprocessing.get_context("spawn")
   reading, writing = context.Pipe(duplex=False)
@@ -124,6 +197,10 @@ def in_process(
     if received.number and not told:
       child.terminate()
       told = True
+    if lost is not None and lost.is_set():
+      child.kill()
+      child.join()
+      return Ended("another worker has taken it")
   with contextlib.suppress(EOFError):
     if reading.poll():
       return reading.recv()

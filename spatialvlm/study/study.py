@@ -11,15 +11,17 @@ import jax
 
 from spatialvlm import workdir
 from spatialvlm.config import StudyConfig, to_dict
-from spatialvlm.evaluation.evaluate import SUMMARY_FILE
 from spatialvlm.reporting import tables, terminal
-from spatialvlm.study import grid, measured, report, running
-from spatialvlm.study.grid import Read, Run
-from spatialvlm.training import guards
+from spatialvlm.study import curves, grid, measured, report, running
+from spatialvlm.study.claims import Claims
+from spatialvlm.study.grid import Base, Read, Run
 from spatialvlm.types import UserError
 
 JSON, TEXT, MARKDOWN, LATEX, PLOT = "study.json", "table.txt", "tables.md", "tables.tex", "study.png"
-# As `running.in_process` with its first three arguments and the last.
+CURVE = "curve.png"
+# Seconds: after which a worker that gives no sign is taken for gone, and between looks at what others do.
+LEASE, POLL = 300.0, 5.0
+# As `running.in_process`, without `prepare`.
 Do = Callable[..., running.Ended]
 
 
@@ -39,19 +41,22 @@ def run(
   prepare: Callable[[Any], None] = nothing,
   *,
   only_report: bool = False,
+  lease: float = LEASE,
   do: Do | None = None,
 ) -> int:
   """Scores the untrained model, trains every cell with every seed, and writes what came of it.
 
   The same command again skips what is finished and continues what is not; cells and seeds may be added.
+  Beside it, on this machine or on others that see the folder, the same command is a further worker: each run
+  is of one of them at a time, and one whose worker is gone is taken over after `lease` seconds.
   Afterwards `folder` holds config.json, `untrained` (an evaluation), `runs/CELL/seed-N` (ordinary runs), and
-  study.json, table.txt, tables.md, tables.tex and study.png of all that is finished, also where it was
-  stopped half-way.
+  study.json, table.txt, tables.md, tables.tex, study.png and, with an axis, curve.png, of all that is
+  finished, also where it was stopped half-way.
 
   Args:
     read: makes a training's config of a recipe and settings, as `grid.Read` says.
-    prepare: called first in each run's process, with its config; of a module's top.
-    only_report: nothing is trained or asked; another process may be at work in the folder.
+    prepare: called first in each run's process, with its job; of a module's top.
+    only_report: nothing is trained or asked; other processes may be at work in the folder.
     do: what does a run's work, in the place of a process of its own.
 
   Returns:
@@ -64,45 +69,55 @@ def run(
   runs = grid.expand(study, folder, read)
   if jax.distributed.is_initialized():
     raise UserError("a study is of one process; train single cells on several with launch/train.py")
+  if not lease > 0:
+    raise UserError(f"--lease={lease:g}: seconds above 0")
   grid.check_folders(study, runs, folder, busy=only_report)
-  do = do or functools.partial(running.in_process, prepare=prepare)
-  base = folder / grid.BASE
+  bases = grid.bases(study, runs, folder)
   if only_report:
-    if not (base / SUMMARY_FILE).exists():
+    if any(not base.finished for base in bases):
       raise UserError(f"{folder}: the untrained model was not scored yet; run the study first")
-    _sum_up(study, runs, folder, {})
+    _sum_up(study, runs, bases, folder, {})
     return 0
   with workdir.writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
   workdir.write_json(folder / workdir.CONFIG_FILE, to_dict(study))
-  if not (base / SUMMARY_FILE).exists():
-    ended = _score(study, runs, base, do)
-    if ended.signal:
-      return 128 + ended.signal
-  work = lambda one, received: do(running.train, one.config, one.folder, received=received)
-  ran = running.all_runs(runs, work, say=_say)
-  _sum_up(study, runs, folder, ran.failed)
+  do = do or functools.partial(running.in_process, prepare=prepare)
+  ran = _work(runs, bases, Claims(folder, lease), do)
+  if all(base.finished for base in bases):
+    _sum_up(study, runs, bases, folder, ran.failed)
   for name, why in ran.failed.items():
     _say(f"failed: {name}: {why}")
   return 128 + ran.signal if ran.signal else int(bool(ran.failed))
 
 
-def _score(study: StudyConfig, runs: list[Run], folder: pathlib.Path, do: Do) -> running.Ended:
-  _say("the untrained model is scored")
-  with guards.signals() as received:
-    ended = do(running.score, grid.base(study, runs), folder, received=received)
-  if received.number or ended.signal:
-    return running.Ended(signal=received.number or ended.signal)
-  if ended.error:
-    raise UserError(f"{grid.BASE}: {ended.error}")
-  return ended
+def _work(runs: list[Run], bases: list[Base], claims: Claims, do: Do) -> running.Ran:
+  """Untrained models that no other worker has, then runs, then those untrained models that another had."""
+  score = lambda base, received, lost: do(running.score, base, base.folder, received=received, lost=lost)
+  train = lambda one, received, lost: do(running.train, one, one.folder, received=received, lost=lost)
+  worker = lambda work, wait: running.Worker(work, claims, wait=wait, say=_say)
+  if signal := _score(worker(score, None), bases):
+    return running.Ran({}, signal)
+  ran = worker(train, POLL).do(runs)
+  return running.Ran(ran.failed, ran.signal or _score(worker(score, POLL), bases))
 
 
-def _sum_up(study: StudyConfig, runs: list[Run], folder: pathlib.Path, failed: dict[str, str]) -> None:
-  found = measured.collect(study, runs, folder, failed)
+def _score(worker: running.Worker, bases: list[Base]) -> int:
+  """The number of the signal that ended it, else 0."""
+  missing = [base for base in bases if not base.finished]
+  ran = worker.do(missing, "untrained model") if missing else running.Ran({})
+  if ran.failed:
+    raise UserError("; ".join(f"{name}: {why}" for name, why in ran.failed.items()))
+  return ran.signal
+
+
+def _sum_up(
+  study: StudyConfig, runs: list[Run], bases: list[Base], folder: pathlib.Path, failed: dict[str, str]
+) -> None:
+  found = measured.collect(study, runs, bases, failed)
   workdir.write_json(folder / JSON, found)
   every = [report.scores(found), report.changes(found)]
   every += [report.changes(found, study.control)] if study.control else []
+  every += [report.beside(found)] if report.has_beside(found) else []
   every += [report.costs(found)]
   workdir.write_text(folder / TEXT, "\n".join(terminal.plain_text(table, width=190) for table in every))
   workdir.write_text(folder / MARKDOWN, "\n".join(map(tables.to_markdown, every)))
@@ -110,6 +125,8 @@ def _sum_up(study: StudyConfig, runs: list[Run], folder: pathlib.Path, failed: d
   if any(run.finished for run in runs):
     with workdir.writing(folder / PLOT):
       report.plot(found, folder / PLOT)
+      if study.axis:
+        curves.plot(found, study.axis, folder / CURVE)
   for table in every:
     terminal.show(table)
   _say(f"tables, numbers and drawing: {folder}")

@@ -111,13 +111,13 @@ def split(config: RunConfig, workdir: pathlib.Path) -> list[tuple[str, RunConfig
           f"config.stages.{before}.peft.method: the next stage begins from a merged model, and"
           f" {run.peft.method!r} cannot be merged"
         )
-      stage = dataclasses.replace(stage, model=_after(config.model, workdir / before / "model"))
+      stage = dataclasses.replace(stage, model=after(config.model, workdir / before / "model"))
     found.append((name, stage))
   return found
 
 
-def _after(model: ModelConfig, folder: pathlib.Path) -> ModelConfig:
-  """The model that a stage exported, with the run's numbers and image settings."""
+def after(model: ModelConfig, folder: pathlib.Path) -> ModelConfig:
+  """The model that a run left in a folder, with the run's numbers and image settings."""
   kept = ("dtype", "attention", "max_tiles", "longest_edge", "split_images", "enlarge", "layout", "seed")
   return ModelConfig(path=str(folder), **{name: getattr(model, name) for name in kept})
 

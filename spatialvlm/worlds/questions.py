@@ -26,7 +26,9 @@ from spatialvlm.config import nearest
 from spatialvlm.mixture import ENDLESS, Mixture
 from spatialvlm.types import Question, UserError, choice_prompt
 from spatialvlm.worlds import facts, pools, shifts, world
+from spatialvlm.worlds import wordings as worded
 from spatialvlm.worlds.asked import asked
+from spatialvlm.worlds.wordings import RELATION_MARK, WORDINGS
 
 KINDS = ("Count", "Relation", "Depth", "Distance")
 # Pools that are looked through before the rules' agreement is given up.
@@ -40,21 +42,6 @@ OPTION_COUNTS = (4, 6, 4, 6, 5)
 BOX_ORDER = {"Relation": ("red",), "Depth": ("red", "blue"), "Distance": ("red", "blue", "green")}
 AXES = (("left", "right"), ("above", "below"))
 AXIS_NAMES = ("across", "down")
-
-COUNT = "How many {x} are in the image?"
-RELATION = (
-  "Considering the relative positions of the {a}{mark} and the {b} in the image provided, where is the {a} "
-  "located with respect to the {b}?"
-)
-RELATION_MARK = " (annotated by the {A} box)"
-DEPTH = (
-  "Which object is closer to the camera taking this photo, the {a} (highlighted by a {A} box) or the {b} "
-  "(highlighted by a {B} box)?"
-)
-DISTANCE = (
-  "Estimate the real-world distances between objects in this image. Which object is closer to the {r} "
-  "(highlighted by a {R} box), the {a} (highlighted by a {A} box) or the {b} (highlighted by a {B} box)?"
-)
 
 _SHAPES, _COLORS = len(world.SHAPES), len(world.COLORS)
 _TAGS = {kind: tag for tag, kind in enumerate(KINDS)}
@@ -73,6 +60,7 @@ class _Wish:
     answer: index of the right option.
     names: (shape, colour) of the objects named, or of the class counted (colour None for any).
     numbers: Count's options in order. axis, marked: of Relation.
+    group: number of the questions of one text that it is of.
   """
 
   digits: tuple[int, ...]
@@ -82,6 +70,7 @@ class _Wish:
   numbers: tuple[int, ...] = ()
   axis: int = 0
   marked: bool = False
+  group: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,6 +110,7 @@ class SceneQuestions(Sequence[Question]):
     shuffle_options: options in a drawn order; else objects stand in the order of mention, and left before
       right, above before below. Count's numbers are always shuffled.
     shift: name of the look (`shifts.SHIFTS`) that scenes are drawn in; empty for the plain one.
+    wordings: how many wordings are asked in turn (`wordings.WORDINGS`); 1 for CV-Bench's own.
 
   Attributes:
     new_words: the words of the shift that plain questions do not have.
@@ -139,11 +129,14 @@ class SceneQuestions(Sequence[Question]):
     size: int = 0,
     shuffle_options: bool = False,
     shift: str = "",
+    wordings: int = 1,
   ):
     weights = checked_kinds(kinds)
     if size < 0:
       raise UserError(f"scenes: a size of {size} questions; 0 means endless")
     world.check(seed, image_size)
+    worded.check(wordings)
+    self._wordings = wordings
     self.seed, self.image_size, self.size, self.shuffle_options = seed, image_size, size, shuffle_options
     self.shift, self._look = shift, shifts.look(shift)
     self.new_words = tuple(word for word in self._look.words if word not in shifts.PLAIN.words)
@@ -201,6 +194,7 @@ class SceneQuestions(Sequence[Question]):
       names=tuple(names),
       axis=axis,
       marked=bool(marked),
+      group=group,
     )
 
   def _find(self, kind: str, wish: _Wish, first: int, rng: np.random.Generator) -> _Found:
@@ -240,8 +234,9 @@ class SceneQuestions(Sequence[Question]):
       source_dataset="Scenes",
       source_filename=f"scene_{self.seed}_{number:08d}" + (f"_{self.shift}" if self.shift else ""),
     )
+    turn = worded.turn(wish.group, self._wordings)
     if kind == "Count":
-      text = count_text(int(found.roles[0]), wish.names[0][1], self._look)
+      text = count_text(int(found.roles[0]), wish.names[0][1], self._look, turn)
       counted = counted_objects(picture, scene, found.roles)
       shared["asked"] = asked("Count", shown.box[scene, counted], shown.visible[scene, counted], size)
       question = _question(shared, "2D", text, [str(n) for n in wish.numbers])
@@ -256,7 +251,7 @@ class SceneQuestions(Sequence[Question]):
     axis = AXIS_NAMES[wish.axis] if kind == "Relation" else ""
     shared |= dict(target_class=names[0], target_size=visible[0], bbox=tuple(boxes))
     shared["asked"] = asked(kind, boxes, visible, size, axis=axis, boxed=bool(drawn))
-    text, choices = object_text(kind, names, BOX_ORDER[kind], wish.axis, wish.marked)
+    text, choices = object_text(kind, names, BOX_ORDER[kind], wish.axis, wish.marked, turn)
     swapped = wish.answer != wish.digits[kind == "Relation"]
     question = _question(
       shared, "2D" if kind == "Relation" else "3D", text, choices[::-1] if swapped else choices
@@ -298,38 +293,41 @@ def count_wish(seed: int, number: int) -> _Wish:
     rest -= OPTION_COUNTS[turn]
     turn += 1
   options = OPTION_COUNTS[turn]
-  rng = _rng(seed, "Count", _GROUP, unit * len(OPTION_COUNTS) + turn)
+  group = unit * len(OPTION_COUNTS) + turn
+  rng = _rng(seed, "Count", _GROUP, group)
   shape, color = int(rng.integers(_SHAPES)), int(rng.integers(_COLORS))
   colored = bool(rng.random() < 0.4)
   lowest = int(rng.integers((MOST_COLORED if colored else MOST) + 2 - options))
   numbers = tuple(int(n) for n in lowest + rng.permutation(options))
   answer = int(rng.permutation(options)[rest])
   name = (shape, color if colored else None)
-  return _Wish((numbers[answer], int(colored), shape), (2,), answer, (name,), numbers)
+  return _Wish((numbers[answer], int(colored), shape), (2,), answer, (name,), numbers, group=group)
 
 
 def object_text(
-  kind: str, names: Sequence[str], boxes: Sequence[str], axis: int = 0, marked: bool = False
+  kind: str, names: Sequence[str], boxes: Sequence[str], axis: int = 0, marked: bool = False, wording: int = 0
 ) -> tuple[str, list[str]]:
   """Text and choices, in the order of mention, of a question about the objects of these names.
 
   Args:
     boxes: the colours drawn around them, in the same order; of Relation the first alone is read.
     axis: of Relation, index into AXES; marked: whether it says which box is around the first.
+    wording: which of the kind's (`wordings.WORDINGS`), CV-Bench's own by default.
   """
+  template = WORDINGS[kind][wording]
   if kind == "Relation":
     mark = RELATION_MARK.format(A=boxes[0]) if marked else ""
-    return RELATION.format(a=names[0], b=names[1], mark=mark), list(AXES[axis])
+    return template.format(a=names[0], b=names[1], mark=mark), list(AXES[axis])
   if kind == "Depth":
-    return DEPTH.format(a=names[0], b=names[1], A=boxes[0], B=boxes[1]), list(names)
+    return template.format(a=names[0], b=names[1], A=boxes[0], B=boxes[1]), list(names)
   (r, a, b), (R, A, B) = names, boxes
-  return DISTANCE.format(r=r, a=a, b=b, R=R, A=A, B=B), list(names[1:])
+  return template.format(r=r, a=a, b=b, R=R, A=A, B=B), list(names[1:])
 
 
-def count_text(shape: int, color: int | None, look: shifts.Look = shifts.PLAIN) -> str:
+def count_text(shape: int, color: int | None, look: shifts.Look = shifts.PLAIN, wording: int = 0) -> str:
   """The question of how many things of a shape (index into the look's forms), and of a colour, are there."""
   x = look.forms[shape].plural
-  return COUNT.format(x=x if color is None else f"{look.color_words[color]} {x}")
+  return WORDINGS["Count"][wording].format(x=x if color is None else f"{look.color_words[color]} {x}")
 
 
 def _question(shared: dict, type_: str, text: str, choices: Sequence[str]) -> Question:

@@ -127,7 +127,7 @@ def test_every_cell_of_ours_can_be_trained(arg, tmp_path):
     changed.append(("cells.rewards.settings", repr(stages | {"stages.2-rewards.train.batch_size": 16})))
   config = cli.load(f"study:{arg}", changed, StudyConfig)
   read = lambda recipe, settings: cli.load(recipe, settings, RunConfig)
-  here = lambda function, config, folder, received: function(config, folder)
+  here = lambda function, config, folder, **_: function(config, folder)
   assert study_lib.run(config, tmp_path / "study", read, do=here) == 0
   found = json.loads((tmp_path / "study" / "study.json").read_text())
   assert list(found["cells"]) == list(config.cells) and not found["failed"]
@@ -157,3 +157,47 @@ def test_stopped_half_way(world, tmp_path):
   assert 3 <= int(kept.name) < 400 and not (tmp_path / "study/runs/ia3").exists()
   assert not (tmp_path / "study/runs/lora/seed-0/.lock").exists()
   assert "lora: seed 0 not finished." in (tmp_path / "study/tables.md").read_text()
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_study_and_one_dies(world, tmp_path):
+  """Each run is of one of them; what the dead one had goes on from its checkpoint when its lease is out."""
+  recipe, folder = tmp_path / "study.py", tmp_path / "study"
+  recipe.write_text(RECIPE.replace("{folder}", str(world)))
+  environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+  start = [
+    sys.executable,
+    f"{ROOT}/launch/study.py",
+    f"--config={recipe}",
+    f"--workdir={folder}",
+    "--lease=4",
+  ]
+  start += [f"--config.settings.train.{key}" for key in ("steps=600", "checkpoint_every=10", "log_every=10")]
+  begin = lambda: subprocess.Popen(
+    start,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=environment,
+    start_new_session=True,
+  )
+  with begin() as first:
+    for line in first.stdout:
+      if line.startswith("step 20/600"):
+        break
+    with begin() as second:
+      said = []
+      for line in second.stdout:
+        said.append(line)
+        if line.startswith("step 10/600"):
+          break
+      os.killpg(first.pid, signal.SIGKILL)  # with its run, as a machine that is switched off
+      said += second.stdout
+  said = "".join(said)
+  assert second.returncode == 0, said
+  assert "run 1 of 2: lora, seed 0: process" in said and "run 2 of 2: ia3, seed 0\n" in said
+  assert said.index("run 2 of 2: ia3, seed 0\n") < said.index("run 1 of 2: lora, seed 0, about")
+  assert "continues at step " in said.partition("run 1 of 2: lora, seed 0, about")[2]
+  found = json.loads((folder / "study.json").read_text())
+  assert not found["failed"] and not any(cell["missing"] for cell in found["cells"].values())
+  assert len([*(folder / "claims").glob("lora.seed-0.*")]) == 2

@@ -7,7 +7,7 @@ import pytest
 
 from spatialvlm import cli, workdir
 from spatialvlm import peft as methods
-from spatialvlm.config import CellConfig, EvaluateConfig, RunConfig, ScenesConfig, StudyConfig
+from spatialvlm.config import CellConfig, EvaluateConfig, RunConfig, ScenesConfig, StudyConfig, crossed
 from spatialvlm.configs import peft
 from spatialvlm.configs.study import BESIDE_METHODS
 from spatialvlm.study import grid
@@ -115,6 +115,17 @@ def test_settings_are_a_command_lines():
       {"settings": {"train.evaluate_every": 2, "train.best": "plain"}},
       "'plain' chooses the step by the questions",
     ),
+    ({"axis": "questions"}, r"^config\.axis: no cell stands on 'questions'"),
+    (
+      {"axis": "n", "cells": {"x": CellConfig("peft:tiny,method=lora", {}, {"n": 0})}},
+      r"^config\.cells\.x\.at\.n: 0 has no place on a logarithmic axis",
+    ),
+    ({"skills": ("nmae",)}, "skill 'nmae' is unknown; did you mean 'name'"),
+    ({"skills": ("name",), "skill_count": 0}, r"config\.skill_count: 0"),
+    (
+      {"beside": {"roll": ScenesConfig(seed=1, shift="roll")}},
+      r"trains on the worlds that are asked about \(seed 1\); give config\.beside\.roll another seed",
+    ),
     (
       {"settings": {"data.sources.scenes.seed": 1_000_000}},
       r"data\.sources\.scenes: with seed 0 it trains on the worlds that are asked about",
@@ -130,9 +141,55 @@ def test_one_untrained_model_stands_for_all():
   """A base of few bits is a way to train; what it is held against is the model in full."""
   cells = {"nf4": CellConfig("peft:tiny,method=lora", {"model.quantize": "nf4"})} | two().cells
   study = two(cells=cells)
-  base = grid.base(study, grid.expand(study, HERE, read))
+  (one,) = grid.bases(study, grid.expand(study, HERE, read), HERE)
+  base = one.config
   assert isinstance(base, EvaluateConfig) and base.model.quantize is None
   assert base.data == ScenesConfig(seed=1_000_000, size=1000) and base.score.bootstrap == 2000
+  assert one.cells == ("nf4", "lora", "ia3") and one.folder == HERE / "untrained" and base.adapter is None
+
+
+def test_other_eyes_and_adapters_are_held_against_their_own():
+  eyes = {"eyes": CellConfig("peft:tiny,method=lora", {"model.encoders": "('own',)"})}
+  study = two(cells=two().cells | eyes | {"again": eyes["eyes"]}, seeds=(0, 1))
+  first, second = grid.bases(study, grid.expand(study, HERE, read), HERE)
+  assert first.cells == ("lora", "ia3") and second.cells == ("eyes", "again")
+  assert [base.key for base in (first, second)] == ["untrained", "untrained-eyes"]
+  assert second.config.model.encoders == ("own",) and not first.config.model.encoders
+  study = cli.load("study:real-data", [], StudyConfig)
+  (base,) = grid.bases(study, grid.expand(study, HERE, read), HERE)
+  assert base.config.adapter == base.beside.adapter == "checkpoints/smolvlm-135m-dinov2s/adapter"
+
+
+def test_a_grid_of_axes():
+  cells = crossed(
+    "peft:tiny,method=lora", {"a": {"x": {"train.steps": 3}, "y": {}}, "n": {0.5: {"b": 1}, 2: {}}}
+  )
+  assert list(cells) == ["x_0p5", "x_2", "y_0p5", "y_2"] and cells["x_0p5"].at == {"a": "x", "n": 0.5}
+  assert cells["x_0p5"].settings == {"train.steps": 3, "b": 1} and not cells["y_2"].settings
+  of = crossed("one", {"a": {"other": {"recipe": "two"}, "same": {}}})
+  assert [cell.recipe for cell in of.values()] == ["two", "one"] and not of["other"].settings
+
+
+def test_the_grids_of_data():
+  """How many questions and of which quality: at equal steps, and what more needs more of."""
+  study = cli.load("study:tiny-data", [("seeds", "(0,)")], StudyConfig)
+  runs = {run.cell: run for run in grid.expand(study, HERE, read)}
+  seen = lambda name: runs[name].config.train.steps * runs[name].config.train.batch_size
+  size = lambda name: runs[name].config.data.sources["scenes"].size
+  for name, cell in study.cells.items():
+    assert size(name) == cell.at["questions"]
+    assert (seen(name) == 6400) == (cell.at["data"] not in ("long", "once"))
+  assert seen("once_1600") == size("once_1600") == 1600 and seen("once_102400") == 102_400
+  assert runs["wrong-30_400"].config.data.noise.share == 0.3 and runs["right_400"].config.data.noise is None
+  run = runs["right_400"]
+  assert list(run.beside.asked) == ["roll", "low"] and run.beside.skills == ("name", "where")
+  asked = run.beside.asked["roll"]
+  assert asked.model.path == "study/runs/right_400/seed-0" and asked.data.shift == "roll"
+  assert not asked.score.controls and run.config.eval.controls == ("no_image",)
+  for arg in ("500m-data", "500m-methods", "real-data", "tiny-encoders,encoder=/models/dinov2.x"):
+    runs = grid.expand(cli.load(f"study:{arg}", [], StudyConfig), HERE, read)
+    assert len({run.cell for run in runs}) > 2
+  assert runs[2].config.model.encoders == ("own", "/models/dinov2.x") and runs[2].cell == "own+dinov2px"
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -189,5 +246,7 @@ def test_the_recipes_of_objectives():
     assert getattr(first, part) == getattr(alone, part)
   assert first.data == alone.data and first.train.batch_size == alone.train.batch_size
   assert first.train.steps == alone.train.steps == 400 and [*second.losses] == ["grpo"]
+  with pytest.raises(UserError, match="takes encoder=FOLDER"):
+    cli.load("study:tiny-data,encoder=x", [], StudyConfig)
   with pytest.raises(UserError, match="no recipe 'tiny'; there are tiny-methods"):
     cli.load("study:tiny", [], StudyConfig)

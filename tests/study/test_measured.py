@@ -57,6 +57,7 @@ def made(tmp_path_factory):
   config = StudyConfig(cells=cells, control="not", seeds=(0, 1))
   config = dataclasses.replace(config, questions=dataclasses.replace(config.questions, bootstrap=400))
   runs = grid.expand(config, folder, lambda recipe, pairs: cli.load(recipe, pairs, RunConfig))
+  bases = grid.bases(config, runs, folder)
   rng = np.random.default_rng(0)
   right = {"untrained": rng.random(COUNT) < 0.3}
   right["helps", 0] = right["untrained"] | (rng.random(COUNT) < 0.5)
@@ -66,13 +67,13 @@ def made(tmp_path_factory):
   for run in runs:
     if (run.cell, run.seed) in right:
       write_run(run, answers(right[run.cell, run.seed]))
-  return config, runs, folder, right
+  return config, runs, folder, right, bases
 
 
 @pytest.fixture(scope="module")
 def found(made):
-  config, runs, folder, _ = made
-  return measured.collect(config, runs, folder, {"none, seed 0": "no such file"})
+  config, runs, _, _, bases = made
+  return measured.collect(config, runs, bases, {"none, seed 0": "no such file"})
 
 
 def lines(folder):
@@ -80,7 +81,7 @@ def lines(folder):
 
 
 def test_scores_and_changes_are_those_of_the_answers(made, found):
-  _, runs, folder, _ = made
+  _, runs, folder, *_ = made
   read = lambda folder: {p["idx"]: p for p in map(json.loads, lines(folder))}
   base = read(folder / "untrained")
   own = [read(measured.evaluation(run)) for run in runs if run.cell == "helps"]
@@ -94,7 +95,7 @@ def test_scores_and_changes_are_those_of_the_answers(made, found):
     assert change["difference"] == pytest.approx(np.mean(now) - was)
     assert [change["lowest"], change["highest"]] == pytest.approx(sorted(n - was for n in now))
     assert [run["scores"][name] for run in cell["runs"]] == pytest.approx(now)
-    assert found["untrained"]["scores"][name]["score"] == pytest.approx(was)
+    assert found["untrained"]["untrained"]["scores"][name]["score"] == pytest.approx(was)
     assert cell["scores"][name]["guessing"] == pytest.approx({"Count": 0.25, "Depth": 0.5}.get(task, 0.375))
     # The interval of the mean change, from its own bootstrap over images of two questions.
     diffs = {i: np.mean([by[i]["correct"] for by in own]) - base[i]["correct"] for i in chosen}
@@ -117,7 +118,7 @@ def test_what_did_not_help_is_said_so(made, found):
 
 def test_against_a_control_seed_by_seed(made, found):
   """Over the seeds that both have; the control itself, and who has none of them, stand against nothing."""
-  _, _, _, right = made
+  right = made[3]
   assert {n for n, cell in found["cells"].items() if "against" in cell} == {"helps"}
   against = found["cells"]["helps"]["against"]
   assert against["seeds"] == [0] and against["verdict"] == "better"
@@ -136,7 +137,7 @@ def test_against_a_control_seed_by_seed(made, found):
 
 
 def test_of_one_run_it_is_the_pair(made):
-  _, _, _, right = made
+  right = made[3]
   before, after = answers(right["untrained"]), answers(right["helps", 1])
   one = statistics.paired(before, after, resamples=200, seed=3)
   mean = statistics.paired_mean([before], [after], resamples=200, seed=3)
@@ -169,7 +170,7 @@ def test_the_tables_say_it(made, found):
 
 
 def test_the_report_is_made_of_what_is_there(made, capsys):
-  config, _, folder, _ = made
+  config, _, folder, *_ = made
   read = lambda recipe, pairs: cli.load(recipe, pairs, RunConfig)
   workdir.write_json(folder / "config.json", {"cells": {}, "seeds": [], "questions": {}})
   before = {path for path in folder.rglob("*") if path.is_file()}

@@ -25,7 +25,8 @@ def questions(config: ScenesConfig) -> SceneQuestions:
 
 def _questions(config: ScenesConfig) -> SceneQuestions:
   tasks = dict(sorted(config.tasks.items()))  # equal configs draw alike, in whatever order they name kinds
-  return SceneQuestions(config.seed, tasks, config.image_size, config.size, shift=config.shift)
+  more = {"shift": config.shift, "wordings": config.wordings}
+  return SceneQuestions(config.seed, tasks, config.image_size, config.size, **more)
 
 
 def examples(config: ScenesConfig, *, defer: bool = False) -> Source:
@@ -34,6 +35,10 @@ def examples(config: ScenesConfig, *, defer: bool = False) -> Source:
   if config.false_answers < 0:
     raise UserError(f"false_answers: {config.false_answers}; 0 means none")
   if config.pictures:
+    if config.wordings != 1:
+      raise UserError(
+        f"wordings: {config.wordings}: pictures are asked about in CV-Bench's own; leave one out"
+      )
     tasks = dict(sorted(config.tasks.items()))
     sizes = config.image_size, config.size, config.pictures, config.turns
     return PictureExamples(PictureQuestions(config.seed, tasks, *sizes), config.false_answers)

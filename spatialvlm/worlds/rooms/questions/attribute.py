@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from spatialvlm.worlds.questions import COUNT
 from spatialvlm.worlds.rooms.classes import CLASSES
 from spatialvlm.worlds.rooms.parts import COLORS
 from spatialvlm.worlds.rooms.questions.kind import KINDS, Candidates, Kind, Measures, Said, Told, collected
+from spatialvlm.worlds.wordings import COUNT
 
 _MOST = 7
 _PAINTED = [k for k, of in enumerate(CLASSES) if of.painted and not of.alike]

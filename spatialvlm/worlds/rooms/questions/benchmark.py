@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from spatialvlm.worlds.questions import AXES, COUNT, object_text
+from spatialvlm.worlds.questions import AXES, object_text
 from spatialvlm.worlds.rooms.classes import ALIKE, CLASSES
 from spatialvlm.worlds.rooms.questions.kind import (
   KINDS,
@@ -21,6 +21,7 @@ from spatialvlm.worlds.rooms.questions.kind import (
   collected,
   metres,
 )
+from spatialvlm.worlds.wordings import COUNT
 
 MOST = 6
 # Classes that are counted: those whose name is theirs alone.
