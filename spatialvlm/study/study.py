@@ -128,7 +128,8 @@ def _sum_up(
       if study.axis:
         curves.plot(found, study.axis, folder / CURVE)
   for table in every:
-    terminal.show(table)
+    if table.rows:
+      terminal.show(table)
   _say(f"tables, numbers and drawing: {folder}")
 
 

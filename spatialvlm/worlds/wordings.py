@@ -18,7 +18,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     COUNT,
     "How many {x} can you see in this picture?",
     "What is the number of {x} in the photo?",
-    "Look at the image: how many {x} are there?",
+    "How many {x} are there in this photo?",
   ),
   "Relation": (
     "Considering the relative positions of the {a}{mark} and the {b} in the image provided, where is the {a} "
