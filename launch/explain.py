@@ -5,6 +5,10 @@ which layer the answer is known (docs/inside.md). `--options=left,right` lists o
 says which is right. `--run=RUN --ids=3,14` explains questions of an evaluation that was run, as it asked
 them, in `RUN/explain/`, and links its report to them. `--lens=FOLDER` reads with a tuned lens too, which
 `--fit_lens=512` fits there first, on questions about rendered scenes.
+
+`--causes` adds what the answer hangs on to the page of a question with options.
+`--config=configs/explain.py:tiny` asks that of models over a benchmark of rendered scenes, and takes
+settings as `--config.key=value` alone.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ if not __package__:  # run by its path: the library of this checkout
 from absl import flags
 
 from spatialvlm import cli
-from spatialvlm.types import UserError
+from spatialvlm.config import ExplainConfig
+from spatialvlm.types import UserError, choice_prompt
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "a model's or adapter's folder or hub id, or a training run's workdir")
@@ -42,6 +47,25 @@ flags.DEFINE_bool("vision_gradient", False, "gradient-weighted relevance through
 flags.DEFINE_float("memory", 4.0, "GiB that all of it may take beside the model")
 flags.DEFINE_string("lens", None, "folder of the model's tuned lens")
 flags.DEFINE_integer("fit_lens", 0, "fit the tuned lens on so many questions first, and keep it in --lens")
+flags.DEFINE_bool(
+  "causes",
+  False,
+  "what the answer hangs on: places greyed, attention cut, states patched; hundreds of readings",
+)
+# Flags of one question beside those.
+_ALONE = (
+  "run",
+  "ids",
+  "dtype",
+  "layers",
+  "heads",
+  "words",
+  "rollout",
+  "gradient",
+  "vision",
+  "vision_gradient",
+)
+_ALONE += ("memory", "lens", "fit_lens", "causes")
 _OF_ONE = ("model", "adapter", "image", "options", "right", "max_tiles", "out")
 
 
@@ -69,6 +93,10 @@ def _one(arguments: Sequence[str], settings) -> None:
     raise UserError("--ids: belongs to --run, whose questions they number")
   if not FLAGS.image:
     raise UserError("the question has no image; give one with --image=FILE")
+  if FLAGS.causes and (len(FLAGS.options) < 2 or len(FLAGS.image) > 1):
+    raise UserError(
+      "--causes: is of one image and of two options at least; name them with --options=near,far"
+    )
   from spatialvlm.config import ModelConfig
   from spatialvlm.inside import asked, explain, opened, written
   from spatialvlm.processing.images import open_image
@@ -83,7 +111,12 @@ def _one(arguments: Sequence[str], settings) -> None:
   explain.check(model.vlm, question, settings)
   found = explain.explain(model.vlm, model.processor, question, settings, _lens(model), model.name)
   _tell(found)
-  print(f"page, record and drawings: {written.write(found, out)}")
+  asks = None
+  if FLAGS.causes:
+    from spatialvlm.causes import one
+
+    asks = one.case_of(images, choice_prompt(arguments[0], FLAGS.options), FLAGS.options, question.right)
+  print(f"page, record and drawings: {_written(model, found, out, asks)}")
 
 
 def _of_run(arguments: Sequence[str], settings) -> None:
@@ -98,7 +131,8 @@ def _of_run(arguments: Sequence[str], settings) -> None:
     raise UserError(
       "--ids is missing; write --ids=3,14, numbers of the run's questions as its report has them"
     )
-  from spatialvlm.inside import explain, of_runs, written
+  from spatialvlm.evaluation.asking.protocols import PROTOCOLS
+  from spatialvlm.inside import explain, of_runs
   from spatialvlm.training import runs
 
   run = of_runs.open_run(pathlib.Path(FLAGS.run).expanduser(), runs.find)
@@ -110,9 +144,30 @@ def _of_run(arguments: Sequence[str], settings) -> None:
     found = explain.explain(model.vlm, model.processor, asked, settings, translators, model.name)
     print(f"question {question.idx}: ", end="")
     _tell(found)
-    print(written.write(found, of_runs.folder_of(run, question.idx)))
+    asks = None
+    if FLAGS.causes:
+      from spatialvlm.causes import one
+
+      asks = one.of_question(
+        question, PROTOCOLS[run.protocol].text(question), PROTOCOLS[run.protocol].answer_prefix
+      )
+    print(_written(model, found, of_runs.folder_of(run, question.idx), asks))
   of_runs.link(run.folder)
   print(f"linked in {run.folder / 'report.html'}")
+
+
+def _written(model, found, out: pathlib.Path, case) -> pathlib.Path:
+  """Writes a question's page, with what its answer hangs on where there is a case; gives the page's path."""
+  from spatialvlm.inside import written
+
+  if case is None:
+    return written.write(found, out)
+  from spatialvlm.causes import one, panel, reader, record
+
+  causes = one.causes(reader.Reader(model.vlm, model.processor, name=model.name), case)
+  page = written.write(found, out, [panel.panel(causes)])
+  record.write(causes, out / record.FILE)
+  return page
 
 
 def _lens(model):
@@ -151,8 +206,25 @@ def _numbers(name: str, texts: Sequence[str]) -> list[int]:
     raise UserError(f"--{name}: expected numbers separated by commas, got {','.join(texts)!r}") from error
 
 
+def over_benchmark(config: ExplainConfig, workdir: str | None) -> None:
+  """What models' answers hang on, over rendered scenes."""
+  for name in (*_OF_ONE, *_ALONE):
+    if FLAGS[name].present:
+      raise UserError(
+        f"--{name}: belongs to a single question; a benchmark's settings are --config.key=value"
+      )
+  from spatialvlm import workdir as workdir_lib
+  from spatialvlm.causes.run import run as measure
+  from spatialvlm.training import runs
+
+  measure(config, workdir_lib.choose(workdir, config), runs.find)
+
+
 def run() -> None:
-  cli.run(main)
+  if any(argument.lstrip("-").startswith("config") for argument in sys.argv[1:] if argument.startswith("-")):
+    cli.run(over_benchmark, ExplainConfig, "explain")
+  else:
+    cli.run(main)
 
 
 if __name__ == "__main__":

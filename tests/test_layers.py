@@ -108,6 +108,11 @@ ROOMS = {
     f"{GROUND} {MODEL} reporting reporting.terminal hub processing worlds encoder",
     "jax flax numpy scipy PIL matplotlib sklearn",
   ),
+  "causes": room(
+    "types config workdir models loading processing worlds priors serving probing inside"
+    " reporting reporting.terminal",
+    "jax flax numpy scipy PIL matplotlib",
+  ),
   "fields.posed": room("types config workdir", "numpy scipy PIL"),
   "fields": room(
     "types config workdir reporting reporting.terminal worlds fields.posed",

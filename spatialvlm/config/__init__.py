@@ -4,16 +4,17 @@
 one config for each kind of data source, `room_files` that of one kept in files, `augment` how pictures are
 changed, `noise` which answers are made wrong, `mesh` the devices, `priors` what a model is told beside
 pixels, `teachers` what losses ask, `probes` that of a comparison of encoders, `study` that of ways of
-training, `field` that of a radiance field. `read` makes them of dicts (`from_config_dict`), of dicts with a
-command line's settings (`override`) and of a run's config.json, also an earlier version's (`from_stored`),
-and turns them into dicts again (`to_dict`, `fingerprint`). A key that no class has, and a value of the wrong
-type, is a `UserError` by its full name.
+training, `explain` that of a look inside models, `field` that of a radiance field. `read` makes them of dicts
+(`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json, also an
+earlier version's (`from_stored`), and turns them into dicts again (`to_dict`, `fingerprint`). A key that no
+class has, and a value of the wrong type, is a `UserError` by its full name.
 
 A config holds plain values only, and everything that a result depends on but the data and weights
 themselves.
 """
 
 from spatialvlm.config.augment import AugmentConfig
+from spatialvlm.config.explain import ExplainConfig
 from spatialvlm.config.field import FieldConfig, FolderViewsConfig, SceneViewsConfig
 from spatialvlm.config.files import read_json, refuse_pointer
 from spatialvlm.config.mesh import MeshConfig
@@ -69,6 +70,7 @@ __all__ = [
   "DataConfig",
   "EvalConfig",
   "EvaluateConfig",
+  "ExplainConfig",
   "FieldConfig",
   "FolderViewsConfig",
   "HFConfig",

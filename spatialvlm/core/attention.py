@@ -349,6 +349,7 @@ class Attention(nnx.Module):
     past: tuple[jax.Array, jax.Array, jax.Array] | None = None,
     look: Look | None = None,
     at_BQ: jax.Array | None = None,
+    change: Callable[[jax.Array], jax.Array] | None = None,
   ) -> tuple[jax.Array, Read]:
     """Returns the output (B, T, D), and what was read.
 
@@ -359,6 +360,7 @@ class Attention(nnx.Module):
         the T new tokens are written. Without it the keys are those of `x_BTD`.
       look: what of the probabilities is to be given too; not with `at_BQ`.
       at_BQ: places of the queries; the output is then (B, Q, D), of them alone. None for all.
+      change: what becomes of the heads' outputs (B, T, N, H) before they are joined; None: they stay.
     """
     q_BTNH, k_BSKH, v_BSKH = self.project(x_BTD, angles, at_BQ)
     if at_BQ is not None and mask_BTS is not None and mask_BTS.shape[1] > 1:
@@ -377,6 +379,7 @@ class Attention(nnx.Module):
       out_BTNH = _summed(p_BKGTS, v_BSKH).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
     else:
       out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, self.implementation, **scores)
+    out_BTNH = out_BTNH if change is None else change(out_BTNH)
     read = Read(k_BSKH, v_BSKH)
     if look is not None:
       rows_BNQS = _rows(look, q_BTNH, k_BSKH, mask_BTS, whole_BNTS, scores) if look.heads else None

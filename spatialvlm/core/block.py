@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -70,13 +71,13 @@ class Block(nnx.Module):
     self.attn_out_norm, self.mlp_out_norm = (norm(), norm()) if config.out_norms else (None, None)
 
   def __call__(
-    self, x_BTD, mask_BTS=None, angles=None, past=None, look: Look | None = None, at_BQ=None
+    self, x_BTD, mask_BTS=None, angles=None, past=None, look: Look | None = None, at_BQ=None, change=None
   ) -> tuple[jax.Array, Read]:
     """Arguments as of `Attention`; returns the residual stream (B, T, D) and what the attention read.
 
     With `at_BQ` the stream is (B, Q, D), at these places alone: all that nothing reads is left out.
     """
-    out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past, look, at_BQ)
+    out_BTD, read = self.attn(self.attn_norm(x_BTD), mask_BTS, angles, past, look, at_BQ, change)
     x_BTD = x_BTD if at_BQ is None else at_places(x_BTD, at_BQ)
     x_BTD = x_BTD + _finished(out_BTD, self.attn_out_norm, self.attn_scale)
     out_BTD = self.mlp(self.mlp_norm(x_BTD))
@@ -106,6 +107,19 @@ class StackOutput:
   layers: dict[int, jax.Array]
   attention: dict[int, jax.Array]
   attention_mean: dict[int, jax.Array]
+
+
+class Hooks(Protocol):
+  """What is done to a stack while it reads, block by block: the first is number 1."""
+
+  def mask(self, number: int, mask_BTS: jax.Array) -> jax.Array:
+    """What the queries of a block see, of what they would see."""
+
+  def heads(self, number: int, out_BTNH: jax.Array) -> jax.Array:
+    """What becomes of the outputs of a block's heads before they are joined."""
+
+  def stream(self, number: int, x_BTD: jax.Array) -> jax.Array:
+    """What becomes of the residual stream behind a block; 0 is what the first one reads."""
 
 
 def layer_numbers(asked: Iterable[int], depth: int, what: str, first: int = 0) -> dict[int, int]:
@@ -169,6 +183,7 @@ class Stack(nnx.Module):
     stop: int | None = None,
     past: Sequence[tuple[jax.Array, jax.Array, jax.Array]] | None = None,
     at_BQ: jax.Array | None = None,
+    hooks: Hooks | None = None,
   ) -> StackOutput:
     """Runs the blocks, without a cache, and keeps what is asked for on the way.
 
@@ -180,7 +195,9 @@ class Stack(nnx.Module):
       past: as of `Attention`, one a layer; None where nothing stands before.
       at_BQ: places that the last block's stream is wanted of, which is then (B, Q, D): of the others it makes
         keys and values alone. None for all.
+      hooks: change what is read on the way, and need masks; None: nothing does.
     """
+    x_BTD = x_BTD if hooks is None else hooks.stream(0, x_BTD)
     streams, attended, means = ({0: x_BTD} if 0 in layers else {}), {}, {}
     attention = attention or {}
     past = past or (None,) * len(self.layers)
@@ -189,7 +206,11 @@ class Stack(nnx.Module):
       run = _remat if self.remat else _run
       x_BTD = constrain(x_BTD, "batch", None, None)
       at = at_BQ if number == len(blocks) else None
-      x_BTD, found_BNTS, mean_BTS = run(layer, x_BTD, mask, angles, before, attention.get(number), at)
+      look, change = attention.get(number), None
+      if hooks is not None:
+        mask, change = hooks.mask(number, mask), functools.partial(hooks.heads, number)
+      x_BTD, found_BNTS, mean_BTS = run(layer, x_BTD, mask, angles, before, look, at, change)
+      x_BTD = x_BTD if hooks is None else hooks.stream(number, x_BTD)
       if number in layers:
         streams[number] = x_BTD
       if found_BNTS is not None:
@@ -215,14 +236,14 @@ class Stack(nnx.Module):
 _Found = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
 
-def _run(layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None, at_BQ: jax.Array | None) -> _Found:
-  x_BTD, read = layer(x_BTD, mask_BTS, angles, past, look=look, at_BQ=at_BQ)
+def _run(layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None, at_BQ, change) -> _Found:
+  x_BTD, read = layer(x_BTD, mask_BTS, angles, past, look=look, at_BQ=at_BQ, change=change)
   return x_BTD, read.probabilities, read.mean
 
 
-def _remat(layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None, at_BQ: jax.Array | None) -> _Found:
+def _remat(layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None, at_BQ, change) -> _Found:
   # jax.checkpoint over split state, since nnx.remat tracks graph updates, which fail inside a gradient
   # that is taken over a part of the parameters only.
   graphdef, state = nnx.split(layer)
-  run = lambda state, *inputs: _run(nnx.merge(graphdef, state), *inputs, at_BQ)
+  run = lambda state, *inputs: _run(nnx.merge(graphdef, state), *inputs, at_BQ, change)
   return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles, past, look)

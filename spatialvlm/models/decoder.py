@@ -11,7 +11,7 @@ from flax import nnx
 
 from spatialvlm.core.attention import KVCache
 from spatialvlm.core.axes import logical
-from spatialvlm.core.block import BlockConfig, Stack, layer_numbers, looks
+from spatialvlm.core.block import BlockConfig, Hooks, Stack, layer_numbers, looks
 from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.masks import attention_mask, cached_mask, positions, windowed
 from spatialvlm.core.mlp import linear
@@ -137,6 +137,7 @@ class Decoder(nnx.Module):
     rows_BQ: jax.Array | None = None,
     traces: Mapping[int, jax.Array] | None = None,
     at_BQ: jax.Array | None = None,
+    hooks: Hooks | None = None,
   ) -> DecoderOutput:
     """Reads embedded tokens, and keeps the layers and attention probabilities that are asked for.
 
@@ -147,6 +148,7 @@ class Decoder(nnx.Module):
       traces: by layer, from 1 on, zeros (B, T, T) whose gradient is `core.attention.traced`'s.
       at_BQ: places whose hidden states alone are wanted; `hidden_BTD` is then (B, Q, D), and the last block
         does not compute the others. Its stream and attention cannot be kept then.
+      hooks: as of `Stack.read`; a learned past stands before the keys of their masks.
 
     Raises:
       UserError: a layer that is not there.
@@ -169,6 +171,7 @@ class Decoder(nnx.Module):
       attention=looks(attended.values(), means.values(), rows_BQ, traces),
       past=past,
       at_BQ=at_BQ,
+      hooks=hooks,
     )
     own = lambda p_BTS: p_BTS[..., self._before :]
     return DecoderOutput(

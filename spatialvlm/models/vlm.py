@@ -15,6 +15,7 @@ from spatialvlm.core.pixels import normalised
 from spatialvlm.models.connector import Connector, ConnectorConfig
 from spatialvlm.models.decoder import Decoder, DecoderConfig
 from spatialvlm.models.encoders import VisionConfig, VisionEncoder
+from spatialvlm.models.interventions import Interventions
 from spatialvlm.models.joined import JoinedConfig, JoinedEncoder
 from spatialvlm.models.outputs import Outputs, Wants
 from spatialvlm.models.soft_prompts import Sequence, SoftTokens
@@ -116,6 +117,7 @@ class Vlm(nnx.Module):
     self,
     batch: Batch,
     wants: Wants,
+    changes: Interventions | None = None,
     *,
     rows_BQ: jax.Array | None = None,
     traces: Mapping[int, jax.Array] | None = None,
@@ -125,6 +127,7 @@ class Vlm(nnx.Module):
     What nothing wanted needs does not run. Without a `mask_ar_BT` the batch is taken for prompts.
 
     Args:
+      changes: what is done to the decoder on the way; outputs are those of the changed one.
       rows_BQ: int32, positions of the queries whose `attention` is wanted, which is then (B, heads, Q, T);
         None for all. The others' is not computed.
       traces: by the decoder's layers, from 1 on, float32 zeros (B, T, T), which change no number: the
@@ -155,6 +158,7 @@ class Vlm(nnx.Module):
     kept = {*wants.decoder_layers, *wants.attention, *wants.attention_mean, *(traces or ())}
     whole = wants.hidden or not last.isdisjoint(kept)
     whole = whole or before_BK is None or before_BK.shape[1] >= sequence.x_BTD.shape[1]
+    whole = whole or changes is not None
     out = self.decoder.read(
       sequence.x_BTD,
       sequence.valid_BT,
@@ -167,6 +171,7 @@ class Vlm(nnx.Module):
       rows_BQ=None if rows_BQ is None else sequence.home(rows_BQ),
       traces={layer: sequence.of_read(trace_BTT) for layer, trace_BTT in (traces or {}).items()},
       at_BQ=None if whole else before_BK,
+      hooks=None if changes is None else changes.placed(sequence, batch),
     )
     logits_BKV = None
     if wants.logits:

@@ -76,7 +76,7 @@ def guessing(worlds: Worlds) -> dict[str, Measured]:
   guess = np.broadcast_to(middle, worlds.centres_M2[part_M == TEST].shape)
   found |= dict(zip(("place", "relation"), _place_scores(guess, worlds), strict=True))
   coin = np.full((worlds.part_N[worlds.pair_scene_Q] == TEST).sum(), 0.5)
-  return found | {"nearer": _shares(coin, worlds.pair_scene_Q[worlds.part_N[worlds.pair_scene_Q] == TEST])}
+  return found | {"nearer": shares(coin, worlds.pair_scene_Q[worlds.part_N[worlds.pair_scene_Q] == TEST])}
 
 
 # Depth of each cell.
@@ -122,7 +122,7 @@ def _depth_scores(predicted: np.ndarray, target: np.ndarray, image: np.ndarray) 
   positive = np.maximum(predicted, 1e-3)
   right = np.maximum(positive / target, target / positive) < DELTA
   squares = _by_image(image, (predicted - target) ** 2)
-  return Measured(squares, lambda s: np.sqrt(s[..., 0] / s[..., 1])), _shares(right, image)
+  return Measured(squares, lambda s: np.sqrt(s[..., 0] / s[..., 1])), shares(right, image)
 
 
 # Where a named object is: a map for each name, and the place where it is highest.
@@ -178,7 +178,7 @@ def _place_scores(found_M2: np.ndarray, worlds: Worlds) -> tuple[Measured, Measu
         right.append(0.5 if found == 0 else float((found > 0) == (true > 0)))
         image.append(scene[i])
   mean = lambda s: s[..., 0] / s[..., 1]
-  return Measured(sums, mean), _shares(np.array(right), np.array(image, int))
+  return Measured(sums, mean), shares(np.array(right), np.array(image, int))
 
 
 # Which of two objects is nearer.
@@ -188,7 +188,7 @@ def nearer(cells_NCD, worlds: Worlds) -> Measured:
   """Share of pairs rightly ordered in depth, from the difference of the features under either object."""
   part_Q = worlds.part_N[worlds.pair_scene_Q]
   if not all((part_Q == part).any() for part in range(3)):
-    return _shares(np.zeros(0), np.zeros(0, int))
+    return shares(np.zeros(0), np.zeros(0, int))
   x_QD = np.stack(
     [w @ cells_NCD[i] for i, w in zip(worlds.pair_scene_Q, worlds.pair_QC, strict=True)]
   ).astype(np.float64)
@@ -197,15 +197,52 @@ def nearer(cells_NCD, worlds: Worlds) -> Measured:
   fitted = [_logistic(x_QD[part_Q == FIT], y_Q[part_Q == FIT], c) for c in _INVERSE_PENALTIES]
   best = max(fitted, key=lambda m: m.score(x_QD[part_Q == CHOOSE], y_Q[part_Q == CHOOSE]))
   right = best.predict(x_QD[part_Q == TEST]) == y_Q[part_Q == TEST]
-  return _shares(right, worlds.pair_scene_Q[part_Q == TEST])
+  return shares(right, worlds.pair_scene_Q[part_Q == TEST])
 
 
 def _logistic(x: np.ndarray, y: np.ndarray, c: float) -> LogisticRegression:
   # Without an intercept, since a pair the other way round must get the other answer: so each stands twice.
   model = LogisticRegression(C=c, fit_intercept=False, max_iter=300)
+  return _fitted(model, np.concatenate([x, -x]), np.concatenate([y, ~y]))
+
+
+def _fitted(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> LogisticRegression:
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty that does not settle is not chosen
-    return model.fit(np.concatenate([x, -x]), np.concatenate([y, ~y]))
+    return model.fit(x, y)
+
+
+# How many objects there are.
+
+
+def count(cells_NCD, worlds: Worlds, penalties: Sequence[float]) -> Measured:
+  """Mean distance from the true number of objects in sight, by ridge regression on the sum of all cells."""
+  x_ND = cells_NCD.mean(1, dtype=np.float64)
+  predicted = _chosen(x_ND, worlds.count_N[:, None].astype(np.float64), worlds.part_N, penalties)(x_ND)[:, 0]
+  return _count_score(predicted, worlds)
+
+
+def count_guessing(worlds: Worlds) -> Measured:
+  """The same of one answer for all: the median number."""
+  return _count_score(np.full(len(worlds.part_N), np.median(worlds.count_N[worlds.part_N == FIT])), worlds)
+
+
+def _count_score(predicted_N: np.ndarray, worlds: Worlds) -> Measured:
+  test = np.flatnonzero(worlds.part_N == TEST)
+  error = np.abs(predicted_N - worlds.count_N)[test]
+  return Measured(_by_image(test, error), lambda s: s[..., 0] / s[..., 1])
+
+
+# Which of two choices is right.
+
+
+def choice(x_ND: np.ndarray, y_N: np.ndarray, image_N: np.ndarray, part_N: np.ndarray) -> Measured:
+  """Share of questions whose right choice, 0 or 1, logistic regression reads off features (N, D)."""
+  fit, choose, test = (part_N == part for part in range(3))
+  x_ND = (x_ND - x_ND[fit].mean(0)) / np.maximum(x_ND[fit].std(0), 1e-6)
+  models = [_fitted(LogisticRegression(C=c, max_iter=300), x_ND[fit], y_N[fit]) for c in _INVERSE_PENALTIES]
+  best = max(models, key=lambda m: m.score(x_ND[choose], y_N[choose]))
+  return shares(best.predict(x_ND[test]) == y_N[test], image_N[test])
 
 
 # Regression and sums.
@@ -248,7 +285,8 @@ def _by_image(image: np.ndarray, values: np.ndarray) -> np.ndarray:
   return np.stack([np.bincount(place, values), np.bincount(place)], 1).astype(np.float64)
 
 
-def _shares(right: np.ndarray, image: np.ndarray) -> Measured:
+def shares(right: np.ndarray, image: np.ndarray) -> Measured:
+  """The share of questions that are right, by image."""
   return Measured(_by_image(image, np.asarray(right, float)), lambda s: s[..., 0] / s[..., 1])
 
 

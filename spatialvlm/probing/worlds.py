@@ -36,6 +36,7 @@ class Worlds:
       that lie equally far apart from top to bottom, the lower object is as often the farther as the nearer.
     pair_QC: float32, where the first object lies minus where the second does, each a distribution over cells.
     first_nearer_Q: bool.
+    count_N: int32, objects in sight, however little of them shows.
     part_N: int8, 0 for the scenes that probes are fitted on, 1 validation, 2 test.
   """
 
@@ -47,6 +48,7 @@ class Worlds:
   pair_scene_Q: np.ndarray
   pair_QC: np.ndarray
   first_nearer_Q: np.ndarray
+  count_N: np.ndarray
   part_N: np.ndarray
 
   @property
@@ -58,11 +60,12 @@ def render(config: ProbeConfig, on_progress: Callable[[int, int], None] = lambda
   """The scenes 0, 1, ... of world `config.seed`; the same config renders the same ones."""
   parts = (config.scenes, config.validation, config.test)
   total = sum(parts)
-  images, depths, names, named, centres, pairs = [], [], [], [], [], []
+  images, depths, names, named, centres, pairs, counts = [], [], [], [], [], [], []
   for start in range(0, total, _CHUNK):
     numbers = range(start, min(start + _CHUNK, total))
     for number, frame in zip(numbers, world.frames(config.seed, numbers, config.render_size), strict=True):
       images.append(frame.image)
+      counts.append(len(frame.objects))
       depths.append(_depth(frame, config.grid, config.farthest))
       shares = {o.index: cell_means(frame.instance == o.index, config.grid) for o in frame.objects}
       names.append(_names(frame, shares, config.grid))
@@ -85,6 +88,7 @@ def render(config: ProbeConfig, on_progress: Callable[[int, int], None] = lambda
       pair_scene_Q=np.array(scene, np.int32),
       pair_QC=np.array(difference, np.float32).reshape(-1, config.grid**2),
       first_nearer_Q=np.array(nearer, bool),
+      count_N=np.array(counts, np.int32),
       part_N=part_N,
     )
   )

@@ -91,12 +91,16 @@ class Described:
     depth: (H, W) float32, metres along the optical axis, 0 for sky.
     focal: focal length in pixels.
     facts: gives the scene in words (`facts.said`).
+    surface: (H, W) int8, the object that each pixel shows; those from `render.MAX_OBJECTS` on are none.
+    objects: numbers in `surface` of those that the question names, in that order, or counts.
   """
 
   question: Question
   depth: np.ndarray
   focal: float
   facts: Callable[[], str]
+  surface: np.ndarray
+  objects: tuple[int, ...]
 
 
 class SceneQuestions(Sequence[Question]):
@@ -220,6 +224,7 @@ class SceneQuestions(Sequence[Question]):
     colors = _paint_order(wish, found, kind, rng)[picture.layout.color[scene]]
     image, depth = world.paint(picture, scene, colors), picture.rendering.depth[scene]
     told = lambda drawn: lambda: facts.of_pool(picture, scene, colors, drawn)
+    surface = picture.rendering.surface[scene]
     number = found.source.first + found.scene
     focal = float(picture.layout.camera.focal[scene]) * self.image_size
     shot = world.shot(picture.layout.camera, scene, lambda: depth)
@@ -240,7 +245,7 @@ class SceneQuestions(Sequence[Question]):
       counted = counted_objects(picture, scene, found.roles)
       shared["asked"] = asked("Count", shown.box[scene, counted], shown.visible[scene, counted], size)
       question = _question(shared, "2D", text, [str(n) for n in wish.numbers])
-      return Described(question, depth, focal, told({}))
+      return Described(question, depth, focal, told({}), surface, tuple(map(int, counted)))
     shapes, look = picture.layout.shape[scene], self._look
     names = [f"{look.color_words[colors[o]]} {look.shape_words[shapes[o]]}" for o in found.roles]
     boxes = [tuple(float(v) for v in picture.rendering.box[scene, o]) for o in found.roles]
@@ -256,9 +261,8 @@ class SceneQuestions(Sequence[Question]):
     question = _question(
       shared, "2D" if kind == "Relation" else "3D", text, choices[::-1] if swapped else choices
     )
-    return Described(
-      question, depth, focal, told({int(o): c for o, c in zip(found.roles, drawn, strict=False)})
-    )
+    said = told({int(o): c for o, c in zip(found.roles, drawn, strict=False)})
+    return Described(question, depth, focal, said, surface, tuple(map(int, found.roles)))
 
 
 def checked_kinds(kinds: Mapping[str, float] | Iterable[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spatialvlm.causes import record as causes_record
 from spatialvlm.inside import record
 from tests import tiny_language
 from tests.inside import support
@@ -108,3 +109,35 @@ def test_a_tuned_lens_is_fitted_and_kept(capfd, photo, tmp_path):
   assert record.read(tmp_path / "x" / "record.npz").tuned is not None
   assert "Tuned lens" in (tmp_path / "x" / "explain.html").read_text()
   assert command.run(capfd, "explain", *asked, f"--out={tmp_path / 'y'}").code == 0
+
+
+def test_what_an_answer_hangs_on(capfd, folder, photo, tmp_path):
+  asked = [
+    f"--model={folder}",
+    f"--image={photo}",
+    "--max_tiles=1",
+    "--causes",
+    WORDS,
+    f"--out={tmp_path / 'x'}",
+  ]
+  less = ["--noheads", "--nowords", "--norollout", "--nogradient", "--novision"]
+  done = command.run(capfd, "explain", *asked, *less, "--options=near,far")
+  assert done.code == 0, done.err
+  assert "blind control" in (tmp_path / "x" / "explain.html").read_text()
+  assert causes_record.read(tmp_path / "x" / "causes.npz").options == ("near", "far")
+  done = command.run(capfd, "explain", *asked)
+  assert done.code == 2 and "--causes: is of one image and of two options" in done.err
+
+
+def test_a_benchmark_takes_its_own_settings_alone(capfd, folder, tmp_path):
+  benchmark = ["--config=explain:quick", f"--workdir={tmp_path / 'run'}"]
+  for wrong, message in (
+    ([f"--model={folder}"], "--model: belongs to a single question"),
+    (["--causes"], "--causes: belongs to a single question"),
+    (["--config.tasks=('Depht',)"], "'Depht' is unknown"),
+    (["--config.models.none=/no/such/folder"], "no such folder"),
+    (["--config.question=3"], "question"),
+  ):
+    done = command.run(capfd, "explain", *benchmark, *wrong)
+    assert done.code == 2 and message in done.err and done.err.count("\n") == 1, done.err
+    assert not (tmp_path / "run").exists()

@@ -82,6 +82,7 @@ def numbers(scenes: int = 60, grid: int = 4, seed: int = 0) -> Worlds:
     pair_scene_Q=np.arange(scenes, dtype=np.int32),
     pair_QC=np.array(difference, np.float32),
     first_nearer_Q=np.array(nearer),
+    count_N=rng.integers(1, 9, scenes).astype(np.int32),
     part_N=np.repeat(np.arange(3, dtype=np.int8), parts),
   )
 

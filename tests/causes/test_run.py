@@ -1,0 +1,71 @@
+"""A benchmark from the first question to the summary, on the model that ships with the project."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from spatialvlm import cli
+from spatialvlm.causes import kept
+from spatialvlm.causes.parts import PARTS
+from spatialvlm.causes.run import run
+from spatialvlm.config import ExplainConfig
+from spatialvlm.types import UserError
+
+FEW = {
+  "questions": 3,
+  "edge_questions": 48,
+  "map_questions": 2,
+  "layer_questions": 2,
+  "head_questions": 8,
+  "answer_questions": 64,
+  "scenes": 64,
+  "validation": 24,
+  "test": 40,
+  "rows": 8,
+  "bootstrap": 50,
+}
+
+
+def test_the_recipe_names_parts_and_tasks_that_there_are():
+  for arg in ("", ":tiny", ":quick"):
+    config = cli.load(f"explain{arg}", [], ExplainConfig)
+    assert set(config.parts) == set(PARTS)
+  with pytest.raises(UserError, match="unknown argument"):
+    cli.load("explain:large", [], ExplainConfig)
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_was_stopped_gives_what_it_would_have(tmp_path, monkeypatch):
+  config = dataclasses.replace(cli.load("explain:tiny", [], ExplainConfig), drawn=True, **FEW)
+  real, calls = kept.measured, []
+
+  def stops(path, cases, block, measure, show):
+    calls.append(path)
+    if len(calls) == 3:  # in the middle of a file
+      real(path, cases[: 2 * block], block, measure, show)
+      raise KeyboardInterrupt
+    real(path, cases, block, measure, show)
+
+  monkeypatch.setattr(kept, "measured", stops)
+  with pytest.raises(KeyboardInterrupt):
+    run(config, tmp_path / "a")
+  assert not (tmp_path / "a" / "summary.json").exists()
+  monkeypatch.setattr(kept, "measured", real)
+  found = run(config, tmp_path / "a")
+  assert set(found) == set(PARTS) and set(found["edges"]) == {"before", "before (drawn)"}
+  names = {path.name for path in (tmp_path / "a").iterdir()}
+  assert {"summary.json", "table.txt", "explain.md", "explain.png", "config.json", "identity.json"} <= names
+  assert (tmp_path / "a" / "explain.png").read_bytes()[:4] == b"\x89PNG"
+  assert json.loads((tmp_path / "a" / "summary.json").read_text()) == json.loads(json.dumps(found))
+  for task, models in found["layers"].items():
+    for row in models.values():
+      assert len(row["cut"]["picture"]) == len(row["patched"]["last"]) == 5, task
+  # What reads a state behind all blocks at the last position answers as the clean picture does.
+  back = found["layers"]["box"]["before"]["patched"]["last"][-1]["value"]
+  assert back is None or back == pytest.approx(1, abs=1e-3)
+  table = np.array([[s["value"] for s in row] for row in found["heads"]["letters"]["before"]["change"]])
+  assert table.shape == (4, 4) and np.isfinite(table).all()
+  again = run(config, tmp_path / "b")
+  assert json.dumps(again) == json.dumps(found)
