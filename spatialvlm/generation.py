@@ -139,7 +139,7 @@ def stream(
     if done_B.all() or index == max_new_tokens - 1:
       return
     with _context(mesh):
-      logits_BV, cache = _step(graphdef, state, tokens_B, cache)
+      logits_BV, cache = step(graphdef, state, tokens_B, cache)
 
 
 def decode(
@@ -201,7 +201,8 @@ def _prefill(graphdef, state, batch: Batch, length: int) -> tuple[jax.Array, KVC
 
 
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="cache")
-def _step(graphdef, state, tokens_B, cache) -> tuple[jax.Array, KVCache]:
+def step(graphdef, state, tokens_B, cache) -> tuple[jax.Array, KVCache]:
+  """Reads one more token of each row: float32 logits (B, V) of the next, and the longer cache, in place."""
   vlm = nnx.merge(graphdef, state)
   hidden_BD, cache = vlm.decode_step(tokens_B, cache)
   return vlm.unembed(hidden_BD), cache

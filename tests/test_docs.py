@@ -29,6 +29,7 @@ CONFIG_OF = {
   "shifts": EvaluateConfig,
   "edge": EvaluateConfig,
   "inspect_data": RunConfig,
+  "plan": RunConfig,
   "encoders": ProbeConfig,
   "field": FieldConfig,
   "scenes": RoomFilesConfig,
@@ -39,7 +40,7 @@ CONFIG_OF = {
 EITHER = ["explain"]
 # Flags of commands with a config, beside its settings.
 OTHERS = ["workdir", "output", "scan", "show", "shifts", "report", "out", "model", "to", "numbers"]
-OTHERS += ["lease"]
+OTHERS += ["lease", "topology", "programs", "tiles", "length", "json", "dump"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

@@ -118,6 +118,9 @@ ROOMS = {
     "types config workdir reporting reporting.terminal worlds fields.posed",
     "jax numpy scipy optax safetensors PIL matplotlib",
   ),
+  "plan": room(
+    "types config core models generation hub peft quantise serving training reporting", "jax flax numpy"
+  ),
   "contrib": room("types api processing server serving", "numpy PIL lmms_eval vlmeval"),
   "api": room(
     f"{MODEL} caches generation hub peft export processing data loading priors serving encoder training"

@@ -2,7 +2,8 @@
 
 `attention` (grouped queries, its cache, the implementations of the product), `mlp`, `norm`, `rope`,
 `masks`, `init`, `pixels` (bytes into numbers), `quantised` (kernels in few bits); `block`, the one
-transformer block with a stack of it; `axes`, which says where arrays lie on devices.
+transformer block with a stack of it; `axes`, which says where arrays lie on devices; `backend`, which says
+what kind of device a program is traced for.
 
 What belongs here: a computation that no family's name is needed to describe. What differs between families
 is a field of `BlockConfig` or `AttentionConfig`, named after what it does, with a default that changes

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from spatialvlm.core import backend
 from spatialvlm.core.axes import context_mesh
 from spatialvlm.core.mlp import linear
 from spatialvlm.core.norm import RMSNorm
@@ -182,7 +183,7 @@ _HIDDEN = jnp.finfo(jnp.float32).min
 
 def _cpu_alone() -> bool:
   mesh = context_mesh()
-  return jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
+  return backend.platform() == "cpu" and (mesh is None or mesh.size == 1)
 
 
 def _chunks(T: int, row: int) -> int:
@@ -275,7 +276,7 @@ def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
 
 
 def _cudnn_refuses(dtype: str, softcap: float | None) -> str:
-  if dtype != "bfloat16" or jax.default_backend() != "gpu":
+  if dtype != "bfloat16" or backend.platform() != "gpu":
     return "needs an NVIDIA GPU and dtype bfloat16"
   return "" if softcap is None else "cannot bound scores (attn_logit_softcapping)"
 

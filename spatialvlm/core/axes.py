@@ -3,6 +3,9 @@
 A layer only names the axes of its parameters (`logical("embed", "mlp")`). `RULES` says on which mesh axes
 each name lies: fully sharded data parallelism (ZeRO-3) along `embed`, Megatron's tensor parallelism along
 heads, mlp and vocab. Names without a rule are replicated.
+
+What is small lies whole along `fsdp`: vectors (norms, biases) and low-rank factors. Split, each would be
+gathered anew in every pass: a message's latency for a few kilobytes (docs/scale.md counts them).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatialvlm.config import MeshConfig
@@ -54,7 +58,12 @@ def make_mesh(sizes: MeshConfig | Mapping[str, int], devices: Sequence[jax.Devic
       f"mesh {said} does not fit {len(devices)} device(s): the sizes must multiply to that number"
     )
   # By default its axes would be Explicit ones, where plain layers fail.
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+  types = (AxisType.Auto,) * len(MESH_AXES)
+  try:
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+  except NotImplementedError:  # sizes that no axes of a TPU's torus multiply to, such as 64 x 4 of 16 x 16
+    laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(laid, MESH_AXES, axis_types=types)
 
 
 def spread_anew(mesh: Mesh, sizes: MeshConfig) -> Mesh:
@@ -89,12 +98,19 @@ def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Any) -> Partit
   return PartitionSpec(*parts)
 
 
+def unsplit(*names: str | None) -> tuple[str | None, ...]:
+  """The names of an array that is too small to be gathered: without those that lie along `fsdp`."""
+  return tuple(None if "fsdp" in RULES.get(name, ()) else name for name in names)
+
+
 def sharding_of(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
   """The sharding of one (abstract or real) variable, from the names in its metadata.
 
-  Of a value that consists of several arrays (`core.quantised`) it is a tree of them, in its own structure.
+  A vector is not split along `fsdp`. Of a value that consists of several arrays (`core.quantised`) it is a
+  tree of them, in its own structure.
   """
   names = variable.get_metadata().get("out_sharding") or (None,) * len(variable.shape)
+  names = unsplit(*names) if len(names) == 1 else names
   value = variable.get_raw_value()
   if hasattr(value, "shardings"):
     return value.shardings(names, mesh)

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spatialvlm.core import backend
+
 _LAST_BY_FIRST = lambda ndim: (((ndim - 1,), (0,)), ((), ()))
 
 
@@ -27,7 +29,7 @@ def dot_general(
   """
   plain = preferred_element_type in (None, jnp.bfloat16) and dimension_numbers == _LAST_BY_FIRST(lhs.ndim)
   bfloat16 = lhs.dtype == rhs.dtype == jnp.bfloat16
-  if plain and bfloat16 and rhs.ndim == 2 and not any(kwargs.values()) and jax.default_backend() == "cpu":
+  if plain and bfloat16 and rhs.ndim == 2 and not any(kwargs.values()) and backend.platform() == "cpu":
     return _rounded_once(lhs, rhs)
   return jax.lax.dot_general(
     lhs, rhs, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type, **kwargs
@@ -70,7 +72,7 @@ def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
   Args:
     spec: every letter of an operand stands in the other one or in the result.
   """
-  if a.dtype == b.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+  if a.dtype == b.dtype == jnp.bfloat16 and backend.platform() == "cpu":
     return _einsum(spec, a, b)
   return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 

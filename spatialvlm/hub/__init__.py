@@ -1,8 +1,8 @@
 """Checkpoints in Hugging Face's format: finding, reading and writing them.
 
-`resolve` (a folder or a hub id to a local folder), `contents` (what a folder holds), `load`, `save`,
-`assemble` (a folder with other encoders), `rules` (names and layouts of tensors), `tensors` (safetensors,
-one at a time), `gguf` (GGUF files, read and written).
+`resolve` (a folder or a hub id to a local folder), `published` (shapes without weights), `contents` (what a
+folder holds), `load`, `save`, `assemble` (a folder with other encoders), `rules` (names and layouts of
+tensors), `tensors` (safetensors, one at a time), `gguf` (GGUF files, read and written).
 
 Contracts:
 
@@ -26,6 +26,7 @@ Contracts:
 from spatialvlm.hub.assemble import assemble, assembled
 from spatialvlm.hub.fewer_tokens import fewer_tokens
 from spatialvlm.hub.load import load_encoder, load_model, read_config
+from spatialvlm.hub.published import read_shape
 from spatialvlm.hub.resolve import identity, read_json, resolve
 from spatialvlm.hub.save import save_encoder, save_model
 
@@ -38,6 +39,7 @@ __all__ = [
   "load_model",
   "read_config",
   "read_json",
+  "read_shape",
   "resolve",
   "save_encoder",
   "save_model",

@@ -69,9 +69,7 @@ def load_model(
       _put(vlm, path, make(whole(variable), variable, mesh))
     return vlm
   entries, doubled = read_entries(weight_files(folder))
-  head = registry.family(config.family).head
-  heads = [name for name in entries if rules.to_ours(name, config.family) == head]
-  config = dataclasses.replace(config, tied=not heads)
+  config = tied_as(config, entries)
   build = lambda: Vlm(config, rngs=nnx.Rngs(0))
   return _filled(build, entries, doubled, config.family, folder, mesh, replacements)
 
@@ -146,6 +144,13 @@ def read_config(folder: Path, *, dtype: str = "float32") -> VlmConfig:
   file, source = folder / "config.json", contents.model_json(folder)
   family = registry.family(registry.family_of(source, str(file)))
   return family.parse_config(source, dtype=dtype, where=str(file))
+
+
+def tied_as(config: VlmConfig, entries: Mapping[str, Entry]) -> VlmConfig:
+  """The config of a model whose files hold these tensors: its head is its table's where they hold none."""
+  head = registry.family(config.family).head
+  heads = [name for name in entries if rules.to_ours(name, config.family) == head]
+  return dataclasses.replace(config, tied=not heads)
 
 
 def match(

@@ -189,7 +189,7 @@ def adapted(
   bias: np.ndarray | None = None,
   start: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> LoraLinear:
-  """A LoraLinear around `base`, its factors float32 on the base's mesh, each axis split as the base's is.
+  """A LoraLinear around `base`, its factors float32 on the base's mesh (`_factors`).
 
   Args:
     magnitude: with DoRA, where None, the base's own, so that a zero B changes nothing.
@@ -204,23 +204,24 @@ def adapted(
   if spec.dora:
     if magnitude is None:
       sharding = mesh_sharding(base.kernel.get_raw_value())
-      out = sharding and NamedSharding(sharding.mesh, PartitionSpec((*sharding.spec, None, None)[1]))
-      magnitude = jax.jit(_column_norms, out_shardings=out)(base.kernel[...])
+      names = axes.unsplit((base.kernel.get_metadata().get("out_sharding") or (None, None))[1])
+      place = sharding and NamedSharding(sharding.mesh, axes.spec(names, (base.out_features,), sharding.mesh))
+      magnitude = jax.jit(_column_norms, out_shardings=place)(base.kernel[...])
     layer.magnitude = beside(base.kernel, magnitude, 1)
   return layer
 
 
 def _factors(weight: nnx.Variable, a: np.ndarray, b: np.ndarray, kind: type) -> tuple[Any, Any]:
-  """Float32 (m, r), (r, n) beside a weight (m, n), on its mesh, m and n split as the weight's axes are."""
-  first, second = weight.get_metadata().get("out_sharding") or (None, None)
+  """Float32 (m, r), (r, n) beside a weight (m, n), on its mesh, m and n split as the weight's axes are where
+  that pays (`core.axes.unsplit`)."""
+  first, second = axes.unsplit(*(weight.get_metadata().get("out_sharding") or (None, None)))
   sharding = mesh_sharding(weight.get_raw_value())
-  places = (*sharding.spec, None, None)[:2] if sharding else (None, None)
 
-  def factor(value, names, spec):
-    metadata = axes.logical(*names) if first or second else {}
-    return kind(placed(value, sharding, PartitionSpec(*spec)), **metadata)
+  def factor(value, *names):
+    place = axes.spec(names, value.shape, sharding.mesh) if sharding else PartitionSpec()
+    return kind(placed(value, sharding, place), **(axes.logical(*names) if any(names) else {}))
 
-  return factor(a, (first, None), (places[0], None)), factor(b, (None, second), (None, places[1]))
+  return factor(a, first, None), factor(b, None, second)
 
 
 def fold(

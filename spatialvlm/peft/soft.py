@@ -128,8 +128,9 @@ def text_ids(vlm: Vlm, text: str, given: Given, name: str) -> np.ndarray:
 def learned(
   value: jax.Array | np.ndarray, names: tuple[str | None, ...], beside: nnx.Variable
 ) -> AdapterParam:
-  """A float32 variable with named axes, on the mesh where `beside` lies."""
-  value = jnp.asarray(value, jnp.float32)
+  """A float32 variable with named axes, on the mesh where `beside` lies, split where that pays
+  (`core.axes.unsplit`)."""
+  value, names = jnp.asarray(value, jnp.float32), axes.unsplit(*names)
   sharding = mesh_sharding(beside.get_raw_value())
   if sharding is not None:
     place = NamedSharding(sharding.mesh, axes.spec(names, value.shape, sharding.mesh))

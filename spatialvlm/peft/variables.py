@@ -91,12 +91,13 @@ def placed(value: Any, sharding: NamedSharding | None, spec: PartitionSpec) -> j
 
 
 def beside(kernel: nnx.Variable, value: Any, axis: int) -> AdapterParam:
-  """A vector that goes along one axis of a (d_in, d_out) kernel, split over the mesh as that axis is."""
-  names = (kernel.get_metadata().get("out_sharding") or (None, None))[axis]
+  """A vector that goes along one axis of a (d_in, d_out) kernel, split as that axis is where that pays
+  (`core.axes.unsplit`)."""
+  names = axes.unsplit((kernel.get_metadata().get("out_sharding") or (None, None))[axis])
   sharding = mesh_sharding(kernel.get_raw_value())
-  place = (*sharding.spec, None, None)[axis] if sharding else None
-  metadata = axes.logical(names) if names else {}
-  return AdapterParam(placed(value, sharding, PartitionSpec(place)), **metadata)
+  place = axes.spec(names, value.shape, sharding.mesh) if sharding else PartitionSpec()
+  metadata = axes.logical(*names) if any(names) else {}
+  return AdapterParam(placed(value, sharding, place), **metadata)
 
 
 def host(variable: nnx.Variable) -> np.ndarray:

@@ -338,6 +338,8 @@ def _texts(graph, state, logits_BV, cache, tokens_BKT, valid_BKT, count):
 
 
 _gathered = jax.jit(lambda x: _replicated(x))
+# By name, for who compiles them without running them (`spatialvlm.plan`): (Graph, state, ...) -> result.
+PROGRAMS = {"encode": _encode, "prefix": _prefix, "read": _read}
 
 
 def _replicated(tree):

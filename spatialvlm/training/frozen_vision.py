@@ -209,7 +209,7 @@ class FrozenVision:
     # Behind a frozen connector there is less to keep and nothing left to do.
     self._connected = not before and not any(name.startswith("connector.") for name in split.params)
     shards = int(np.prod([self._mesh.shape[axis] for axis in axes.RULES["batch"]]))
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = self._mesh.devices.flat[0].platform == "cpu"
     together, self._rounds = (TOGETHER_ON_CPU, ROUNDS_ON_CPU) if on_cpu else (TOGETHER, ROUNDS)
     self._sharding = NamedSharding(self._mesh, PartitionSpec(None, axes.RULES["batch"]))
     self._round = shards * together // jax.process_count()
@@ -262,6 +262,23 @@ class FrozenVision:
       **seen,
     )
     return batch, seconds, flops
+
+  def traced(self, state: TrainState, frozen: Params, batch: Batch) -> tuple[jax.stages.Traced, int, int]:
+    """The program for batches of these tiles, which may be described alone, as it would be compiled.
+
+    Returns:
+      It, how many tiles one of its rounds takes over all devices, and how many rounds one call has at most.
+    """
+    count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(self._mesh, PartitionSpec()))
+
+    def put(array):
+      if array is None:
+        return None
+      shape = (self._rounds, self._round, *array.shape[1:])
+      return jax.ShapeDtypeStruct(shape, array.dtype, sharding=self._sharding)
+
+    work = _Work(put(batch.pixels_NHWC), put(batch.pixel_mask_NHW), count, batch.normal)
+    return self._programs.traced(state, frozen, work), self._round, self._rounds
 
   def close(self) -> str:
     """Writes what waits for the disk; returns a line or two on what was done."""

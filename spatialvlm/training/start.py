@@ -49,7 +49,12 @@ def build_model(
   model = base or loading.load_base(config.model, mesh)
   model = peft.apply(model, settings, peft.Given(words, first))
   priors.attach(model, config.priors, config.seed, told.begins_at(config))
-  return execution.apply(model, execution.Execution(config.model.attention, config.train.remat))
+  return execution.apply(model, execution_of(config))
+
+
+def execution_of(config: RunConfig) -> execution.Execution:
+  """How a run's model computes."""
+  return execution.Execution(config.model.attention, config.train.remat)
 
 
 def batches(stream: Callable[[], Iterator[tuple[Batch, Any]]], mesh: Mesh, method: str) -> Batches:

@@ -64,6 +64,8 @@ class Trainee:
 class Split:
   """A trainee cut into trainables and the rest, and the way back.
 
+  Of abstract models the arrays are `jax.ShapeDtypeStruct` with their places, and nothing is moved.
+
   Attributes:
     params: trainable arrays by name; frozen: all other arrays by name. They lie on `mesh`, those of others
       where `meshes` says so.
@@ -172,6 +174,16 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, ema: bool, m
   )
 
 
+def abstract_state(params: Params, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
+  """Shapes, types and places of what `init_state` makes; `params` may be abstract themselves."""
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  described = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+  own = {name: described(value, value.sharding) for name, value in params.items()}
+  opt_state = jax.tree.map(described, jax.eval_shape(tx.init, params), opt_shardings(params, tx, mesh))
+  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+  return TrainState(step=step, params=own, opt_state=opt_state, ema=own if ema else {})
+
+
 def opt_shardings(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
   """Shardings of the optimizer's state: the parameter's own where the shapes are equal, else everywhere."""
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -226,7 +238,11 @@ def _by_name(state: nnx.State, prefix: str) -> dict[str, tuple[tuple, nnx.Variab
 
 
 def _place(item: tuple[tuple, nnx.Variable], mesh: Mesh) -> jax.Array:
-  moved = lambda part, to: part if part.sharding.is_equivalent_to(to, part.ndim) else jax.device_put(part, to)
+  def moved(part, to):
+    if isinstance(part, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=to)
+    return part if part.sharding.is_equivalent_to(to, part.ndim) else jax.device_put(part, to)
+
   return jax.tree.map(moved, item[1].get_raw_value(), axes.sharding_of(item[1], mesh))
 
 

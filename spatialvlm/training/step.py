@@ -198,10 +198,15 @@ class Programs:
       return self._made[shape], False
     started = time.perf_counter()
     with jax.set_mesh(self._mesh):
-      compiled = self._jit.lower(state, frozen, batch).compile()
+      compiled = self.traced(state, frozen, batch).lower().compile()
     seconds = time.perf_counter() - started
-    self._made[shape] = Program(compiled, self._flops(compiled), _bytes(compiled), seconds)
+    self._made[shape] = Program(compiled, self._flops(compiled), program_bytes(compiled), seconds)
     return self._made[shape], True
+
+  def traced(self, state: TrainState, frozen: Params, batch: Batch) -> jax.stages.Traced:
+    """The step as it would be compiled for these arrays, or for what describes them."""
+    with jax.set_mesh(self._mesh):
+      return self._jit.trace(state, frozen, batch)
 
   def _flops(self, compiled) -> float:
     cost = compiled.cost_analysis() or {}
@@ -239,7 +244,8 @@ def to_devices(batch: Any, mesh: Mesh, accumulation: int = 1) -> Any:
   return jax.device_put(batch, sharding)
 
 
-def _bytes(compiled) -> int:
+def program_bytes(compiled) -> int:
+  """Memory of one device while a compiled program runs, as `Program.bytes`; 0 where nobody says."""
   memory = compiled.memory_analysis()
   if memory is None:
     return 0

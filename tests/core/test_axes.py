@@ -6,7 +6,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from spatialvlm.config import MeshConfig
-from spatialvlm.core.axes import constrain, create_sharded, logical, make_mesh, sharding_of, spec
+from spatialvlm.core.axes import constrain, create_sharded, logical, make_mesh, sharding_of, spec, unsplit
 from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.mlp import Mlp, linear
 from spatialvlm.types import UserError
@@ -44,7 +44,8 @@ def test_parameters_are_born_on_their_shards():
   )
   born, alone = create_sharded(make, mesh), make()
   assert born.up_proj.kernel[...].sharding.spec == P("fsdp", "tensor")
-  assert born.down_proj.bias[...].sharding.spec == P("fsdp")
+  assert born.down_proj.bias[...].sharding.spec == P(None)  # along fsdp vectors lie whole
+  assert born.up_proj.bias[...].sharding.spec == P("tensor")
   np.testing.assert_allclose(born.gate_proj.kernel[...], alone.gate_proj.kernel[...], atol=1e-6)
   # Drawn there at once, not moved: even inside set_mesh alone the array lies on its shards.
   with jax.set_mesh(mesh):
@@ -69,6 +70,13 @@ def test_a_layer_names_its_axes_without_a_mesh():
   mesh = make_mesh({"fsdp": 4, "tensor": 2})
   assert sharding_of(nnx.Param(jnp.zeros((4, 6))), mesh).spec == P(None, None)
   assert sharding_of(nnx.Param(jnp.zeros((4, 6)), **logical("embed", None)), mesh).spec == P("fsdp", None)
+
+
+def test_what_is_small_lies_whole_along_fsdp():
+  assert unsplit("embed", "mlp", None, "heads") == (None, "mlp", None, "heads")
+  mesh = make_mesh({"fsdp": 4, "tensor": 2})
+  assert sharding_of(nnx.Param(jnp.zeros(8), **logical("embed")), mesh).spec == P(None)
+  assert sharding_of(nnx.Param(jnp.zeros(8), **logical("heads")), mesh).spec == P("tensor")
 
 
 def test_constrain_pins_only_under_a_mesh():

@@ -126,7 +126,8 @@ def test_first_values_depend_on_seed_and_name_alone(plain):
   assert not np.array_equal(*drawn)
 
 
-def test_factors_are_born_on_the_shards_of_their_base():
+def test_factors_are_born_where_they_stay():
+  """Split along tensor as their base is, whole along fsdp."""
   config = PeftConfig(target=".*", full=r"model\.text_model\.norm", options={"rank": 4, "dora": True})
   alone = support.moved(peft.apply(support.build(), config))
   mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -134,8 +135,11 @@ def test_factors_are_born_on_the_shards_of_their_base():
   for _, variable in nnx.to_flat_state(nnx.state(spread)):
     assert variable[...].sharding.is_equivalent_to(axes.sharding_of(variable, mesh), variable[...].ndim)
   layer = spread.decoder.stack.layers[0].attn.q_proj
-  assert layer.lora_a[...].sharding.shard_shape((24, 4)) == (12, 4)
+  assert layer.lora_a[...].sharding.shard_shape((24, 4)) == (24, 4)
   assert layer.lora_b[...].sharding.shard_shape((4, 32)) == (4, 16)
+  down = spread.decoder.stack.layers[0].mlp.down_proj
+  assert down.lora_a[...].sharding.shard_shape((32, 4)) == (16, 4)
+  assert down.magnitude[...].sharding.is_fully_replicated
   spread = support.moved(spread)
   np.testing.assert_allclose(support.logits(spread), support.logits(alone), atol=2e-5)
   merged, wanted = (dict(nnx.to_flat_state(nnx.state(peft.merge(model)))) for model in (spread, alone))
@@ -153,7 +157,7 @@ def test_surgery_inside_a_sharded_creation():
   spread = axes.create_sharded(make, mesh).decoder.stack.layers[1].attn.q_proj
   alone = peft.apply(support.build(), config).decoder.stack.layers[1].attn.q_proj
   assert np.array_equal(spread.lora_a[...], alone.lora_a[...])
-  assert spread.lora_a[...].sharding.shard_shape((24, 2)) == (6, 2)
+  assert spread.lora_a[...].sharding.shard_shape((24, 2)) == (24, 2)
   norms = np.linalg.norm(np.asarray(spread.kernel[...]), axis=0)
   np.testing.assert_allclose(spread.magnitude[...], norms, rtol=1e-6)
 
