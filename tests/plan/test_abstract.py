@@ -46,7 +46,7 @@ def config_of(folder, **more) -> RunConfig:
   )
   model = ModelConfig(path=str(folder / "model"), dtype="bfloat16")
   given = dict(model=model, peft=PeftConfig(options={"rank": 2, "dora": True}), data=data, mesh=MESH)
-  return RunConfig(train=TrainConfig(batch_size=8), **given | more)
+  return RunConfig(**given | dict(train=TrainConfig(batch_size=8)) | more)
 
 
 def said(tree):
