@@ -1,12 +1,16 @@
 """The tables of docs/scale.md: compiles cell after cell, keeps each, and writes the tables anew.
 
-  python benchmarks/plan_tables.py [--only=PART] [--most=N] [--tables]
+  python benchmarks/plan_tables.py [--only=PART] [--most=N] [--shallow] [--tables]
 
 Each cell is one program of one model for one kind of device (`launch/plan.py` compiles the same). What is
-done is kept in benchmarks/plan.jsonl, a line a cell, and is not compiled again unless its line is taken out;
-so the script may be stopped at any moment and called again. `--only` takes the cells whose names hold a text,
-`--most` that many of them, `--tables` none: it only writes the tables of what is there. A cell that was not
-compiled stands in its table as such. Compiling takes one to ten minutes a cell.
+done is kept in benchmarks/plan.jsonl, a line a program, and is not compiled again unless its line is taken
+out; so the script may be stopped at any moment and called again. `--only` takes the cells whose names hold a
+text, `--most` that many of them, `--tables` none: it only writes the tables of what is there.
+
+A whole model compiles in one to ten minutes of a core. `--shallow` compiles the same program with 2 and 4
+blocks in place of all, and the tables then say, behind a `~`, what follows for the whole depth: memory,
+arithmetic and messages of equal blocks grow by the same from each to the next. A cell of neither stands there
+as not compiled.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from spatialvlm import hub  # noqa: E402
 from spatialvlm.config import MeshConfig, PeftConfig, RunConfig  # noqa: E402
 from spatialvlm.configs import lora  # noqa: E402
 from spatialvlm.plan import compiled, run, targets  # noqa: E402
@@ -40,6 +46,8 @@ MODELS = {
 # Tokens of a row with so many tiles (81 a tile of the 2.2B model, 64 of the others) and a question.
 TOKENS = {1: 192, 5: 512, 17: 1280}
 TOKENS_2B = {1: 192, 5: 512, 17: 1536}
+# Rows that a card takes at a time (`train.accumulation` makes larger steps of them).
+ROWS = {1: 8, 5: 2, 17: 1}
 METHODS = {
   "LoRA": {},
   "QLoRA": {"quantize": "nf4"},
@@ -108,14 +116,18 @@ def cells() -> Iterator[Cell]:
   yield Cell("500M", "LoRA", 1, 32, "v6e-8", data=4, fsdp=2)
   yield Cell("500M", "LoRA", 1, 64, "v5p-128", data=32, fsdp=2)
   yield Cell("500M", "LoRA", 1, 256, "v5e-256", data=128, fsdp=2)
-  # What a card can train: the least, one row at a time, and how much each further row takes.
+  # What a card can train.
   for topology in ("rtx4060", "rtx4090"):
     for model in ("500M", "256M", "2.2B"):
-      for tiles in (1, 5, 17):
-        for method in ("LoRA", "QLoRA", "full"):
-          for remat in (False, True):
-            for rows in (1, 2):
-              yield Cell(model, method, tiles, rows, topology, remat=remat)
+      for method, remat in (
+        ("LoRA", False),
+        ("QLoRA", False),
+        ("full", False),
+        ("LoRA", True),
+        ("full", True),
+      ):
+        for tiles, rows in ROWS.items():
+          yield Cell(model, method, tiles, rows, topology, remat=remat)
 
 
 def kept() -> dict[str, Plan]:
@@ -126,35 +138,93 @@ def kept() -> dict[str, Plan]:
   return {line["cell"]: compiled.from_json(line["plan"]) for line in lines}
 
 
-def compile_cells(only: str, most: int) -> None:
+def depths(cell: Cell, shallow: bool) -> list[tuple[int, int] | None]:
+  """(blocks of the decoder, of the tower) of each program that a cell is made of; None for all of them.
+
+  The tower of a frozen vision model is no part of its step.
+  """
+  if not shallow:
+    return [None]
+  return [(2, 2), (4, 2), *([(2, 4)] if cell.method == "full" else [])]
+
+
+def name_at(cell: Cell, depth: tuple[int, int] | None) -> str:
+  return cell.name + (f" at {depth[0]}+{depth[1]} blocks" if depth else "")
+
+
+def folder_at(cell: Cell, depth: tuple[int, int], folder: Path) -> Path:
+  """The cell's model with fewer blocks, as a folder of its config.json alone."""
+  source = dict(hub.read_shape(MODELS[cell.model]).source)
+  text = {**source["text_config"], "num_hidden_layers": depth[0]}
+  vision = {**source["vision_config"], "num_hidden_layers": depth[1]}
+  (folder / "config.json").write_text(json.dumps({**source, "text_config": text, "vision_config": vision}))
+  return folder
+
+
+def compile_cells(only: str, most: int, shallow: bool) -> None:
   done = kept()
-  wanted = [cell for cell in dict.fromkeys(cells()) if only in cell.name and cell.name not in done][:most]
-  for number, cell in enumerate(wanted, 1):
-    began = time.perf_counter()
+  wanted = [(cell, depth) for cell in dict.fromkeys(cells()) for depth in depths(cell, shallow)]
+  wanted = [(c, d) for c, d in wanted if only in c.name and not {c.name, name_at(c, d)} & done.keys()][:most]
+  for number, (cell, depth) in enumerate(wanted, 1):
+    name, began = name_at(cell, depth), time.perf_counter()
     try:
-      found = list(
-        run.plan(
-          cell.config, targets.find(cell.topology), [cell.program], tiles=cell.tiles, tokens=cell.tokens
-        )
-      )
+      with tempfile.TemporaryDirectory() as folder:
+        plan = compiled_at(cell, depth, Path(folder))
     except UserError as error:
-      print(f"{number}/{len(wanted)} {cell.name}: {error}", flush=True)
+      print(f"{number}/{len(wanted)} {name}: {error}", flush=True)
       continue
     with KEPT.open("a") as file:
-      for plan in found:
-        file.write(json.dumps({"cell": cell.name, "plan": compiled.to_json(plan)}) + "\n")
-        said = f"{plan.needed / GIB:.2f} GiB of {plan.memory / GIB:.1f}, compiled in {plan.seconds:.0f} s"
-        print(f"{number}/{len(wanted)} {cell.name}: {said}, {time.perf_counter() - began:.0f} s", flush=True)
+      file.write(json.dumps({"cell": name, "plan": compiled.to_json(plan)}) + "\n")
+    said = f"{plan.needed / GIB:.2f} GiB of {plan.memory / GIB:.1f}, compiled in {plan.seconds:.0f} s"
+    print(f"{number}/{len(wanted)} {name}: {said}, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def compiled_at(cell: Cell, depth: tuple[int, int] | None, folder: Path) -> Plan:
+  config = cell.config
+  if depth:
+    model = dataclasses.replace(config.model, path=str(folder_at(cell, depth, folder)))
+    config = dataclasses.replace(config, model=model)
+  target, sizes = targets.find(cell.topology), dict(tiles=cell.tiles, tokens=cell.tokens)
+  (plan,) = run.plan(config, target, [cell.program], **sizes)
+  return plan
+
+
+def found(done: Mapping[str, Plan], cell: Cell) -> tuple[Plan | None, str]:
+  """A cell's plan, and what stands before its numbers: "~" where they follow from fewer blocks."""
+  if cell.name in done:
+    return done[cell.name], ""
+  parts = [done.get(name_at(cell, depth)) for depth in depths(cell, shallow=True)]
+  if not all(parts):
+    return None, ""
+  shape = hub.read_shape(MODELS[cell.model])
+  more = [(shape.text.depth - 2) / 2, (shape.vision.depth - 2) / 2][: len(parts) - 1]
+  return grown(parts[0], list(zip(parts[1:], more, strict=True))), "~"
+
+
+def grown(first: Plan, others: list[tuple[Plan, float]]) -> Plan:
+  """A plan of more blocks: `first`, and so many times what each other one has more than it."""
+  number = lambda get: get(first) + sum(times * (get(other) - get(first)) for other, times in others)
+  names = ("temporaries", "needed", "donated", "flops", "compiled_flops", "moved", "seconds")
+  values = {name: number(lambda plan, name=name: getattr(plan, name)) for name in names}
+  held = {name: number(lambda plan, name=name: plan.held[name]) for name in first.held}
+  kinds = {
+    kind: {key: number(lambda plan, k=kind, key=key: plan.collectives.get(k, {}).get(key, 0)) for key in row}
+    for kind, row in first.collectives.items()
+  }
+  of = lambda name: number(lambda plan: getattr(plan.bounds, name))
+  least = dataclasses.replace(first.bounds, **{name: of(name) for name in ("arithmetic", "memory", "links")})
+  return dataclasses.replace(first, **values, held=held, collectives=kinds, bounds=least, commonest=[])
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--only", default="", help="cells whose names hold this")
   parser.add_argument("--most", type=int, default=10_000)
+  parser.add_argument("--shallow", action="store_true", help="with 2 and 4 blocks in place of all")
   parser.add_argument("--tables", action="store_true", help="compile nothing")
   asked = parser.parse_args()
   if not asked.tables:
-    compile_cells(asked.only, asked.most)
+    compile_cells(asked.only, asked.most, asked.shallow)
   write(kept())
 
 
@@ -186,55 +256,48 @@ def slices(done: Mapping[str, Plan]) -> tables.Table:
     }
     what = f"{cell.model} {cell.method}, {cell.tiles} tile{'s' * (cell.tiles > 1)}: {of[cell.program]}"
     head = [what, cell.topology + mesh]
-    plan = done.get(cell.name)
-    rows.append([*head, *(_figures(plan) if plan else ["not compiled", *[""] * 9])])
+    plan, about = found(done, cell)
+    rows.append([*head, *(_figures(plan, about) if plan else ["not compiled", *[""] * 9])])
   return tables.make("slices", "Programs on slices and on one H100, of one device", columns, rows)
 
 
-def _figures(plan: Plan) -> list[str]:
-  gib = lambda size: f"{size / GIB:.2f}"
-  ms = lambda seconds: f"{1e3 * seconds:.3g} ms"
+def _figures(plan: Plan, about: str) -> list[str]:
+  gib = lambda size: f"{about}{size / GIB:.2f} GiB"
+  ms = lambda seconds: f"{about}{1e3 * seconds:.3g} ms"
   trained = plan.held.get("trained", 0) + plan.held.get("optimizer", 0)
   sent = sum(kind["times"] for kind in plan.collectives.values())
-  fits = f"{gib(plan.needed)} of {gib(plan.memory)} GiB" + ("" if plan.fits else ": too little")
-  kinds = ", ".join(f"{int(kind['times'])} {name}" for name, kind in plan.collectives.items())
+  kinds = ", ".join(f"{about}{round(kind['times'])} {name}" for name, kind in plan.collectives.items())
   return [
     gib(plan.held["weights"]),
     gib(trained),
     gib(plan.temporaries) if plan.temporaries else "",
-    fits,
-    f"{plan.flops / 1e12:.3g}",
+    _peak(plan, about),
+    f"{about}{plan.flops / 1e12:.3g}",
     ms(plan.bounds.arithmetic),
     ms(plan.bounds.memory) if plan.moved else "",
     ms(plan.bounds.links) if sent else "",
     kinds,
-    f"{plan.seconds:.0f} s",
+    f"{about}{plan.seconds:.0f} s",
   ]
 
 
+def _peak(plan: Plan, about: str) -> str:
+  said = f"{about}{plan.needed / GIB:.2f} of {plan.memory / GIB:.1f} GiB"
+  return said if plan.fits else f"{said}: does not fit"
+
+
 def cards(done: Mapping[str, Plan]) -> tables.Table:
-  """What fits a card: memory at one row, and how many rows of a step fit at a time."""
+  """What fits a card: the peak of a step of a few rows."""
   wanted = [cell for cell in dict.fromkeys(cells()) if cell.topology.startswith("rtx")]
-  columns = ("model", "card", "method", *(f"{t} tile{'s' * (t > 1)}" for t in TOKENS))
-  rows = []
+  heads = [f"{rows} row{'s' * (rows > 1)} of {tiles} tile{'s' * (tiles > 1)}" for tiles, rows in ROWS.items()]
+  lines = []
   for cell in dict.fromkeys(dataclasses.replace(c, tiles=0, rows=0) for c in wanted):
-    found = [_fits(done, dataclasses.replace(cell, tiles=tiles)) for tiles in TOKENS]
+    plans = [found(done, dataclasses.replace(cell, tiles=t, rows=r)) for t, r in ROWS.items()]
     method = cell.method + (", remat" if cell.remat else "")
-    rows.append([cell.model, targets.find(cell.topology).chip.what, method, *found])
-  return tables.make("cards", "What a card can train: peak of one row, and how many rows fit", columns, rows)
-
-
-def _fits(done: Mapping[str, Plan], cell: Cell) -> str:
-  one, two = (done.get(dataclasses.replace(cell, rows=rows).name) for rows in (1, 2))
-  if one is None:
-    return "not compiled"
-  said = f"{one.needed / GIB:.1f} GiB"
-  if not one.fits:
-    return f"no: {said}"
-  if two is None or two.needed <= one.needed:
-    return f"{said}: 1 row"
-  most = 1 + int((one.memory - one.needed) // (two.needed - one.needed))
-  return f"{said}: {most} row{'s' * (most > 1)}"
+    said = [_peak(plan, about) if plan else "not compiled" for plan, about in plans]
+    lines.append([cell.model, targets.find(cell.topology).chip.what, method, *said])
+  title = "What a card can train: peak of memory of one step"
+  return tables.make("cards", title, ("model", "card", "method", *heads), lines)
 
 
 if __name__ == "__main__":
