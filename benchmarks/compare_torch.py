@@ -40,19 +40,20 @@ def limit_threads(count: int) -> None:
   os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def inputs(tiles: int, batch: int, length: int):
-  """Arrays in the layout of transformers' processors; every tile is framed by a token of text."""
+def inputs(tiles: int, batch: int, length: int, size: int = 512, image_token: int = IMAGE_TOKEN):
+  """Arrays in the layout of transformers' processors; a tile's 64 tokens are framed by a token of text."""
   import numpy as np
 
   rng = np.random.default_rng(tiles)
   ids = rng.integers(3, 49000, (batch, length))
+  ids[ids == image_token] += 1
   for tile in range(tiles):
-    ids[:, 2 + 65 * tile : 66 + 65 * tile] = IMAGE_TOKEN
-  pixels = rng.uniform(-1, 1, (batch, tiles, 3, 512, 512)).astype(np.float32)
+    ids[:, 2 + 65 * tile : 66 + 65 * tile] = image_token
+  pixels = rng.uniform(-1, 1, (batch, tiles, 3, size, size)).astype(np.float32)
   return {"input_ids": ids, "attention_mask": np.ones_like(ids), "pixel_values": pixels}
 
 
-def batch_of(arrays, targets: int = 0):
+def batch_of(arrays, targets: int = 0, image_token: int = IMAGE_TOKEN):
   """The same as this project's `Batch`, on the device; the last `targets` tokens are supervised."""
   import jax
   import numpy as np
@@ -60,7 +61,7 @@ def batch_of(arrays, targets: int = 0):
   from spatialvlm.types import Batch
 
   ids, pixels = arrays["input_ids"].astype(np.int32), arrays["pixel_values"]
-  mark = ids == IMAGE_TOKEN
+  mark = ids == image_token
   B, T = ids.shape
   return jax.device_put(
     Batch(
@@ -99,13 +100,11 @@ def forwards(vlm, torch_model):
 
 def decoding(vlm, torch_model):
   """Prefill and 8 greedy tokens; and a question's letters scored, against the same 8 tokens."""
-  import jax
   import numpy as np
   import torch
 
   from spatialvlm.generation import generate
   from spatialvlm.serving.scorer import VlmScorer
-  from spatialvlm.types import Batch
 
   arrays = inputs(1, 1, 120)
   batch, tensors = batch_of(arrays), {key: torch.tensor(value) for key, value in arrays.items()}
@@ -119,23 +118,120 @@ def decoding(vlm, torch_model):
       )
 
   def score():
-
-    features = scorer.encode(np.asarray(batch.pixels_NHWC))
-    image = np.flatnonzero(np.asarray(batch.image_slot_BT[0]) >= 0)[-1] + 1
-    head, text = ({k: np.asarray(getattr(batch, k))[:, part] for k in ("tokens_BT", "valid_BT")}
-                  for part in (slice(image), slice(image, None)))  # fmt: skip
-    prefix = Batch(
-      **head,
-      features_NPD=features,
-      tile_index_BI=np.arange(len(features), dtype=np.int32)[None],
-      image_slot_BT=np.asarray(batch.image_slot_BT)[:, :image],
-    )
-    prefixes = scorer.prefix(prefix)
-    read = scorer.read(prefixes, np.zeros(1, np.int32), text["tokens_BT"], text["valid_BT"], room=0)
-    return jax.block_until_ready(scorer.letters(read, letters, np.ones_like(letters, bool)))
+    return letters_of(scorer, batch, letters)
 
   ours = lambda: generate(vlm, batch, max_new_tokens=8, stop=False)
   return {"generate8": (ours, theirs), "letters": (score, theirs)}
+
+
+def letters_of(scorer, batch, letters):
+  """Log-probabilities of the letters of a batch's rows: images, prefixes, texts, as the evaluator asks them.
+
+  Args:
+    letters: int32 (1, L), the tokens of every row's letters.
+  """
+  import jax
+  import numpy as np
+
+  from spatialvlm.types import Batch
+
+  slots, rows = np.asarray(batch.image_slot_BT), len(batch.tokens_BT)
+  features = scorer.encode(np.asarray(batch.pixels_NHWC))
+  image = np.flatnonzero(slots[0] >= 0)[-1] + 1
+  head, text = (
+    {k: np.asarray(getattr(batch, k))[:, part] for k in ("tokens_BT", "valid_BT")}
+    for part in (slice(image), slice(image, None))
+  )
+  prefix = Batch(
+    **head,
+    features_NPD=features,
+    tile_index_BI=np.arange(len(features), dtype=np.int32).reshape(rows, -1),
+    image_slot_BT=slots[:, :image],
+  )
+  prefixes = scorer.prefix(prefix)
+  index = np.arange(rows, dtype=np.int32)
+  read = scorer.read(prefixes, index, text["tokens_BT"], text["valid_BT"], room=0)
+  letters = np.repeat(letters, rows, axis=0)
+  return jax.block_until_ready(scorer.letters(read, letters, np.ones_like(letters, bool)))
+
+
+class Trained:
+  """This project's side of a training step: AdamW on what `config` names.
+
+  Attributes:
+    programs: makes the compiled step of a batch's shape.
+    state: the current one; each step takes it and puts the next in its place.
+  """
+
+  def __init__(self, vlm, config):
+    import jax
+    import optax
+
+    from spatialvlm import peft
+    from spatialvlm.core.axes import make_mesh
+    from spatialvlm.training import objectives, state, step
+
+    self.mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    self.config = peft.completed(config)
+    vlm = peft.apply(vlm, self.config)
+    self.split = state.Split(vlm, peft.trainable_filter(vlm, self.config), self.mesh)
+    tx, self.terms = optax.adamw(1e-4), {"answer": (1.0, objectives.Answer())}
+    self.state = state.init_state(self.split.params, tx, ema=False, mesh=self.mesh)
+    pinned = (
+      step.state_shardings(self.state),
+      None,
+    )  # as runs have it: left free, the second step compiles anew
+    run = step.make_train_step(self.split, tx, self.terms)
+    self.programs = step.Programs(run, self.mesh, donate=True, out_shardings=pinned)
+
+  def put(self, batch):
+    """A batch on the device."""
+    from spatialvlm.training import step
+
+    return step.to_devices(batch, self.mesh)
+
+  def __call__(self, batch):
+    """The loss of a step on a batch that lies on the device."""
+    import jax
+
+    program, _ = self.programs.get(self.state, self.split.frozen, batch)
+    self.state, metrics = program.run(self.state, self.split.frozen, batch)
+    return jax.block_until_ready(metrics["loss"])
+
+  def seen_by(self, memory, batch):
+    """A step that begins with a batch's pixels on the host, which a frozen tower sees or `memory` knows."""
+    import jax
+
+    from spatialvlm.training import frozen_vision
+
+    vision = frozen_vision.FrozenVision(self.split, self.terms, memory)
+    on_host = with_keys(jax.device_get(batch))
+    return lambda: self(self.put(vision(self.state, self.split.frozen, on_host)[0]))
+
+
+def torch_lora(torch_model, rank: int, alpha: int, target: str):
+  """The same of PEFT: the adapted model, and its optimizer."""
+  import peft
+  import torch
+
+  config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=target)
+  adapted = peft.get_peft_model(torch_model, config)
+  return adapted, torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4)
+
+
+def torch_step(model, optimizer, tensors, targets: int):
+  """A step of transformers; the last `targets` tokens are supervised."""
+  labels = tensors["input_ids"].clone()
+  labels[:, :-targets] = -100
+
+  def step():
+    optimizer.zero_grad()
+    loss = model(**tensors, labels=labels, use_cache=False).loss
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+  return step
 
 
 def lora(vlm, torch_model):
@@ -145,54 +241,24 @@ def lora(vlm, torch_model):
   with a frozen tower takes pictures that it has not seen (`lora-new`), and those that it has (`lora-known`).
   The last two begin with the pixels of a batch on the host, as runs do.
   """
-  import jax
-  import optax
-  import peft as torch_peft
   import torch
 
-  from spatialvlm import peft
   from spatialvlm.config import PeftConfig
-  from spatialvlm.core.axes import make_mesh
-  from spatialvlm.training import frozen_vision, objectives, state, step
+  from spatialvlm.training import frozen_vision
 
   arrays = inputs(1, 2, 120)
-  mesh = make_mesh({"data": 1}, jax.devices()[:1])
-  config = peft.completed(PeftConfig(options={"rank": 8, "alpha": 16.0}))
-  vlm = peft.apply(vlm, config)
-  split = state.Split(vlm, peft.trainable_filter(vlm, config), mesh)
-  tx, terms = optax.adamw(1e-4), {"answer": (1.0, objectives.Answer())}
-  current = [state.init_state(split.params, tx, ema=False, mesh=mesh)]
-  pinned = step.state_shardings(current[0]), None  # as runs have it: left free, the second step compiles anew
-  run = jax.jit(step.make_train_step(split, tx, terms), donate_argnums=0, out_shardings=pinned)
-  batch = step.to_devices(batch_of(arrays, TARGETS), mesh)
-  on_host = with_keys(jax.device_get(batch))
-
-  def ours(batch=batch):
-    with jax.set_mesh(mesh):
-      current[0], metrics = run(current[0], split.frozen, batch)
-    return jax.block_until_ready(metrics["loss"])
-
-  def seen_by(memory):
-    vision = frozen_vision.FrozenVision(split, terms, memory)
-    return lambda: ours(step.to_devices(vision(current[0], split.frozen, on_host)[0], mesh))
-
-  adapted = torch_peft.get_peft_model(
-    torch_model, torch_peft.LoraConfig(r=8, lora_alpha=16, target_modules=config.target)
-  )
-  optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4)
+  trained = Trained(vlm, PeftConfig(options={"rank": 8, "alpha": 16.0}))
+  batch = batch_of(arrays, TARGETS)
+  on_device = trained.put(batch)
+  adapted, optimizer = torch_lora(torch_model, 8, 16, trained.config.target)
   tensors = {key: torch.tensor(value) for key, value in arrays.items()}
-  labels = tensors["input_ids"].clone()
-  labels[:, :-TARGETS] = -100
-
-  def theirs():
-    optimizer.zero_grad()
-    loss = adapted(**tensors, labels=labels, use_cache=False).loss
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-  known = seen_by(frozen_vision.Memory(2**30))
-  return {"lora": (ours, theirs), "lora-new": (seen_by(None), theirs), "lora-known": (known, theirs)}
+  theirs = torch_step(adapted, optimizer, tensors, TARGETS)
+  new, known = (trained.seen_by(memory, batch) for memory in (None, frozen_vision.Memory(2**30)))
+  return {
+    "lora": (lambda: trained(on_device), theirs),
+    "lora-new": (new, theirs),
+    "lora-known": (known, theirs),
+  }
 
 
 def with_keys(batch):

@@ -73,8 +73,9 @@ class Ours:
     from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
     from spatialvlm.processing.processor import load_processor
 
-    tiling = {"max_tiles": args.tiles, "longest_edge": 2048 if args.tiles > 1 else 512}
     self.vlm = hub.load_model(folder, dtype=args.dtype)
+    tile = self.vlm.config.vision.image_size
+    tiling = {"max_tiles": args.tiles, "longest_edge": 4 * tile if args.tiles > 1 else tile}
     self.prompter = ProcessorPrompter(load_processor(folder, **tiling))
     self.batch, self.answer = args.batch, args.answer
     self.compiling = 0.0
@@ -149,18 +150,23 @@ class Theirs:
     return found, time.perf_counter() - started
 
 
-def operations(ours: Ours, items) -> float:
-  """FLOPs of `native` without any padding: every image once, its prefix once, every text once."""
+def counted(vlm) -> tuple[float, float, float]:
+  """FLOPs of a tile, of a token in the decoder's layers (its attention left out), and of a token's logits."""
   import jax
   from flax import nnx
 
   size = lambda part: sum(x.size for x in jax.tree.leaves(nnx.state(part)) if x.ndim > 1)
-  vision, width = ours.vlm.config.vision, ours.vlm.config.text.block.width
+  vision, width = vlm.config.vision, vlm.config.text.block.width
   patches = vision.grid**2
-  per_tile = patches // ours.vlm.config.connector.factor**2
-  tile = 2 * patches * size(ours.vlm.vision) + 4 * vision.depth * patches**2 * vision.block.width
-  head = 2 * width * ours.vlm.config.text.vocab_size
-  decoder = 2 * sum(size(layer) for layer in ours.vlm.decoder.stack.layers)
+  tile = 2 * patches * size(vlm.vision) + 4 * vision.depth * patches**2 * vision.block.width
+  decoder = 2 * sum(size(layer) for layer in vlm.decoder.stack.layers)
+  return tile, decoder, 2 * width * vlm.config.text.vocab_size
+
+
+def operations(ours: Ours, items) -> float:
+  """FLOPs of `native` without any padding: every image once, its prefix once, every text once."""
+  tile, decoder, head = counted(ours.vlm)
+  per_tile = ours.vlm.config.vision.grid**2 // ours.vlm.config.connector.factor**2
   total, seen = 0.0, set()
   for question in items:
     key = question.images[0].tobytes()

@@ -29,8 +29,9 @@ def checkpoint(folder: Path, shape: Path = SHAPE) -> None:
   for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.json", "generation_config.json"):
     shutil.copy(TOKENIZER / name, folder)
   pixels = json.loads((TOKENIZER / "preprocessor_config.json").read_text())
-  pixels |= {"do_image_splitting": True, "max_image_size": {"longest_edge": 512}}
-  pixels["size"] = {"longest_edge": 2048}
+  tile = config["vision_config"]["image_size"]
+  pixels |= {"do_image_splitting": True, "max_image_size": {"longest_edge": tile}}
+  pixels["size"] = {"longest_edge": 4 * tile}
   (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
   (folder / "processor_config.json").write_text(
     '{"image_seq_len": 64, "processor_class": "SmolVLMProcessor"}'

@@ -55,7 +55,7 @@ def test_the_kind_says_which_class_a_group_is():
       r"sources\.x\.path: a group of kind 'scenes' reads no path; kinds that do: cvbench, hf, llava, posed",
     ),
     (dict(kind="cvbench", turns=2), r"x\.turns: .*'cvbench' reads no turns; kinds that do: scenes, skills"),
-    (dict(kind="cvbench", columns={}), r"x\.columns: .* reads no columns; kinds that do: hf"),
+    (dict(kind="cvbench", columns={}), r"x\.columns: .* reads no columns; kinds that do: hf, stream"),
     (
       dict(kind="llava", tasks={}),
       r"x\.tasks: .* reads no tasks; kinds that do: rgbd, rooms, scenes, skills, views",
@@ -64,7 +64,7 @@ def test_the_kind_says_which_class_a_group_is():
     (dict(kind="lava"), r"x\.kind: unknown kind 'lava'; did you mean 'llava'"),
     (
       dict(path="a"),
-      r"x\.kind: is missing; known: cvbench, hf, llava, posed, rgbd, rooms, scenes, skills, views",
+      r"x\.kind: is missing; known: cvbench, hf, llava, posed, rgbd, rooms, scenes, skills, stream, views",
     ),
     (dict(kind="scenes", seed="1"), r"x\.seed: expected int, got '1'"),
     (3, r"sources\.x: expected a group of settings, got 3"),

@@ -46,11 +46,11 @@ ROOMS = {
   "shots": room("types", "numpy"),
   "priors": room(f"{MODEL} hub peft shots workdir", "jax flax numpy"),
   "quantise": room(f"{MODEL} hub peft", "jax flax numpy"),
-  "processing": room("types config", "numpy PIL jinja2 tokenizers transformers"),
+  "processing": room("types config core", "jax numpy PIL jinja2 tokenizers"),
   "worlds": room("types config mixture once", "jax numpy scipy tokenizers"),
   "worlds.rooms": room("types config mixture once worlds", "jax numpy scipy"),
   "data.sources": room(
-    "types config mixture processing worlds worlds.rooms fields fields.posed shots",
+    "types config mixture once caches processing worlds worlds.rooms fields fields.posed shots",
     "numpy PIL datasets huggingface_hub pyarrow h5py",
   ),
   "data.augment": room("types config shots", "numpy PIL"),
@@ -135,7 +135,8 @@ ROOMS["configs"] = room("types config worlds")
 ROOMS["benchmarks"] = Room(
   PARTS | {"launch", "configs", "benchmarks"},
   room(
-    packages="jax flax optax numpy safetensors ml_dtypes PIL matplotlib torch nerf transformers peft mujoco"
+    packages="benchmarks shaped jax flax optax numpy safetensors ml_dtypes PIL matplotlib torch torchvision nerf"
+    " transformers peft mujoco"
   ).packages,
 )
 # The most that one room may be of the package.

@@ -57,6 +57,7 @@ from spatialvlm.config.sources import (
   ScenesConfig,
   SkillsConfig,
   SourceConfig,
+  StreamConfig,
   ViewsConfig,
   called,
 )
@@ -96,6 +97,7 @@ __all__ = [
   "SkillsConfig",
   "SourceConfig",
   "StageConfig",
+  "StreamConfig",
   "StudyConfig",
   "TeacherConfig",
   "TrainConfig",

@@ -206,6 +206,47 @@ class HFConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StreamConfig:
+  """Rows in shards, parquet files or WebDataset's tars, of which a run holds a few at a time (docs/data.md).
+
+  Attributes:
+    kind: the tag of this class.
+    weight: relative share of the mixture, 0 to leave the source out.
+    path: the folder of the shards, or one of them.
+    files: which files below `path` they are: a pattern (`train-*.parquet`), or numbers in braces
+      (`{000000..000127}.tar`), of which each must be there. Empty for all, where their names differ in
+      numbers alone.
+    columns, templates: as of `HFConfig`. A sample of a tar has a column for each of its files' endings (jpg,
+      json, txt), and one for each key of its json.
+    choices: options of every question, where no column has them.
+    answers: how an answer names an option: "index" (from 0), "ordinal" (from 1), "letter" or "text". Rows
+      with options need it: nobody has read all of them beforehand.
+    buffer: rows that are shuffled among themselves.
+    at_once: shards that are read at the same time.
+    size: only the first so many rows, in the order of the shards' names; 0 for all.
+    image_root: folder of images that the rows name; empty for `path`.
+    marks, ignore: as of `HFConfig`.
+    missing: whether shards may be missing of those that names like `x-00003-of-00128` count.
+  """
+
+  kind: Literal["stream"] = "stream"
+  weight: float = 1.0
+  path: str = ""
+  files: str = ""
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  choices: tuple[str, ...] = ()
+  answers: Literal["", "index", "ordinal", "letter", "text"] = ""
+  buffer: int = 1000
+  at_once: int = 4
+  size: int = 0
+  image_root: str = ""
+  marks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  ignore: tuple[str, ...] = ()
+  missing: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class RgbdConfig:
   """Photographs with depth and maps of objects, asked about as CV-Bench asks (docs/open_data.md).
 
@@ -315,6 +356,7 @@ SourceConfig = (
   | CVBenchConfig
   | LlavaConfig
   | HFConfig
+  | StreamConfig
   | RgbdConfig
   | PosedConfig
 )

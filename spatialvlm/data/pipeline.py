@@ -156,8 +156,11 @@ def open_mixed(
   kept = leave_out.kept(without, configs, opened) if without else {}
   lengths = {name: len(kept.get(name, opened[name])) if name in opened else 0 for name in configs}
   weights = {name: config.weight for name, config in configs.items()}
+  shards = {name: source.shards for name, source in opened.items() if hasattr(source, "shards")}
+  shards |= {name: shards[name].without(rows) for name, rows in kept.items() if name in shards}
   opened = noise.noisy(opened, wrong)
-  return Mixed(opened, Mixture(lengths, weights, shuffle=shuffle, seed=seed), kept=kept)
+  mixture = Mixture(lengths, weights, shuffle=shuffle, seed=seed, shards=shards)
+  return Mixed(opened, mixture, kept=kept)
 
 
 def training_stream(

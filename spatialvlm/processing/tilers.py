@@ -1,27 +1,27 @@
 """The tilers: Idefics3's grid (SmolVLM), InternVL's crops, and one square per image (PaliGemma).
 
-All work through transformers' own PIL image processors (5.23), so their pixels are transformers' bit for bit.
+Their pixels are those of transformers' own PIL image processors (5.23) bit for bit: Pillow's resizes in the
+same order, without the copies between them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from spatialvlm.processing import numbers
+from spatialvlm.processing.resizes import resized
 from spatialvlm.processing.tiling import (
   Normaliser,
   TileOptions,
   Tiles,
-  backend,
   check_positive,
-  image_processor,
-  size_dict,
 )
 from spatialvlm.types import UserError
 
@@ -52,7 +52,6 @@ class Idefics3Tiler(Normaliser):
   longest_edge: int
   split: bool = True
   enlarge: bool = True
-  family: Literal["smolvlm", "idefics3"] = "smolvlm"
   resample: int = int(Image.Resampling.LANCZOS)
 
   def __post_init__(self):
@@ -96,14 +95,14 @@ class Idefics3Tiler(Normaliser):
     edge = self.edge(height, width)
     if height == width == size == edge:
       return Tiles(image[None], 0, 0)  # every resize would be the identity
-    processor = image_processor(self.family, self.resample)
-    image = processor.resize(np.moveaxis(image, -1, 0), size_dict(longest_edge=edge), resample=self.resample)
+    first, view = _fit(height, width, edge), (size, size)
     if not self.split:
-      tile = processor.resize(image, size_dict(height=size, width=size), resample=self.resample)
-      return Tiles(_last_channels([tile]), 0, 0)
-    image = processor.resize_for_vision_encoder(image, size, resample=self.resample)
-    tiles, rows, cols = processor.split_images(image, {"longest_edge": size}, resample=self.resample)
-    return Tiles(_last_channels(tiles), rows, cols)
+      return Tiles(resized(image, (first, view), self.resample)[0][None], 0, 0)
+    rows, cols = _grid(height, width, edge, size)
+    if rows * cols == 1:
+      return Tiles(resized(image, (first, view), self.resample)[0][None], 0, 0)
+    canvas = (rows * size, cols * size)
+    return Tiles(_cut(*resized(image, (first, canvas, view), self.resample, keep=2)), rows, cols)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +121,6 @@ class CropTiler(Normaliser):
   min_patches: int = 1
   max_patches: int = 12
   split: bool = True
-  family: Literal["got_ocr2"] = "got_ocr2"
   mean: tuple[float, ...] | None = _CLIP_MEAN
   std: tuple[float, ...] | None = _CLIP_STD
 
@@ -135,24 +133,17 @@ class CropTiler(Normaliser):
     """Rows and columns that an image of this size is cut into; (0, 0) for a single global view."""
     if self._most_patches == 1:
       return 0, 0
-    size = (self.tile_size, self.tile_size)
-    canvas = backend(self.family).get_optimal_tiled_canvas
-    cols, rows = canvas((height, width), size, self._fewest_patches, self._most_patches)
+    rows, cols = _canvas(height, width, self.tile_size, self._fewest_patches, self._most_patches)
     return (0, 0) if rows * cols == 1 else (rows, cols)
 
   def __call__(self, image: np.ndarray) -> Tiles:
     """Cuts a uint8 (H, W, 3) image."""
     rows, cols = self.grid(*image.shape[:2])
+    view = resized(image, [(self.tile_size, self.tile_size)], self.resample)[0]
     if not rows:
-      return Tiles(_squeezed(image, self.tile_size, self.family, self.resample), 0, 0)
-    tiles = image_processor(self.family, self.resample).crop_image_to_patches(
-      np.moveaxis(image, -1, 0),
-      self._fewest_patches,
-      self._most_patches,
-      patch_size=size_dict(height=self.tile_size, width=self.tile_size),
-      resample=self.resample,
-    )
-    return Tiles(_last_channels(tiles), rows, cols)
+      return Tiles(view[None], 0, 0)
+    canvas = resized(image, [(rows * self.tile_size, cols * self.tile_size)], self.resample)[0]
+    return Tiles(_cut(canvas, view), rows, cols)
 
   @property
   def _most_patches(self) -> int:
@@ -169,8 +160,6 @@ class CropTiler(Normaliser):
 class SquareTiler(Normaliser):
   """PaliGemma's image processing (`image_processing_pil_siglip.py`): each image stretched to one square."""
 
-  family: Literal["siglip"] = "siglip"
-
   @property
   def most_tiles(self) -> int:
     """Always one."""
@@ -182,7 +171,7 @@ class SquareTiler(Normaliser):
 
   def __call__(self, image: np.ndarray) -> Tiles:
     """Stretches a uint8 (H, W, 3) image to its tile."""
-    return Tiles(_squeezed(image, self.tile_size, self.family, self.resample), 0, 0)
+    return Tiles(resized(image, [(self.tile_size, self.tile_size)], self.resample)[0][None], 0, 0)
 
 
 # From a preprocessor_config.json, with options over it.
@@ -204,7 +193,6 @@ def idefics3_tiler(config: Mapping[str, Any], where: str, options: TileOptions, 
     split=split,
     max_tiles=options.max_tiles,
     enlarge=options.enlarge,
-    family="idefics3" if kind.startswith("Idefics3") else "smolvlm",
     **_numbers(config, where, Image.Resampling.LANCZOS, 0.5, 0.5),
   )
 
@@ -280,16 +268,30 @@ def _side(size: Any, where: str) -> int:
   return side
 
 
-def _squeezed(image: np.ndarray, size: int, kind: str, resample: int) -> np.ndarray:
-  """(1, S, S, 3): the whole image in one tile, its aspect lost."""
-  if image.shape[:2] == (size, size):
-    return image[None]  # the resize would be the identity
-  square = size_dict(height=size, width=size)
-  return _last_channels([image_processor(kind, resample).resize(np.moveaxis(image, -1, 0), square, resample)])
+def _cut(canvas: np.ndarray, view: np.ndarray) -> np.ndarray:
+  """(I, S, S, 3): the tiles of a canvas row by row, and behind them the global view."""
+  size = len(view)
+  rows, cols = canvas.shape[0] // size, canvas.shape[1] // size
+  tiles = np.empty((rows * cols + 1, size, size, 3), np.uint8)
+  grid = tiles[:-1].reshape(rows, cols, size, size, 3)
+  grid[:] = canvas.reshape(rows, size, cols, size, 3).swapaxes(1, 2)
+  tiles[-1] = view
+  return tiles
 
 
-def _last_channels(tiles: list[np.ndarray]) -> np.ndarray:
-  return np.stack([np.moveaxis(tile, 0, -1) for tile in tiles])
+@functools.lru_cache
+def _canvas(height: int, width: int, size: int, fewest: int, most: int) -> tuple[int, int]:
+  """Rows and columns of the canvas of the nearest aspect (transformers' `get_optimal_tiled_canvas`).
+
+  Of two that are as near the one of more tiles counts, if it is less than twice as large as the image.
+  """
+  shapes = [(c, r) for c in range(1, most + 1) for r in range(1, most + 1) if fewest <= c * r <= most]
+  best, nearest = (1, 1), math.inf
+  for cols, rows in sorted(shapes, key=math.prod):
+    distance = abs(width / height - cols / rows)
+    if distance < nearest or (distance == nearest and width * height > 0.5 * size * size * cols * rows):
+      best, nearest = (rows, cols), distance
+  return best
 
 
 # A tall, a flat and a square image, and what lies between: the grids that sizes can lead to.

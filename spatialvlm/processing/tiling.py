@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import importlib
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -171,48 +167,3 @@ class Normaliser:
 def check_positive(field: str, value: int | None) -> None:
   if value is not None and value < 1:
     raise UserError(f"{field} must be at least 1, got {value}")
-
-
-# transformers' image processors of Pillow and NumPy, which need no torch, by what our tilers call them.
-_MODULES = {
-  "idefics3": "idefics3.image_processing_pil_idefics3",
-  "smolvlm": "smolvlm.image_processing_pil_smolvlm",
-  "got_ocr2": "got_ocr2.image_processing_pil_got_ocr2",
-  "siglip": "siglip.image_processing_pil_siglip",
-}
-
-
-@functools.lru_cache
-def backend(kind: str) -> Any:
-  """transformers' module of a kind of tiles, imported when it is first needed: that takes over a second."""
-  with _without_advice():
-    return importlib.import_module(f"transformers.models.{_MODULES[kind]}")
-
-
-@functools.lru_cache
-def image_processor(kind: str, resample: int) -> Any:
-  """transformers' image processor of a kind of tiles."""
-  module = backend(kind)
-  (name,) = (name for name in module.__all__ if name.endswith("ImageProcessorPil"))
-  return getattr(module, name)(resample=resample)
-
-
-@contextlib.contextmanager
-def _without_advice() -> Iterator[None]:
-  """transformers says on import that PyTorch is missing; nothing here misses it."""
-  name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-  if name in os.environ:
-    yield
-    return
-  os.environ[name] = "1"
-  try:
-    yield
-  finally:
-    del os.environ[name]
-
-
-def size_dict(**edges: int) -> Any:
-  """transformers' record of a size."""
-  from transformers.image_utils import SizeDict
-
-  return SizeDict(**edges)

@@ -35,6 +35,64 @@ def questions(config: HFConfig) -> Sequence[Question]:
   return HubQuestions(rows, config, root)
 
 
+class Conversations:
+  """Rows as conversations, one by one.
+
+  Args:
+    rows, config: as `HubExamples` has them.
+
+  Attributes:
+    answers: how answers name options; to be learned of all rows, where the config does not say it.
+  """
+
+  def __init__(self, rows: Rows, config: HFConfig):
+    self._rows, self._config = rows, config
+    self.answers = Answers(config.answers, stated=bool(config.choices))
+    if "messages" not in rows and not ("question" in rows and "answer" in rows):
+      raise UserError(
+        f"{config.path}: no column serves as messages, nor two as question and answer; there are "
+        f"{', '.join(rows.names)}: map them in `columns`, e.g. columns.question='...'"
+      )
+
+  @property
+  def lettered(self) -> bool:
+    """Whether rows are questions with options."""
+    return "messages" not in self._rows and bool(self._config.choices or "choices" in self._rows)
+
+  def example(self, row: Mapping[str, Any], index: int) -> Example:
+    """A row that `Rows.read` gave, with its pictures decoded; raises a UserError for what cannot be used."""
+    images = self._rows.drawn(self._rows.pixels(row, index), index)
+    turns, task = self.turns(row, index, len(images)), tag_of(row.get("task"))
+    where = self._rows.place(index, named_boxes.NAME)
+    return Example(
+      images=images,
+      turns=turns,
+      id=tag_of(row.get("id")),
+      task=task,
+      source=tag_of(row.get("source")),
+      files=file_names(self._rows.pictures(row, index)[1]),
+      facts=None if is_empty(row.get("facts")) else lambda: self._text(row, index, "facts"),
+      geometry=named_boxes.geometry(row.get(named_boxes.NAME), task, len(turns), images, where),
+    )
+
+  def _text(self, row: Mapping[str, Any], index: int, name: str) -> str:
+    return text_of(row[name], self._rows.place(index, name))
+
+  def turns(self, row: Mapping[str, Any], index: int, images: int) -> tuple[Turn, ...]:
+    """The conversation of a row with so many images; raises a UserError for one that cannot be used."""
+    if "messages" not in row and (self._config.choices or not is_empty(row.get("choices"))):
+      fields = question_fields(self._rows, row, index, self._config, self.answers)
+      return (Turn(fields["prompt"], LETTERS[fields["answer"]]),)
+    if "messages" not in row:
+      question = text_of(row["question"], self._rows.place(index, "question"))
+      answer = first_text(row["answer"], self._rows.place(index, "answer"))
+      row = {"messages": [{"user": question, "assistant": answer}]}
+    try:
+      return parse_turns(row["messages"], images)
+    except UserError as error:
+      raise UserError(f"{self._rows.row(index)}: {error}") from error
+
+
 class HubExamples(Sequence[Example]):
   """The rows of a data set as conversations.
 
@@ -57,11 +115,7 @@ class HubExamples(Sequence[Example]):
     _refuse_empty(table, config)
     self._rows, self._config = Rows(table, config, root), config
     self._size = min(config.size, len(table)) if config.size else len(table)
-    if "messages" not in self._rows and not ("question" in self._rows and "answer" in self._rows):
-      raise UserError(
-        f"{config.path}: no column serves as messages, nor two as question and answer; there are "
-        f"{', '.join(table.names)}: map them in `columns`, e.g. columns.question='...'"
-      )
+    self._read = Conversations(self._rows, config)
     if config.several_images != "refuse":
       raise UserError(
         f"{config.path}: several_images is for questions that are scored; examples keep all their images"
@@ -69,9 +123,8 @@ class HubExamples(Sequence[Example]):
     self._broken = {index: error for index, error in table.broken.items() if index < self._size}
     self._counts = self._rows.picture_counts(size=self._size, broken=self._broken if defer else None)
     self._rows.refuse_unread(self._counts)
-    self._answers = Answers(config.answers, stated=bool(config.choices))
-    if "messages" not in self._rows and (config.choices or "choices" in self._rows):
-      learn(self._answers, self._rows, self._rows.texts(self._size), config)
+    if self._read.lettered:
+      learn(self._read.answers, self._rows, self._rows.texts(self._size), config)
     self._check_texts(defer)
 
   def _check_texts(self, defer: bool) -> None:
@@ -82,7 +135,7 @@ class HubExamples(Sequence[Example]):
       try:
         if index in doubled:
           raise doubled[index]
-        self._turns(sound(row), index, int(self._counts[index]))
+        self._read.turns(sound(row), index, int(self._counts[index]))
         self._rows.marks(index, int(self._counts[index]))
       except UserError as error:
         if not defer:
@@ -100,42 +153,11 @@ class HubExamples(Sequence[Example]):
       if index in self._broken:
         raise self._broken[index]
     rows = self._rows.read(indices)
-    return [self._example(row, index) for row, index in zip(rows, indices, strict=True)]
+    return [self._read.example(row, index) for row, index in zip(rows, indices, strict=True)]
 
   def picture_counts(self, size: int) -> np.ndarray:
     """How many images each of the first `size` rows has; those that are broken are left out."""
     return np.array([n for i, n in enumerate(self._counts[:size]) if i not in self._broken], int)
-
-  def _example(self, row: Mapping[str, Any], index: int) -> Example:
-    images = self._rows.drawn(self._rows.pixels(row, index), index)
-    turns, task = self._turns(row, index, len(images)), tag_of(row.get("task"))
-    where = self._rows.place(index, named_boxes.NAME)
-    return Example(
-      images=images,
-      turns=turns,
-      id=tag_of(row.get("id")),
-      task=task,
-      source=tag_of(row.get("source")),
-      files=file_names(self._rows.pictures(row, index)[1]),
-      facts=None if is_empty(row.get("facts")) else lambda: self._text(row, index, "facts"),
-      geometry=named_boxes.geometry(row.get(named_boxes.NAME), task, len(turns), images, where),
-    )
-
-  def _text(self, row: Mapping[str, Any], index: int, name: str) -> str:
-    return text_of(row[name], self._rows.place(index, name))
-
-  def _turns(self, row: Mapping[str, Any], index: int, images: int) -> tuple[Turn, ...]:
-    if "messages" not in row and (self._config.choices or not is_empty(row.get("choices"))):
-      fields = question_fields(self._rows, row, index, self._config, self._answers)
-      return (Turn(fields["prompt"], LETTERS[fields["answer"]]),)
-    if "messages" not in row:
-      question = text_of(row["question"], self._rows.place(index, "question"))
-      answer = first_text(row["answer"], self._rows.place(index, "answer"))
-      row = {"messages": [{"user": question, "assistant": answer}]}
-    try:
-      return parse_turns(row["messages"], images)
-    except UserError as error:
-      raise UserError(f"{self._rows.where}, row {index}: {error}") from error
 
 
 class HubQuestions(Sequence[Question]):

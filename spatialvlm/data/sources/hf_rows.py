@@ -55,10 +55,14 @@ class Rows:
   def __contains__(self, name: str) -> bool:
     return name in self._columns or name in self._templates
 
+  def row(self, index: int) -> str:
+    """What errors call a row."""
+    return f"{self.where}, row {index}"
+
   def place(self, index: int, name: str) -> str:
     """What errors call a cell."""
     found = ", ".join(map(repr, self._columns.get(name, ())))
-    return f"{self.where}, row {index}, " + (f"column {found}" if found else f"template of {name!r}")
+    return f"{self.row(index)}, " + (f"column {found}" if found else f"template of {name!r}")
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Rows with what serves as each of our names; images are cells, for `pixels`."""
@@ -73,7 +77,7 @@ class Rows:
 
   def pictures(self, row: Mapping[str, Any], index: int) -> tuple[str, list[Any]]:
     """What errors call the pictures of a row, and their cells."""
-    name, cells = picture_cells(row, f"{self.where}, row {index}")
+    name, cells = picture_cells(row, self.row(index))
     return (self.place(index, name) if cells else ""), cells
 
   def pixels(self, row: Mapping[str, Any], index: int) -> tuple[np.ndarray, ...]:
@@ -93,7 +97,7 @@ class Rows:
     try:
       return marks.marks_of(cells, self._config.marks, count)
     except UserError as error:
-      raise UserError(f"{self.where}, row {index}: {error}") from error
+      raise UserError(f"{self.row(index)}: {error}") from error
 
   def drawn(self, images: tuple[np.ndarray, ...], index: int) -> tuple[np.ndarray, ...]:
     """The images of a row with its marks."""
@@ -102,7 +106,7 @@ class Rows:
       try:
         marks.draw(one, mark)
       except UserError as error:
-        raise UserError(f"{self.where}, row {index}: {error}") from error
+        raise UserError(f"{self.row(index)}: {error}") from error
       images = (*images[: mark.picture], one, *images[mark.picture + 1 :])
     return images
 
@@ -192,11 +196,11 @@ class Rows:
   def _filled(self, name: str, cells: Mapping[str, Any], index: int) -> str:
     for column, cell in cells.items():
       if is_empty(cell):
-        raise UserError(f"{self.where}, row {index}, column {column!r}: the cell is empty")
+        raise UserError(f"{self.row(index)}, column {column!r}: the cell is empty")
     try:
-      return _Filler(f"{self.where}, row {index}, templates.{name}").vformat(self._templates[name], (), cells)
+      return _Filler(f"{self.row(index)}, templates.{name}").vformat(self._templates[name], (), cells)
     except (ValueError, TypeError) as error:
-      raise UserError(f"{self.where}, row {index}: templates.{name} does not fit ({error})") from error
+      raise UserError(f"{self.row(index)}: templates.{name} does not fit ({error})") from error
 
   def _load(self, cell: Any, where: str) -> np.ndarray:
     other = self._row_of(cell)
@@ -221,26 +225,48 @@ class Rows:
     rows = enumerate(self.texts() if "id" in self else ())
     return {tag_of(row["id"]): i for i, row in rows if not isinstance(row, UserError)}
 
+  def check_row(self, index: int, count: int) -> None:
+    """What `second_conversations` and `refuse_unread` find of all rows, of one.
+
+    Args:
+      count: its pictures.
+
+    Raises:
+      UserError: two conversations that differ; UnreadError: a column that nothing reads.
+    """
+    for columns, check in ((self._talks(), self._refuse_two), (self._unserved(bool(count)), self._refuse)):
+      if columns:
+        (cells,) = self._cells([index], columns)
+        check(sound(cells), index, count)
+
   def second_conversations(self, counts: np.ndarray) -> dict[int, UserError]:
     """Rows with a conversation in `messages` and another one in a column that nobody chose between.
 
     Args:
       counts: `picture_counts` of the rows that are looked at.
     """
-    config, served = self._config, self._columns.get("messages", ())
-    others = [c for c in TALKS if c in self.names and c not in (*served, *config.ignore)]
-    if not served or not others or "messages" in config.columns:
-      return {}
-    found, columns = {}, [*served, *others]
-    choose = f"set columns.messages to one of {', '.join(columns)}"
-    for first in range(0, len(counts), _BLOCK):
+    columns = self._talks()
+    found = {}
+    for first in range(0, len(counts) if columns else 0, _BLOCK):
       indices = range(first, min(first + _BLOCK, len(counts)))
       for index, cells in zip(indices, self._cells(indices, columns), strict=True):
         try:
-          refuse_two(sound(cells), columns, int(counts[index]), choose)
+          self._refuse_two(sound(cells), index, int(counts[index]))
         except UserError as error:
-          found[index] = error if error is cells else UserError(f"{self.where}, row {index}: {error}")
+          found[index] = error
     return found
+
+  def _talks(self) -> list[str]:
+    """Columns that may hold a conversation each, where nobody chose between them; what serves comes first."""
+    config, served = self._config, self._columns.get("messages", ())
+    others = [c for c in TALKS if c in self.names and c not in (*served, *config.ignore)]
+    return [*served, *others] if served and others and "messages" not in config.columns else []
+
+  def _refuse_two(self, row: Mapping[str, Any], index: int, count: int) -> None:
+    try:
+      refuse_two(row, [*row], count, f"set columns.messages to one of {', '.join(row)}")
+    except UserError as error:
+      raise UserError(f"{self.row(index)}: {error}") from error
 
   def refuse_unread(self, counts: np.ndarray) -> None:
     """Refuses columns that hold what a model should see, which nothing reads.
@@ -251,18 +277,26 @@ class Rows:
     Raises:
       UnreadError: the first such cell of a row.
     """
-    config = self._config
-    used = {*self._needed(OURS), *config.ignore}
-    declined = any(config.columns.get(name) == "" for name in _PICTURES)
-    columns = [c for c in self.names if c not in used]
-    if declined or counts.all():  # then those alone that nothing excuses
-      columns = [c for c in columns if unread.always(c)]
+    columns = self._unserved(bool(counts.all()))
     cells = zip(*map(self._table.sketches, columns), strict=True) if columns else ()
     for index, (found, count) in enumerate(zip(cells, counts, strict=False)):
-      row = dict(zip(columns, found, strict=True))
-      seen = bool(count) or declined
-      if key := unread.unread(row, pictures=seen, media=self._table.media, root=self._root):
-        raise unread.UnreadError(f"{self.where}, row {index}: column {unread.refusal(key, row[key])}")
+      self._refuse(dict(zip(columns, found, strict=True)), index, int(count))
+
+  def _unserved(self, all_seen: bool) -> list[str]:
+    """Columns that nothing reads; of rows that all have pictures, those alone that nothing excuses."""
+    used = {*self._needed(OURS), *self._config.ignore}
+    columns = [c for c in self.names if c not in used]
+    return [c for c in columns if unread.always(c)] if all_seen or self._declined else columns
+
+  @property
+  def _declined(self) -> bool:
+    """Whether the config wants no pictures."""
+    return any(self._config.columns.get(name) == "" for name in _PICTURES)
+
+  def _refuse(self, row: Mapping[str, Any], index: int, count: int) -> None:
+    seen = bool(count) or self._declined
+    if key := unread.unread(row, pictures=seen, media=self._table.media, root=self._root):
+      raise unread.UnreadError(f"{self.row(index)}: column {unread.refusal(key, row[key])}")
 
 
 def sound(row: dict[str, Any] | UserError) -> dict[str, Any]:

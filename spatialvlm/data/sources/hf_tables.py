@@ -54,7 +54,7 @@ class ArrowTable:
     self._dataset = _with_encoded_images(dataset)
     self._views: dict[tuple[str, ...], Any] = {}
     self._readers = {name: reader(feature) for name, feature in dataset.features.items()}
-    self.media = frozenset(name for name, feature in dataset.features.items() if _is_media(feature))
+    self.media = frozenset(name for name, feature in dataset.features.items() if is_media(feature))
 
   def __len__(self) -> int:
     return len(self._dataset)
@@ -208,13 +208,14 @@ def _with_encoded_images(dataset: Any) -> Any:
   return dataset
 
 
-def _is_media(feature: Any) -> bool:
+def is_media(feature: Any) -> bool:
+  """Whether a column holds pictures, sound or video, or bytes, by its type."""
   import datasets
 
   if isinstance(inner := getattr(feature, "feature", None), (dict, datasets.Value)) or isinstance(
     feature, list
   ):
-    return _is_media(feature[0] if isinstance(feature, list) else inner)
+    return is_media(feature[0] if isinstance(feature, list) else inner)
   if isinstance(feature, dict):  # an image's cell whose type was lost
     return {"bytes", "path"} <= {*feature}
   kinds = tuple(getattr(datasets, name) for name in ("Image", "Audio", "Video") if hasattr(datasets, name))

@@ -85,7 +85,7 @@ class Lines(Records):
     start, end = map(int, self._spans[index])
     with open(self.path, "rb") as stream:
       stream.seek(start)
-      return _parse(_decoded(stream.read(end - start).rstrip(), self.where(index)), self.where(index))
+      return parse_record(_decoded(stream.read(end - start).rstrip(), self.where(index)), self.where(index))
 
   def where(self, index: int) -> str:
     return f"{self.path}:{self._numbers[index]}"
@@ -216,7 +216,8 @@ def _integer(text: str) -> int | Written:
   return Written(text) if text == "-0" or len(text) > _LONGEST_INTEGER else int(text)
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_record(text: str, where: str) -> Any:
+  """What a record's text means; raises a UserError for what is no json, or has a key twice in one object."""
   try:
     found, doubled = _loads(text, where)
   except json.JSONDecodeError as error:

@@ -52,6 +52,7 @@ KINDS: dict[str, Kind] = {
   "cvbench": _module("cvbench", "examples", "questions"),
   "llava": _module("llava", "examples"),
   "hf": _module("hf", "examples", "questions"),
+  "stream": _module("stream", "examples"),
   "rgbd": _module("rgbd", "examples", "questions"),
   "posed": _module("posed", "examples", "questions"),
 }

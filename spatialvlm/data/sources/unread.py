@@ -72,6 +72,11 @@ def always(key: str) -> bool:
   return bool(_HEARD.fullmatch(_letters(key))) or bool(_NUMBERED.fullmatch(key.lower()))
 
 
+def is_heard(ending: str) -> bool:
+  """Whether files of this ending are video or sound."""
+  return bool(_HEARD_NAME.fullmatch(f"x.{ending}"))
+
+
 def refusal(key: str, cell: Any) -> str:
   """What is said of such a key."""
   ignoring = f'set ignore="({key!r},)" to do without'
