@@ -135,8 +135,8 @@ ROOMS["configs"] = room("types config worlds")
 ROOMS["benchmarks"] = Room(
   PARTS | {"launch", "configs", "benchmarks"},
   room(
-    packages="benchmarks shaped jax flax optax numpy safetensors ml_dtypes PIL matplotlib torch torchvision nerf"
-    " transformers peft mujoco"
+    packages="benchmarks shaped jax flax optax numpy safetensors ml_dtypes PIL matplotlib torch torchvision"
+    " nerf transformers peft mujoco"
   ).packages,
 )
 # The most that one room may be of the package.
