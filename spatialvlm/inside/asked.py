@@ -166,8 +166,7 @@ def words(processor: Processor, encoded: Encoded) -> tuple[Word, ...]:
 
 
 def _joins(before: str, piece: str) -> bool:
-  """Whether a piece goes on with the word that ends in `before`: letters with letters, figures with"
-  " figures."""
+  """Whether a piece goes on with the word that ends in `before`: letters and figures with their like."""
   if not piece or not before.strip():
     return False
   broken = "\ufffd"  # a part of a character

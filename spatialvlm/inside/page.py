@@ -1,5 +1,4 @@
-"""The page of one question: a picture with a slider over layers, words to hover, curves; one file, no"
-" network."""
+"""The page of one question: a picture with a slider over layers, words to hover, curves; one file."""
 
 from __future__ import annotations
 
@@ -223,8 +222,7 @@ def _picture(record: Record, number: int) -> dict[str, Any]:
 
 
 def _maps(record: Record, canvas: Canvas) -> dict[str, Any]:
-  """The maps of one picture by the keys of `_kinds`: (slider positions, what is chosen beside, rows,"
-  " columns)."""
+  """One picture's maps by the keys of `_kinds`: (slider positions, what is chosen beside, rows, columns)."""
   keys = {key for key, _ in _kinds(record)}
   found = {"looked": canvas.lay(record.of_words(record.looked))}
   if "heads" in keys:

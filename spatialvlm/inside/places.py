@@ -1,5 +1,4 @@
-"""Where image tokens stand in their pictures: tiles and global view put together in one picture's"
-" coordinates."""
+"""Where image tokens stand: tiles and global view put together in one picture's coordinates."""
 
 from __future__ import annotations
 
@@ -38,13 +37,11 @@ class Canvas:
     return max(self.rows, 1) * self.side, max(self.cols, 1) * self.side
 
   def finer(self, factor: int) -> Canvas:
-    """The same picture where each token is a square of factor x factor (patches before a connector's"
-    " shuffle)."""
+    """The same picture where each token is a square of factor x factor patches, as before a connector."""
     return dataclasses.replace(self, side=self.side * factor)
 
   def own(self, values: np.ndarray) -> np.ndarray:
-    """Of values (..., M) of all image tokens of a question those of this picture, (..., tiles, side,"
-    " side)."""
+    """This picture's of the values (..., M) of a question's image tokens: (..., tiles, side, side)."""
     size = self.side**2
     part = values[..., self.first * size : (self.first + self.tiles) * size]
     return part.reshape(*values.shape[:-1], self.tiles, self.side, self.side)
@@ -68,8 +65,7 @@ class Canvas:
     return grid + view / (self.rows * self.cols) if total else (grid + view) / 2
 
   def tokens_at(self) -> np.ndarray:
-    """int32 (2, rows, columns): which image token of the question each cell shows in its tile, and in the"
-    " view."""
+    """int32 (2, rows, columns): the image token that each cell shows in its tile, and in the view."""
     size = self.side**2
     number = np.arange((self.first + self.tiles) * size, dtype=np.int32)
     parts = self.own(number)

@@ -58,8 +58,7 @@ class Looked(NamedTuple):
 
 
 def see(model: Vlm, asked: Asked, *, attention: bool) -> Seen:
-  """One pass of the vision tower, a tile at a time, so that one tile's probabilities are in memory at"
-  " once."""
+  """One pass of the vision tower, tile by tile, so that one tile's probabilities are in memory at once."""
   graphdef, state = nnx.split(model.vision)
   factor, depth = model.config.connector.factor, _depth(model)
   encoded = asked.encoded
@@ -102,8 +101,7 @@ def _tile(graphdef, state, pixels_NHWC, *, normal, depth: int, factor: int):
 
 
 def _of_tokens(rolled_PP: jax.Array, grid: tuple[int, int], factor: int) -> jax.Array:
-  """(P, P'): the means over the square of patches that each image token is made of, as the connector"
-  " joins."""
+  """(P, P'): means over the square of patches that each image token is made of, as the connector joins."""
   rows, columns = grid
   parts = rolled_PP.reshape(rows // factor, factor, columns // factor, factor, -1)
   return parts.mean(axis=(1, 3)).reshape(rows * columns // factor**2, -1)
@@ -201,8 +199,7 @@ _EMPTY = np.zeros((0, 0, 0), np.float32)
 
 @contextlib.contextmanager
 def _computed_again(stack: Stack, really: bool) -> Iterator[None]:
-  """Blocks within are computed again in the backward pass: a question's probabilities never stand in"
-  " memory."""
+  """Blocks within are computed again in the backward pass, so that no probabilities are kept for it."""
   before, stack.remat = stack.remat, stack.remat or really
   try:
     yield
@@ -211,8 +208,7 @@ def _computed_again(stack: Stack, really: bool) -> Iterator[None]:
 
 
 def batch_of(asked: Asked, seen: Seen, length: int, bidirectional: bool) -> Batch:
-  """The question as a batch of `length` positions, padded on the right, with what the tower made of its"
-  " tiles."""
+  """The question as a batch of `length` positions, padded on the right, with its tiles' features."""
   encoded = asked.encoded
   count = len(encoded.tokens)
   pad = lambda array, value: np.pad(array, (0, length - count), constant_values=value)[None]

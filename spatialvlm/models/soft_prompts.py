@@ -42,8 +42,7 @@ class Sequence:
     return jnp.take_along_axis(y, self.home_BT.reshape(shape), axis=axis)
 
   def of_read(self, y_BTT: jax.Array) -> jax.Array:
-    """`y_BTT`, which has one entry a pair of positions of the batch, over those that are read; 0"
-    " elsewhere."""
+    """`y_BTT`, one entry a pair of positions of the batch, over the positions that are read; 0 elsewhere."""
     if self.home_BT is None:
       return y_BTT
     B, R = self.x_BTD.shape[:2]

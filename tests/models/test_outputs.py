@@ -125,8 +125,7 @@ def test_rows_and_means_are_of_the_same_probabilities(model, batch):
 
 
 def test_the_gradient_of_probabilities(model, batch):
-  """Against a gradient with regard to the probabilities themselves, which are handed in and used as they"
-  " are."""
+  """Against a gradient with regard to the probabilities themselves, by head."""
   graphdef, state = nnx.split(model)
   zeros = {layer: jnp.zeros((2, 9, 9)) for layer in (1, 2)}
   pick = lambda out: out.logits[0, 0, 7] + 2 * out.logits[1, 0, 9]
