@@ -74,7 +74,7 @@ def _looks(record: Record) -> str:
   pictures = "".join(
     f"<figure class='seen' data-picture='{n}'><div class='stack'><img alt='Picture {n + 1}'>"
     "<canvas class='heat' tabindex='0' role='img' aria-label='Where it looks; arrow keys move over patches'>"
-    "</canvas><div class='labels' aria-hidden='true'></div></div></figure>"
+    "</canvas><div class='labels' aria-hidden='true'></div><div class='spot' hidden></div></div></figure>"
     for n in range(len(record.pictures))
   )
   words = "".join(

@@ -49,18 +49,20 @@
   function paint(figure, picture) {
     const canvas = figure.querySelector("canvas");
     const { map, rows, columns, number } = chosen(picture);
-    const [high, wide] = picture.cells;
     if (kind.value === "tower") return paintTower(canvas, picture, map, rows);
     canvas.width = columns;
     canvas.height = rows;
     const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
     for (let i = 0; i < rows * columns; i += 1) image.data.set(RAMP[map.data[number * rows * columns + i]], 4 * i);
     context.putImageData(image, 0, 0);
-    if (spot && spot.picture === picture) {
-      context.strokeStyle = "#fff";
-      context.lineWidth = Math.max(columns / wide / 12, 0.06);
-      context.strokeRect(spot.column * columns / wide, spot.row * rows / high, columns / wide, rows / high);
-    }
+  }
+
+  function point(figure, picture) {
+    const box = figure.querySelector(".spot"), [high, wide] = picture.cells;
+    box.hidden = !spot || spot.picture !== picture;
+    if (box.hidden) return;
+    const places = { left: spot.column / wide, top: spot.row / high, width: 1 / wide, height: 1 / high };
+    for (const [name, share] of Object.entries(places)) box.style[name] = `${100 * share}%`;
   }
 
   // A patch's own map stands in its tile; without a patch there is none.
@@ -74,9 +76,6 @@
     for (let i = 0; i < side * side; i += 1) image.data.set(RAMP[map.data[number * side * side + i]], 4 * i);
     const [left, top] = [spot.column, spot.row].map((place) => picture.tiled ? Math.floor(place / edge) * side : 0);
     context.putImageData(image, left, top);
-    context.strokeStyle = "#fff";
-    context.lineWidth = Math.max(fine / 12, 0.06);
-    context.strokeRect(spot.column * fine, spot.row * fine, fine, fine);
   }
 
   const tiles = (picture) => {
@@ -166,13 +165,14 @@
     figures.forEach((figure, n) => {
       const picture = data.pictures[n];
       paint(figure, picture);
+      point(figure, picture);
       write(figure, picture);
       const { map: own, number } = chosen(picture);
       if (number >= 0) { sum += own.sum[number]; most = Math.max(most, own.most[number]); }
     });
     const gradient = kind.value.includes("gradient");
     at("most").textContent = kind.value === "tower" ? "0 to the patch's largest share"
-      : gradient ? `0 to ${most.toPrecision(2)}` : `0 to ${percent(most)} a cell; ${percent(sum)} goes to the picture`;
+      : gradient ? `0 to ${most.toPrecision(2)}` : `0 to ${percent(most)} a cell; ${percent(sum)} goes to the picture${data.pictures.length > 1 ? "s" : ""}`;
     document.querySelectorAll(".layers .now").forEach((line) => line.remove());
     if (!still && kind.value !== "received") mark(data.layers[Number(layer.value)]);
     tell();
