@@ -79,7 +79,7 @@ def test_a_question_of_another_kind(name):
     streams=(0, depth),
   )
   graphdef, state = nnx.split(model)
-  wants = Wants(logits=True, attention=every, encoder_attention=(1,), decoder_layers=(depth,), vision=True)
+  wants = Wants(hidden=True, attention=every, encoder_attention=(1,), decoder_layers=(depth,), vision=True)
   batch = support.batch_of(asked)
   whole = jit(lambda state, batch: nnx.merge(graphdef, state).read(batch, wants))(state, batch)
   first = model.config.vision.prefix
@@ -92,7 +92,7 @@ def test_a_question_of_another_kind(name):
   np.testing.assert_allclose(seen.received[0], want, atol=2e-6)
   at = np.concatenate([rows[-1:], asked.image_at])
   np.testing.assert_allclose(found.streams[depth], whole.decoder_layers[depth][0][at], rtol=1e-3, atol=1e-3)
-  logits = np.asarray(whole.logits)[0, 0]
+  logits = np.asarray(model.unembed(whole.hidden[:, -1]))[0]
   assert found.token == (7, 9)[int(logits[[7, 9]].argmax())]
   # Padding and what a prompt does not see have no part in the gradient; what it weighs is attention.
   reach = found.mean > 0
