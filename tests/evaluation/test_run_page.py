@@ -107,6 +107,18 @@ def test_without_the_data_the_pictures_stay(run, folder, tmp_path):
   assert page.pictures_of(tmp_path / "report.html") == page.pictures_of(folder / "report.html")
 
 
+def test_questions_link_to_what_looked_inside(run, folder, tmp_path):
+  """One page is there; the others say by which command they come."""
+  (tmp_path / "explain" / "3").mkdir(parents=True)
+  (tmp_path / "explain" / "3" / "explain.html").write_text("page")
+  run_page.write(tmp_path, *run, "again")
+  data = re.search(r'id="questions-data">(.*?)</script>', (tmp_path / "report.html").read_text(), re.S)[1]
+  found = json.loads(data)
+  assert {row["i"]: row["p"] for row in found["rows"] if "p" in row} == {3: "explain/3/explain.html"}
+  assert found["explain"] == f"python launch/explain.py --run={tmp_path} --ids="
+  assert '"p":' not in (folder / "report.html").read_text()
+
+
 def cells(table):
   return {r[0].text: [c.text for c in r[1:] if not c.figure] for r in table.rows}
 
