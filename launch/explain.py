@@ -181,7 +181,7 @@ def _lens(model):
   if FLAGS.fit_lens:
     settings = translators.FitSettings(prompts=FLAGS.fit_lens)
     prompts = opened.scene_prompts(model.processor, settings.prompts + settings.heldout)
-    with terminal.progress("fitting the tuned lens") as show:
+    with terminal.progress("fitting the tuned lens", unit="steps") as show:
       fitted = translators.fit(model.vlm, prompts, settings, show)
     translators.write(fitted, folder, model.identity(), settings)
     terminal.show(translators.table(fitted))

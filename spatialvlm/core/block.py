@@ -159,6 +159,10 @@ def looks(
 class Stack(nnx.Module):
   """`depth` blocks. `remat` (may be set later) recomputes their activations in the backward pass.
 
+  `apart` (may be set later) makes each block a program of its own, which is compiled once for all that are
+  alike: for who reads a model outside of any `jax.jit`, one question with much to be given, where one program
+  of all blocks would take longer to compile than to run.
+
   The layers that write into the residual stream start smaller by sqrt(2 depth) (GPT-2), so that the
   stream's variance at the top does not grow with depth.
   """
@@ -166,7 +170,7 @@ class Stack(nnx.Module):
   def __init__(self, config: BlockConfig, depth: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     out_scale = (2 * depth) ** -0.5
     self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs, out_scale=out_scale) for _ in range(depth)])
-    self.remat = False
+    self.remat = self.apart = False
 
   def __call__(self, x_BTD: jax.Array, mask_BTS=None, angles=None) -> jax.Array:
     """The residual stream (B, T, D) after the last block, without a cache. Arguments as of `read`."""
@@ -204,6 +208,8 @@ class Stack(nnx.Module):
     blocks = list(zip(self.layers, self._masks(mask_BTS), past, strict=True))[:stop]
     for number, (layer, mask, before) in enumerate(blocks, 1):
       run = _remat if self.remat else _run
+      if self.apart and hooks is None:
+        run = functools.partial(_apart, self.remat)
       x_BTD = constrain(x_BTD, "batch", None, None)
       at = at_BQ if number == len(blocks) else None
       look, change = attention.get(number), None
@@ -247,3 +253,17 @@ def _remat(layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None, at_BQ
   graphdef, state = nnx.split(layer)
   run = lambda state, *inputs: _run(nnx.merge(graphdef, state), *inputs, at_BQ, change)
   return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles, past, look)
+
+
+def _apart(remat: bool, layer: Block, *inputs) -> _Found:
+  *inputs, change = inputs
+  assert change is None  # a closure, which no other call's program could be shared with
+  return _program(*nnx.split(layer), *inputs, remat=remat)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "remat"))
+def _program(graphdef, state, x_BTD, mask_BTS, angles, past, look, at_BQ, *, remat: bool) -> _Found:
+  def run(state, *inputs):
+    return _run(nnx.merge(graphdef, state), *inputs, None)
+
+  return (jax.checkpoint(run) if remat else run)(state, x_BTD, mask_BTS, angles, past, look, at_BQ)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -59,12 +58,12 @@ class Looked(NamedTuple):
 
 def see(model: Vlm, asked: Asked, *, attention: bool) -> Seen:
   """One pass of the vision tower, tile by tile, so that one tile's probabilities are in memory at once."""
-  graphdef, state = nnx.split(model.vision)
   factor, depth = model.config.connector.factor, _depth(model)
   encoded = asked.encoded
   patches, received, rollout, grid = [], [], [], (0, 0)
   for tile in encoded.tiles:
-    out = _tile(graphdef, state, tile[None], normal=encoded.normal, depth=depth * attention, factor=factor)
+    with _block_by_block(model.vision):
+      out = _tile(model.vision, tile[None], encoded.normal, depth * attention, factor)
     features, got, rolled = jax.device_get(out)
     patches.append(features.patches_NPD)
     grid = features.grid
@@ -84,12 +83,11 @@ def _depth(model: Vlm) -> int:
   return config.depth if config.feature_layer is None else config.feature_layer
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "normal", "depth", "factor"))
-def _tile(graphdef, state, pixels_NHWC, *, normal, depth: int, factor: int):
+def _tile(encoder, pixels_NHWC, normal, depth: int, factor: int):
   """Features of one tile, what each patch receives (Lv, heads, P'), and the rollout of each token (P, P')."""
   layers = range(1, depth + 1)
   asked = dict(attention=layers, attention_mean=layers) if depth else {}
-  out = nnx.merge(graphdef, state).read(normalised(pixels_NHWC, normal), **asked)
+  out = encoder.read(normalised(pixels_NHWC, normal), **asked)
   if not depth:
     return out.features, None, None
   first = out.prefix
@@ -114,23 +112,21 @@ def see_gradient(model: Vlm, asked: Asked, slopes: jax.Array, top_NP: np.ndarray
     slopes: gradient of the chosen token's logit with regard to the tower's features, (N, P', C).
     top_NP: relevance of each patch behind the tower.
   """
-  graphdef, state = nnx.split(model.vision)
   depth, found = _depth(model), []
   for tile, slope, top_P in zip(asked.encoded.tiles, slopes, top_NP, strict=True):
     normal = asked.encoded.normal
-    weighted = np.asarray(_tile_gradient(graphdef, state, tile[None], slope, normal=normal, depth=depth))
+    with _block_by_block(model.vision, again=True):
+      weighted = np.asarray(_tile_gradient(model.vision, tile[None], slope, normal, depth))
     first = weighted.shape[-1] - len(top_P)  # class token and registers stand before the patches
     found.append(carried(weighted, np.pad(top_P, (first, 0))[None])[0, first:])
   return np.stack(found)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "normal", "depth"))
-def _tile_gradient(graphdef, state, pixels_NHWC, slope_PD, *, normal, depth: int) -> jax.Array:
+def _tile_gradient(encoder, pixels_NHWC, slope_PD, normal, depth: int) -> jax.Array:
   """The gradient-weighted attention (Lv, T', T') of one tile."""
-  model = nnx.merge(graphdef, state)
   pixels_NHWC = normalised(pixels_NHWC, normal)
-  read = lambda traces: model.read(pixels_NHWC, traces=traces).features.patches_NPD[0]
-  tokens = jax.eval_shape(lambda: model.read(pixels_NHWC, attention_mean=(1,)).attention_mean[1]).shape
+  read = lambda traces: encoder.read(pixels_NHWC, traces=traces).features.patches_NPD[0]
+  tokens = jax.eval_shape(lambda: encoder.read(pixels_NHWC, attention_mean=(1,)).attention_mean[1]).shape
   zeros = {layer: jnp.zeros(tokens, jnp.float32) for layer in range(1, depth + 1)}
   found = jax.grad(lambda traces: (read(traces).astype(jnp.float32) * slope_PD).sum())(zeros)
   return jnp.stack([found[layer][0] for layer in zeros])
@@ -169,20 +165,18 @@ def look(
   vocabulary = model.config.text.vocab_size
   choosable = np.zeros(vocabulary, bool)
   choosable[list(asked.option_ids) or slice(None)] = True
-  with _computed_again(model.decoder.stack, gradient):
-    graphdef, state = nnx.split(model)
-  out = _look(
-    graphdef,
-    state,
-    batch_of(asked, seen, length, model.config.prefix_lm),
-    rows[None].astype(np.int32),
-    asked.image_at,
-    choosable,
-    wants=wants,
-    traced=every if gradient else (),
-    of_features=gradient and vision_gradient,
-    heads=heads,
-  )
+  with _block_by_block(model.decoder, again=gradient):
+    out = _look(
+      model,
+      batch_of(asked, seen, length, model.config.prefix_lm),
+      jnp.asarray(rows[None], jnp.int32),
+      asked.image_at,
+      choosable,
+      wants=wants,
+      traced=every if gradient else (),
+      of_features=gradient and vision_gradient,
+      heads=heads,
+    )
   own = lambda arrays: np.stack([np.asarray(a)[0, :count, :count] for a in arrays]) if arrays else _EMPTY
   return Looked(
     attention=np.stack([np.asarray(out["attention"][layer]) for layer in layers]),
@@ -198,13 +192,18 @@ _EMPTY = np.zeros((0, 0, 0), np.float32)
 
 
 @contextlib.contextmanager
-def _computed_again(stack: Stack, really: bool) -> Iterator[None]:
-  """Blocks within are computed again in the backward pass, so that no probabilities are kept for it."""
-  before, stack.remat = stack.remat, stack.remat or really
+def _block_by_block(module: nnx.Module, again: bool = False) -> Iterator[None]:
+  """Blocks within are programs of their own, compiled once; `again`: computed again in the backward pass, so
+  that no probabilities are kept for it."""
+  stacks = [inner for _, inner in nnx.iter_modules(module) if isinstance(inner, Stack)]
+  before = [(stack.apart, stack.remat) for stack in stacks]
+  for stack in stacks:
+    stack.apart, stack.remat = True, stack.remat or again
   try:
     yield
   finally:
-    stack.remat = before
+    for stack, (apart, remat) in zip(stacks, before, strict=True):
+      stack.apart, stack.remat = apart, remat
 
 
 def batch_of(asked: Asked, seen: Seen, length: int, bidirectional: bool) -> Batch:
@@ -223,9 +222,8 @@ def batch_of(asked: Asked, seen: Seen, length: int, bidirectional: bool) -> Batc
   )
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "wants", "traced", "of_features", "heads"))
 def _look(
-  graphdef, state, batch, rows_BQ, image_at, choosable, *, wants, traced, of_features: bool, heads: bool
+  model: Vlm, batch, rows_BQ, image_at, choosable, *, wants, traced, of_features: bool, heads: bool
 ) -> dict[str, Any]:
   """Everything of `Looked` on the device; of rows their image tokens alone."""
 
@@ -234,7 +232,7 @@ def _look(
     shown = batch
     if patches_NPD is not None:
       shown = dataclasses.replace(batch, vision=Features(patches_NPD, batch.vision.grid))
-    out = nnx.merge(graphdef, state).read(shown, wants, rows_BQ=rows_BQ, traces=traces)
+    out = model.read(shown, wants, rows_BQ=rows_BQ, traces=traces)
     logits_V = jnp.where(choosable, out.logits[0, 0], -jnp.inf)
     token = jnp.argmax(jax.lax.stop_gradient(logits_V))
     return out.logits[0, 0, token], (out, token)
