@@ -190,23 +190,27 @@ class Trained:
 
     return step.to_devices(batch, self.mesh)
 
+  def program(self, batch):
+    """The compiled step of a batch's shape."""
+    return self.programs.get(self.state, self.split.frozen, batch)[0]
+
   def __call__(self, batch):
     """The loss of a step on a batch that lies on the device."""
     import jax
 
-    program, _ = self.programs.get(self.state, self.split.frozen, batch)
+    program = self.program(batch)
     self.state, metrics = program.run(self.state, self.split.frozen, batch)
     return jax.block_until_ready(metrics["loss"])
 
-  def seen_by(self, memory, batch):
-    """A step that begins with a batch's pixels on the host, which a frozen tower sees or `memory` knows."""
+  def seen(self, memory, batch):
+    """Gives the batch, from the host, with features for pixels: of a frozen tower, or what `memory` knows."""
     import jax
 
     from spatialvlm.training import frozen_vision
 
     vision = frozen_vision.FrozenVision(self.split, self.terms, memory)
     on_host = with_keys(jax.device_get(batch))
-    return lambda: self(self.put(vision(self.state, self.split.frozen, on_host)[0]))
+    return lambda: self.put(vision(self.state, self.split.frozen, on_host)[0])
 
 
 def torch_lora(torch_model, rank: int, alpha: int, target: str):
@@ -253,11 +257,11 @@ def lora(vlm, torch_model):
   adapted, optimizer = torch_lora(torch_model, 8, 16, trained.config.target)
   tensors = {key: torch.tensor(value) for key, value in arrays.items()}
   theirs = torch_step(adapted, optimizer, tensors, TARGETS)
-  new, known = (trained.seen_by(memory, batch) for memory in (None, frozen_vision.Memory(2**30)))
+  new, known = (trained.seen(memory, batch) for memory in (None, frozen_vision.Memory(2**30)))
   return {
     "lora": (lambda: trained(on_device), theirs),
-    "lora-new": (new, theirs),
-    "lora-known": (known, theirs),
+    "lora-new": (lambda: trained(new()), theirs),
+    "lora-known": (lambda: trained(known()), theirs),
   }
 
 

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import NamedTuple
@@ -141,16 +141,26 @@ def names_of(tiles: int) -> str:
 
 
 class Counts:
-  """Arithmetic that a model needs for a batch, in FLOPs, without padding or recomputation."""
+  """Arithmetic that a model needs for a batch, in FLOPs, without padding or recomputation.
 
-  def __init__(self, vlm):
+  Args:
+    folder: of the model, whose sizes alone are read.
+  """
+
+  def __init__(self, folder: Path):
+    from flax import nnx
+
     from benchmarks import evaluate
+    from spatialvlm import hub
+    from spatialvlm.models.vlm import Vlm
 
-    self._tile, self._token, self._head = evaluate.counted(vlm)
-    text = vlm.config.text
+    config = hub.read_config(folder)
+    abstract = nnx.eval_shape(lambda: Vlm(config, rngs=nnx.Rngs(0)))
+    self._tile, self._token, self._head = evaluate.counted(abstract)
+    heads = config.text.block.attention
     self._attended = (
-      2 * text.depth * text.block.heads * text.block.head_dim
-    )  # of a pair, seen causally: half of 4
+      2 * config.text.depth * heads.heads * heads.head_dim
+    )  # of a pair; half of 4, as it is causal
 
   def of(self, work: Work, *, vision: int, decoder: int, logits: int, length: int = 0) -> float:
     """`vision`, `decoder`: forward passes, a backward one as two of them; `logits`: positions of a row."""
@@ -177,35 +187,119 @@ def ours(args: argparse.Namespace, only: str = "", attention: str = "xla") -> No
   try:
     execution.apply(vlm, execution.Execution(attention=attention))
   except UserError as error:
-    gpu.note(args.out, part=args.part, problem=f"attention {attention}: {error}")
+    gpu.note(args.out, part=args.part, problem=str(error))
     return
-  counts = Counts(vlm)
-  if not only:
-    _forwards(args, sizes, vlm, counts)
-    _answers(args, sizes, vlm, counts)
-  _lora(args, sizes, vlm, counts, attention, only)
-  if not only:
-    _full(args, sizes, hub.load_model(folder, dtype="bfloat16"), counts)
+  counts = Counts(folder)
+  lora = _Steps(args, sizes.works[1:2] if only else sizes.works, counts)
+  if only:
+    lora.adapt(vlm)
+    lora.compile([])
+    lora.measure(", ".join(["", *filter(None, [args.variant, attention.replace("xla", "")])]))
+    return
+  forward = _Forward(args, sizes, vlm, counts)  # of the model before it is adapted
+  lora.adapt(vlm)
+  lora.compile(forward.programs())
+  lora.measure()
+  forward.measure()
+  lora.know()
+  lora.pack()
+  del lora, forward, vlm
+  _full(args, sizes, hub.load_model(folder, dtype="bfloat16"), counts)
+  _answers(args, sizes, hub.load_model(folder, dtype="bfloat16"), counts)
 
 
-def _lora(args, sizes: Sizes, vlm, counts: Counts, attention: str, only: str) -> None:
-  from spatialvlm.config import PeftConfig
-  from spatialvlm.configs.lora import EVERY_LINEAR
+def together(calls: Sequence[Callable[[], object]]) -> list:
+  """The results of calls that compile, at the same time: one compilation leaves most cores alone."""
+  with futures.ThreadPoolExecutor(max(len(calls), 1)) as pool:
+    return [future.result() for future in [pool.submit(call) for call in calls]]
 
-  suffix = ", ".join(["", *filter(None, [args.variant, attention.replace("xla", "")])])
-  trained = compare_torch.Trained(
-    vlm, PeftConfig(target=EVERY_LINEAR, options={"rank": RANK, "alpha": float(ALPHA)})
-  )
-  works = sizes.works[1:2] if only else sizes.works
-  batches = {work: trained.put(_batch(vlm, work, TARGETS)) for work in works}
-  _compile(trained, [*batches.values()])
-  for work, batch in batches.items():
-    flops = counts.of(work, vision=1, decoder=2, logits=TARGETS)
-    name = f"LoRA step of {names_of(work.tiles)}{suffix}"
-    measured(args, "ours", name, work.batch, flops, lambda batch=batch: trained(batch))
-  if not only:
-    _known(args, trained, batches, counts)
-    _packed(args, trained, counts)
+
+class _Steps:
+  """LoRA steps of several shapes."""
+
+  def __init__(self, args: argparse.Namespace, works: Sequence[Work], counts: Counts):
+    self._args, self._works, self._counts = args, works, counts
+
+  def adapt(self, vlm) -> None:
+    """Puts adapters on the model; its batches then lie on the device."""
+    from spatialvlm.config import PeftConfig
+    from spatialvlm.configs.lora import EVERY_LINEAR
+
+    config = PeftConfig(target=EVERY_LINEAR, options={"rank": RANK, "alpha": float(ALPHA)})
+    self._trained = compare_torch.Trained(vlm, config)
+    self._batches = {work: self._trained.put(_batch(vlm, work, TARGETS)) for work in self._works}
+
+  def compile(self, others: Sequence[Callable[[], object]]) -> None:
+    """Compiles the steps, and what else is to be compiled meanwhile."""
+    together([*(lambda b=b: self._trained.program(b) for b in self._batches.values()), *others])
+
+  def measure(self, suffix: str = "") -> None:
+    for work, batch in self._batches.items():
+      flops = self._counts.of(work, vision=1, decoder=2, logits=TARGETS)
+      name = f"LoRA step of {names_of(work.tiles)}{suffix}"
+      measured(self._args, "ours", name, work.batch, flops, lambda batch=batch: self._trained(batch))
+
+  def know(self) -> None:
+    """Steps whose pictures are known, as from the second epoch on; they begin with pixels on the host."""
+    from spatialvlm.training import frozen_vision
+
+    seen = {w: self._trained.seen(frozen_vision.Memory(2**32), b) for w, b in self._batches.items()}
+    together([lambda see=see: self._trained.program(see()) for see in seen.values()])
+    for work, see in seen.items():
+      flops = self._counts.of(work, vision=0, decoder=2, logits=TARGETS)
+      name = f"LoRA step of {names_of(work.tiles)}, features known"
+      measured(self._args, "ours", name, work.batch, flops, lambda see=see: self._trained(see()))
+
+  def pack(self) -> None:
+    """Conversations of many lengths (benchmarks/packing.py), a row each and packed; features are known."""
+    import numpy as np
+
+    from benchmarks import packing
+    from spatialvlm.config import DataConfig
+
+    config, trained = DataConfig(), self._trained
+    count = 32 if self._args.shape == "500m" else 4
+    model = trained.split.model(trained.state.params, trained.split.frozen).config
+    encoded = packing.conversations(np.random.default_rng(0), count, config.lengths[-1])
+    for one in encoded:
+      one.tokens[one.image_slot >= 0] = model.image_token_id
+    tokens = sum(len(one.tokens) for one in encoded)
+    both = packing.both(encoded, config)
+    ready = {
+      n: trained.put(packing.with_features(b, model.text.block.width)) for n, (b, _, _) in both.items()
+    }
+    together([lambda batch=batch: trained.program(batch) for batch in ready.values()])
+    for name, batch in ready.items():
+      flops = 2 * self._counts.of(Work(0, 1), vision=0, decoder=1, logits=0, length=tokens)
+      said = f"conversations {name}, fill {tokens / both[name][2]:.0%}"
+      measured(self._args, "ours", said, count, flops, lambda batch=batch: trained(batch))
+
+
+class _Forward:
+  """All logits of several shapes."""
+
+  def __init__(self, args: argparse.Namespace, sizes: Sizes, vlm, counts: Counts):
+    import jax
+    from flax import nnx
+
+    graphdef, self._state = nnx.split(vlm)
+    self._args, self._counts, self._run = args, counts, {}
+    self._logits = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
+    self._batches = {work: _batch(vlm, work) for work in sizes.works}
+
+  def programs(self) -> list[Callable[[], object]]:
+    """What compiles them."""
+
+    def compile_(work: Work) -> None:
+      self._run[work] = self._logits.lower(self._state, self._batches[work]).compile()
+
+    return [lambda work=work: compile_(work) for work in self._batches]
+
+  def measure(self) -> None:
+    for work, batch in self._batches.items():
+      flops = self._counts.of(work, vision=1, decoder=1, logits=work.length)
+      call = lambda batch=batch, run=self._run[work]: run(self._state, batch).block_until_ready()
+      measured(self._args, "ours", f"forward of {names_of(work.tiles)}", work.batch, flops, call)
 
 
 def _full(args, sizes: Sizes, vlm, counts: Counts) -> None:
@@ -213,7 +307,7 @@ def _full(args, sizes: Sizes, vlm, counts: Counts) -> None:
 
   trained = compare_torch.Trained(vlm, PeftConfig("none", target="", full=".*"))
   batches = {work: trained.put(_batch(vlm, work, TARGETS)) for work in sizes.full}
-  _compile(trained, [*batches.values()])
+  together([lambda batch=batch: trained.program(batch) for batch in batches.values()])
   for work, batch in batches.items():
     flops, name = counts.of(work, vision=3, decoder=3, logits=TARGETS), f"full step of {names_of(work.tiles)}"
     measured(args, "ours", name, work.batch, flops, lambda batch=batch: trained(batch))
@@ -225,29 +319,6 @@ def _batch(vlm, work: Work, targets: int = 0):
     work.tiles, work.batch, work.length, config.vision.image_size, config.image_token_id
   )
   return compare_torch.batch_of(arrays, targets, config.image_token_id)
-
-
-def _compile(trained, batches) -> None:
-  """Compiles the steps of several batches at the same time: the compiler leaves most cores alone."""
-  get = lambda batch: trained.programs.get(trained.state, trained.split.frozen, batch)
-  with futures.ThreadPoolExecutor(len(batches)) as pool:
-    list(pool.map(get, batches))
-
-
-def _forwards(args, sizes: Sizes, vlm, counts: Counts) -> None:
-  import jax
-  from flax import nnx
-
-  graphdef, state = nnx.split(vlm)
-  logits = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
-  batches = {work: _batch(vlm, work) for work in sizes.works}
-  with futures.ThreadPoolExecutor(len(batches)) as pool:
-    found = pool.map(lambda batch: logits.lower(state, batch).compile(), batches.values())
-    programs = dict(zip(batches, found, strict=True))
-  for work, batch in batches.items():
-    flops = counts.of(work, vision=1, decoder=1, logits=work.length)
-    call = lambda batch=batch, run=programs[work]: run(state, batch).block_until_ready()
-    measured(args, "ours", f"forward of {names_of(work.tiles)}", work.batch, flops, call)
 
 
 def _answers(args, sizes: Sizes, vlm, counts: Counts) -> None:
@@ -268,38 +339,6 @@ def _answers(args, sizes: Sizes, vlm, counts: Counts) -> None:
   flops = counts.of(work, vision=1, decoder=1, logits=NEW_TOKENS, length=work.length + NEW_TOKENS)
   call = lambda: generate(vlm, batch, max_new_tokens=NEW_TOKENS, stop=False)
   measured(args, "ours", f"generate {NEW_TOKENS} of {names_of(1)}", work.batch, flops, call)
-
-
-def _known(args, trained, batches, counts: Counts) -> None:
-  """Steps whose pictures are known, as from the second epoch on; they begin with pixels on the host."""
-  from spatialvlm.training import frozen_vision
-
-  for work, batch in batches.items():
-    step = trained.seen_by(frozen_vision.Memory(2**32), batch)
-    flops = counts.of(work, vision=0, decoder=2, logits=TARGETS)
-    measured(args, "ours", f"LoRA step of {names_of(work.tiles)}, features known", work.batch, flops, step)
-
-
-def _packed(args, trained, counts: Counts) -> None:
-  """Conversations of many lengths (benchmarks/packing.py), a row each and packed; features are known."""
-  import numpy as np
-
-  from benchmarks import packing
-  from spatialvlm.config import DataConfig
-
-  config = DataConfig()
-  count = 32 if args.shape == "500m" else 4
-  encoded = packing.conversations(np.random.default_rng(0), count, config.lengths[-1])
-  token = trained.split.model(trained.state.params, trained.split.frozen).config.image_token_id
-  for one in encoded:
-    one.tokens[one.image_slot >= 0] = token
-  width = trained.split.model(trained.state.params, trained.split.frozen).config.text.block.width
-  tokens = sum(len(one.tokens) for one in encoded)
-  for name, (batch, _, positions) in packing.both(encoded, config).items():
-    batch = trained.put(packing.with_features(batch, width))
-    flops = 2 * counts.of(Work(0, 1), vision=0, decoder=1, logits=0, length=tokens)
-    said = f"conversations {name}, fill {tokens / positions:.0%}"
-    measured(args, "ours", said, count, flops, lambda batch=batch: trained(batch))
 
 
 def cvbench(args: argparse.Namespace, tiles: int) -> None:
@@ -348,20 +387,19 @@ def proportioned(count: int, scenes: int):
 
 
 def resume(args: argparse.Namespace) -> None:
-  """Four steps in one go, and two and two: the adapters' files must have the same bytes."""
+  """Four steps of the small model at once, and two and two: the adapters' files must have the same bytes."""
   flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
   started = time.perf_counter()
 
   def train(name: str, steps: int) -> None:
-    command = [sys.executable, str(ROOT / "launch" / "train.py"), f"--config={ROOT}/configs/lora.py"]
-    command += [f"--workdir={args.out}/{name}", f"--config.model.path={args.out}/weights"]
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), f"--config={ROOT}/configs/lora.py:tiny"]
+    command += [f"--workdir={args.out}/{name}"]
     settings = {
       "train.steps": steps,
       "train.batch_size": 4,
       "train.checkpoint_every": 2,
       "train.validate_every": 0,
       "optim.schedule_steps": 4,
-      "data.validation": "{}",
       "eval.before": "false",
       "eval.after": "false",
     }

@@ -21,7 +21,7 @@ def theirs(args: argparse.Namespace) -> None:
   device = "cuda" if torch.cuda.is_available() else "cpu"
   wait = torch.cuda.synchronize if device == "cuda" else lambda: None
   config = hub.read_config(folder)
-  counts = Counts(hub.load_model(folder, dtype="bfloat16"))
+  counts = Counts(folder)
   said = f"theirs: torch {torch.__version__}, transformers {transformers.__version__}, {device}"
   gpu.note(args.out, part=args.part, said=said)
 

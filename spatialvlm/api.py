@@ -50,6 +50,7 @@ def load_vlm(
   longest_edge: int | None = None,
   split_images: bool | None = None,
   enlarge: bool = True,
+  pixels: str = "exact",
   layout: str = "own",
   quantize: str | None = None,
   quantize_block: int | None = None,
@@ -67,7 +68,8 @@ def load_vlm(
     mesh: devices to shard the model over: a mesh, or its sizes such as `{"fsdp": 4}`.
     revision: of a hub repository.
     attention: "xla", "blocked", "whole", or "cudnn" on a GPU in bfloat16, as of `models.execution.Execution`.
-    max_tiles, longest_edge, split_images, enlarge, layout: how images are cut, as in `load_processor`.
+    max_tiles, longest_edge, split_images, enlarge, pixels, layout: how images are cut, as `load_processor`
+      has it.
     quantize, quantize_block, quantize_double, quantize_target: keep kernels in few bits, as `ModelConfig` has
       it: "nf4" or "int8". A training run's workdir brings its own.
 
@@ -86,6 +88,7 @@ def load_vlm(
     longest_edge=longest_edge,
     split_images=split_images,
     enlarge=enlarge,
+    pixels=pixels,
     layout=layout,
     quantize=quantize,
     quantize_block=quantize_block,

@@ -42,6 +42,9 @@ class ModelConfig:
     split_images: false: one tile an image; None for the checkpoint's own choice. PaliGemma never splits.
     enlarge: false: a small image is not enlarged to more tiles than it fills by itself. The published models
       were trained with true. SmolVLM alone enlarges.
+    pixels: "exact", those of transformers bit for bit; "fast": a picture is enlarged, and its global view
+      made, in one resize each, not the one out of the other. SmolVLM alone; docs/evaluation.md has what
+      that changes and saves.
     layout: whose way of cutting pictures and laying out prompts: "own", the checkpoint's; "mtmd", that of
       llama.cpp, which a model written as GGUF will be shown (docs/edge.md).
     encoders: folders or hub ids of vision encoders that take the place of the model's own, joined by channels
@@ -76,6 +79,7 @@ class ModelConfig:
   longest_edge: int | None = None
   split_images: bool | None = None
   enlarge: bool = True
+  pixels: Literal["exact", "fast"] = "exact"
   layout: str = "own"
   encoders: tuple[str, ...] = ()
   encoder_size: int = 0
@@ -91,7 +95,7 @@ class ModelConfig:
   @property
   def tiling(self) -> dict[str, Any]:
     """How images are cut, as keyword arguments of `processing.processor.load_processor`."""
-    names = ("max_tiles", "longest_edge", "split_images", "enlarge", "layout")
+    names = ("max_tiles", "longest_edge", "split_images", "enlarge", "pixels", "layout")
     return {name: getattr(self, name) for name in names}
 
 

@@ -332,7 +332,9 @@ class BatchSequence:
       ]
     if self._keys:
       again = lambda sample: self._augment is None and self._mixed.again(sample.source)
-      encoded = [with_keys(e, s.keys, again=again(s)) for e, s in zip(encoded, samples, strict=True)]
+      cut = lambda s: {"pictures": (*s.example.images, *s.example.rearranged), "tiler": self._processor.tiler}
+      pairs = zip(encoded, samples, strict=True)
+      encoded = [with_keys(e, s.keys, again=again(s), **cut(s)) for e, s in pairs]
     rows, bucket, _ = batch_rows(encoded, self._config, self._processor, self._multiple)
     batch = batches.collate(
       rows,

@@ -57,37 +57,67 @@ def settled(example: Example, tiler: Tiler, known: Known) -> tuple[Example, tupl
   return dataclasses.replace(example, images=tuple(images)), tuple(keys)
 
 
-def with_keys(encoded: Encoded, keys: Sequence[np.ndarray | None] = (), *, again: bool = True) -> Encoded:
+def with_keys(
+  encoded: Encoded,
+  keys: Sequence[np.ndarray | None] = (),
+  *,
+  again: bool = True,
+  pictures: Sequence[np.ndarray | Tiles] = (),
+  tiler: Tiler | None = None,
+) -> Encoded:
   """The example with a key for each of its tiles.
 
   Args:
-    keys: of the tiles of each image, where `settled` gave them; others are made of the pixels.
+    keys: of the tiles of each image, where `settled` gave them.
     again: whether its pictures may be seen again; keys of others are all `ONCE`.
+    pictures: what the images were cut of, by `tiler`, so that these few bytes are read in place of the
+      tiles'; keys of images that came in tiles, and of all without `pictures`, are made of the tiles.
 
   Raises:
     ValueError: an image has not as many tiles as keys.
   """
   if not len(encoded.tiles):
     return encoded
-  found = tile_keys(encoded.tiles, encoded.pixel_mask) if again else np.full((len(encoded.tiles), 2), ONCE)
+  found = np.full((len(encoded.tiles), 2), ONCE)
   start = 0
-  for count, own in zip(encoded.images, keys, strict=False):
+  for number, count in enumerate(encoded.images):
+    place = slice(start, start + count)
+    own = keys[number] if number < len(keys) else None
+    picture = pictures[number] if len(pictures) == len(encoded.images) else None
     if own is not None:
       if len(own) != count:
         raise ValueError(f"{len(own)} keys of an image of {count} tiles")
-      found[start : start + count] = own
+      found[place] = own
+    elif again and isinstance(picture, np.ndarray) and encoded.pixel_mask is None:
+      found[place] = _cut_keys(picture, tiler, count)
+    elif again:
+      mask = encoded.pixel_mask
+      found[place] = tile_keys(encoded.tiles[place], None if mask is None else mask[place])
     start += count
   return dataclasses.replace(encoded, extra={**encoded.extra, TILE_KEY: Extra(found, "tile")})
 
 
+def _cut_keys(picture: np.ndarray, tiler: Tiler | None, count: int) -> np.ndarray:
+  """Keys of the tiles that a tiler cuts a picture into, which follow from the two and each one's place."""
+  digest = hashlib.blake2b(f"{tiler!r} {picture.dtype} {picture.shape}".encode(), digest_size=32)
+  digest.update(np.ascontiguousarray(picture).data)
+  return _numbered(digest.hexdigest(), count, b"cut")
+
+
 def _named(key: str, count: int) -> np.ndarray:
   """Keys of the tiles of a picture that names itself, apart from those of pixels."""
+  keys = _numbered(key, count, b"named")
+  keys[:, 0] |= NAMED
+  return keys
+
+
+def _numbered(key: str, count: int, kind: bytes) -> np.ndarray:
+  """int64 (count, 2): a hash of a name and each number; those of other kinds are apart."""
   digests = [
-    hashlib.blake2b(f"{key} tile {i}".encode(), digest_size=16, person=b"named").digest()
-    for i in range(count)
+    hashlib.blake2b(f"{key} tile {i}".encode(), digest_size=16, person=kind).digest() for i in range(count)
   ]
   keys = np.frombuffer(b"".join(digests), np.int64).reshape(count, 2).copy()
-  keys[:, 0] = keys[:, 0] & (NAMED - 1) | NAMED
+  keys[:, 0] &= NAMED - 1
   return keys
 
 

@@ -56,7 +56,7 @@ def read(folder: Path) -> dict[str, Any]:
   """
   found = read_json(folder / FILE, damaged="it may be deleted")
   for name, value in found.items():
-    kinds = {"layout": str, "split_images": bool, "enlarge": bool}
+    kinds = {"layout": str, "pixels": str, "split_images": bool, "enlarge": bool}
     if name not in OWN or type(value) is not kinds.get(name, int):
       raise UserError(f"{folder / FILE}: {name}={value!r} is no setting of pictures; it may be deleted")
   return found

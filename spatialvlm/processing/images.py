@@ -128,9 +128,9 @@ def _decode(source: bytes | Image.Image, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
       return ImageOps.exif_transpose(source)
     with Image.open(io.BytesIO(source)) as image:
-      turned = ImageOps.exif_transpose(image)
-      turned.format = image.format  # which a turned copy forgets
-      return turned
+      ImageOps.exif_transpose(image, in_place=True)
+      image.load()
+      return image
 
 
 @contextlib.contextmanager
@@ -156,7 +156,7 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
       image = image.convert("RGBA")
       white = Image.new("RGBA", image.size, (255, 255, 255, 255))
       image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
   except ValueError as error:
     raise UserError(f"{name}: {error}; save the image as RGB") from error
 

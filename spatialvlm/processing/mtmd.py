@@ -99,6 +99,8 @@ def tiler(own: Tiler, where: str) -> Tiler:
 
 
 def _grid(own: Idefics3Tiler, where: str) -> MtmdGrid:
+  if own.direct:
+    raise UserError(f"{where}: layout='mtmd' resizes as transformers does; leave pixels='fast' out")
   if not own.enlarge:
     raise UserError(f"{where}: layout='mtmd' enlarges every picture to longest_edge; leave enlarge=False out")
   edge = own.longest_edge if own.split else own.tile_size
@@ -165,6 +167,8 @@ def difference(own: Tiler, theirs: Tiler) -> str:
       return f"a picture of {width} x {height} pixels is {_said(*mine)} here and {_said(*other)} there"
   if isinstance(theirs, MtmdCrops) and not isinstance(own, MtmdCrops):
     return "pictures are laid into black borders there, and stretched here"
+  if getattr(own, "direct", False):
+    return "a picture's global view is made of the enlarged picture there, and of the picture itself here"
   return ""
 
 

@@ -348,7 +348,8 @@ class Processor:
     slots = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32)
     size = self.tiler.tile_size
     shown = cut if with_pixels else []
-    pixels = np.concatenate([t.pixels for t in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
+    pixels = [t.pixels for t in shown] or [np.zeros((0, size, size, 3), np.uint8)]
+    pixels = np.concatenate(pixels) if len(pixels) > 1 else pixels[0]
     return Encoded(
       tokens=tokens,
       loss_mask=np.array(loss, bool),
@@ -383,6 +384,7 @@ def load_processor(
   longest_edge: int | None = None,
   split_images: bool | None = None,
   enlarge: bool = True,
+  pixels: str = "exact",
   layout: str = layouts.OWN,
   max_length: int | None = None,
   reserved: int = 0,
@@ -397,8 +399,8 @@ def load_processor(
   torch, and no code of the folder is run.
 
   Args:
-    max_tiles, longest_edge, split_images, enlarge: the tile budget, see `tiling.TileOptions`; None for the
-      checkpoint's own.
+    max_tiles, longest_edge, split_images, enlarge, pixels: the tile budget, and how images are resized, see
+      `tiling.TileOptions`; None for the checkpoint's own.
     layout: a key of `layouts.LAYOUTS`; "mtmd" is llama.cpp's.
     max_length: longest sequence; None for the checkpoint's own.
     reserved: places of it that a soft prompt takes.
@@ -413,7 +415,7 @@ def load_processor(
     raise UserError(f"{folder}: no such folder; pass a checkpoint in Hugging Face's format")
   found = Files.read(folder)
   family, kind = family_of(found)
-  options = TileOptions(max_tiles, longest_edge, split_images, enlarge, layout)
+  options = TileOptions(max_tiles, longest_edge, split_images, enlarge, pixels, layout)
   tiler = layouts.laid_out(layout, family.tiler(found.inner, str(folder), options, kind), str(folder))
   tokenizer = files.tokenizer(folder)
   settings = read_json(folder / "tokenizer_config.json")

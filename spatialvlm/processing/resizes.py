@@ -34,7 +34,12 @@ _lock = threading.Lock()
 
 
 def resized(
-  image: np.ndarray, sizes: Sequence[tuple[int, int]], resample: int, *, keep: int = 1
+  image: np.ndarray,
+  sizes: Sequence[tuple[int, int]],
+  resample: int,
+  *,
+  keep: int = 1,
+  beside: tuple[int, int] = (0, 0),
 ) -> list[np.ndarray]:
   """A picture resized to one size after the other, each time rounded to 8 bits.
 
@@ -45,13 +50,15 @@ def resized(
     sizes: heights and widths; the size that a picture has already changes nothing.
     resample: Pillow's number of the filter.
     keep: how many of the last sizes are returned.
+    beside: a size that the picture is resized to as well, elsewhere: whoever is worth a program for that is
+      worth one for these.
 
   Returns:
     uint8 (h, w, 3) for each of the last `keep` sizes; not to be written to.
   """
   arguments = (image, sizes, resample, len(sizes) - keep)
   shape = (_padded(image.shape[:2]), *map(_padded, sizes), resample)
-  if not _worth(image.shape[:2], sizes, resample):
+  if not _worth(image.shape[:2], (*sizes, beside), resample):
     return _by_pillow(*arguments)
   with _lock:
     _seen[shape] += 1

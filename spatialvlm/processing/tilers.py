@@ -47,11 +47,14 @@ class Idefics3Tiler(Normaliser):
       untouched.
     enlarge: false: an image is enlarged no further than to the next multiple of the tile, so that a small
       photo costs few tiles. True is what the models were trained with.
+    direct: the canvas that is cut and the global view are each resized from the image itself, once, where
+      transformers makes the canvas of the image at `longest_edge`, and the view of the canvas.
   """
 
   longest_edge: int
   split: bool = True
   enlarge: bool = True
+  direct: bool = False
   resample: int = int(Image.Resampling.LANCZOS)
 
   def __post_init__(self):
@@ -95,14 +98,16 @@ class Idefics3Tiler(Normaliser):
     edge = self.edge(height, width)
     if height == width == size == edge:
       return Tiles(image[None], 0, 0)  # every resize would be the identity
-    first, view = _fit(height, width, edge), (size, size)
+    first, view = () if self.direct else (_fit(height, width, edge),), (size, size)
     if not self.split:
-      return Tiles(resized(image, (first, view), self.resample)[0][None], 0, 0)
+      return Tiles(resized(image, (*first, view), self.resample)[0][None], 0, 0)
     rows, cols = _grid(height, width, edge, size)
     if rows * cols == 1:
-      return Tiles(resized(image, (first, view), self.resample)[0][None], 0, 0)
+      return Tiles(resized(image, (*first, view), self.resample)[0][None], 0, 0)
     canvas = (rows * size, cols * size)
-    return Tiles(_cut(*resized(image, (first, canvas, view), self.resample, keep=2)), rows, cols)
+    if self.direct:
+      return Tiles(_both(image, canvas, size, self.resample), rows, cols)
+    return Tiles(_cut(*resized(image, (*first, canvas, view), self.resample, keep=2)), rows, cols)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,11 +144,10 @@ class CropTiler(Normaliser):
   def __call__(self, image: np.ndarray) -> Tiles:
     """Cuts a uint8 (H, W, 3) image."""
     rows, cols = self.grid(*image.shape[:2])
-    view = resized(image, [(self.tile_size, self.tile_size)], self.resample)[0]
+    size = self.tile_size
     if not rows:
-      return Tiles(view[None], 0, 0)
-    canvas = resized(image, [(rows * self.tile_size, cols * self.tile_size)], self.resample)[0]
-    return Tiles(_cut(canvas, view), rows, cols)
+      return Tiles(resized(image, [(size, size)], self.resample)[0][None], 0, 0)
+    return Tiles(_both(image, (rows * size, cols * size), size, self.resample), rows, cols)
 
   @property
   def _most_patches(self) -> int:
@@ -180,6 +184,8 @@ class SquareTiler(Normaliser):
 def idefics3_tiler(config: Mapping[str, Any], where: str, options: TileOptions, kind: str) -> Idefics3Tiler:
   """Raises a UserError for settings that it cannot honour."""
   _check_resized(config, where)
+  if options.pixels not in ("exact", "fast"):
+    raise UserError(f"pixels: there is no {options.pixels!r}; known: exact, fast")
   edge = (
     options.longest_edge if options.longest_edge is not None else _longest_edge(config.get("size", 4 * 364))
   )
@@ -193,6 +199,7 @@ def idefics3_tiler(config: Mapping[str, Any], where: str, options: TileOptions, 
     split=split,
     max_tiles=options.max_tiles,
     enlarge=options.enlarge,
+    direct=options.pixels == "fast",
     **_numbers(config, where, Image.Resampling.LANCZOS, 0.5, 0.5),
   )
 
@@ -203,9 +210,7 @@ def crop_tiler(config: Mapping[str, Any], where: str, options: TileOptions, kind
   InternVL's processor always crops, whatever `crop_to_patches` says in the file; so does this.
   """
   _check_resized(config, where)
-  _refuse(
-    options, ("longest_edge", "enlarge"), where, "InternVL's tiles know max_tiles and split_images only"
-  )
+  _refuse(options, _SMOLVLM_S, where, "InternVL's tiles know max_tiles and split_images only")
   least, most = config.get("min_patches", 1), config.get("max_patches", 12)
   if not (isinstance(least, int) and isinstance(most, int) and 1 <= least <= most):
     raise UserError(f"{where}: min_patches {least!r} and max_patches {most!r} must be numbers in this order")
@@ -222,7 +227,7 @@ def crop_tiler(config: Mapping[str, Any], where: str, options: TileOptions, kind
 def square_tiler(config: Mapping[str, Any], where: str, options: TileOptions, kind: str) -> SquareTiler:
   """Raises a UserError for settings and options that it cannot honour."""
   _check_resized(config, where)
-  _refuse(options, ("longest_edge", "enlarge"), where, "PaliGemma sees each image as one tile")
+  _refuse(options, _SMOLVLM_S, where, "PaliGemma sees each image as one tile")
   if options.split_images:
     raise UserError(f"{where}: split_images=True: PaliGemma sees each image as one tile; leave it out")
   return SquareTiler(
@@ -230,6 +235,10 @@ def square_tiler(config: Mapping[str, Any], where: str, options: TileOptions, ki
     max_tiles=options.max_tiles,
     **_numbers(config, where, Image.Resampling.BICUBIC, 0.5, 0.5),
   )
+
+
+# Options that belong to SmolVLM's tiles alone.
+_SMOLVLM_S = ("longest_edge", "enlarge", "pixels")
 
 
 def _check_resized(config: Mapping[str, Any], where: str) -> None:
@@ -266,6 +275,12 @@ def _side(size: Any, where: str) -> int:
   if sides or not isinstance(side, int) or side < 1:
     raise UserError(f"{where}: size must name one height and the same width in pixels, got {size!r}")
   return side
+
+
+def _both(image: np.ndarray, canvas: tuple[int, int], size: int, resample: int) -> np.ndarray:
+  """(I, S, S, 3): the tiles of a canvas and the global view, each resized from the image itself."""
+  large = resized(image, [canvas], resample)[0]
+  return _cut(large, resized(image, [(size, size)], resample, beside=canvas)[0])
 
 
 def _cut(canvas: np.ndarray, view: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ class TileOptions:
     longest_edge: in pixels, of the first resize. Idefics3's tiles alone have one.
     split_images: false: the global view alone.
     enlarge: false: a small image is not enlarged to more tiles than it fills. Idefics3's tiles alone.
+    pixels: "fast": each resize is of the picture itself. Idefics3's tiles alone; "exact" for transformers'.
     layout: a key of `layouts.LAYOUTS`: whose way of cutting it is.
   """
 
@@ -43,6 +44,7 @@ class TileOptions:
   longest_edge: int | None = None
   split_images: bool | None = None
   enlarge: bool = True
+  pixels: str = "exact"
   layout: str = "own"
 
 

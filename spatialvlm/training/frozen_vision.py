@@ -41,7 +41,7 @@ TOGETHER, TOGETHER_ON_CPU = 8, 1
 # So many times in one call of the program, at most.
 ROUNDS, ROUNDS_ON_CPU = 2, 16
 # Part of the identity of what is kept on disk: to be raised when towers or keys come out otherwise.
-FORMAT = 1
+FORMAT = 2
 
 Key = tuple[int, int]
 

@@ -118,7 +118,17 @@ def split(config: RunConfig, workdir: pathlib.Path) -> list[tuple[str, RunConfig
 
 def after(model: ModelConfig, folder: pathlib.Path) -> ModelConfig:
   """The model that a run left in a folder, with the run's numbers and image settings."""
-  kept = ("dtype", "attention", "max_tiles", "longest_edge", "split_images", "enlarge", "layout", "seed")
+  kept = (
+    "dtype",
+    "attention",
+    "max_tiles",
+    "longest_edge",
+    "split_images",
+    "enlarge",
+    "pixels",
+    "layout",
+    "seed",
+  )
   return ModelConfig(path=str(folder), **{name: getattr(model, name) for name in kept})
 
 

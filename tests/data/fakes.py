@@ -34,6 +34,7 @@ class FakeProcessor:
   layout = ImageLayout(tile_size=2, tokens_per_tile=2, max_tiles=1, image_token_id=IMAGE, max_length=64)
   pad_id = PAD
   normal = None
+  tiler = "as it is"
 
   bidirectional = False
 

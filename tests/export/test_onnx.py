@@ -295,6 +295,7 @@ def test_what_transformers_js_asks_for(out, folder, loaded):
     ({"max_tiles": 4, "longest_edge": 128}, False, 128, "is 1 x 2 tiles and the whole here and the whole"),
     ({"max_tiles": 5, "longest_edge": 128}, True, 64, ""),
     ({"enlarge": False}, True, 64, "is the whole alone here and 2 x 2 tiles and the whole there"),
+    ({"pixels": "fast"}, True, 64, "made of the enlarged picture there, and of the picture itself here"),
     ({"layout": "mtmd"}, True, 64, ""),
   ],
 )

@@ -20,7 +20,7 @@ def run(out: Path, *more: str) -> subprocess.CompletedProcess:
     "--repeats=2",
   ]
   one_device = dict(os.environ, XLA_FLAGS="", JAX_PLATFORMS="cpu")
-  return subprocess.run([*command, *more], capture_output=True, text=True, timeout=900, env=one_device)
+  return subprocess.run([*command, *more], capture_output=True, text=True, timeout=1800, env=one_device)
 
 
 def rows(out: Path) -> list[dict]:
@@ -29,7 +29,7 @@ def rows(out: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_every_row_of_the_table_comes_out(tmp_path):
-  done = run(tmp_path, "--seconds=800")
+  done = run(tmp_path, "--seconds=1700")
   assert done.returncode == 0, done.stdout + done.stderr
   found = rows(tmp_path)
   timed = {side: {row["work"] for row in found if row.get("side") == side} for side in ("ours", "theirs")}
@@ -39,9 +39,7 @@ def test_every_row_of_the_table_comes_out(tmp_path):
   both |= {"generate 32 of 1 tile", "full step of 1 tile"}
   assert both <= timed["ours"] and both <= timed["theirs"]
   known = {f"LoRA step of {tiles}, features known" for tiles in ("1 tile", "5 tiles")}
-  flags = {
-    f"LoRA step of 5 tiles, {name}" for name in ("no command buffers", "no Triton products", "latency hiding")
-  }
+  flags = {f"LoRA step of 5 tiles, {name}" for name in ("no command buffers", "no Triton products")}
   assert known | flags <= timed["ours"]
   assert sum(work.startswith("conversations ") for work in timed["ours"]) == 2
   said = "\n".join(row["said"] for row in found if "said" in row)
@@ -62,7 +60,7 @@ def test_every_row_of_the_table_comes_out(tmp_path):
 
 @pytest.mark.slow
 def test_a_part_that_fails_or_hangs_costs_its_own_rows_alone(tmp_path):
-  done = run(tmp_path, "--parts=machine,resume", "--seconds=45")
+  done = run(tmp_path, "--parts=machine,resume", "--seconds=100")
   assert done.returncode == 0, done.stdout + done.stderr
   table = (tmp_path / "table.md").read_text()
   assert "of a copy" in table

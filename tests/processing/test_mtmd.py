@@ -97,6 +97,7 @@ def test_what_mtmd_cannot_be_told(smolvlm, internvl, tmp_path):
   for folder, options, message in (
     (smolvlm, {"layout": "mtdm"}, "layout: there is no 'mtdm'; did you mean 'mtmd'"),
     (smolvlm, {"layout": "mtmd", "enlarge": False}, "leave enlarge=False out"),
+    (smolvlm, {"layout": "mtmd", "pixels": "fast"}, "leave pixels='fast' out"),
     (smolvlm, {"layout": "mtmd", "max_tiles": 1}, "two tiles at least; set max_tiles to 2 or more"),
     (internvl, {"layout": "mtmd", "split_images": False}, "leave split_images=False out"),
     (internvl, {"layout": "mtmd", "max_tiles": 1}, "two tiles at least"),

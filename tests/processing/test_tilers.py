@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from spatialvlm.processing.tilers import (
   CropTiler,
@@ -62,6 +63,18 @@ def test_without_enlarging_small_images_cost_few_tiles():
   assert cut.grid(17, 17) == (2, 2)
   assert cut.grid(30, 40) == (3, 3)  # 48 pixels along the longer side, 36 along the other
   assert cut.grid(500, 500) == (4, 4)
+
+
+def test_fast_pixels_are_one_resize_each():
+  image = RNG.integers(0, 256, (20, 27, 3), dtype=np.uint8)  # at the longest edge 48 rows are 46
+  exact, fast = tiler()(image), tiler(direct=True)(image)
+  assert (fast.rows, fast.cols) == (exact.rows, exact.cols) == (3, 4)
+  resize = lambda size: np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+  canvas = resize((64, 48)).reshape(3, 16, 4, 16, 3).swapaxes(1, 2).reshape(12, 16, 16, 3)
+  np.testing.assert_array_equal(fast.pixels, np.concatenate([canvas, resize((16, 16))[None]]))
+  assert (fast.pixels != exact.pixels).any()
+  one = tiler(direct=True, split=False)(image)
+  np.testing.assert_array_equal(one.pixels[0], resize((16, 16)))
 
 
 def test_most_tiles():
@@ -151,6 +164,8 @@ def test_the_whole_alone():
       "longest_edge=99 belongs to SmolVLM's tiles; InternVL's tiles know",
     ),
     (crop_tiler, {}, {"enlarge": False}, "enlarge=False belongs to SmolVLM"),
+    (crop_tiler, {}, {"pixels": "fast"}, "pixels=fast belongs to SmolVLM"),
+    (idefics3_tiler, {}, {"pixels": "quick"}, "pixels: there is no 'quick'; known: exact, fast"),
     (crop_tiler, {}, {"max_tiles": 0}, "max_tiles must be at least 1"),
     (
       crop_tiler,

@@ -174,7 +174,7 @@ def _images(model: Exportable, processor: Processor) -> dict[str, Any]:
 def deployed(own: Idefics3Tiler) -> Idefics3Tiler:
   """A tiler that has a longest edge alone, the greatest that keeps within the budget of `own`."""
   fields = {field.name: getattr(own, field.name) for field in dataclasses.fields(Idefics3Tiler)}
-  plain = Idefics3Tiler(**fields | {"max_tiles": None, "enlarge": True})
+  plain = Idefics3Tiler(**fields | {"max_tiles": None, "enlarge": True, "direct": False})
   if own.max_tiles is None or not own.split:
     return plain
   size = own.tile_size
