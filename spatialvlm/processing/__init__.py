@@ -16,5 +16,6 @@ Ids are those of transformers' processors, and pixels those of its PIL image pro
 A family is a `processor_family.Family`: its `prompts.PromptFormat` (marks, tokens around an image), its
 template, its `tiling.Tiler` (RGB into square tiles; `tilers` holds one for each family) and its number of
 tokens for a tile. `expansion` puts an image's tokens in the place of its mark; `images` opens any file as
-uint8 RGB; `resize` makes one image of one, for encoders alone.
+uint8 RGB, `resizes` resizes it (`pillow` has the weights); `resize` makes one image of one, for encoders
+alone.
 """
