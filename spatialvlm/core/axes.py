@@ -151,3 +151,26 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Pins the activation `x` to its logical axes, under `jax.set_mesh`; without a mesh it is `x`."""
   mesh = context_mesh()
   return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+
+
+def towards_weight(x: jax.Array, out_bytes: int = 4) -> jax.Array:
+  """Few vectors (B, ..., D) split along D as a weight (D, V) is over `fsdp`, so that they travel, not it.
+
+  The compiler by itself gathers the weight, however few vectors meet it: of a head that is 95 MB for some
+  answers' logits. Sums over D are then those of the devices' parts. Many vectors, whose logits are more than
+  the weight, stay as they are; so they do without a mesh.
+
+  Args:
+    out_bytes: of each number of the product.
+  """
+  mesh = context_mesh()
+  if mesh is None or mesh.shape["fsdp"] == 1 or x.ndim < 2 or x.shape[-1] % mesh.shape["fsdp"]:
+    return x
+  data = mesh.shape["data"] if x.shape[0] % mesh.shape["data"] == 0 else 1
+  vectors = math.prod(x.shape[:-1]) // data
+  if vectors * out_bytes >= x.shape[-1] * x.dtype.itemsize:
+    return x
+  place = PartitionSpec("data" if data > 1 else None, *(None,) * (x.ndim - 2), "fsdp")
+  # Pinned first: else what comes before it would be split along D, too, up into gradients and moments.
+  x = constrain(x, "batch", *(None,) * (x.ndim - 1))
+  return jax.lax.with_sharding_constraint(x, place)

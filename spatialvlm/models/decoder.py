@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spatialvlm.core.attention import KVCache
-from spatialvlm.core.axes import logical
+from spatialvlm.core.axes import logical, towards_weight
 from spatialvlm.core.block import BlockConfig, Hooks, Stack, layer_numbers, looks
 from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.masks import attention_mask, cached_mask, positions, windowed
@@ -228,6 +228,7 @@ class Decoder(nnx.Module):
 
   def unembed(self, x: jax.Array, ids: jax.Array | None = None) -> jax.Array:
     """Logits (..., V) in float32 of hidden states (..., D); with `ids` (K,) of those alone, (..., K)."""
+    x = towards_weight(x)
     if self.tied:
       logits = self.embed.logits(x, ids)
     else:  # a whole product: an adapter may stand around the layer

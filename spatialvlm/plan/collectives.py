@@ -38,6 +38,8 @@ KINDS = (
   "collective-permute",
   "ragged-all-to-all",
 )
+# What a TPU's compiler calls a fusion of products with a part of an operation between devices.
+_BESIDE = "async_collective_fusion"
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*\) -> [^\n]*)?\{$")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))")
@@ -60,6 +62,8 @@ class Collective:
     bytes: of that.
     group: how many devices take part in one exchange.
     times: how often it is done in one run of the program.
+    overlapped: whether the compiler has it run beside other work: in a fusion with products (TPU), or between
+      a start and an end.
   """
 
   kind: str
@@ -67,6 +71,7 @@ class Collective:
   bytes: int
   group: int
   times: int = 1
+  overlapped: bool = False
 
   @property
   def received(self) -> float:
@@ -89,6 +94,7 @@ def read(text: str, devices: int) -> list[Collective]:
   computations = _computations(text)
   turns = _turns(computations)
   found: dict[object, Collective] = {}
+  beside: set[object] = set()
   for name, lines in computations.items():
     for line in lines:
       match = _OPERATION.match(line)
@@ -98,27 +104,34 @@ def read(text: str, devices: int) -> list[Collective]:
       shapes = _results(match[2], match[3].endswith("-start"), kind)
       channel = re.search(r"channel_id=(\d+)", line)
       key = int(channel[1]) if channel else (name, match[1])
+      if match[3].endswith("-start") or name.startswith(_BESIDE):
+        beside.add(key)
       size = sum(map(_bytes, shapes))
       made = Collective(kind, " ".join(shapes), size, _group(line, devices), turns.get(name, 1))
       # Of copies the one that says most: a fused one may be split in parts.
       if key not in found or found[key].bytes < made.bytes:
         found[key] = made
-  return [one for one in found.values() if one.group > 1]
+  whole = {key: dataclasses.replace(one, overlapped=key in beside) for key, one in found.items()}
+  return [one for one in whole.values() if one.group > 1]
 
 
 def summed(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
-  """By kind: how many operations, how often they are done, bytes of their results, bytes received."""
+  """By kind: how many operations, how often they are done, how many of these overlap with other work, bytes
+  of their results, bytes received."""
   out: dict[str, dict[str, float]] = {}
   for one in found:
-    row = out.setdefault(one.kind, {"operations": 0, "times": 0, "bytes": 0, "received": 0.0})
+    row = out.setdefault(
+      one.kind, {"operations": 0, "times": 0, "overlapped": 0, "bytes": 0, "received": 0.0}
+    )
     row["operations"] += 1
     row["times"] += one.times
+    row["overlapped"] += one.times * one.overlapped
     row["bytes"] += one.bytes * one.times
     row["received"] += one.received
   return {kind: out[kind] for kind in KINDS if kind in out}
 
 
-def commonest(found: Iterable[Collective], count: int = 8) -> list[tuple[Collective, int]]:
+def commonest(found: Iterable[Collective], count: int = 16) -> list[tuple[Collective, int]]:
   """Equal operations together with their number, those first that send most."""
   numbers = collections.Counter(found)
   return sorted(numbers.items(), key=lambda item: -item[0].received * item[1])[:count]

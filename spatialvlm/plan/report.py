@@ -59,6 +59,7 @@ def messages(plan: Plan) -> tables.Table:
       kind,
       str(int(row["operations"])),
       str(int(row["times"])),
+      str(int(row["overlapped"])),
       _short(row["bytes"] / 1e6),
       _short(row["received"] / 1e6),
     ]
@@ -70,12 +71,13 @@ def messages(plan: Plan) -> tables.Table:
       f"{one['kind']} {one['shape'][:60]} of {one['group']}",
       str(one["number"]),
       str(one["number"] * one["times"]),
+      str(one["number"] * one["times"] * one["overlapped"]),
       _short(one["number"] * one["times"] * one["bytes"] / 1e6),
       "",
     ]
     for one in plan.commonest
   ]
-  columns = ("between devices", "operations", "times", "MB of results", "MB received")
+  columns = ("between devices", "operations", "times", "overlapped", "MB of results", "MB received")
   return tables.make("messages", f"{plan.program}, {plan.target}: what devices send", columns, rows, rules)
 
 

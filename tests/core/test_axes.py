@@ -6,7 +6,16 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from spatialvlm.config import MeshConfig
-from spatialvlm.core.axes import constrain, create_sharded, logical, make_mesh, sharding_of, spec, unsplit
+from spatialvlm.core.axes import (
+  constrain,
+  create_sharded,
+  logical,
+  make_mesh,
+  sharding_of,
+  spec,
+  towards_weight,
+  unsplit,
+)
 from spatialvlm.core.init import truncated_normal
 from spatialvlm.core.mlp import Mlp, linear
 from spatialvlm.types import UserError
@@ -77,6 +86,20 @@ def test_what_is_small_lies_whole_along_fsdp():
   mesh = make_mesh({"fsdp": 4, "tensor": 2})
   assert sharding_of(nnx.Param(jnp.zeros(8), **logical("embed")), mesh).spec == P(None)
   assert sharding_of(nnx.Param(jnp.zeros(8), **logical("heads")), mesh).spec == P("tensor")
+
+
+def test_few_vectors_go_to_the_weight_and_many_do_not():
+  x = jnp.zeros((8, 2, 64))
+  assert towards_weight(x) is x
+  mesh = make_mesh({"data": 2, "fsdp": 4})
+  with jax.set_mesh(mesh):
+    few = jax.jit(towards_weight)(x)
+    many = jax.jit(towards_weight)(jnp.zeros((64, 4, 64)))
+    odd = jax.jit(towards_weight)(jnp.zeros((3, 6)))
+  assert few.sharding.spec == P("data", None, "fsdp")
+  assert many.sharding.is_fully_replicated and odd.sharding.is_fully_replicated
+  with jax.set_mesh(mesh):  # a batch that its axis does not divide
+    assert jax.jit(towards_weight)(jnp.zeros((3, 64))).sharding.spec == P(None, "fsdp")
 
 
 def test_constrain_pins_only_under_a_mesh():

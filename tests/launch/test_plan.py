@@ -26,6 +26,11 @@ def test_a_plan_of_eight_devices(planned):
   assert train["collectives"]["all-gather"]["times"] > 0 and train["collectives"]["all-reduce"]["times"] > 0
   # LoRA's factors lie on every device: nothing of their rank, 2, is gathered.
   assert not [one for one in train["commonest"] if one["kind"] == "all-gather" and ",2]" in one["shape"]]
+  # Nor is the head, for a few answers' logits.
+  width, words = 24, 424
+  assert not [
+    one for one in (*train["commonest"], *decode["commonest"]) if one["shape"].endswith(f"[{width},{words}]")
+  ]
   assert decode["held"]["cache"] > 0 and decode["rows"] == 32
 
 

@@ -38,9 +38,11 @@ def test_sums_and_what_sends_most():
   found = collectives.read(TPU, 8)
   sums = collectives.summed(found)
   assert list(sums) == ["all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"]
-  assert sums["all-gather"] == {
-    "operations": 3, "times": 3, "bytes": 2 * 960 * (16 + 2560) + 128, "received": 960 * (16 + 2560) + 64.0,
-  }  # fmt: skip
+  sizes = {"bytes": 2 * 960 * (16 + 2560) + 128, "received": 960 * (16 + 2560) + 64.0}
+  assert sums["all-gather"] == {"operations": 3, "times": 3, "overlapped": 2, **sizes}
+  # One between a start and an end, one fused with products.
+  assert {one.shape for one in found if one.overlapped} == {"bf16[960,16]", "bf16[8,8]"}
+  assert sums["all-reduce"]["overlapped"] == 0
   assert sums["all-reduce"]["operations"] == 2 and sums["all-reduce"]["times"] == 33
   (most, number), *_ = collectives.commonest(found * 2)
   assert most.shape == "bf16[960,2560]" and number == 2
