@@ -73,7 +73,7 @@ def test_what_a_step_sends_on_a_slice(tmp_path):
   factors = {f"{d_in},{RANK}]" for d_in, _ in LAYERS} | {f"{RANK},{d_out}]" for _, d_out in LAYERS}
   assert not (factors | {f"{WIDTH},{WORDS}]"}) & gathered.keys()
   assert plan.collectives["all-gather"]["overlapped"] >= plan.collectives["all-gather"]["times"] / 2
-  # Gradients of the factors, in the dtype that they are used in, logits of two positions a row, and little else.
+  # Gradients of the factors, in the dtype that they are used in, logits of two positions a row, and a little.
   logits = 4 * 8 * 2 * WORDS
   assert 2 * trained <= plan.collectives["all-reduce"]["bytes"] <= 2 * trained + logits + 100_000
   # Parameters and moments take each other's places.
