@@ -172,6 +172,8 @@ class Target:
       name, each = self.chip.type
       return common | {
         "TPU_SKIP_MDS_QUERY": "1",
+        # There is no chip that two processes could take from each other: plans may run beside each other.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_ACCELERATOR_TYPE": f"{name}-{each * self.count}",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
