@@ -226,6 +226,7 @@ def test_only_foreign_code_may_raise_anything():
     "spatialvlm/wheels/dinov2_onnx.py": "onnx, whose errors are protobuf's",
     "spatialvlm/cli/interrupts.py": "raised again, unless the user has interrupted the command",
     "spatialvlm/deployed/child.py": "a runtime's, in a process of its own, and said to the one that asked",
+    "spatialvlm/plan/targets.py": "a compiler's plugin, which raises what it likes; told in one line",
     "spatialvlm/serving/lane.py": "of one request among many, and told to who asked it",
     "spatialvlm/serving/scheduler.py": "told to all who wait, and to the server's log",
     "spatialvlm/server/pictures.py": "Pillow on malformed bytes",
