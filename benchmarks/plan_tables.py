@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 from spatialvlm import hub  # noqa: E402
 from spatialvlm.config import MeshConfig, PeftConfig, RunConfig  # noqa: E402
 from spatialvlm.configs import lora  # noqa: E402
-from spatialvlm.plan import compiled, run, targets  # noqa: E402
+from spatialvlm.core import axes  # noqa: E402
+from spatialvlm.plan import abstract, compiled, programs, run, targets  # noqa: E402
 from spatialvlm.plan.compiled import Plan  # noqa: E402
 from spatialvlm.reporting import tables  # noqa: E402
 from spatialvlm.types import UserError  # noqa: E402
@@ -231,11 +232,33 @@ def main() -> None:
 def write(done: Mapping[str, Plan]) -> None:
   """Puts the tables between their marks in docs/scale.md."""
   text = PAGE.read_text()
-  for name, table in (("slices", slices(done)), ("cards", cards(done))):
+  for name, table in (("least", least()), ("slices", slices(done)), ("cards", cards(done))):
     first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     head, _, rest = text.partition(first)
     text = head + first + tables.to_markdown(table) + last + rest.partition(last)[2]
   PAGE.write_text(text)
+
+
+def least() -> tables.Table:
+  """What stays in memory through every step, counted from shapes: it is there before any activation."""
+  import jax
+
+  mesh = axes.make_mesh({}, jax.devices()[:1])
+  names = ("rtx4060", "rtx4090", "h100")
+  held = [f"held by {targets.CHIPS[name].usable / GIB:.1f} GiB ({name})" for name in names]
+  lines = []
+  for model in MODELS:
+    for method in METHODS:
+      described = abstract.describe(Cell(model, method, 1, 8, "h100").config, mesh)
+      weights, trained = map(programs.device_bytes, (described.split.frozen, described.state.params))
+      moments = programs.device_bytes(described.state.opt_state)
+      # All gradients are there at once, in float32, before their norm is known.
+      total = weights + trained + moments + trained
+      sizes = [f"{size / GIB:.2f}" for size in (weights, trained, moments, trained, total)]
+      fits = ["yes" if total <= targets.CHIPS[name].usable else "no" for name in names]
+      lines.append([f"{model} {method}", *sizes, *fits])
+  columns = ("of one device, GiB", "frozen", "trained", "moments", "gradients", "together", *held)
+  return tables.make("least", "What a step holds before any activation, bfloat16, AdamW", columns, lines)
 
 
 def slices(done: Mapping[str, Plan]) -> tables.Table:
