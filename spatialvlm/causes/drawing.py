@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,9 @@ def _heat(axes: Any, values: np.ndarray, rows: Sequence[str], columns: Sequence[
     for (row, column), value in np.ndenumerate(values):
       if np.isfinite(value):
         light = "white" if abs(value) > 0.6 * reach else "black"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=light)
+        axes.text(
+          column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=6, color=light
+        )
   return image
 
 
@@ -141,13 +143,23 @@ def _layers(figure: Any, found: Found) -> None:
   for part, kind, title in ((upper, "cut", "attention cut"), (lower, "patched", "share that comes back")):
     panels = part.subplots(len(names), len(tasks), squeeze=False)
     for (r, name), (c, task) in ((a, b) for a in enumerate(names) for b in enumerate(tasks)):
-      table = found[task][name][kind]
-      values = np.array([_values(scores) for scores in table.values()], float)
-      reach = 1.0 if kind == "patched" else max(float(np.nanmax(np.abs(values))), 1e-6)
-      count = values.shape[1]
+      tables = {model: row[kind] for model, row in found[task].items()}
+      reach = 1.0 if kind == "patched" else _reach(s for t in tables.values() for s in t.values())
+      values = np.array([_values(scores) for scores in tables[name].values()], float)
+      count, axes = values.shape[1], panels[r, c]
       columns = [*map(str, range(1, count)), "all"] if kind == "cut" else list(map(str, range(count)))
-      _heat(panels[r, c], values, list(table) if c == 0 else [""] * len(table), columns, reach)
-      panels[r, c].set_title(f"{title}: {task}, {name}", fontsize=8)
+      _heat(axes, values, list(tables[name]) if c == 0 else [""] * len(values), columns, reach)
+      axes.set_title(f"{title}: {task}, {name}", fontsize=8)
+      axes.set_xlabel("block" if kind == "cut" else "layer", fontsize=7)
+      if not np.isfinite(values).any():
+        axes.text(
+          0.5, 0.5, "both pictures are answered alike", transform=axes.transAxes, ha="center", fontsize=8
+        )
+
+
+def _reach(rows: Iterable[Sequence[Mapping[str, Any]]]) -> float:
+  """The largest of all values, so that what stands side by side has one scale."""
+  return max(float(np.nanmax(np.abs([_values(row) for row in rows]))), 1e-6)
 
 
 def _heads(figure: Any, found: Found) -> None:
@@ -156,7 +168,7 @@ def _heads(figure: Any, found: Found) -> None:
   for (r, name), (c, task) in ((a, b) for a in enumerate(names) for b in enumerate(tasks)):
     row = found[task][name]
     values = np.array([_values(scores) for scores in row["change"]], float)
-    reach = max(float(np.nanmax(np.abs(values))), 1e-6)
+    reach = _reach(scores for model in found[task].values() for scores in model["change"])
     rows = [f"block {i + 1}" for i in range(len(values))] if c == 0 else [""] * len(values)
     _heat(panels[r, c], values, rows, [f"{i + 1}" for i in range(values.shape[1])], reach)
     panels[r, c].set_title(f"{task}, {name}: heads out (r {row['rank_correlation']:.2f})", fontsize=8)

@@ -86,7 +86,7 @@ def _option(causes: Causes, logprobs_K: np.ndarray) -> str:
 
 
 def _number(value: float, sign: bool = False) -> str:
-  return f"{value:{'+' if sign else ''}.2f}".replace("-", "−")
+  return f"{round(float(value), 2) + 0.0:{'+' if sign else ''}.2f}".replace("-", "−")
 
 
 def _heat(

@@ -114,13 +114,15 @@ def _model(config: ExplainConfig, path: str) -> ModelConfig:
 
 
 def _readers(config: ExplainConfig, found: dict[str, loading.Found]) -> Iterator[tuple[str, Reader]]:
-  """The models one after the other; behind the first one with drawn weights, where that is asked for."""
-  for number, (name, one) in enumerate(found.items()):
+  """The models one after the other; last the first one with drawn weights, where that is asked for."""
+  first: Reader | None = None
+  for name, one in found.items():
     vlm = one.load(None)
     reserved = vlm.config.text.max_length - vlm.max_length
     tiling = _model(config, config.models[name]).tiling
-    processor = load_processor(one.folder, reserved=reserved, **tiling)
-    yield name, Reader(vlm, processor, config.rows, name)
-    if number == 0 and config.drawn:
-      fresh = Vlm(vlm.config, rngs=nnx.Rngs(config.seed))
-      yield name + DRAWN, Reader(fresh, processor, config.rows, name + DRAWN)
+    reader = Reader(vlm, load_processor(one.folder, reserved=reserved, **tiling), config.rows, name)
+    first = first or reader
+    yield name, reader
+  if config.drawn:
+    name, fresh = f"{first.name}{DRAWN}", Vlm(first.vlm.config, rngs=nnx.Rngs(config.seed))
+    yield name, Reader(fresh, first.processor, config.rows, name)

@@ -26,13 +26,16 @@ def number(score: Mapping[str, Any], against: float | None = None) -> Cell:
 def _cell(score: Mapping[str, Any], factor: float, digits: int, against: float | None) -> Cell:
   if score["value"] is None:
     return Cell("")
-  value, low, high = (
-    f"{factor * score[key]:.{digits}f}".replace("-", "−") for key in ("value", "low", "high")
-  )
+  value, low, high = (_text(factor * score[key], digits) for key in ("value", "low", "high"))
   kind = ""
   if against is not None:
     kind = "good" if score["low"] > against else "bad" if score["high"] < against else ""
   return Cell(f"{value} ({low} to {high})", kind)
+
+
+def _text(value: float, digits: int) -> str:
+  """With a real minus sign, and none before what rounds to zero."""
+  return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def regions(found: Found) -> Iterator[Table]:

@@ -8,6 +8,7 @@ import pytest
 
 from spatialvlm import cli
 from spatialvlm.causes import kept
+from spatialvlm.causes.maps import MAPS
 from spatialvlm.causes.parts import PARTS
 from spatialvlm.causes.run import run
 from spatialvlm.config import ExplainConfig
@@ -36,14 +37,18 @@ def test_the_recipe_names_parts_and_tasks_that_there_are():
     cli.load("explain:large", [], ExplainConfig)
 
 
+def few(**more) -> ExplainConfig:
+  return dataclasses.replace(cli.load("explain:tiny", [], ExplainConfig), **{**FEW, **more})
+
+
 @pytest.mark.slow
 def test_a_benchmark_that_was_stopped_gives_what_it_would_have(tmp_path, monkeypatch):
-  config = dataclasses.replace(cli.load("explain:tiny", [], ExplainConfig), drawn=True, **FEW)
+  config = few(tasks=("box", "letters"), parts=("regions", "heads"), drawn=False)
   real, calls = kept.measured, []
 
   def stops(path, cases, block, measure, show):
     calls.append(path)
-    if len(calls) == 3:  # in the middle of a file
+    if len(calls) == 1:  # in the middle of a file
       real(path, cases[: 2 * block], block, measure, show)
       raise KeyboardInterrupt
     real(path, cases, block, measure, show)
@@ -54,18 +59,25 @@ def test_a_benchmark_that_was_stopped_gives_what_it_would_have(tmp_path, monkeyp
   assert not (tmp_path / "a" / "summary.json").exists()
   monkeypatch.setattr(kept, "measured", real)
   found = run(config, tmp_path / "a")
-  assert set(found) == set(PARTS) and set(found["edges"]) == {"before", "before (drawn)"}
   names = {path.name for path in (tmp_path / "a").iterdir()}
   assert {"summary.json", "table.txt", "explain.md", "explain.png", "config.json", "identity.json"} <= names
   assert (tmp_path / "a" / "explain.png").read_bytes()[:4] == b"\x89PNG"
   assert json.loads((tmp_path / "a" / "summary.json").read_text()) == json.loads(json.dumps(found))
+  table = np.array([[s["value"] for s in row] for row in found["heads"]["letters"]["before"]["change"]])
+  assert table.shape == (4, 4) and np.isfinite(table).all()
+  assert json.dumps(run(config, tmp_path / "b")) == json.dumps(found)
+
+
+@pytest.mark.slow
+def test_every_part_of_a_model_and_of_drawn_weights(tmp_path):
+  found = run(few(tasks=("Depth", "box")), tmp_path / "run")
+  assert set(found) == set(PARTS) and set(found["edges"]) == {"before", "before (drawn)"}
   for task, models in found["layers"].items():
     for row in models.values():
       assert len(row["cut"]["picture"]) == len(row["patched"]["last"]) == 5, task
   # What reads a state behind all blocks at the last position answers as the clean picture does.
   back = found["layers"]["box"]["before"]["patched"]["last"][-1]["value"]
-  assert back is None or back == pytest.approx(1, abs=1e-3)
-  table = np.array([[s["value"] for s in row] for row in found["heads"]["letters"]["before"]["change"]])
-  assert table.shape == (4, 4) and np.isfinite(table).all()
-  again = run(config, tmp_path / "b")
-  assert json.dumps(again) == json.dumps(found)
+  assert back == pytest.approx(1, abs=1e-3)
+  assert found["regions"]["box"]["before"]["pointing"]["value"] > 0.5
+  assert len(found["probes"]["before"]["answers"]["Depth"]["layers"]) == 5
+  assert set(found["maps"]["box"]["before"]) == {"cells", *MAPS}
