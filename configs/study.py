@@ -87,6 +87,11 @@ QUALITY = {
   "wrong-10": {"data.noise.share": 0.1},
   "worded-4": {"data.sources.scenes.wordings": 4},
 }
+# Three quarters of the questions, and beside them what the model could do before.
+REPLAY = {
+  "data.sources.scenes.weight": 0.75,
+  "data.sources.talk": {"kind": "skills", "seed": 21, "weight": 0.25, "tasks": {"name": 1.0, "where": 1.0}},
+}
 BATCH = 16
 
 
@@ -139,7 +144,7 @@ def _tiny_data() -> StudyConfig:
 
   400 steps of 16 show 6,400 questions once, 100 of them 64 times. More questions need more steps to be seen
   at all: `long` is four times as many steps, on 1,600 questions too, so that more data and more steps can be
-  told apart, and `once` as many as show each question once.
+  told apart, and `once` as many as show each question once. `replay` asks a quarter of what was asked before.
   """
   size = lambda count: {"data.sources.scenes.size": count}
   cells = crossed(
@@ -149,6 +154,7 @@ def _tiny_data() -> StudyConfig:
       "questions": {count: size(count) for count in (100, 400, 1600, 6400)},
     },
   )
+  cells |= crossed("lora:tiny", {"data": {"replay": REPLAY}, "questions": {6400: size(6400)}})
   more = {name: QUALITY[name] for name in ("wrong-10", "worded-4")}
   cells |= crossed("lora:tiny", {"data": more, "questions": {count: size(count) for count in (1600, 6400)}})
   long = {"long": {"train.steps": 1600}}

@@ -181,6 +181,7 @@ def test_the_grids_of_data():
     assert (seen(name) == 6400) == (cell.at["data"] not in ("long", "once"))
   assert seen("once_1600") == size("once_1600") == 1600 and seen("once_102400") == 102_400
   assert runs["wrong-30_400"].config.data.noise.share == 0.3 and runs["right_400"].config.data.noise is None
+  assert runs["replay_6400"].config.data.sources["talk"].tasks == {"name": 1.0, "where": 1.0}
   run = runs["right_400"]
   assert list(run.beside.asked) == ["roll", "low"] and run.beside.skills == ("name", "where")
   asked = run.beside.asked["roll"]
