@@ -170,7 +170,7 @@ def test_two_workers_share_a_study_and_one_dies(world, tmp_path):
     f"{ROOT}/launch/study.py",
     f"--config={recipe}",
     f"--workdir={folder}",
-    "--lease=4",
+    "--lease=10",
   ]
   start += [f"--config.settings.train.{key}" for key in ("steps=600", "checkpoint_every=10", "log_every=10")]
   begin = lambda: subprocess.Popen(
