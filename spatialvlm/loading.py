@@ -134,7 +134,7 @@ def check_base(model: ModelConfig, folder: Path, resumes: bool) -> None:
 
 def load_base(model: ModelConfig, mesh: Mesh | None) -> Vlm:
   """The model of a folder or hub id, as the config says, without the priors that may lie there."""
-  execution = Execution(attention=model.attention)
+  execution = Execution(attention=model.attention, scan=model.scan_layers)
   execution.check(model.dtype)
   few_bits = quantise.chosen(model)
   model = hub.assembled(model)

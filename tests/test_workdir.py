@@ -52,7 +52,10 @@ def test_a_run_goes_on_with_other_devices_and_trackers(tmp_path):
   run = RunConfig()
   workdir.claim(tmp_path, run)
   train = dataclasses.replace(run.train, cache_vision="off", cache_vision_mib=1)
-  elsewhere = dataclasses.replace(run, mesh=MeshConfig(fsdp=8), log=LogConfig(wandb=True), train=train)
+  model = dataclasses.replace(run.model, scan_layers=True)
+  elsewhere = dataclasses.replace(
+    run, mesh=MeshConfig(fsdp=8), log=LogConfig(wandb=True), train=train, model=model
+  )
   assert workdir.check(tmp_path, elsewhere) is True
   with pytest.raises(UserError, match=r"other settings \(seed: 0, now 1\)"):
     workdir.check(tmp_path, dataclasses.replace(elsewhere, seed=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -53,10 +54,15 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
       return interrupts.in_order(lambda: called(argv))
     except UserError as e:
       _fail(e)
-    except RuntimeError as e:  # pathlib's, about a `~` in a path
-      if "home directory" not in str(e):
-        raise
-      _fail(UserError("~: this user has no home folder; write the path in full"))
+    except Exception as e:
+      if isinstance(e, RuntimeError) and "home directory" in str(e):  # pathlib's, about a `~` in a path
+        _fail(UserError("~: this user has no home folder; write the path in full"))
+      if processes.left_alone(e):
+        processes.end_left()
+      if processes.joined():
+        traceback.print_exc()
+        processes.end(1)
+      raise
 
   def called(argv: list[str]) -> int:
     compiled.keep()
@@ -85,12 +91,17 @@ def quiet() -> None:
 
 
 def prepare(config: Any) -> None:
-  """For a process that a command starts to do what a config of ours says: all of `run` that is no flag."""
+  """For a process that a command starts to do what a config of ours says: all of `run` that is no flag.
+
+  Raises:
+    UserError: as `processes.join` and `processes.divide`.
+  """
   quiet()
   compiled.keep()
+  processes.join()
   processes.divide(config.mesh.cpu_devices)
 
 
 def _fail(error: Exception) -> NoReturn:
   print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
-  sys.exit(2)
+  processes.end(2)

@@ -1,27 +1,54 @@
-"""Joining the processes of one run, and dividing the processor of each, before anything touches a device."""
+"""Joining the processes of one run, and dividing the processor of each, before anything touches a device.
+
+A run of several processes is all of them or none. Where one ends before its time, the others, which would
+wait for it, end as well: with one line, and without waiting for each other.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import sys
+import time
+import urllib.request
+from typing import NoReturn
 
 from spatialvlm.types import UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 DEVICES_FLAG = "xla_force_host_platform_device_count"
+# Exit code of a process that another one left alone.
+LEFT = 3
+# Seconds that a process which ends with an error stays, so that others say the same of what ails them all.
+GRACE = 3.0
+# What the runtime, its collectives (gloo, NCCL) and its barriers say where somebody is gone.
+_GONE = (
+  *("connection closed", "connection reset", "connection refused", "broken pipe", "socket closed"),
+  *("heartbeat", "unhealthy", "barrier", "coordination service", "distributed service", "remote process"),
+  *("preempted", "failed to connect", "connection timed out", "no route to host", "all-reduce failed"),
+)
+
+# One entry a host, in the metadata of a TPU VM.
+_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+
+
+class _Joined:
+  several = False
 
 
 def join() -> None:
   """Joins this process to the others where the environment says that there are any.
 
   `JAX_COORDINATOR_ADDRESS=host:port`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` describe a run by hand. A
-  Slurm job of several tasks is found by JAX itself. Otherwise nothing happens.
+  Slurm job of several tasks, and a TPU slice of several hosts, are found by JAX itself. Otherwise nothing
+  happens.
 
   Raises:
     UserError: only some of the three are set, or the others cannot be reached.
   """
   found = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
-  by_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ
-  if not found and not by_slurm:
+  if not found and not (_slurm_tasks() > 1 or _tpu_hosts() > 1):
     return
   if found and len(found) < 3:
     missing = ", ".join(name for name in (ADDRESS, COUNT, INDEX) if name not in found)
@@ -35,6 +62,62 @@ def join() -> None:
       jax.distributed.initialize()
   except (RuntimeError, ValueError) as e:
     raise UserError(f"several processes: cannot join the others: {str(e).splitlines()[0]}") from e
+  _Joined.several = True
+
+
+def _slurm_tasks() -> int:
+  """Tasks of the Slurm job step that this process is of."""
+  return int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
+
+
+def _tpu_hosts() -> int:
+  """Hosts of the TPU slice that this one is of: as GKE says it, else as the metadata of a TPU VM do."""
+  for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
+    if os.environ.get(name):
+      return len(os.environ[name].split(",")) * int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
+  if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):  # no TPU, so nobody to be asked
+    return 1
+  try:
+    asked = urllib.request.Request(_METADATA, headers={"Metadata-Flavor": "Google"})
+    with urllib.request.urlopen(asked, timeout=2) as answer:
+      return len(answer.read().decode().split(","))
+  except OSError:
+    return 1
+
+
+def joined() -> bool:
+  """Whether this process is one of several."""
+  return _Joined.several
+
+
+def left_alone(error: BaseException) -> bool:
+  """Whether an error of this process comes of another one that is gone."""
+  text = f"{type(error).__name__} {error}".lower()
+  return _Joined.several and not isinstance(error, UserError) and any(words in text for words in _GONE)
+
+
+def end_left() -> NoReturn:
+  """Says in one line that another process is gone, and ends this one."""
+  import jax
+
+  said = "another process of this run has ended; the same command, on any number of processes, goes on"
+  print(f"error: {said} from the last checkpoint", file=sys.stderr)
+  end(LEFT, GRACE if jax.process_index() == 0 else 0)  # the first keeps the others' meeting place
+
+
+def end(code: int, grace: float = GRACE) -> NoReturn:
+  """Ends a process whose error was told. Of several it does not wait for the others, which wait for it.
+
+  Args:
+    grace: seconds that it stays nevertheless.
+  """
+  if not _Joined.several:
+    sys.exit(code)
+  with contextlib.suppress(OSError, ValueError):
+    sys.stdout.flush()
+    sys.stderr.flush()
+  time.sleep(grace)
+  os._exit(code)
 
 
 def divide(cpu_devices: int) -> None:

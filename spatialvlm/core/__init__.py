@@ -2,8 +2,8 @@
 
 `attention` (grouped queries, its cache, the implementations of the product), `mlp`, `norm`, `rope`,
 `masks`, `init`, `pixels` (bytes into numbers), `quantised` (kernels in few bits); `block`, the one
-transformer block with a stack of it; `axes`, which says where arrays lie on devices; `backend`, which says
-what kind of device a program is traced for.
+transformer block with a stack of it; `scan`, the loop over its layers; `axes`, which says where arrays lie;
+`backend`, which says what kind of device a program is traced for.
 
 What belongs here: a computation that no family's name is needed to describe. What differs between families
 is a field of `BlockConfig` or `AttentionConfig`, named after what it does, with a default that changes
@@ -20,6 +20,7 @@ Contracts:
   lies. Without a mesh all of it means one device.
 - `block.Stack` counts layers as everything here does: 0 is what the first block reads, i what stands after
   i blocks. `Stack.read` gives any of them, and attention probabilities, on the way.
-- How a product is computed (`Attention.implementation`) and whether activations are kept (`Stack.remat`)
-  are static attributes, set later by `models.execution.apply`; they change no number beyond rounding.
+- How a product is computed (`Attention.implementation`), whether activations are kept (`Stack.remat`) and
+  whether neighbouring blocks are a loop (`Stack.scan`) are static attributes, set later by
+  `models.execution.apply`; they change no number beyond rounding.
 """

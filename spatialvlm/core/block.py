@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from spatialvlm.core import scan
 from spatialvlm.core.attention import Attention, AttentionConfig, KVCache, Look, Read, at_places
 from spatialvlm.core.axes import constrain, logical
 from spatialvlm.core.mlp import Mlp
@@ -157,11 +158,16 @@ def looks(
 
 
 class Stack(nnx.Module):
-  """`depth` blocks. `remat` (may be set later) recomputes their activations in the backward pass.
+  """`depth` blocks, of which three settings may be put later: how they run changes no number beyond rounding.
 
-  `apart` (may be set later) makes each block a program of its own, which is compiled once for all that are
-  alike: for who reads a model outside of any `jax.jit`, one question with much to be given, where one program
-  of all blocks would take longer to compile than to run.
+  Attributes:
+    remat: activations are computed again in the backward pass.
+    scan: neighbours of one kind run as a loop over their weights (`core.scan`), so that a program of many
+      layers compiles as one of few does. A block whose attention is wanted, and the last one with `at_BQ`,
+      stand outside; the loop ends where a layer's stream is wanted; with `hooks`, or `apart`, there is none.
+    apart: each block is a program of its own, which is compiled once for all that are alike: for who reads a
+      model outside of any `jax.jit`, one question with much to be given, where one program of all blocks would
+      take longer to compile than to run.
 
   The layers that write into the residual stream start smaller by sqrt(2 depth) (GPT-2), so that the
   stream's variance at the top does not grow with depth.
@@ -170,7 +176,7 @@ class Stack(nnx.Module):
   def __init__(self, config: BlockConfig, depth: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     out_scale = (2 * depth) ** -0.5
     self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs, out_scale=out_scale) for _ in range(depth)])
-    self.remat = self.apart = False
+    self.remat = self.apart = self.scan = False
 
   def __call__(self, x_BTD: jax.Array, mask_BTS=None, angles=None) -> jax.Array:
     """The residual stream (B, T, D) after the last block, without a cache. Arguments as of `read`."""
@@ -204,36 +210,63 @@ class Stack(nnx.Module):
     x_BTD = x_BTD if hooks is None else hooks.stream(0, x_BTD)
     streams, attended, means = ({0: x_BTD} if 0 in layers else {}), {}, {}
     attention = attention or {}
-    past = past or (None,) * len(self.layers)
-    blocks = list(zip(self.layers, self._masks(mask_BTS), past, strict=True))[:stop]
-    for number, (layer, mask, before) in enumerate(blocks, 1):
-      run = _remat if self.remat else _run
-      if self.apart and hooks is None:
-        run = functools.partial(_apart, self.remat)
+    blocks = list(self.layers)[:stop]
+    masks = self._masks(mask_BTS)[: len(blocks)]
+    past = (past or (None,) * len(self.layers))[: len(blocks)]
+    last = {len(blocks) - 1} if at_BQ is not None else set()
+    alone = (
+      {number - 1 for number in attention} | last | (set() if hooks is None else set(range(len(blocks))))
+    )
+    for first, number, parts in self._runs(blocks, masks, past, layers, alone):
       x_BTD = constrain(x_BTD, "batch", None, None)
-      at = at_BQ if number == len(blocks) else None
-      look, change = attention.get(number), None
-      if hooks is not None:
-        mask, change = hooks.mask(number, mask), functools.partial(hooks.heads, number)
-      x_BTD, found_BNTS, mean_BTS = run(layer, x_BTD, mask, angles, before, look, at, change)
-      x_BTD = x_BTD if hooks is None else hooks.stream(number, x_BTD)
+      if parts is not None:
+        x_BTD, _ = scan.loop(parts, masks[first:number], _reading(self.remat, angles), x_BTD)
+      else:
+        mask, look, change = masks[first], attention.get(number), None
+        if hooks is not None:
+          mask, change = hooks.mask(number, mask), functools.partial(hooks.heads, number)
+        at = at_BQ if first in last else None
+        run = _remat if self.remat else _run
+        if self.apart and hooks is None:
+          run = functools.partial(_apart, self.remat)
+        x_BTD, found_BNTS, mean_BTS = run(blocks[first], x_BTD, mask, angles, past[first], look, at, change)
+        x_BTD = x_BTD if hooks is None else hooks.stream(number, x_BTD)
+        if found_BNTS is not None:
+          attended[number] = found_BNTS
+        if mean_BTS is not None:
+          means[number] = mean_BTS
       if number in layers:
         streams[number] = x_BTD
-      if found_BNTS is not None:
-        attended[number] = found_BNTS
-      if mean_BTS is not None:
-        means[number] = mean_BTS
     return StackOutput(x_BTD, streams, attended, means)
 
   def extend(self, x_BTD: jax.Array, mask_BTS, angles, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """Runs T new tokens whose slots `cache.extend` has marked, and writes their keys and values."""
     start = cache.length - x_BTD.shape[1]
+    blocks, masks = list(self.layers), self._masks(mask_BTS)
+    past = [(k, v, start) for k, v in zip(cache.keys, cache.values, strict=True)]
     keys, values = [], []
-    for layer, mask, k, v in zip(self.layers, self._masks(mask_BTS), cache.keys, cache.values, strict=True):
-      x_BTD, read = layer(constrain(x_BTD, "batch", None, None), mask, angles, (k, v, start))
-      keys.append(read.keys)
-      values.append(read.values)
+    for first, end, parts in self._runs(blocks, masks, past):
+      x_BTD = constrain(x_BTD, "batch", None, None)
+      if parts is not None:
+        x_BTD, (k_LBSKH, v_LBSKH) = scan.loop(parts, masks[first:end], _extending(angles), x_BTD)
+        keys += list(k_LBSKH)
+        values += list(v_LBSKH)
+      else:
+        x_BTD, read = blocks[first](x_BTD, masks[first], angles, past[first])
+        keys.append(read.keys)
+        values.append(read.values)
     return x_BTD, dataclasses.replace(cache, keys=tuple(keys), values=tuple(values))
+
+  def _runs(
+    self, blocks: Sequence[Block], masks, past, ends: Collection[int] = (), alone: Collection[int] = ()
+  ) -> Iterator[tuple[int, int, Sequence[scan.Parts] | None]]:
+    """(first, last + 1, parts) of neighbours that run as a loop; parts are None where one runs by itself."""
+    if not self.scan or self.apart:
+      yield from ((number, number + 1, None) for number in range(len(blocks)))
+      return
+    parts = list(map(scan.parts, blocks, masks, past))
+    for first, end in scan.runs(parts, ends, alone):
+      yield first, end, parts[first:end] if end - first > 1 else None
 
   def _masks(self, mask_BTS) -> tuple[Any, ...]:
     return mask_BTS if isinstance(mask_BTS, tuple) else (mask_BTS,) * len(self.layers)
@@ -242,17 +275,30 @@ class Stack(nnx.Module):
 _Found = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
 
-def _run(layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None, at_BQ, change) -> _Found:
+def _run(
+  layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None = None, at_BQ=None, change=None
+) -> _Found:
   x_BTD, read = layer(x_BTD, mask_BTS, angles, past, look=look, at_BQ=at_BQ, change=change)
   return x_BTD, read.probabilities, read.mean
 
 
-def _remat(layer: Block, x_BTD, mask_BTS, angles, past, look: Look | None, at_BQ, change) -> _Found:
+def _remat(
+  layer: Block,
+  x_BTD,
+  mask_BTS,
+  angles,
+  past,
+  look: Look | None = None,
+  at_BQ=None,
+  change=None,
+  in_loop: bool = False,
+) -> _Found:
   # jax.checkpoint over split state, since nnx.remat tracks graph updates, which fail inside a gradient
   # that is taken over a part of the parameters only.
   graphdef, state = nnx.split(layer)
   run = lambda state, *inputs: _run(nnx.merge(graphdef, state), *inputs, at_BQ, change)
-  return jax.checkpoint(run)(state, x_BTD, mask_BTS, angles, past, look)
+  # The two passes of a loop are apart anyhow; elsewhere a compiler would merge what they both compute.
+  return jax.checkpoint(run, prevent_cse=not in_loop)(state, x_BTD, mask_BTS, angles, past, look)
 
 
 def _apart(remat: bool, layer: Block, *inputs) -> _Found:
@@ -267,3 +313,24 @@ def _program(graphdef, state, x_BTD, mask_BTS, angles, past, look, at_BQ, *, rem
     return _run(nnx.merge(graphdef, state), *inputs, None)
 
   return (jax.checkpoint(run) if remat else run)(state, x_BTD, mask_BTS, angles, past, look, at_BQ)
+
+
+def _reading(remat: bool, angles):
+  """What a loop does with a block in `Stack.read`; arguments as of `scan.loop`."""
+  run = functools.partial(_remat, in_loop=True) if remat else _run
+
+  def read(layer: Block, x_BTD, mask_BTS, past) -> tuple[jax.Array, None]:
+    x_BTD, *_ = run(layer, constrain(x_BTD, "batch", None, None), mask_BTS, angles, past)
+    return x_BTD, None
+
+  return read
+
+
+def _extending(angles):
+  """Likewise in `Stack.extend`: keys and values are kept."""
+
+  def extend(layer: Block, x_BTD, mask_BTS, past) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x_BTD, read = layer(constrain(x_BTD, "batch", None, None), mask_BTS, angles, past)
+    return x_BTD, (read.keys, read.values)
+
+  return extend

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from flax import nnx
 
+from spatialvlm.core import scan
 from spatialvlm.core.attention import IMPLEMENTATIONS, Attention
 from spatialvlm.core.block import Stack
 from spatialvlm.types import UserError
@@ -25,10 +26,12 @@ class Execution:
   Attributes:
     attention: a key of `core.attention.IMPLEMENTATIONS`: "xla", "blocked", "whole" or "cudnn".
     remat: recompute activations in the backward pass instead of keeping them.
+    scan: neighbouring blocks of one kind run as a loop (`core.scan`), which the compiler sees once.
   """
 
   attention: str = "xla"
   remat: bool = False
+  scan: bool = False
 
   def check(self, dtype: str, softcap: float | None = None) -> None:
     """Raises a UserError where a model of this dtype, with this bound on scores, cannot run so here.
@@ -49,14 +52,28 @@ def apply(model: Model, execution: Execution) -> Model:
     model: a `Vlm`, a vision encoder, or any module with blocks.
 
   Raises:
-    UserError: as `Execution.check`; the model is left as it was.
+    UserError: as `Execution.check`, or a loop over blocks no two of which stand beside another of their kind;
+      the model is left as it was.
   """
   modules = [module for _, module in nnx.iter_modules(model)]
   attentions = [module for module in modules if isinstance(module, Attention)]
   for attention in attentions:
     execution.check(attention.q_proj.kernel.dtype.name, attention.config.softcap)
+  stacks = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, Stack)}
+  if execution.scan:
+    for path, stack in stacks.items():
+      _check_loop(".".join(map(str, path)), stack)
   for attention in attentions:
     attention.implementation = execution.attention
-  for stack in (module for module in modules if isinstance(module, Stack)):
-    stack.remat = execution.remat
+  for stack in stacks.values():
+    stack.remat, stack.scan = execution.remat, execution.scan
   return model
+
+
+def _check_loop(name: str, stack: Stack) -> None:
+  depth = len(stack.layers)
+  if depth > 1 and len(list(scan.runs([scan.parts(layer) for layer in stack.layers]))) == depth:
+    raise UserError(
+      f"model.scan_layers: of the {depth} blocks of {name} no two neighbours are of one kind, so there is"
+      " nothing to loop over; adapt neighbouring blocks alike, or leave it off"
+    )

@@ -8,8 +8,8 @@ compile, without weights, data or device; the compiler of those devices says wha
 - `abstract`: the model and training state of a `RunConfig`, shapes and places alone.
 - `programs.PROGRAMS`: what is compiled, by name: `train`, `vision`, `encode`, `prefix`, `read`, `decode`. A
   new one is a function and a line there.
-- `collectives` reads what devices send each other out of a compiled program, `flops` counts the products of a
-  traced one, `bounds` makes times of both.
+- `collectives` reads what devices send each other out of a compiled program, `training.flops` counts the
+  products of a traced one, `bounds` makes times of both.
 - `run.plan(config, target, ...) -> [Plan]`, `report` shows them.
 
 Each number is of one kind, and is shown as such: *compiled* (the compiler's own account), *counted* (of

@@ -10,10 +10,11 @@ from typing import Any
 
 from jax.errors import JaxRuntimeError
 
-from spatialvlm.plan import collectives, flops
+from spatialvlm.plan import collectives
 from spatialvlm.plan.bounds import Bounds, bounds
 from spatialvlm.plan.programs import Traced, device_bytes
 from spatialvlm.plan.targets import Target
+from spatialvlm.training import flops
 from spatialvlm.training.step import program_bytes
 from spatialvlm.types import UserError
 

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from spatialvlm.training.position import Position
 from spatialvlm.training.state import Params, TrainState, schedule_free_average, schedule_free_names
 from spatialvlm.types import UserError
 
@@ -101,7 +102,7 @@ class Checkpoints:
       _check_space(self.folder, state)
       self._orbax.save_checkpointables_async(
         step,
-        {"state": _named(state), "data": data},
+        {"state": _named(state), "data": Position(data)},
         metrics=None if measured is None else {_key(self._by): measured},
         custom_metadata=dict(memory),
       )
@@ -245,7 +246,7 @@ class Checkpoints:
     return schedule_free_average(found["params"], own, found["opt_state"][rate])
 
   def _read(self, step: int, abstract: Mapping[str, Any], data: Any = None, partial: bool = False) -> Any:
-    wanted = {"state": abstract} | ({"data": data} if data is not None else {})
+    wanted = {"state": abstract} | ({"data": Position(data)} if data is not None else {})
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
     try:

@@ -173,7 +173,6 @@ class _Loop:
       parts.mesh,
       donate=True,
       out_shardings=(shardings, None),
-      scale=config.train.accumulation,
     )
     self.loss_programs = step_lib.Programs(parts.loss_step, parts.mesh, donate=False, out_shardings=None)
     # (step, figures on the devices, shares of positions, ids) of steps whose figures were not fetched yet

@@ -122,6 +122,7 @@ def _train(
     "dtype": config.model.dtype,
     "tiles": repr(processor.tiler),
     "pixels": hashlib.sha256(processor.normal.data).hexdigest(),
+    **({"scan_layers": True} if config.model.scan_layers else {}),
   }
   vision = frozen_vision.make(config.train, split, terms, memory, numbers, handover, own_eyes)
   del base, model, heads, others

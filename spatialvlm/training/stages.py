@@ -118,18 +118,9 @@ def split(config: RunConfig, workdir: pathlib.Path) -> list[tuple[str, RunConfig
 
 def after(model: ModelConfig, folder: pathlib.Path) -> ModelConfig:
   """The model that a run left in a folder, with the run's numbers and image settings."""
-  kept = (
-    "dtype",
-    "attention",
-    "max_tiles",
-    "longest_edge",
-    "split_images",
-    "enlarge",
-    "pixels",
-    "layout",
-    "seed",
-  )
-  return ModelConfig(path=str(folder), **{name: getattr(model, name) for name in kept})
+  computed = ("dtype", "attention", "scan_layers", "seed")
+  shown = ("max_tiles", "longest_edge", "split_images", "enlarge", "pixels", "layout")
+  return ModelConfig(path=str(folder), **{name: getattr(model, name) for name in (*computed, *shown)})
 
 
 def _check_model(run: RunConfig, model: ModelConfig, stage: str) -> None:

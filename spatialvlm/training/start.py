@@ -54,7 +54,7 @@ def build_model(
 
 def execution_of(config: RunConfig) -> execution.Execution:
   """How a run's model computes."""
-  return execution.Execution(config.model.attention, config.train.remat)
+  return execution.Execution(config.model.attention, config.train.remat, config.model.scan_layers)
 
 
 def batches(stream: Callable[[], Iterator[tuple[Batch, Any]]], mesh: Mesh, method: str) -> Batches:

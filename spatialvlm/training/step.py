@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatialvlm.core import axes
 from spatialvlm.peft import seed_dropout
+from spatialvlm.training import flops
 from spatialvlm.training.objectives import Models, Terms, asks_of, wants_of
 from spatialvlm.training.state import Params, Split, TrainState, is_head, weights
 from spatialvlm.types import Batch
@@ -168,7 +169,7 @@ class Program:
   """One compiled shape of a step.
 
   Attributes:
-    flops: of the whole step over all devices, as XLA counts them; 0 where it does not say.
+    flops: of the matrix products of the whole step, over all devices, as `training.flops` counts them.
     bytes: memory of one device: arguments, results that reuse none of them, and temporaries.
     seconds: that compilation took.
   """
@@ -182,10 +183,9 @@ class Program:
 class Programs:
   """Compiles a step once per batch shape, ahead of time, and counts what it compiles."""
 
-  def __init__(self, function: Callable, mesh: Mesh, *, donate: bool, out_shardings: Any, scale: int = 1):
-    """`scale`: the microbatches of a step, since XLA counts the body of a loop once."""
+  def __init__(self, function: Callable, mesh: Mesh, *, donate: bool, out_shardings: Any):
     self._jit = jax.jit(function, donate_argnums=(0,) if donate else (), out_shardings=out_shardings)
-    self._mesh, self._scale = mesh, scale
+    self._mesh = mesh
     self._made: dict[Any, Program] = {}
 
   def __len__(self) -> int:
@@ -198,19 +198,17 @@ class Programs:
       return self._made[shape], False
     started = time.perf_counter()
     with jax.set_mesh(self._mesh):
-      compiled = self.traced(state, frozen, batch).lower().compile()
+      traced = self.traced(state, frozen, batch)
+      compiled = traced.lower().compile()
     seconds = time.perf_counter() - started
-    self._made[shape] = Program(compiled, self._flops(compiled), program_bytes(compiled), seconds)
+    counted = flops.count(traced.jaxpr)
+    self._made[shape] = Program(compiled, counted, program_bytes(compiled), seconds)
     return self._made[shape], True
 
   def traced(self, state: TrainState, frozen: Params, batch: Batch) -> jax.stages.Traced:
     """The step as it would be compiled for these arrays, or for what describes them."""
     with jax.set_mesh(self._mesh):
       return self._jit.trace(state, frozen, batch)
-
-  def _flops(self, compiled) -> float:
-    cost = compiled.cost_analysis() or {}
-    return max(0.0, cost.get("flops", 0.0)) * self._scale * self._mesh.size
 
 
 def state_shardings(state: TrainState) -> TrainState:

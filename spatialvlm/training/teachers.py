@@ -272,7 +272,8 @@ def _found(
   """Where the model of a path is, and its configuration."""
   dtype = model.dtype if config.dtype is None else config.dtype
   check_dtype(dtype, f"{where}.dtype")
-  asked = ModelConfig(config.path, config.revision, dtype=dtype, attention=model.attention, **tiling)
+  ways = {"attention": model.attention, "scan_layers": model.scan_layers}
+  asked = ModelConfig(config.path, config.revision, dtype=dtype, **ways, **tiling)
   try:
     found = runs.find(asked, config.adapter)
     return found, hub.read_config(found.folder, dtype=dtype)

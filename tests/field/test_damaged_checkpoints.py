@@ -17,7 +17,7 @@ KINDS = {
   "arrays cut": ("state/d/*", lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])),
   "arrays gone": ("state/d/*", lambda file: file.unlink()),
   "names cut": ("state/_METADATA", lambda file: file.write_text(file.read_text()[:99])),
-  "place in the data cut": ("data/fake.json", lambda file: file.write_text("")),
+  "place in the data cut": ("data/position.json", lambda file: file.write_text("")),
   "what is remembered cut": ("_CHECKPOINT_METADATA", lambda file: file.write_text("{")),
 }
 

@@ -16,11 +16,11 @@ from tests.tiny_processor import tokenizer, write_processor
 WIDTHS = {"hidden_size": 32, "intermediate_size": 64}
 
 
-def write_model(folder):
+def write_model(folder, depth=1):
   """A whole folder, weights drawn at random."""
   folder = write_processor(folder, tile=16, tokens_per_tile=4, longest_edge=16, split=False)
   words = tokenizer()
-  source = tiny_model.config_json(words.get_vocab_size(), words.token_to_id("<image>"), depth=1)
+  source = tiny_model.config_json(words.get_vocab_size(), words.token_to_id("<image>"), depth=depth)
   source["text_config"] |= WIDTHS
   (folder / "config.json").write_text(json.dumps(source))
   config = hub.read_config(folder)

@@ -10,6 +10,7 @@ from spatialvlm import hub, loading, peft
 from spatialvlm.config import ModelConfig, PeftConfig, from_config_dict
 from spatialvlm.core import axes
 from spatialvlm.core.quantised import QuantisedLinear, QuantisedParam, formats, weight_bytes
+from spatialvlm.models import execution
 from spatialvlm.quantise.nf4 import Nf4
 from spatialvlm.training import state as state_lib
 from spatialvlm.types import UserError
@@ -95,6 +96,24 @@ def test_on_a_mesh(folder, settings):
     ours, theirs = getattr(merged, name).kernel, getattr(wanted, name).kernel
     assert ours[...].sharding.is_equivalent_to(axes.sharding_of(ours, mesh), 2)
     np.testing.assert_allclose(ours[...], theirs[...], atol=2e-6)
+
+
+@pytest.mark.parametrize(
+  "settings", [{"quantize_double": True}, {"quantize": "q4_0", "quantize_block": None}]
+)
+def test_a_loop_over_layers_in_few_bits_gives_their_numbers(tmp_path, settings):
+  path = write_model(tmp_path / "deep", depth=3)
+  mesh = axes.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
+  vlm = moved(adapted(load(path, **settings), LORA))
+  wanted, expected = gradients(vlm), logits(vlm)
+  execution.apply(vlm, execution.Execution(scan=True))
+  np.testing.assert_allclose(logits(vlm), expected, atol=1e-5 * np.abs(expected).max())
+  for name, gradient in gradients(vlm).items():
+    want = np.asarray(wanted[name][...])
+    np.testing.assert_allclose(gradient[...], want, atol=1e-5 * np.abs(want).max())
+  spread = moved(adapted(load(path, mesh, scan_layers=True, **settings), LORA))
+  with jax.set_mesh(mesh):
+    np.testing.assert_allclose(logits(spread), expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_a_saved_model_holds_the_decoded_weights(folder, tmp_path):

@@ -120,22 +120,3 @@ class Stream:
 
   def set_state(self, state):
     self.next = state["next"]
-
-  async def save(self, directory):
-    import json
-
-    state = json.dumps(self.get_state())
-
-    async def write():
-      path = await directory.await_creation()
-      (path / "fake.json").write_text(state)
-
-    return write()
-
-  async def load(self, directory):
-    import json
-
-    async def read():
-      self.set_state(json.loads((directory / "fake.json").read_text()))
-
-    return read()

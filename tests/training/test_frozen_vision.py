@@ -27,9 +27,9 @@ from spatialvlm.training import metrics as metrics_lib
 from spatialvlm.training import state as state_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.types import Batch, Deferred, Extra, PixelTable, UserError
+from tests import joined
 from tests.launch import tiny
 from tests.peft import support
-from tests.training import two_processes
 
 DECODER = PeftConfig(target=r".*text_model.*\.q_proj", options={"rank": 2})
 AND_CONNECTOR = dataclasses.replace(DECODER, full=r"model\.connector\..*")
@@ -202,7 +202,7 @@ SHARES = (([0, 1, 2, 3], [3, 2, 1, 0]), ([4, -1, -1, 4], [5, 0, 6, 4]))
 
 
 def test_two_processes_with_different_work_see_the_features_of_one(tmp_path):
-  two_processes.start(SCRIPT, str(tmp_path))
+  joined.start(SCRIPT, str(tmp_path))
   vision, state, split = tower()
   two = [np.load(tmp_path / f"{process}.npy") for process in range(2)]
   for found, share in zip(two, SHARES, strict=True):
