@@ -164,10 +164,11 @@ class Stack(nnx.Module):
     remat: activations are computed again in the backward pass.
     scan: neighbours of one kind run as a loop over their weights (`core.scan`), so that a program of many
       layers compiles as one of few does. A block whose attention is wanted, and the last one with `at_BQ`,
-      stand outside; the loop ends where a layer's stream is wanted; with `hooks`, or `apart`, there is none.
+      stand outside; the loop ends where a layer's stream is wanted; with `hooks` or `apart`, and for single
+      tokens of a generation, there is none.
     apart: each block is a program of its own, which is compiled once for all that are alike: for who reads a
-      model outside of any `jax.jit`, one question with much to be given, where one program of all blocks would
-      take longer to compile than to run.
+      model outside of any `jax.jit`, one question with much to be given, where one program of all of them
+      would take longer to compile than to run.
 
   The layers that write into the residual stream start smaller by sqrt(2 depth) (GPT-2), so that the
   stream's variance at the top does not grow with depth.
@@ -240,12 +241,17 @@ class Stack(nnx.Module):
     return StackOutput(x_BTD, streams, attended, means)
 
   def extend(self, x_BTD: jax.Array, mask_BTS, angles, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    """Runs T new tokens whose slots `cache.extend` has marked, and writes their keys and values."""
+    """Runs T new tokens whose slots `cache.extend` has marked, and writes their keys and values.
+
+    A single token goes block by block whatever `scan` says: a loop copies all of the cache, which is then
+    most of the work.
+    """
     start = cache.length - x_BTD.shape[1]
     blocks, masks = list(self.layers), self._masks(mask_BTS)
     past = [(k, v, start) for k, v in zip(cache.keys, cache.values, strict=True)]
+    alone = range(len(blocks)) if x_BTD.shape[1] == 1 else ()
     keys, values = [], []
-    for first, end, parts in self._runs(blocks, masks, past):
+    for first, end, parts in self._runs(blocks, masks, past, alone=alone):
       x_BTD = constrain(x_BTD, "batch", None, None)
       if parts is not None:
         x_BTD, (k_LBSKH, v_LBSKH) = scan.loop(parts, masks[first:end], _extending(angles), x_BTD)
