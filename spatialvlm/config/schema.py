@@ -36,8 +36,8 @@ class ModelConfig:
     seed: of drawn weights: all with `from_scratch`, a fresh connector with `encoders`.
     attention: how the product is computed: "xla"; "blocked", in parts that fit a cache, which "xla" takes by
       itself where one CPU computes alone; "whole", never so; "cudnn", NVIDIA's kernels, in bfloat16.
-    scan_layers: neighbouring blocks run as a loop, so that the compiler sees one of them: a fraction of its
-      time, for a copy of the weights in the program's memory (docs/scale.md); numbers agree to rounding.
+    scan_layers: neighbouring blocks run as a loop, so that the compiler sees one of them, for a copy of the
+      weights in the program's memory (docs/scale.md); numbers agree to rounding.
     max_tiles: tile budget of an image, the global view counted; None for the checkpoint's own.
     longest_edge: images are resized to this longest edge before they are split; None for the checkpoint's.
       SmolVLM's tiles alone have one.
