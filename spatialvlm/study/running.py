@@ -129,7 +129,7 @@ class Worker:
     if job.finished:
       return True
     if workdir.busy(job.folder):  # a worker that is gone, and its run not yet
-      return self._left(name, job, "another process")
+      return self._left(name, job, self._claims.holder(job.key))
     if why := self._claims.failed_elsewhere(job.key):
       self._failed[job.name] = why
       self._say(f"{name} failed with another worker: {why}")
