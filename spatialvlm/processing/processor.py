@@ -24,7 +24,7 @@ from spatialvlm.processing.branches import branched, in_tiles
 from spatialvlm.processing.encoded import Encoded
 from spatialvlm.processing.expansion import Expander
 from spatialvlm.processing.processor_family import Files, family_of
-from spatialvlm.processing.tiling import Priors, TileOptions, Tiler, Tiles
+from spatialvlm.processing.tiling import Priors, TileOptions, Tiler, Tiles, pixels_of
 from spatialvlm.types import IMAGE_MARK, LETTERS, Example, ImageLayout, PixelTable, Shot, Turn, UserError
 
 
@@ -346,10 +346,7 @@ class Processor:
       )
     is_image = tokens == self.image_id
     slots = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32)
-    size = self.tiler.tile_size
-    shown = cut if with_pixels else []
-    pixels = [t.pixels for t in shown] or [np.zeros((0, size, size, 3), np.uint8)]
-    pixels = np.concatenate(pixels) if len(pixels) > 1 else pixels[0]
+    pixels = pixels_of(cut if with_pixels else [], self.tiler.tile_size)
     return Encoded(
       tokens=tokens,
       loss_mask=np.array(loss, bool),

@@ -27,6 +27,12 @@ class Tiles:
   cols: int
 
 
+def pixels_of(images: Sequence[Tiles], size: int) -> np.ndarray:
+  """Tiles of all images, uint8 (N, size, size, 3); a single image's own array, not copied."""
+  pixels = [image.pixels for image in images] or [np.zeros((0, size, size, 3), np.uint8)]
+  return np.concatenate(pixels) if len(pixels) > 1 else pixels[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class TileOptions:
   """What a user may change in a checkpoint's tiling; None and true leave it as it is.
