@@ -43,9 +43,11 @@ def run(capfd: pytest.CaptureFixture, name: str, *arguments: object) -> Done:
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
-  """Every file and folder below, with size and time of its last change."""
+  """Every file and folder below, with size and time of its last change; but Python's own of read recipes."""
   found = {}
   for path in sorted(folder.rglob("*")):
+    if "__pycache__" in path.parts:
+      continue
     stat = path.lstat()
     found[str(path.relative_to(folder))] = (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
   return found
