@@ -224,7 +224,7 @@ def test_only_foreign_code_may_raise_anything():
     "spatialvlm/once.py": "handed on to every thread that waits, and raised there",
     "spatialvlm/hub/resolve.py": "huggingface_hub, on the network",
     "spatialvlm/wheels/dinov2_onnx.py": "onnx, whose errors are protobuf's",
-    "spatialvlm/cli/command.py": "printed, and the others told, where several processes run; else raised again",
+    "spatialvlm/cli/command.py": "told to all where several processes run, else raised again",
     "spatialvlm/cli/interrupts.py": "raised again, unless the user has interrupted the command",
     "spatialvlm/deployed/child.py": "a runtime's, in a process of its own, and said to the one that asked",
     "spatialvlm/plan/targets.py": "a compiler's plugin, which raises what it likes; told in one line",
