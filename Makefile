@@ -51,7 +51,7 @@ oracle: $(VENV)/.installed-oracle
 
 # One process, so that two models never stand in memory at once; optimized, since it computes more than it compiles.
 full-size: $(VENV)/.installed-oracle
-	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -p no:xdist tests/oracle/test_full_size.py $(PYTEST_ARGS)
+	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -p no:xdist tests/oracle/test_full_size.py tests/oracle/test_gpu_benchmark.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

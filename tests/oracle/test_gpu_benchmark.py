@@ -27,7 +27,7 @@ def rows(out: Path) -> list[dict]:
   return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_every_row_of_the_table_comes_out(tmp_path):
   done = run(tmp_path, "--seconds=1700")
   assert done.returncode == 0, done.stdout + done.stderr
@@ -58,7 +58,7 @@ def test_every_row_of_the_table_comes_out(tmp_path):
   assert share.endswith("%")
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_a_part_that_fails_or_hangs_costs_its_own_rows_alone(tmp_path):
   done = run(tmp_path, "--parts=machine,resume", "--seconds=100")
   assert done.returncode == 0, done.stdout + done.stderr
