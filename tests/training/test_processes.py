@@ -56,7 +56,7 @@ def fall_back(folder, count):
   assert "/4: checkpoint is damaged (" in said and said.endswith(f"{folder}/damaged_checkpoints/4")
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2])
 def test_several_processes_give_the_losses_of_one(tmp_path, count):
   joined.start(SCRIPT, str(tmp_path / "two"), str(count), count=count)
   parts_of(tmp_path / "one", 0, 1)
