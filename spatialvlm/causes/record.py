@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import pathlib
-import zipfile
 
 import numpy as np
 
-from spatialvlm import workdir
 from spatialvlm.causes.reader import log_odds
-from spatialvlm.types import UserError
+from spatialvlm.inside import kept
 
 FORMAT, FILE = 1, "causes.npz"
 
@@ -77,35 +73,11 @@ class Causes:
     return share if abs(whole) > 0.05 else np.full_like(share, np.nan)
 
 
-_TEXT = ("question", "options", "right", "chosen", "regions", "kinds", "swaps", "cut_groups", "patch_groups")
-
-
 def write(causes: Causes, path: pathlib.Path) -> None:
-  """Writes an npz, whole or not at all; texts are one JSON string in it, `about`.
-
-  Raises:
-    UserError: the disk is full, or the folder cannot be written.
-  """
-  about = {"format": FORMAT, **{name: getattr(causes, name) for name in _TEXT}}
-  names = (f.name for f in dataclasses.fields(Causes) if f.name not in _TEXT)
-  buffer = io.BytesIO()
-  arrays = {name: getattr(causes, name) for name in names}
-  np.savez_compressed(buffer, about=np.array(json.dumps(about)), **arrays)
-  workdir.write_bytes(path, buffer.getvalue())
+  """Writes the file. Raises as `kept.write`."""
+  kept.write(causes, path, FORMAT)
 
 
 def read(path: pathlib.Path) -> Causes:
-  """Reads what `write` has written.
-
-  Raises:
-    UserError: the file is missing, damaged, or of another version.
-  """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      about = json.loads(str(file["about"]))
-      if about.pop("format", None) != FORMAT:
-        raise UserError(f"{path}: causes of another version; explain the question again")
-      texts = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
-      return Causes(**texts, **{name: file[name] for name in file.files if name != "about"})
-  except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f"{path}: no causes of a question ({error}); explain the question again") from error
+  """Reads what `write` has written. Raises as `kept.read`."""
+  return kept.read(Causes, path, FORMAT, "record of causes")

@@ -67,16 +67,7 @@ def describe(config: RunConfig, mesh: Mesh) -> Run:
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
   state = state_lib.abstract_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
-  step = step_lib.make_train_step(
-    split,
-    tx,
-    terms,
-    seed=config.seed,
-    accumulation=config.train.accumulation,
-    clip_norm=config.optim.clip_norm,
-    ema=config.optim.ema,
-    rate=rate,
-  )
+  step = step_lib.train_step_of(config, split, tx, terms, rate)
   return Run(config, mesh, model, split, state, terms, step)
 
 

@@ -148,17 +148,7 @@ def _train(
     say(note)
   start.keep(config, split, fresh, workdir)
   scores.before(fresh)
-  train_step = step_lib.make_train_step(
-    split,
-    tx,
-    terms,
-    seed=config.seed,
-    accumulation=config.train.accumulation,
-    clip_norm=config.optim.clip_norm,
-    ema=config.optim.ema,
-    averaged=averaged,
-    rate=rate,
-  )
+  train_step = step_lib.train_step_of(config, split, tx, terms, rate, averaged)
   parts = Parts(
     mesh=mesh,
     train_step=train_step,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spatialvlm.config import RunConfig
 from spatialvlm.core import axes
 from spatialvlm.peft import seed_dropout
 from spatialvlm.training import flops
@@ -20,6 +21,28 @@ from spatialvlm.training.state import Params, Split, TrainState, is_head, weight
 from spatialvlm.types import Batch
 
 StepFn = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def train_step_of(
+  config: RunConfig,
+  split: Split,
+  tx: optax.GradientTransformation,
+  terms: Terms,
+  rate: Callable[[Any], jax.Array],
+  averaged: frozenset[str] = frozenset(),
+) -> StepFn:
+  """The step of a run's config; a run takes it and a plan compiles it. Arguments are `make_train_step`'s."""
+  return make_train_step(
+    split,
+    tx,
+    terms,
+    seed=config.seed,
+    accumulation=config.train.accumulation,
+    clip_norm=config.optim.clip_norm,
+    ema=config.optim.ema,
+    averaged=averaged,
+    rate=rate,
+  )
 
 
 def make_train_step(

@@ -197,7 +197,7 @@ def test_causes_of_one_question_are_kept(reader, some, tmp_path):
     np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))
   assert again.restored().shape == (len(found.patch_groups), 3)
   (tmp_path / "bad.npz").write_bytes(b"no")
-  with pytest.raises(UserError, match="no causes of a question"):
+  with pytest.raises(UserError, match="no whole record of causes"):
     record.read(tmp_path / "bad.npz")
 
 

@@ -154,7 +154,7 @@ def test_a_record_is_what_was_written(found, tmp_path):
     assert type(one) is type(other)
     np.testing.assert_array_equal(one, other)
   (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:-200])
-  with pytest.raises(UserError, match="no record of a question"):
+  with pytest.raises(UserError, match="no whole record"):
     record.read(tmp_path / "r.npz")
 
 

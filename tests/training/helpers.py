@@ -45,16 +45,7 @@ def make_parts(
   split = state_lib.Split(TinyVlm(), trainable, mesh, heads, others, meshes)
   rate = optim.schedule(config.optim, config.train.steps)
   tx = optim.make_optimizer(config.optim, rate, split.params)
-  train_step = step_lib.make_train_step(
-    split,
-    tx,
-    terms,
-    seed=config.seed,
-    accumulation=config.train.accumulation,
-    clip_norm=config.optim.clip_norm,
-    ema=config.optim.ema,
-    rate=rate,
-  )
+  train_step = step_lib.train_step_of(config, split, tx, terms, rate)
   parts = Parts(
     mesh=mesh,
     train_step=train_step,
