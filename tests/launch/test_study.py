@@ -1,5 +1,6 @@
 """A study as a user types it: what is refused, and a small one from the first run to the last."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -173,7 +174,7 @@ def test_two_workers_share_a_study_and_one_dies(world, tmp_path):
     f"--workdir={folder}",
     "--lease=10",
   ]
-  start += [f"--config.settings.train.{key}" for key in ("steps=600", "checkpoint_every=10", "log_every=10")]
+  start += [f"--config.settings.train.{key}" for key in ("steps=100", "checkpoint_every=10", "log_every=10")]
   begin = lambda: subprocess.Popen(
     start,
     stdout=subprocess.PIPE,
@@ -183,17 +184,24 @@ def test_two_workers_share_a_study_and_one_dies(world, tmp_path):
     start_new_session=True,
   )
   with begin() as first:
-    for line in first.stdout:
-      if line.startswith("step 20/600"):
-        break
-    with begin() as second:
-      said = []
-      for line in second.stdout:
-        said.append(line)
-        if line.startswith("step 10/600"):
+    try:
+      for line in first.stdout:
+        if line.startswith("step 30/100"):
           break
-      os.killpg(first.pid, signal.SIGKILL)  # with its run, as a machine that is switched off
-      said += second.stdout
+      # Held there with two checkpoints, however quick this computer is; its worker lives on and keeps its lease.
+      for process in children(first.pid):
+        os.kill(process, signal.SIGSTOP)
+      with begin() as second:
+        said = []
+        for line in second.stdout:
+          said.append(line)
+          if line.startswith("step 10/100"):
+            break
+        os.killpg(first.pid, signal.SIGKILL)  # with its run, as a machine that is switched off
+        said += second.stdout
+    finally:
+      if first.poll() is None:
+        os.killpg(first.pid, signal.SIGKILL)
   said = "".join(said)
   assert second.returncode == 0, said
   assert "run 1 of 2: lora, seed 0: process" in said and "run 2 of 2: ia3, seed 0\n" in said
@@ -202,3 +210,13 @@ def test_two_workers_share_a_study_and_one_dies(world, tmp_path):
   found = json.loads((folder / "study.json").read_text())
   assert not found["failed"] and not any(cell["missing"] for cell in found["cells"].values())
   assert len([*(folder / "claims").glob("lora.seed-0.*")]) == 2
+
+
+def children(pid):
+  """Processes that `pid` began."""
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    with contextlib.suppress(OSError):  # one that just ended
+      number, _, rest = path.read_text().partition(" ")
+      found += [int(number)] if rest.rpartition(")")[2].split()[1] == str(pid) else []
+  return found
