@@ -188,7 +188,7 @@ def test_two_workers_share_a_study_and_one_dies(world, tmp_path):
       for line in first.stdout:
         if line.startswith("step 30/100"):
           break
-      # Held there with two checkpoints, however quick this computer is; its worker lives on and keeps its lease.
+      # Held there with two checkpoints, however quick this computer is; its worker lives on, and its lease.
       for process in children(first.pid):
         os.kill(process, signal.SIGSTOP)
       with begin() as second:
