@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +17,12 @@ class MeshConfig:
     cpu_devices: devices that this computer's processor counts as, for a run without an accelerator; 0 for as
       many as `XLA_FLAGS` says, otherwise one. A small model's steps are too small for one device to fill two
       cores; two devices fill them.
+    whole: parts of the model, of "vision", "connector" and "decoder", whose weights each device holds whole
+      along `fsdp` all the same: nothing of them is gathered in a pass, for the memory that they take.
   """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
   cpu_devices: int = 0
+  whole: tuple[Literal["vision", "connector", "decoder"], ...] = ()

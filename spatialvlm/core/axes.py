@@ -123,6 +123,19 @@ def shardings(state: Any, mesh: Mesh) -> Any:
   return jax.tree.map(lambda v: v.replace(sharding_of(v, mesh)), state, is_leaf=is_variable)
 
 
+def keep_whole(module: nnx.Module, mesh: Mesh) -> None:
+  """Has every parameter of `module` lie whole along `fsdp`, in place; those that hold arrays are moved.
+
+  For what is small beside the memory of a device and read often, such as a frozen tower: no pass gathers it.
+  """
+  for _, variable in nnx.to_flat_state(nnx.state(module)):
+    if names := variable.get_metadata().get("out_sharding"):
+      variable.set_metadata(out_sharding=unsplit(*names))
+      value = variable.get_raw_value()
+      if all(isinstance(part, jax.Array) for part in jax.tree.leaves(value)):
+        variable.set_raw_value(jax.device_put(value, sharding_of(variable, mesh)))
+
+
 def create_sharded(init_fn: Callable[[], Model], mesh: Mesh | None) -> Model:
   """Builds `init_fn()` with its parameters on their shards.
 

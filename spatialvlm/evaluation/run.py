@@ -17,6 +17,7 @@ from spatialvlm.evaluation.asking import controls, protocols
 from spatialvlm.evaluation.asking.protocols import ProcessorPrompter
 from spatialvlm.evaluation.evaluate import SUMMARY_FILE, Result, evaluate
 from spatialvlm.evaluation.report import run_page, run_tables
+from spatialvlm.models import execution
 from spatialvlm.processing.processor import load_processor
 from spatialvlm.reporting import tables, terminal
 from spatialvlm.serving import usage
@@ -65,7 +66,7 @@ def _run(
     raise UserError(f"{called(config.data)}: holds no questions; look at data.path and data.tasks")
   if not (folder / SUMMARY_FILE).exists():
     beforehand.check(questions, prompter, config.score)
-  vlm = model.load(mesh)
+  vlm = execution.keep_whole(model.load(mesh), config.mesh.whole, mesh)
   if taken := vlm.config.text.max_length - vlm.max_length:  # by a soft prompt
     reads = priors.reader_of(known)
     processor = load_processor(model.folder, reserved=taken, priors=reads, **config.model.tiling)

@@ -7,13 +7,16 @@ modules, so a model that was split by `nnx.split` before keeps those that it had
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TypeVar
 
 from flax import nnx
+from jax.sharding import Mesh
 
-from spatialvlm.core import scan
+from spatialvlm.core import axes, scan
 from spatialvlm.core.attention import IMPLEMENTATIONS, Attention
 from spatialvlm.core.block import Stack
+from spatialvlm.models.vlm import Vlm
 from spatialvlm.types import UserError
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -68,6 +71,20 @@ def apply(model: Model, execution: Execution) -> Model:
   for stack in stacks.values():
     stack.remat, stack.scan = execution.remat, execution.scan
   return model
+
+
+def keep_whole(vlm: Vlm, parts: Sequence[str], mesh: Mesh) -> Vlm:
+  """Has each device hold these parts of a model whole, in place, and returns it (`MeshConfig.whole`).
+
+  Raises:
+    UserError: the model has no such part; it is left as it was.
+  """
+  found = {name: getattr(vlm, name, None) for name in parts}
+  if absent := [name for name, part in found.items() if part is None]:
+    raise UserError(f"config.mesh.whole: {', '.join(absent)}: the model has none; leave it out")
+  for part in found.values():
+    axes.keep_whole(part, mesh)
+  return vlm
 
 
 def _check_loop(name: str, stack: Stack) -> None:

@@ -60,6 +60,7 @@ def describe(config: RunConfig, mesh: Mesh) -> Run:
   refuse(config, terms)
   model = hub.read_shape(config.model.path, config.model.revision, config.model.dtype)
   vlm = adapted(config, model)
+  execution.keep_whole(vlm, config.mesh.whole, mesh)
   execution.apply(vlm, execution_of(config))
   heads = nnx.eval_shape(lambda: objectives.make_heads(terms, model, config.seed))
   split = state_lib.Split(vlm, peft.trainable_filter(vlm, config.peft), mesh, heads)

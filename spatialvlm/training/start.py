@@ -49,6 +49,7 @@ def build_model(
   model = base or loading.load_base(config.model, mesh)
   model = peft.apply(model, settings, peft.Given(words, first))
   priors.attach(model, config.priors, config.seed, told.begins_at(config))
+  execution.keep_whole(model, config.mesh.whole, mesh)
   return execution.apply(model, execution_of(config))
 
 

@@ -120,6 +120,8 @@ def _mesh(where: str, teacher: TeacherConfig, mesh: Mesh) -> Mesh:
     return mesh
   if teacher.mesh.cpu_devices:
     raise UserError(f"{where}.cpu_devices: the devices are the run's; set config.mesh.cpu_devices")
+  if teacher.mesh.whole:
+    raise UserError(f"{where}.whole: a teacher's weights are all split alike; leave it out")
   try:
     return axes.spread_anew(mesh, teacher.mesh)
   except UserError as error:

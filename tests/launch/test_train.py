@@ -53,6 +53,17 @@ def test_the_merged_checkpoint_is_the_base_plus_the_adapter(trained):
   np.testing.assert_allclose(merged[f"{name}.weight"], kernel + 16.0 / 2 * b @ a, rtol=1e-5, atol=1e-6)
 
 
+def test_a_tower_on_every_device_changes_nothing(trained, tmp_path):
+  recipe, _, workdir, _ = trained
+  config = cli.load(str(recipe), [*SHARDED, ("mesh.whole", "('vision',)")], RunConfig)
+  one_run.train(config, tmp_path / "w")
+  file = "adapter/adapter_model.safetensors"
+  found, wanted = load_file(tmp_path / "w" / file), load_file(workdir / file)
+  assert found.keys() == wanted.keys()
+  for name, value in wanted.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_a_finished_run_is_not_run_again_and_another_is_refused(trained):
   recipe, config, workdir, summary = trained
   before = (workdir / "metrics.jsonl").read_bytes()

@@ -9,11 +9,12 @@ from flax import nnx
 from spatialvlm import peft
 from spatialvlm.config import ModelConfig, PeftConfig
 from spatialvlm.core.attention import IMPLEMENTATIONS, Attention, Implementation
+from spatialvlm.core.axes import make_mesh
 from spatialvlm.loading import load_base
 from spatialvlm.models import execution
 from spatialvlm.models.execution import Execution
 from spatialvlm.types import UserError
-from tests import tiny_model
+from tests import tiny_language, tiny_model
 from tests.models.support import call
 from tests.peft import support
 
@@ -77,3 +78,40 @@ def test_a_loaded_model_has_the_attention_of_its_config(tmp_path):
   model = load_base(ModelConfig(path=str(folder), attention="blocked"), None)
   assert settings(model) == {("blocked", False)}
   assert model.decoder.embed.embedding.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  "few_bits",
+  [{}, dict(quantize="int8", quantize_target=r".*mlp\.(down_proj|fc2)")],
+  ids=("plain", "int8"),
+)
+def test_a_part_that_is_kept_whole_is_on_every_device(tmp_path, few_bits):
+  folder = tiny_model.write_checkpoint(tmp_path)
+  mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  model = load_base(ModelConfig(path=str(folder), **few_bits), mesh)
+  split = places(model)
+  of_vision = {name for name in split if name.startswith("vision.")}
+  assert any("fsdp" in split[name] for name in of_vision)
+  assert execution.keep_whole(model, ("vision",), mesh) is model
+  found = places(model)
+  assert not any("fsdp" in found[name] for name in of_vision)
+  assert any("tensor" in found[name] for name in of_vision)
+  assert {n: p for n, p in found.items() if n not in of_vision} == {
+    n: p for n, p in split.items() if n not in of_vision
+  }
+
+
+def places(model) -> dict[str, str]:
+  """Where each array of a model lies, in words."""
+  found = {}
+  for path, variable in nnx.to_flat_state(nnx.state(model)):
+    for number, part in enumerate(jax.tree.leaves(variable.get_raw_value())):
+      found[".".join(map(str, (*path, number)))] = str(part.sharding.spec)
+  return found
+
+
+def test_a_part_that_is_not_there_cannot_be_kept_whole(tmp_path):
+  mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
+  model = load_base(ModelConfig(path=str(tiny_language.write_checkpoint(tmp_path))), mesh)
+  with pytest.raises(UserError, match=r"config\.mesh\.whole: vision, connector: the model has none"):
+    execution.keep_whole(model, ("vision", "decoder", "connector"), mesh)

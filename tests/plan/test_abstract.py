@@ -62,8 +62,9 @@ def said(tree):
     {},
     {"peft": PeftConfig(method="none", full=r".*")},
     {"model": dict(quantize="nf4", quantize_block=32, quantize_target=r".*mlp\.down_proj")},
+    {"mesh": dataclasses.replace(MESH, whole=("vision",))},
   ],
-  ids=["lora", "full", "qlora"],
+  ids=["lora", "full", "qlora", "whole"],
 )
 def test_a_run_has_what_is_described(folder, tmp_path, more):
   config = config_of(folder)
