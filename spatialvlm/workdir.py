@@ -9,7 +9,8 @@
 - `write_json`, `write_text`, `write_bytes`: whole or not at all; `writing(path)`: a full disk is a
   `UserError`.
 
-On several processes the first one writes.
+On several processes the first one looks and writes, and all do as it found (`agreed`): they call `check` and
+`claim` together.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
+from spatialvlm import agreed
 from spatialvlm import config as config_lib
 from spatialvlm.types import Note, UserError
 
@@ -66,6 +68,10 @@ def check(path: pathlib.Path, config: Any, *, shared: bool = False) -> bool:
     UserError: `path` holds other files, or a run with other settings (the first few that differ are named),
       or another process writes there.
   """
+  return agreed.from_first(lambda: _check(path, config, shared))
+
+
+def _check(path: pathlib.Path, config: Any, shared: bool = False) -> bool:
   if not path.exists():
     return False
   if not path.is_dir():
@@ -98,26 +104,33 @@ def _results(path: pathlib.Path) -> bool:
   return any(str(file) not in mere and file.parts[0] != BOARD_FOLDER for file in found)
 
 
-def claim(path: pathlib.Path, config: Any, identity: Mapping[str, Any] | None = None) -> bool:
+Identity = Mapping[str, Any]
+
+
+def claim(path: pathlib.Path, config: Any, identity: Identity | Callable[[], Identity] | None = None) -> bool:
   """Makes the folder of a run and writes what the run is; returns whether it continues an earlier one.
 
   Beside the config stand the package versions, git revision and devices (of the first start), and
   `identity`: what the names in the config stood for, e.g. hashes of weights. A run is continued only if
-  these are the same, so that a file never mixes two models.
+  these are the same, so that a file never mixes two models. Where it takes long to find (hashes of weights),
+  it is a function, which the first process alone calls.
 
   Raises:
     UserError: as `check`; another identity; or the folder cannot be written.
   """
-  continues = check(path, config)
-  if jax.process_index() == 0:
-    _lock(path)
-    continues = check(path, config)  # what another run may have begun meanwhile
-  identity = json.loads(json.dumps(identity or {}))
+  return agreed.from_first(lambda: _claim(path, config, identity))
+
+
+def _claim(path: pathlib.Path, config: Any, identity: Identity | Callable[[], Identity] | None) -> bool:
+  identity = json.loads(json.dumps(identity() if callable(identity) else identity or {}))
+  _check(path, config)
+  _lock(path)
+  continues = _check(path, config)  # what another run may have begun meanwhile
   if continues and (path / IDENTITY_FILE).exists():
     other = _different(_read(path / IDENTITY_FILE), identity)
     if other:
       raise UserError(f"{path}: began with other inputs ({'; '.join(other[:3])}); name another --workdir")
-  if jax.process_index() == 0 and not continues:
+  if not continues:
     write_json(path / ENVIRONMENT_FILE, environment())
     write_json(path / IDENTITY_FILE, identity)
     # The last of the three: a folder with a config is a run that began in order.

@@ -7,20 +7,30 @@ import pathlib
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def begin(command: Sequence[str], count: int) -> list[subprocess.Popen]:
+def until(what: Callable[[], bool], seconds: float = 400) -> None:
+  """Waits for something that other processes do; fails where it does not come."""
+  begun = time.monotonic()
+  while not what():
+    assert time.monotonic() < begun + seconds, "it did not come to that"
+    time.sleep(0.02)
+
+
+def begin(command: Sequence[str], count: int, **environment: str) -> list[subprocess.Popen]:
   """Starts `python COMMAND` so many times, each with one device and one thread; what they say is kept."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
   started = []
   for process in range(count):
-    environment = dict(
+    own = dict(
       os.environ,
+      **environment,
       PYTHONPATH=str(ROOT),
       XLA_FLAGS="--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false",
       JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
@@ -28,7 +38,7 @@ def begin(command: Sequence[str], count: int) -> list[subprocess.Popen]:
       JAX_PROCESS_ID=str(process),
     )
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    started.append(subprocess.Popen([sys.executable, *command], env=environment, cwd=ROOT, **pipes))
+    started.append(subprocess.Popen([sys.executable, *command], env=own, cwd=ROOT, **pipes))
   return started
 
 

@@ -22,7 +22,7 @@ def room(ours: str = "", packages: str = "") -> Room:
   return Room(frozenset(ours.split()), frozenset(packages.split()))
 
 
-GROUND = "types config workdir mixture"
+GROUND = "types config agreed workdir mixture"
 MODEL = "types config core models"
 EVALUATION = "evaluation evaluation.records evaluation.asking evaluation.scoring evaluation.report"
 # A file is of the room with the longest name that fits its place: `evaluation/records.py` is a room of its
@@ -34,7 +34,8 @@ ROOMS = {
   "shipped": room(),
   "caches": room("types"),
   "config": room("types"),
-  "workdir": room("types config", "jax"),
+  "agreed": room("types", "jax"),
+  "workdir": room("types config agreed", "jax"),
   "reporting": room("types workdir", "PIL matplotlib numpy"),
   "reporting.terminal": room("reporting types workdir", "jax rich"),
   "core": room("types config", "jax flax"),

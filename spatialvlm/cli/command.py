@@ -15,6 +15,9 @@ from spatialvlm import caches
 from spatialvlm.cli import compiled, interrupts, processes, recipes, screen
 from spatialvlm.types import UserError
 
+# What a run returns that ends in order, as all of its processes do: after all of its work, or by SIGTERM.
+ENDED = (0, 143)
+
 
 def run(main: Callable[..., int | None], config_class: type | None = None, recipe: str | None = None) -> None:
   """Parses the command line and calls `main`; does not return.
@@ -51,7 +54,10 @@ def run(main: Callable[..., int | None], config_class: type | None = None, recip
 
   def wrapped(argv: list[str]) -> int:
     try:
-      return interrupts.in_order(lambda: called(argv))
+      code = interrupts.in_order(lambda: called(argv))
+      if code not in ENDED and processes.joined():
+        processes.end(code)
+      return code
     except UserError as e:
       _fail(e)
     except Exception as e:

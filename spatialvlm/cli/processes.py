@@ -1,27 +1,24 @@
 """Joining the processes of one run, and dividing the processor of each, before anything touches a device.
 
 A run of several processes is all of them or none. Where one ends before its time, the others, which would
-wait for it, end as well: with one line, and without waiting for each other.
+wait for it, end as well, with one line (`cli.watch`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 import sys
-import time
 import urllib.request
 from typing import NoReturn
 
+from spatialvlm.cli import watch
 from spatialvlm.types import UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 DEVICES_FLAG = "xla_force_host_platform_device_count"
-# Exit code of a process that another one left alone.
-LEFT = 3
-# Seconds that a process which ends with an error stays, so that others say the same of what ails them all.
-GRACE = 3.0
+# Seconds that those who are done wait for the last, which may still write; the watch sees whether it lives.
+PATIENCE = 24 * 3600
 # What the runtime, its collectives (gloo, NCCL) and its barriers say where somebody is gone.
 _GONE = (
   *("connection closed", "connection reset", "connection refused", "broken pipe", "socket closed"),
@@ -34,7 +31,7 @@ _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attribu
 
 
 class _Joined:
-  several = False
+  watch: watch.Watch | None = None
 
 
 def join() -> None:
@@ -57,12 +54,13 @@ def join() -> None:
 
   try:
     if found:
-      jax.distributed.initialize(found[ADDRESS], int(found[COUNT]), int(found[INDEX]))
+      known = (found[ADDRESS], int(found[COUNT]), int(found[INDEX]))
+      jax.distributed.initialize(*known, shutdown_timeout_seconds=PATIENCE)
     else:
-      jax.distributed.initialize()
+      jax.distributed.initialize(shutdown_timeout_seconds=PATIENCE)
   except (RuntimeError, ValueError) as e:
     raise UserError(f"several processes: cannot join the others: {str(e).splitlines()[0]}") from e
-  _Joined.several = True
+  _Joined.watch = watch.begin()
 
 
 def _slurm_tasks() -> int:
@@ -87,37 +85,25 @@ def _tpu_hosts() -> int:
 
 def joined() -> bool:
   """Whether this process is one of several."""
-  return _Joined.several
+  return _Joined.watch is not None
 
 
 def left_alone(error: BaseException) -> bool:
   """Whether an error of this process comes of another one that is gone."""
   text = f"{type(error).__name__} {error}".lower()
-  return _Joined.several and not isinstance(error, UserError) and any(words in text for words in _GONE)
+  return joined() and not isinstance(error, UserError) and any(words in text for words in _GONE)
 
 
 def end_left() -> NoReturn:
   """Says in one line that another process is gone, and ends this one."""
-  import jax
-
-  said = "another process of this run has ended; the same command, on any number of processes, goes on"
-  print(f"error: {said} from the last checkpoint", file=sys.stderr)
-  end(LEFT, GRACE if jax.process_index() == 0 else 0)  # the first keeps the others' meeting place
+  _Joined.watch.leave_alone()
 
 
-def end(code: int, grace: float = GRACE) -> NoReturn:
-  """Ends a process whose error was told. Of several it does not wait for the others, which wait for it.
-
-  Args:
-    grace: seconds that it stays nevertheless.
-  """
-  if not _Joined.several:
+def end(code: int) -> NoReturn:
+  """Ends a process whose error was told; of several also the others, after they had time for their own."""
+  if _Joined.watch is None:
     sys.exit(code)
-  with contextlib.suppress(OSError, ValueError):
-    sys.stdout.flush()
-    sys.stderr.flush()
-  time.sleep(grace)
-  os._exit(code)
+  _Joined.watch.end(code)
 
 
 def divide(cpu_devices: int) -> None:

@@ -73,7 +73,7 @@ def _run(
     prompter = ProcessorPrompter(processor)
     if not (folder / SUMMARY_FILE).exists():
       beforehand.check(questions, prompter, config.score)
-  continues = workdir.claim(folder, config, model.identity() | identity(questions))
+  continues = workdir.claim(folder, config, lambda: model.identity() | identity(questions))
   if jax.process_index() == 0:
     count = min(len(questions), config.score.limit or len(questions))
     begins = "continues" if continues else "begins"

@@ -14,15 +14,14 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from spatialvlm import agreed
 from spatialvlm.training.position import Position
 from spatialvlm.training.state import Params, TrainState, schedule_free_average, schedule_free_names
 from spatialvlm.types import UserError
@@ -139,7 +138,7 @@ class Checkpoints:
     """A state and what is remembered with it, or why the checkpoint is damaged: of all processes alike."""
     several = jax.process_count() > 1
     # One process may read what another cannot, and would wait for it: the first looks for all of them.
-    if several and (why := _told_by_first(lambda: self._damage(step))):
+    if several and (why := agreed.from_first(lambda: self._damage(step))):
       return why
     try:
       memory = self.memory(step)
@@ -171,7 +170,7 @@ class Checkpoints:
     return ""
 
   def _put_away(self, step: int, why: str) -> str:
-    place = _told_by_first(lambda: self._moved(step))
+    place = agreed.from_first(lambda: self._moved(step))
     self._orbax.reload()
     return f"{why}; it was moved to {place}"
 
@@ -339,16 +338,6 @@ def _read_json(file: pathlib.Path, checkpoint: pathlib.Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise Damaged(f"{checkpoint}: checkpoint is damaged ({file.name}: {error})") from None
-
-
-def _told_by_first(say: Callable[[], str]) -> str:
-  """What the first process says; all others wait for it."""
-  if jax.process_count() == 1:
-    return say()
-  said = np.frombuffer((say() if jax.process_index() == 0 else "").encode(), np.uint8)
-  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
-  padded = said if jax.process_index() == 0 else np.zeros(size, np.uint8)
-  return bytes(multihost_utils.broadcast_one_to_all(padded)).decode()
 
 
 def _and_more(names: list[str]) -> str:

@@ -22,6 +22,7 @@ from spatialvlm.data.tile_keys import TILE_KEY
 from spatialvlm.training import guards
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION, Checkpoints, cost
+from spatialvlm.training.clock import Clock
 from spatialvlm.training.frozen_vision import FrozenVision
 from spatialvlm.training.metrics import SCORES, Metrics, Screen, scaled
 from spatialvlm.training.phases import Prepare
@@ -77,6 +78,14 @@ class Prepared(NamedTuple):
   batch: Batch
   info: Any
   shares: dict[str, float]
+
+
+class Counted(NamedTuple):
+  """What a batch holds, over all processes."""
+
+  samples: int
+  tokens: int
+  targets: int
 
 
 @dataclasses.dataclass
@@ -179,7 +188,7 @@ class _Loop:
     self.pending: collections.deque = collections.deque()
     # what this process has read since the last save
     self.tally = Tally()
-    self.clock = _Clock()
+    self.clock = Clock()
     # The loss or score of the step at hand that tells the best.
     self.measured: float | None = None
     # The prepared batch, for further steps.
@@ -197,7 +206,8 @@ class _Loop:
     while step < train.steps and not self.memory.stopped:
       if self.prepared is None:
         batch, info = next(self.parts.stream)
-        self.prepare(step, *self.agreed(batch, info))
+        batch, counted = self.agreed(batch, info)
+        self.prepare(step, batch, info, counted)
       self.advance(step)
       step += 1
       between = step % self.parts.repeats > 0
@@ -217,18 +227,18 @@ class _Loop:
       if stop:
         return
 
-  def prepare(self, step: int, batch: Batch, info) -> None:
+  def prepare(self, step: int, batch: Batch, info, counted: Counted) -> None:
     """Sends a batch to the devices and through the phases."""
     batch, flops = self.seen(batch)
     on_device = step_lib.to_devices(batch, self.parts.mesh, self.config.train.accumulation)
     for number, prepare in enumerate(self.parts.prepares):
       key = phase_key(self.config.seed, step, number)
       on_device = prepare(self.state, self.parts.frozen, on_device, info, key)
-    positions = batch.tokens_BT.size
-    shares = {"fill": info.tokens / positions, "supervised": info.targets / positions}
+    positions = batch.tokens_BT.size * jax.process_count()
+    shares = {"fill": counted.tokens / positions, "supervised": counted.targets / positions}
     self.prepared = Prepared(on_device, info, shares)
     self.tally.count(info)
-    self.clock.read(info.samples, info.tokens, flops)
+    self.clock.read(counted.samples, counted.tokens, flops)
 
   def advance(self, step: int) -> None:
     """Sends one step to the devices, and waits for an earlier one so that the host stays near."""
@@ -242,14 +252,15 @@ class _Loop:
     if len(self.pending) > AHEAD:
       jax.block_until_ready(self.pending[-1 - AHEAD][1])
 
-  def agreed(self, batch: Batch, info) -> tuple[Batch, Any]:
+  def agreed(self, batch: Batch, info) -> tuple[Batch, Counted]:
     """All processes take the largest of their buckets, since they run one program; unread arrays go."""
+    counted = Counted(info.samples, info.tokens, info.targets)
     read = self.parts.extra | ({TILE_KEY} if self.parts.vision else frozenset())
     if unread := set(batch.extra) - read:
       batch = dataclasses.replace(batch, extra={k: v for k, v in batch.extra.items() if k not in unread})
     if jax.process_count() == 1:
-      return batch, info
-    largest, *sizes = self.largest(info)
+      return batch, counted
+    (largest, *sizes), counted = self.largest(info, counted)
     if read:
       kinds = multihost_utils.process_allgather(batch_lib.extra_kinds(batch))
       batch = batch_lib.with_extra(batch, kinds)
@@ -262,14 +273,18 @@ class _Loop:
     }
     if largest != info.bucket:
       batch = grown(batch, largest, self.parts.tile_size)
-    return dataclasses.replace(batch, views=views), info
+    return dataclasses.replace(batch, views=views), counted
 
-  def largest(self, info) -> list[batch_lib.Bucket]:
-    """The buckets that hold those of all processes: of the batch, then of its views in the order of names."""
-    own = np.array([info.bucket, *(info.views[name] for name in sorted(info.views))], np.int32)
-    gathered = multihost_utils.process_allgather(own)
-    columns = np.moveaxis(gathered, 1, 0)
-    return [batch_lib.largest([batch_lib.Bucket(*map(int, b)) for b in column]) for column in columns]
+  def largest(self, info, own: Counted) -> tuple[list[batch_lib.Bucket], Counted]:
+    """The buckets that hold those of all processes: of the batch, then of its views in the order of names.
+
+    And what all of them have read together; in one message, as each step waits for it.
+    """
+    sizes = [info.bucket, *(info.views[name] for name in sorted(info.views))]
+    gathered = multihost_utils.process_allgather(np.array([(*own, 0), *sizes], np.int32))
+    counts, *columns = np.moveaxis(gathered, 1, 0)
+    largest = [batch_lib.largest([batch_lib.Bucket(*map(int, b)) for b in column]) for column in columns]
+    return largest, Counted(*map(int, counts.sum(0)[:3]))
 
   def seen(self, batch: Batch) -> tuple[Batch, float]:
     """The batch with features for its pixels, where the vision tower is frozen; FLOPs that they took."""
@@ -394,45 +409,6 @@ def phase_key(seed: int, step: int, number: int) -> jax.Array:
   """The key of a phase in a step, apart from those of the step's microbatches (`training.step`)."""
   key = jax.random.fold_in(jax.random.key(seed), step)
   return jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), number)
-
-
-class _Clock:
-  """Rates since the last row: of training alone, without compilation, validation and saving."""
-
-  def __init__(self):
-    self._begin = time.perf_counter()
-    self._reset()
-
-  def _reset(self) -> None:
-    self._since, self._paused = time.perf_counter(), 0.0
-    self._steps = self._samples = self._tokens = self._flops = 0
-
-  def count(self, flops: float) -> None:
-    self._steps += 1
-    self._flops += flops
-
-  def read(self, samples: int, tokens: int, flops: float) -> None:
-    self._samples += samples * jax.process_count()
-    self._tokens += tokens * jax.process_count()
-    self._flops += flops
-
-  def pause(self, seconds: float) -> None:
-    self._paused += seconds
-
-  def rates(self) -> dict[str, float]:
-    seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
-    rates = {
-      "samples_per_second": self._samples / seconds,
-      "tokens_per_second": self._tokens / seconds,
-      "flops_per_second": self._flops / seconds,
-      "seconds_per_step": seconds / max(self._steps, 1),
-      "time": time.time(),
-    }
-    self._reset()
-    return rates
-
-  def total(self) -> float:
-    return time.perf_counter() - self._begin
 
 
 def _due(step: int, every: int) -> bool:

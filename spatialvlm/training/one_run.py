@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
+from spatialvlm import agreed, hub, loading, peft, priors
 from spatialvlm import config as config_lib
-from spatialvlm import hub, loading, peft, priors
 from spatialvlm import workdir as workdir_lib
 from spatialvlm.config import ModelConfig, RunConfig, check_dtype, read_json
 from spatialvlm.core import axes
@@ -79,8 +78,6 @@ def _train(
     claim(workdir, config)
     say(f"{workdir}: this run is finished; its results are there")
     return read_json(workdir / SUMMARY_FILE)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("checked")
   mesh = axes.make_mesh(config.mesh)
   check_batch(config, mesh)
   plain = assembled(config.model)
@@ -293,35 +290,30 @@ def _dense(source: Source, skip: bool) -> Iterable[str]:
 
 
 def assembled(model: ModelConfig) -> ModelConfig:
-  """The model with a plain path where it names encoders (`hub.assembled`); process 0 writes, others wait."""
-  if model.encoders and jax.process_count() > 1:
-    if jax.process_index() == 0:
-      hub.assembled(model)
-    multihost_utils.sync_global_devices("assembled")
+  """The model with a plain path where it names encoders (`hub.assembled`); the first process writes it."""
+  if model.encoders:
+    agreed.from_first(lambda: bool(hub.assembled(model)))
   return hub.assembled(model)
 
 
 def claim(
   workdir: pathlib.Path, config: RunConfig, asked: Mapping[str, teachers.Teacher] | None = None
 ) -> bool:
-  """Process 0 makes the workdir while the others wait: half of one would look like somebody else's folder.
+  """Makes the workdir, or finds it made; returns whether a run goes on there (`workdir.claim`).
 
   Args:
     asked: its teachers, whose weights must stay the same too; None of a finished run, which asks nobody.
   """
-  continues, model = False, config.model
-  if jax.process_index() == 0:
-    identity: dict[str, Any] = {"model": loading.identity(model)["model"]}
+
+  def identity() -> dict[str, Any]:
     if asked is None:
       said = workdir / workdir_lib.IDENTITY_FILE
       others = read_json(said).get("teachers") if said.exists() else None
     else:
       others = {name: hashes for name, teacher in asked.items() if (hashes := teacher.identity())}
-    identity |= {"teachers": others} if others else {}
-    continues = workdir_lib.claim(workdir, config, identity)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("workdir")
-  return continues
+    return {"model": loading.identity(config.model)["model"], **({"teachers": others} if others else {})}
+
+  return workdir_lib.claim(workdir, config, identity)
 
 
 def check(config: RunConfig) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from spatialvlm import hub, peft
 from spatialvlm import workdir as workdir_lib
@@ -49,8 +48,6 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> dict[str, Any]:
     for name, stage in stages:
       one_run.check(stage)
       _check_model(stage, config.model, name)
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("stages checked")
     workdir_lib.claim(workdir, config)
   summaries: dict[str, Any] = {}
   handover = frozen_vision.Handover()

@@ -1,6 +1,7 @@
 """Real processes joined by jax.distributed on loopback."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -9,14 +10,16 @@ import jax
 import pytest
 from jax.experimental import multihost_utils
 
-from spatialvlm.cli import processes
-from spatialvlm.config import MeshConfig
+from spatialvlm import workdir
+from spatialvlm.cli import processes, watch
+from spatialvlm.config import EvaluateConfig, MeshConfig
 from spatialvlm.training import metrics as metrics_lib
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import Checkpoints
 from spatialvlm.training.position import Position
 from spatialvlm.types import UserError
 from tests import joined
+from tests.joined import until
 from tests.training import fakes
 from tests.training.helpers import make_config, make_parts, run
 
@@ -26,11 +29,12 @@ from spatialvlm.cli import processes
 processes.join()
 import jax
 from tests.training import fakes
-from tests.training.test_processes import fall_back, parts_of
+from tests.training.test_processes import fall_back, late, parts_of
 folder, count = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 assert jax.process_count() == len(jax.devices()) == count
 parts_of(folder, jax.process_index(), count)
 fall_back(folder, count)
+late(folder / "claimed")
 """
 
 
@@ -56,7 +60,19 @@ def fall_back(folder, count):
   assert "/4: checkpoint is damaged (" in said and said.endswith(f"{folder}/damaged_checkpoints/4")
 
 
-@pytest.mark.parametrize("count", [2])
+def late(folder):
+  """All but the first come to a workdir that the first has already; all hear why another run is refused."""
+  mine, others = EvaluateConfig(name="mine"), EvaluateConfig(name="others")
+  until(lambda: jax.process_index() == 0 or (folder / workdir.CONFIG_FILE).exists())
+  assert workdir.check(folder, mine) is False
+  assert workdir.claim(folder, mine, lambda: {"of": jax.process_index()}) is False
+  assert json.loads((folder / workdir.IDENTITY_FILE).read_text()) == {"of": 0}
+  assert workdir.claim(folder, mine, {"of": 0}) is True
+  with pytest.raises(UserError, match=r'other settings \(name: "mine", now "others"'):
+    workdir.check(folder, others)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_several_processes_give_the_losses_of_one(tmp_path, count):
   joined.start(SCRIPT, str(tmp_path / "two"), str(count), count=count)
   parts_of(tmp_path / "one", 0, 1)
@@ -153,7 +169,7 @@ def test_only_what_comes_of_others_that_are_gone_is_taken_for_it(monkeypatch):
     "UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:4"
   )
   assert not processes.left_alone(gone)
-  monkeypatch.setattr(processes._Joined, "several", True)
+  monkeypatch.setattr(processes._Joined, "watch", watch.Watch(1, 2))
   assert processes.left_alone(gone) and processes.joined()
   for other in (ValueError("shapes differ"), UserError("connection closed"), ZeroDivisionError()):
     assert not processes.left_alone(other)
