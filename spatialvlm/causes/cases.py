@@ -43,6 +43,7 @@ class Case:
     opposite: the picture changed in one thing, so that another choice is right: `opposite_answer`.
     depths: metres along the optical axis of each named object, the median of its pixels.
     rules: the choice of each simple rule of two dimensions that says something.
+    question: of one that lists its choices by letters, its text without them.
   """
 
   task: str
@@ -63,6 +64,7 @@ class Case:
   opposite_answer: int = -1
   depths: tuple[float, ...] = ()
   rules: dict[str, int] = dataclasses.field(default_factory=dict)
+  question: str = ""
 
 
 @functools.lru_cache(maxsize=24)
@@ -117,6 +119,7 @@ def _asked(kind: str, axis: str = "", name: str = "") -> Callable[[int, int], It
         margin=int(q.asked.margin) if frames else 0,
         depths=tuple(float(np.median(found.depth[found.surface == o])) for o in found.objects),
         rules={rule: choice for rule, choice in rules.items() if choice is not None},
+        question=q.question,
       )
 
   return made

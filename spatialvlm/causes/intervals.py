@@ -10,14 +10,16 @@ from spatialvlm.config import ExplainConfig
 from spatialvlm.probing.probes import Measured
 
 Score = dict[str, Any]
+# How many resamples, and their seed, where nothing else is said.
+PLAIN = ExplainConfig()
 
 
-def mean(values_N: Any, scenes_N: list[str], config: ExplainConfig) -> Score:
+def mean(values_N: Any, scenes_N: list[str], config: ExplainConfig = PLAIN) -> Score:
   """The mean of values, NaN left out: `value`, `low`, `high` (None where there are none), and `n` of them."""
   return ratio(values_N, np.ones(len(scenes_N)), scenes_N, config)
 
 
-def ratio(above_N: Any, below_N: Any, scenes_N: list[str], config: ExplainConfig) -> Score:
+def ratio(above_N: Any, below_N: Any, scenes_N: list[str], config: ExplainConfig = PLAIN) -> Score:
   """The sum of `above` over that of `below`, as `mean`; None where the interval of the latter holds 0."""
   above_N, below_N, scenes = _known(above_N, below_N, scenes=scenes_N)
   n = len(above_N)
@@ -28,14 +30,14 @@ def ratio(above_N: Any, below_N: Any, scenes_N: list[str], config: ExplainConfig
   return _summary([above_N, below_N], scenes, lambda s: s[..., 0] / s[..., 1], config) | {"n": n}
 
 
-def change(before_N: Any, after_N: Any, scenes_N: list[str], config: ExplainConfig) -> Score:
+def change(before_N: Any, after_N: Any, scenes_N: list[str], config: ExplainConfig = PLAIN) -> Score:
   """The mean of the differences of the same questions, as `mean`."""
   before_N, after_N, scenes = _known(before_N, after_N, scenes=scenes_N)
   sums = [after_N - before_N, np.ones(len(before_N))]
   return _summary(sums, scenes, lambda s: s[..., 0] / s[..., 1], config) | {"n": len(before_N)}
 
 
-def fitted(x_NF: Any, y_N: Any, scenes_N: list[str], config: ExplainConfig) -> list[Score]:
+def fitted(x_NF: Any, y_N: Any, scenes_N: list[str], config: ExplainConfig = PLAIN) -> list[Score]:
   """Least squares of `y` on the columns of `x` with a constant: each column's coefficient, as `mean`.
 
   Columns are divided by their own deviation first, so that a coefficient is the change for one of it.

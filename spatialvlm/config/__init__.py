@@ -5,9 +5,10 @@ one config for each kind of data source, `room_files` that of one kept in files,
 changed, `noise` which answers are made wrong, `mesh` the devices, `priors` what a model is told beside
 pixels, `teachers` what losses ask, `probes` that of a comparison of encoders, `study` that of ways of
 training, `explain` that of a look inside models, `field` that of a radiance field. `read` makes them of dicts
-(`from_config_dict`), of dicts with a command line's settings (`override`) and of a run's config.json, also an
-earlier version's (`from_stored`), and turns them into dicts again (`to_dict`, `fingerprint`). A key that no
-class has, and a value of the wrong type, is a `UserError` by its full name.
+(`from_config_dict`), of dicts with a command line's settings (`override`), of a config and other values
+(`changed`) and of a run's config.json, also an earlier version's (`from_stored`), and turns them into dicts
+again (`to_dict`, `fingerprint`). A key that no class has, and a value of the wrong type, is a `UserError` by
+its full name.
 
 A config holds plain values only, and everything that a result depends on but the data and weights
 themselves.
@@ -22,6 +23,7 @@ from spatialvlm.config.noise import NoiseConfig
 from spatialvlm.config.priors import PriorConfig
 from spatialvlm.config.probes import ProbeConfig
 from spatialvlm.config.read import (
+  changed,
   check_dtype,
   fingerprint,
   from_config_dict,
@@ -103,6 +105,7 @@ __all__ = [
   "TrainConfig",
   "ViewsConfig",
   "called",
+  "changed",
   "check_dtype",
   "crossed",
   "fingerprint",

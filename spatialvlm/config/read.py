@@ -77,6 +77,19 @@ def overrides(values: dict[str, Any], pairs: Iterable[tuple[str, str]], cls: typ
       override(values, key, text, cls)
 
 
+def changed(config: T, settings: Mapping[str, Any]) -> T:
+  """A config with other values at dotted keys, such as `{"train.steps": 300, "eval.source.size": 200}`.
+
+  What `--config.KEY=VALUE` does on a command line, with Python's values; the given config stays as it is.
+
+  Raises:
+    UserError: as `override`.
+  """
+  values, cls = to_dict(config), type(config)
+  overrides(values, [(key, v if isinstance(v, str) else repr(v)) for key, v in settings.items()], cls)
+  return from_config_dict(values, cls)
+
+
 def override(values: dict[str, Any], key: str, text: str, cls: type = RunConfig) -> None:
   """Sets one dotted key of a nested dict of settings from the text of a command line, in place.
 

@@ -1,4 +1,4 @@
-"""PNGs of a record, for papers: maps over the picture, and log-odds by layer."""
+"""Drawings of a record, maps over the picture and log-odds by layer: PNGs for papers, and their panels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spatialvlm import workdir
-from spatialvlm.inside.record import Record
+from spatialvlm.inside.record import Lens, Record
 
 # Layers that the drawing of maps shows, evenly taken, and maps in a row of it.
 SHOWN, COLUMNS = 6, 5
@@ -38,7 +38,7 @@ def maps(record: Record, path: pathlib.Path) -> None:
     first.imshow(pixels)
     first.set_title("picture", fontsize=8)
     for axis, (title, values, fine) in zip(others, panels, strict=False):
-      _over(axis, pixels, canvas.finer(fine).lay(values))
+      over(axis, pixels, canvas.finer(fine).lay(values))
       axis.set_title(title, fontsize=8)
   _save(figure, path)
 
@@ -62,7 +62,13 @@ def _panels(record: Record) -> Iterator[tuple[str, np.ndarray, int]]:
       yield "gradient, both towers", record.vision.gradient.ravel(), fine
 
 
-def _over(axis: Any, picture: np.ndarray, cells: np.ndarray) -> None:
+def over(axis: Any, picture: np.ndarray, cells: np.ndarray) -> None:
+  """Draws a map over a picture, on Matplotlib axes.
+
+  Args:
+    picture: uint8 (H, W, 3), drawn grey.
+    cells: (rows, columns) of shares, none negative, as `Canvas.lay` gives them; the largest is brightest.
+  """
   height, width = picture.shape[:2]
   grey = picture.astype(np.float32).mean(axis=-1) / 255
   axis.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1)
@@ -76,16 +82,27 @@ def lens(record: Record, path: pathlib.Path) -> None:
 
   lenses = [("logit lens", record.lens)] + ([("tuned lens", record.tuned)] if record.tuned else [])
   figure = matplotlib.figure.Figure(figsize=(4.2 * len(lenses), 3), layout="constrained")
-  target = record.right if record.right >= 0 else record.chosen
   for axis, (title, found) in zip(figure.subplots(1, len(lenses), squeeze=False)[0], lenses, strict=True):
-    for k, name in enumerate(record.curves):
-      axis.plot(found.log_odds[:, k], label=name, linewidth=2.2 if k == target else 1.2)
-    if (layer := found.overtakes(target)) is not None:
-      axis.axvline(layer, color="0.4", linestyle="--", linewidth=1)
-    axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    axis.set(title=title, xlabel="layer", ylabel="log-odds")
-    axis.legend(fontsize=7)
+    curves(axis, record, found, title)
   _save(figure, path)
+
+
+def curves(axis: Any, record: Record, found: Lens | None = None, title: str = "") -> None:
+  """Draws the options' log-odds by layer, on Matplotlib axes; a line stands where the right one overtakes.
+
+  Args:
+    found: the reading that is drawn; None: the record's logit lens.
+  """
+  found = record.lens if found is None else found
+  target = record.right if record.right >= 0 else record.chosen
+  for k, name in enumerate(record.curves):
+    axis.plot(found.log_odds[:, k], label=name, linewidth=2.2 if k == target else 1.2)
+  if (layer := found.overtakes(target)) is not None:
+    axis.axvline(layer, color="0.4", linestyle="--", linewidth=1)
+  axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+  axis.set(title=title, xlabel="layer", ylabel="log-odds")
+  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.legend(fontsize=7)
 
 
 def _save(figure: Any, path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from rich import box
@@ -55,18 +56,24 @@ def _cell(cell: tables.Cell) -> Text:
   return Text(tables.marked(cell), styles.get(cell.kind, ""))
 
 
+def _console(**options: Any) -> Console:
+  """The screen. A notebook is none: text without colours, so that tables stand among what is printed."""
+  plain = dict(force_jupyter=False, force_terminal=False, color_system=None)
+  return Console(**{**(plain if Console().is_jupyter else {}), **options})
+
+
 def show(table: tables.Table) -> None:
   """Prints a table; where the output is no terminal, as wide as it needs."""
-  shown, console = rich(table), Console()
+  shown, console = rich(table), _console()
   if not console.is_terminal:
     wide = console.measure(shown, options=console.options.update(max_width=1000)).maximum
-    console = Console(width=max(wide, 110))
+    console = _console(width=max(wide, 110))
   console.print(shown)
 
 
 def plain_text(table: tables.Table, width: int = 110) -> str:
   """A table as text without colours, as for a file."""
-  console = Console(width=width, color_system=None, force_terminal=False)
+  console = _console(width=width, color_system=None, force_terminal=False)
   with console.capture() as capture:
     console.print(rich(table))
   return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
@@ -88,7 +95,7 @@ def progress(
   what: str = "scoring", console: Console | None = None, unit: str = "questions"
 ) -> Iterator[Display]:
   """A live bar with rate and remaining time; lines without a terminal."""
-  console = console or Console()
+  console = console or _console()
   if jax.process_index() > 0:
     yield Display(lambda done, total: None, lambda text: None)
   elif not console.is_terminal:

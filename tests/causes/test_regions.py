@@ -7,6 +7,7 @@ import pytest
 
 from spatialvlm.causes import cases, regions
 from spatialvlm.priors.prior import Tokens, windows
+from spatialvlm.types import choice_prompt
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,7 @@ def test_cases_are_what_their_pictures_show(some):
   for case in some["Depth"]:
     nearer = int(np.argmin(case.depths))
     assert case.choices[nearer] == case.choices[case.answer] or abs(np.diff(case.depths)) < 0.5
+    assert choice_prompt(case.question, case.choices) == case.text
     for number, (x0, y0, x1, y1) in zip(case.named, case.boxes, strict=True):
       rows, columns = np.nonzero(case.instance == number)
       assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)

@@ -5,10 +5,11 @@ import dataclasses
 import json
 import re
 
+import matplotlib.figure
 import numpy as np
 import pytest
 
-from spatialvlm.inside import curves, explain, page, written
+from spatialvlm.inside import curves, drawing, explain, page, written
 from spatialvlm.inside.page import Panel
 from spatialvlm.types import UserError
 from tests.inside import support
@@ -81,6 +82,23 @@ def test_files_of_a_question(record, tmp_path):
   (tmp_path / "other" / "notes.txt").write_text("mine")
   with pytest.raises(UserError, match="not empty, and it holds no explained question"):
     written.check(tmp_path / "other")
+
+
+def test_panels_on_axes(record):
+  left, right = matplotlib.figure.Figure().subplots(1, 2)
+  cells = record.canvases[0].lay(record.gradient[-1])
+  drawing.over(left, record.pictures[0], cells)
+  below, above = left.images
+  assert above.get_extent() == [0, record.pictures[0].shape[1], record.pictures[0].shape[0], 0]
+  assert np.unravel_index(above.get_array().argmax(), cells.shape) == np.unravel_index(
+    cells.argmax(), cells.shape
+  )
+  assert below.get_array().ndim == 2
+  drawing.curves(right, record)
+  lines = {line.get_label(): line for line in right.lines}
+  for k, name in enumerate(record.curves):
+    np.testing.assert_array_equal(lines[name].get_ydata(), record.lens.log_odds[:, k])
+  assert lines[record.curves[record.right]].get_linewidth() > 2
 
 
 @NEEDS_BROWSER

@@ -40,6 +40,17 @@ def test_what_is_printed_is_the_same_text(table, capsys):
   assert shown == terminal.plain_text(table).splitlines()
 
 
+def test_in_a_notebook_it_is_plain_text_among_what_is_printed(table, capsys, monkeypatch):
+  monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+  monkeypatch.setenv("FORCE_COLOR", "1")  # as kernels set it
+  terminal.show(table)
+  with terminal.progress("scoring") as show:
+    show(40, 40)
+  shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+  plain = terminal.plain_text(table).splitlines()
+  assert shown[: len(plain)] == plain and shown[len(plain)].startswith("scoring: 40/40")
+
+
 @pytest.mark.parametrize("live", [True, False])
 def test_progress_ends_with_all(live, tmp_path):
   with open(tmp_path / "out", "w") as file:
