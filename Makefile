@@ -2,7 +2,7 @@
 #   make train    trains and scores the small model that ships with the project, minutes on two cores
 #   make real     a real language model behind a real encoder, out of two Python packages; hours on two cores
 #   make test     the tests;   make oracle   the comparisons with PyTorch, and slow tests;   make lint   style
-#   make full-size   those of full shapes up to 3B parameters, which need 16 GiB of memory
+#   make full-size   those of full shapes up to 3B parameters, which need 16 GiB of memory, and trainings of minutes
 
 PYTHON ?= python3
 # Options for `pip install torch`, e.g. TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu".
@@ -43,7 +43,7 @@ real: $(VENV)/.installed-real
 	$(LARGE_PAGES) $(BIN)/python launch/train.py --config=configs/real.py:stage=more --workdir=runs/real/more
 
 test: $(VENV)/.installed-dev
-	$(PYTEST) --ignore=tests/oracle -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) --ignore=tests/oracle -m "not slow and not large" $(PYTEST_ARGS)
 
 oracle: $(VENV)/.installed-oracle
 	$(PYTEST) tests/oracle -m "not large" $(PYTEST_ARGS)
@@ -52,6 +52,7 @@ oracle: $(VENV)/.installed-oracle
 # One process, so that two models never stand in memory at once; optimized, since it computes more than it compiles.
 full-size: $(VENV)/.installed-oracle
 	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -p no:xdist tests/oracle/test_full_size.py tests/oracle/test_gpu_benchmark.py $(PYTEST_ARGS)
+	$(PYTEST) --ignore=tests/oracle -m large $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -55,7 +55,8 @@ def answer_loss(logits_BTV, labels_BT):
   """Mean negative log-likelihood of the labels that are not -100, each predicted one place before."""
   logits, labels = logits_BTV[:, :-1], labels_BT[:, 1:]
   kept = labels != -100
-  logp = logits - jnp.max(logits, -1, keepdims=True)
+  # As a constant: a maximum's gradient asks which logit equals it, and in a fused program none may, to the bit.
+  logp = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
   logp = logp - jnp.log(jnp.sum(jnp.exp(logp), -1, keepdims=True))
   picked = jnp.take_along_axis(logp, jnp.where(kept, labels, 0)[..., None], axis=-1)[..., 0]
   return -jnp.sum(jnp.where(kept, picked, 0.0)) / jnp.sum(kept)

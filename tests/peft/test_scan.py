@@ -39,6 +39,7 @@ def compare(vlm, key=None):
   np.testing.assert_allclose(got, want, rtol=0, atol=3e-6 * np.abs(want).max())
   assert grads.keys() == wanted.keys() and grads
   size = max(np.abs(g[...]).max() for g in wanted.values())
+  assert np.isfinite(size)  # of two that are not, NumPy finds nothing to say
   for name, gradient in wanted.items():
     np.testing.assert_allclose(grads[name][...], gradient[...], rtol=0, atol=1e-5 * size, err_msg=str(name))
 

@@ -76,7 +76,7 @@ def test_depth_is_read_better_where_the_model_learns_of_it():
   assert own < 0.85 * own_alone and other < 0.97 * other_alone, errors
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize(
   ("against", "metric", "read", "count", "steps", "row"),
   [

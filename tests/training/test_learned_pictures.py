@@ -76,7 +76,7 @@ def test_to_which_side_a_camera_moved_is_learned_of_both_pictures_alone():
   assert scores["one"] <= 0.5 < 0.9 < scores["both"], scores
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_rooms_teach_what_plain_scenes_do_not():
   """24 steps with 8 questions each, of rooms of seed 3 answered in words, or of plain scenes: what 32
   questions about rooms of seed 4 cost a model then, in nats a token.
