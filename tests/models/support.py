@@ -55,7 +55,7 @@ def answer_loss(logits_BTV, labels_BT):
   """Mean negative log-likelihood of the labels that are not -100, each predicted one place before."""
   logits, labels = logits_BTV[:, :-1], labels_BT[:, 1:]
   kept = labels != -100
-  # As a constant: a maximum's gradient asks which logit equals it, and in a fused program none may, to the bit.
+  # A constant: the gradient of a maximum asks which logit equals it, and in a fused program none may do so.
   logp = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
   logp = logp - jnp.log(jnp.sum(jnp.exp(logp), -1, keepdims=True))
   picked = jnp.take_along_axis(logp, jnp.where(kept, labels, 0)[..., None], axis=-1)[..., 0]
