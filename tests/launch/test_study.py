@@ -117,8 +117,8 @@ def right(rows):
   return np.mean([row["choice"] == row["gold"] for row in rows.values()])
 
 
-# Cells that stand for the others, which take minutes: a start made of the data, a soft prompt, few bits, rows of
-# the table, biases; a head within the decoder, a teacher, false answers.
+# Cells that stand for the others, which take minutes: a start made of the data, a soft prompt, few bits, rows
+# of the table, biases; a head within the decoder, a teacher, false answers.
 SOME = {
   "tiny-methods": ("lora", "eva", "prompt", "nf4", "tokens", "bitfit"),
   "tiny-objectives": ("answers", "map", "told", "contrast"),
