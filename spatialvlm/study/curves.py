@@ -9,8 +9,8 @@ from typing import Any
 from spatialvlm.reporting.labels import label
 
 Found = Mapping[str, Any]
-COLORS = ("#0b6e99", "#c2410c", "#3f7d20", "#7b3fa0", "#8a6d00", "#5b6770")
-MARKS = "osD^vP"
+COLORS = ("#0b6e99", "#c2410c", "#3f7d20", "#7b3fa0", "#8a6d00", "#5b6770", "#b5336b", "#111111")
+MARKS = "osD^vPX*"
 
 
 def lines(found: Found, axis: str, name: str) -> dict[str, list[dict[str, Any]]]:
