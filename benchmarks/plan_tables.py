@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
@@ -49,6 +50,9 @@ TOKENS = {1: 192, 5: 512, 17: 1280}
 TOKENS_2B = {1: 192, 5: 512, 17: 1536}
 # Rows that a card takes at a time (`train.accumulation` makes larger steps of them).
 ROWS = {1: 8, 5: 2, 17: 1}
+# Compiled for this card; those beside it hold the same programs (compute capability 8.9), or larger ones.
+CARD = "rtx4060"
+HOLDING = {"8 GB": "rtx4060", "24 GB": "rtx4090", "80 GB": "h100"}
 METHODS = {
   "LoRA": {},
   "QLoRA": {"quantize": "nf4"},
@@ -71,6 +75,7 @@ class Cell:
   topology: str
   program: str = "train"
   remat: bool = False
+  scan: bool = False
   data: int = -1
   fsdp: int = 1
 
@@ -78,15 +83,19 @@ class Cell:
   def name(self) -> str:
     mesh = f" data={self.data} fsdp={self.fsdp}" if self.fsdp > 1 else ""
     remat = " remat" if self.remat else ""
-    rows = f" {self.rows} rows"
-    return f"{self.topology}{mesh} {self.program} {self.model} {self.method} {self.tiles} tiles{rows}{remat}"
+    what = f"{self.program} {self.model} {self.method} {self.tiles} tiles {self.rows} rows{remat}"
+    return f"{self.topology}{mesh} {what}{' scan' * self.scan}"
 
   @property
   def config(self) -> RunConfig:
     """configs/lora.py with this cell's model, method and sizes."""
     config, method = lora.get_config(), METHODS[self.method]
     model = dataclasses.replace(
-      config.model, path=MODELS[self.model], max_tiles=self.tiles, quantize=method.get("quantize")
+      config.model,
+      path=MODELS[self.model],
+      max_tiles=self.tiles,
+      quantize=method.get("quantize"),
+      scan_layers=self.scan,
     )
     peft = PeftConfig("none", full=method["full"]) if "full" in method else config.peft
     return dataclasses.replace(
@@ -104,31 +113,26 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
   """All that the tables hold, the most wanted first."""
+  # Of TPUs the layers run as a loop (`model.scan_layers`): their compiler takes minutes for unrolled ones.
+  slices = functools.partial(Cell, scan=True)
   for model in ("500M", "256M", "2.2B"):
-    for program in ("train", "prefix", "decode"):
-      yield Cell(model, "LoRA", 1, 32, "v5e-8", program, data=4, fsdp=2)
+    for program in ("train", "prefix"):
+      yield slices(model, "LoRA", 1, 32, "v5e-8", program, data=4, fsdp=2)
+  for model, remat in (("500M", False), ("2.2B", True)):
+    yield slices(model, "LoRA", 17, 8, "v5e-8", remat=remat, data=4, fsdp=2)
+    yield slices(model, "full", 1, 32, "v5e-8", remat=remat, data=1, fsdp=8)
+  yield slices("500M", "LoRA", 1, 32, "v6e-8", data=4, fsdp=2)
+  yield slices("500M", "LoRA", 1, 64, "v5p-128", data=32, fsdp=2)
+  yield slices("500M", "LoRA", 1, 256, "v5e-256", data=128, fsdp=2)
   for model in ("500M", "2.2B", "256M"):
     for tiles, rows in ((1, 32), (17, 4)):
       for method in ("LoRA", "full"):
         yield Cell(model, method, tiles, rows, "h100")
-  for model in ("500M", "2.2B"):
-    yield Cell(model, "full", 1, 32, "v5e-8", data=1, fsdp=8)
-    yield Cell(model, "LoRA", 17, 8, "v5e-8", data=4, fsdp=2)
-  yield Cell("500M", "LoRA", 1, 32, "v6e-8", data=4, fsdp=2)
-  yield Cell("500M", "LoRA", 1, 64, "v5p-128", data=32, fsdp=2)
-  yield Cell("500M", "LoRA", 1, 256, "v5e-256", data=128, fsdp=2)
   # What a card can train.
-  for topology in ("rtx4060", "rtx4090"):
-    for model in ("500M", "256M", "2.2B"):
-      for method, remat in (
-        ("LoRA", False),
-        ("QLoRA", False),
-        ("full", False),
-        ("LoRA", True),
-        ("full", True),
-      ):
-        for tiles, rows in ROWS.items():
-          yield Cell(model, method, tiles, rows, topology, remat=remat)
+  for model in ("500M", "256M", "2.2B"):
+    for method, remat in (("LoRA", False), ("QLoRA", False), ("full", False), ("LoRA", True), ("full", True)):
+      for tiles, rows in ROWS.items():
+        yield Cell(model, method, tiles, rows, CARD, remat=remat)
 
 
 def kept() -> dict[str, Plan]:
@@ -244,7 +248,7 @@ def least() -> tables.Table:
   import jax
 
   mesh = axes.make_mesh({}, jax.devices()[:1])
-  names = ("rtx4060", "rtx4090", "h100")
+  names = tuple(HOLDING.values())
   held = [f"held by {targets.CHIPS[name].usable / GIB:.1f} GiB ({name})" for name in names]
   lines = []
   for model in MODELS:
@@ -269,7 +273,7 @@ def slices(done: Mapping[str, Plan]) -> tables.Table:
   )  # fmt: skip
   rows = []
   for cell in dict.fromkeys(cells()):
-    if cell.topology.startswith("rtx"):
+    if cell.topology == CARD:
       continue
     mesh = f", fsdp={cell.fsdp}" if cell.fsdp > 1 else ""
     of = {
@@ -277,8 +281,9 @@ def slices(done: Mapping[str, Plan]) -> tables.Table:
       "prefix": "prefill of 32 prompts",
       "decode": "32 rows a token",
     }
-    what = f"{cell.model} {cell.method}, {cell.tiles} tile{'s' * (cell.tiles > 1)}: {of[cell.program]}"
-    head = [what, cell.topology + mesh]
+    remat = ", remat" if cell.remat else ""
+    what = f"{cell.model} {cell.method}{remat}, {cell.tiles} tile{'s' * (cell.tiles > 1)}: {of[cell.program]}"
+    head = [what, cell.topology + mesh + ", loop" * cell.scan]
     plan, about = found(done, cell)
     rows.append([*head, *(_figures(plan, about) if plan else ["not compiled", *[""] * 9])])
   return tables.make("slices", "Programs on slices and on one H100, of one device", columns, rows)
@@ -310,17 +315,23 @@ def _peak(plan: Plan, about: str) -> str:
 
 
 def cards(done: Mapping[str, Plan]) -> tables.Table:
-  """What fits a card: the peak of a step of a few rows."""
-  wanted = [cell for cell in dict.fromkeys(cells()) if cell.topology.startswith("rtx")]
+  """What a card can train: the peak of a step of a few rows, and the smallest card that holds it."""
+  wanted = [cell for cell in dict.fromkeys(cells()) if cell.topology == CARD]
   heads = [f"{rows} row{'s' * (rows > 1)} of {tiles} tile{'s' * (tiles > 1)}" for tiles, rows in ROWS.items()]
   lines = []
   for cell in dict.fromkeys(dataclasses.replace(c, tiles=0, rows=0) for c in wanted):
     plans = [found(done, dataclasses.replace(cell, tiles=t, rows=r)) for t, r in ROWS.items()]
     method = cell.method + (", remat" if cell.remat else "")
-    said = [_peak(plan, about) if plan else "not compiled" for plan, about in plans]
-    lines.append([cell.model, targets.find(cell.topology).chip.what, method, *said])
-  title = "What a card can train: peak of memory of one step"
-  return tables.make("cards", title, ("model", "card", "method", *heads), lines)
+    lines.append(
+      [cell.model, method, *(_card(plan, about) if plan else "not compiled" for plan, about in plans)]
+    )
+  title = "What a card can train: peak of memory of one step, and the smallest card that holds it"
+  return tables.make("cards", title, ("model", "method", *heads), lines)
+
+
+def _card(plan: Plan, about: str) -> str:
+  holding = [size for size, name in HOLDING.items() if plan.needed <= targets.CHIPS[name].usable]
+  return f"{about}{plan.needed / GIB:.2f} GiB: {holding[0] if holding else 'none'}"
 
 
 if __name__ == "__main__":

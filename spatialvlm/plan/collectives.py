@@ -44,6 +44,10 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*\) -> [^\n]*)?\{
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))")
+_WHILE = " while("
+_LIMIT = re.compile(r"compare\(.*direction=LT")
+_CONSTANT = re.compile(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"n":"?(\d+)')
 _SHAPE = re.compile(r"([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
@@ -139,8 +143,10 @@ def commonest(found: Iterable[Collective], count: int = 16) -> list[tuple[Collec
 
 def loops(text: str) -> int:
   """How many loops turn more often than once, so that a count of each operation once says too little."""
-  turns = [_TRIPS.search(line) for line in text.splitlines() if " while(" in line]
-  return sum(match is None or int(match[1]) > 1 for match in turns)
+  computations = _computations(text)
+  return sum(
+    _trips(line, computations) != 1 for lines in computations.values() for line in lines if _WHILE in line
+  )
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -161,7 +167,7 @@ def _turns(computations: Mapping[str, list[str]]) -> dict[str, int]:
   callers: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
   for name, lines in computations.items():
     for line in lines:
-      trips = int(match[1]) if " while(" in line and (match := _TRIPS.search(line)) else 1
+      trips = (_trips(line, computations) or 1) if _WHILE in line else 1
       for callee in _callees(line):
         callers[callee].append((name, trips))
   known: dict[str, int] = {}
@@ -174,6 +180,21 @@ def _turns(computations: Mapping[str, list[str]]) -> dict[str, int]:
     return known[name]
 
   return {name: turns(name) for name in computations}
+
+
+def _trips(line: str, computations: Mapping[str, list[str]]) -> int | None:
+  """How often a loop turns; None where it does not say.
+
+  Compilers for GPUs and CPUs write it beside the loop. That for TPUs does not, but there is the loop's
+  condition: a counter, which jax begins at zero, that is less than a constant.
+  """
+  if match := _TRIPS.search(line):
+    return int(match[1])
+  condition = computations.get(match[1], []) if (match := _CONDITION.search(line)) else []
+  compared = next((said for said in condition if _LIMIT.search(said)), "")
+  constants = [match for said in condition if (match := _CONSTANT.search(said))]
+  limits = [int(match[2]) for match in constants if f"%{match[1]})" in compared]
+  return limits[0] if len(limits) == 1 else None
 
 
 def _callees(line: str) -> Iterator[str]:

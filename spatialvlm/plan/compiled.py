@@ -18,7 +18,8 @@ from spatialvlm.training import flops
 from spatialvlm.training.step import program_bytes
 from spatialvlm.types import UserError
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
+# Of temporaries alone, where these by themselves are too much.
+_USED = re.compile(r"(?:Used |required for HLO temporaries \()([\d.]+)([KMGT])")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -34,6 +34,22 @@ def test_channels_count_once_and_loops_as_often_as_they_turn():
   assert collectives.loops(TPU) == 1
 
 
+def test_a_loop_that_does_not_say_how_often_it_turns_is_asked_for_its_end():
+  """As the compiler for TPUs leaves jax's loops."""
+  unsaid = TPU.replace(', backend_config={"known_trip_count":{"n":"32"}}', "")
+  reduced = lambda text: next(one for one in collectives.read(text, 8) if one.shape == "f32[64]")
+  assert reduced(unsaid).times == 1 and collectives.loops(unsaid) == 1
+  limit = """  %constant.9.clone = s32[]{:T(128)} constant(5)
+  %carry.1 = (s32[]{:T(128)}, f32[64]{0}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%carry.1), index=0
+  ROOT %lt.95 = pred[]{:T(512)} compare(%counter, %constant.9.clone), direction=LT, metadata={op_name="lt"}"""
+  told = unsaid.replace("  ROOT %less = pred[] constant(true)", limit)
+  assert told != unsaid and reduced(told).times == 5 and collectives.loops(told) == 1
+  assert reduced(told.replace("direction=LT", "direction=NE")).times == 1
+  once = told.replace("constant(5)", "constant(1)")
+  assert reduced(once).times == 1 and collectives.loops(once) == 0
+
+
 def test_sums_and_what_sends_most():
   found = collectives.read(TPU, 8)
   sums = collectives.summed(found)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from spatialvlm.plan import bounds, targets
+from spatialvlm.plan import bounds, compiled, targets
 from spatialvlm.types import UserError
 
 
@@ -72,3 +72,14 @@ def test_every_gpu_says_all_that_its_compiler_wants():
       assert set(re.findall(r"(\w+):", chip.description)) == wanted, kind
       assert f"device_memory_size: {chip.memory}" in chip.description
       assert chip.usable < chip.memory
+
+
+def test_what_a_program_needs_that_a_compiler_refuses():
+  used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm."
+  apart = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.69G)"
+    " exceeds available HBM (15.75G)."
+  )
+  assert compiled.refused(used) == int(20.5 * 2**30) and compiled.refused(apart) == int(20.69 * 2**30)
+  assert compiled.refused("RESOURCE_EXHAUSTED: something else") is None
+  assert compiled.refused("INTERNAL: a mistake") is None
