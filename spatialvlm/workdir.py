@@ -40,7 +40,7 @@ from spatialvlm.types import Note, UserError
 # Where a run computes, what watches it, and where it keeps what can be computed again: a run may go on with
 # others.
 PLACEMENT = ("mesh", "model.scan_layers", "log", "score.features", "eval.features", "train.cache_vision")
-PLACEMENT += ("train.cache_vision_mib", "train.cache_vision_folder")
+PLACEMENT += ("train.cache_vision_mib", "train.cache_vision_folder", "data.processes")
 _PLACED = rf"(stages\.[^.]+\.)?({'|'.join(map(re.escape, PLACEMENT))}|teachers\.[^.]+\.mesh)\b"
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -50,6 +51,16 @@ def wait(started: Sequence[subprocess.Popen], seconds: float = 400) -> list[tupl
     for process in started:
       process.kill()
   return [(process.returncode, *both) for process, both in zip(started, said, strict=True)]
+
+
+def children(parent: int) -> list[pathlib.Path]:
+  """The folders in /proc of a process's children."""
+  found = []
+  for process in pathlib.Path("/proc").glob("[0-9]*"):
+    with contextlib.suppress(OSError):
+      if int((process / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+        found.append(process)
+  return found
 
 
 def start(script: str, *arguments: str, count: int = 2) -> None:

@@ -145,6 +145,7 @@ class DataConfig:
     shuffle: whether sources with an end are shuffled (each epoch anew).
     seed: added to the run's: of the shuffles and of which source gives the next example.
     workers: threads that read and preprocess; 0 for none beside the training's own.
+    processes: processes that read and preprocess the training stream in place of those threads; 0 for none.
     prefetch: batches that are prepared ahead.
     bad_rows: "refuse" ends a run at the first row that cannot be used; "skip" puts the next good row of its
       source in its place, and names the rows that were left out.
@@ -164,6 +165,7 @@ class DataConfig:
   shuffle: bool = True
   seed: int = 0
   workers: int = 2
+  processes: int = 0
   prefetch: int = 4
   bad_rows: Literal["refuse", "skip"] = "refuse"
   leave_out: str = ""

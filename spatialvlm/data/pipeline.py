@@ -7,7 +7,7 @@ import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grain
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 
 from spatialvlm.config import DataConfig, NoiseConfig, SourceConfig
 from spatialvlm.data import batch as batches
-from spatialvlm.data import leave_out, noise
+from spatialvlm.data import elsewhere, leave_out, noise
 from spatialvlm.data.augment import beforehand
 from spatialvlm.data.augment.change import Augment, Recorded
 from spatialvlm.data.samples import Mixed, Sample, encode, read_good
@@ -218,8 +218,24 @@ def training_stream(
     list(map(extras, samples, encoded))
   shares = {"process_index": process_index, "process_count": process_count}
   shares |= {"keys": keys, "known": known, "multiple": multiple, "views": views, "extras": extras}
+  if config.processes:
+    # Which features are kept changes as the run goes, and here alone.
+    parts = {"config": config, "processor": processor, "batch_size": batch_size, "seed": seed}
+    parts |= {name: share for name, share in shares.items() if name != "known"}
+    length = len(BatchSequence(mixed, config, processor, batch_size, **shares))
+    made = elsewhere.Elsewhere(config.processes, length, training_sequence, parts)
+    return iter(_prefetched(made, config, config.processes))
   shares["augment"] = augment
   return iter(_prefetched(BatchSequence(mixed, config, processor, batch_size, **shares), config))
+
+
+def training_sequence(
+  config: DataConfig, processor: Processor, batch_size: int, seed: int, **shares: Any
+) -> BatchSequence:
+  """The batches of `training_stream` by number, in a process of their own."""
+  augment = Augment(config.augment, config.seed + seed) if config.augment else None
+  mixed = training_mixture(config, seed)
+  return BatchSequence(mixed, config, processor, batch_size, augment=augment, **shares)
 
 
 def validation_batches(
@@ -409,11 +425,23 @@ def _check(config: DataConfig) -> None:
     sizes = getattr(config, name)
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
       raise UserError(f"data.{name}: buckets must be positive and ascend, got {sizes}")
-  for name, least in (("targets", 1), ("workers", 0), ("prefetch", 0), ("validation_size", 1)):
+  for name, least in (
+    ("targets", 1),
+    ("workers", 0),
+    ("processes", 0),
+    ("prefetch", 0),
+    ("validation_size", 1),
+  ):
     if getattr(config, name) < least:
       raise UserError(f"data.{name}: {getattr(config, name)} is less than {least}")
 
 
-def _prefetched(stream: BatchSequence, config: DataConfig) -> grain.IterDataset:
-  options = grain.ReadOptions(num_threads=config.workers, prefetch_buffer_size=config.prefetch)
+def _prefetched(
+  stream: BatchSequence | elsewhere.Elsewhere, config: DataConfig, processes: int = 0
+) -> grain.IterDataset:
+  # A thread waits for each process.
+  threads, ahead = (
+    (processes, max(processes, config.prefetch)) if processes else (config.workers, config.prefetch)
+  )
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
   return grain.MapDataset.source(stream).to_iter_dataset(options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -44,8 +44,20 @@ class Expander:
     # A text without images is one piece, so that tokenizers that look across special tokens do so.
     cuts = "|".join(map(re.escape, prompt_format.special)) if prompt_format.mark else "(?!)"
     self._cuts = re.compile(f"({cuts})")
+    self._remember()
+
+  def _remember(self) -> None:
     self._ids = functools.lru_cache(maxsize=8192)(self._tokenize)
     self.block = functools.lru_cache(maxsize=128)(self._block_ids)
+
+  def __getstate__(self) -> dict[str, Any]:
+    """For another process, which remembers by itself."""
+    return {name: value for name, value in vars(self).items() if name not in ("_ids", "block")}
+
+  def __setstate__(self, state: Mapping[str, Any]) -> None:
+    """Of `__getstate__`."""
+    vars(self).update(state)
+    self._remember()
 
   def __call__(
     self,

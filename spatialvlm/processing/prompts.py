@@ -182,6 +182,10 @@ class ChatTemplate:
     except TemplateError as error:
       raise UserError(f"{where}: the chat template does not compile: {error}") from error
 
+  def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, Mapping[str, str], str]]:
+    """For another process, which compiles it anew."""
+    return ChatTemplate, (self.source, self.tokens, self.where)
+
   def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
     """The text of a conversation; `content` may be a string or a list of parts.
 

@@ -224,7 +224,7 @@ def open_streams(
 
 def first_batches(config: RunConfig, processor: Processor, mesh: jax.sharding.Mesh) -> start.Batches:
   """The batches of the run's first steps, of a stream of their own, so that nothing is used up."""
-  alone = dataclasses.replace(config, data=dataclasses.replace(config.data, validation={}))
+  alone = dataclasses.replace(config, data=dataclasses.replace(config.data, validation={}, processes=0))
   stream = lambda: open_streams(alone, processor, lambda note: None, shards_of(mesh))[0]
   return start.batches(stream, mesh, config.peft.method)
 

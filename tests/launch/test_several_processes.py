@@ -1,6 +1,8 @@
 """Commands of several real processes: eight at work, one that dies, three that go on, one as the measure."""
 
 import json
+import os
+import pathlib
 import signal
 import time
 
@@ -108,3 +110,23 @@ def alike(mine, other, where):
     assert mine == pytest.approx(other, rel=1e-4, abs=1e-6), where
   else:
     assert mine == other, where
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
+@pytest.mark.slow
+def test_a_run_whose_maker_of_batches_is_killed_goes_on_without_any(world, tmp_path, capfd, begin):
+  settings = {"steps": 200, "batch_size": 2, "checkpoint_every": 5, "log_every": 1}
+  told = [f"--config={world}/train.py", *(f"--config.train.{key}={value}" for key, value in settings.items())]
+  (run,) = begin("train", [*told, f"--workdir={tmp_path}/run", "--config.data.processes=1"], 1)
+  joined.until(lambda: len(rows(tmp_path / "run")) >= 7 or run.poll() is not None)
+  (maker,) = (p for p in joined.children(run.pid) if b"spawn_main" in (p / "cmdline").read_bytes())
+  os.kill(int(maker.name), signal.SIGKILL)
+  ((code, _, said),) = joined.wait([run])
+  assert code == 2 and said.count("\n") == 1, said
+  assert said.startswith("error: config.data.processes: a process that makes batches was killed"), said
+  for name in ("run", "one"):  # by threads
+    done = command.run(capfd, "train", *told, f"--workdir={tmp_path}/{name}")
+    assert done.code == 0, done
+  found, wanted = rows(tmp_path / "run"), rows(tmp_path / "one")
+  assert [row["step"] for row in found] == [row["step"] for row in wanted]
+  assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=1e-5)
