@@ -83,7 +83,8 @@ def _train(
   plain = assembled(config.model)
   folder = hub.resolve(plain.path, plain.revision)
   loading.check_base(plain, folder, resumes=bool(config.peft.resume_from))
-  pictures.note(config.model.path, pictures.read(folder), plain.tiling)
+  if not config.model.encoders:  # parts that never were shown a picture together
+    pictures.note(config.model.path, pictures.read(folder), plain.tiling)
   processor = load_processor(folder, **told.reads(config), **plain.tiling)
   terms = objectives.make_objectives(config.losses)
   objectives.read_vocabulary(terms, processor.token_ids)
