@@ -53,7 +53,9 @@ def html(causes: Causes) -> str:
   title = (
     "States of the picture put into the other one, behind a block: the share of the difference that returns"
   )
-  parts.append(_heat("patched", title, names, kept, causes.restored(), 1.0))
+  whole = abs(float(causes.log_odds(causes.logprobs) - causes.log_odds(causes.opposite)))
+  note = f"Shares of {whole:.2f} of log-odds, the difference of both pictures; of little they say little."
+  parts.append(_heat("patched", title, names, kept, causes.restored(), 1.0, note))
   return "".join(parts)
 
 
@@ -90,11 +92,17 @@ def _number(value: float, sign: bool = False) -> str:
 
 
 def _heat(
-  name: str, title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, reach: float
+  name: str,
+  title: str,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  values: np.ndarray,
+  reach: float,
+  note: str = "",
 ) -> str:
   """A table whose cells are coloured around zero, full colour at `reach`."""
   cells = [[label, *(_coloured(v, reach) for v in line)] for label, line in zip(rows, values, strict=True)]
-  return tables.to_html(tables.make(name, title, ["", *columns], cells))
+  return tables.to_html(tables.make(name, title, ["", *columns], cells, note=note))
 
 
 def _coloured(value: float, reach: float) -> Cell:
@@ -108,7 +116,7 @@ def _coloured(value: float, reach: float) -> Cell:
     f" fill='rgb({colour})' fill-opacity='{share:.2f}'/><text x='26' y='15' text-anchor='middle'"
     f" font-size='12' fill='currentColor'>{text}</text></svg>"
   )
-  return Cell(text, figure=figure)
+  return Cell(text, "tinted", figure=figure)
 
 
 def _cells(causes: Causes) -> str:
