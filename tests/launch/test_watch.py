@@ -15,7 +15,8 @@ SCRIPT = """
 import pathlib, sys, time
 from spatialvlm.cli.watch import Watch
 from spatialvlm.cli import watch
-folder, index, count, watch.GRACE = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), 2.0
+folder, index, count = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+watch.GRACE = float(sys.argv[5])
 mine = Watch(index, count)
 if index == 0:
   port, word = mine.listen()
@@ -44,8 +45,10 @@ WRONG = (2, "error: no such file\n")
 
 
 @pytest.fixture
-def four(tmp_path):
-  command = lambda i: [sys.executable, "-c", SCRIPT, str(tmp_path), str(i), "4", "no such file"]
+def four(request, tmp_path):
+  """Four processes that give each other two seconds, or as many as a test says."""
+  grace = str(getattr(request, "param", 2.0))
+  command = lambda i: [sys.executable, "-c", SCRIPT, str(tmp_path), str(i), "4", "no such file", grace]
   pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   started = [subprocess.Popen(command(i), cwd=joined.ROOT, **pipes) for i in range(4)]
   joined.until(lambda: all((tmp_path / f"there{i}").exists() for i in range(4)))
@@ -71,6 +74,7 @@ def test_a_killed_process_ends_all_that_wait(four, which):
   assert ends(four) == [KILLED if i == which else LEFT for i in range(4)]
 
 
+@pytest.mark.parametrize("four", [40.0], indirect=True)  # on however busy a computer
 def test_what_ails_all_of_them_each_says_itself(four):
   tell(four, "wrong")
   assert ends(four) == [WRONG] * 4
