@@ -47,7 +47,8 @@ def get_config(arg: str = "") -> RunConfig:
   if not all(names):
     raise UserError(f"configs/encoders.py: encoder={said['encoder']}: an empty name beside a +")
   target = f"{DECODER}|{TOWER}" if said.get("lora_encoder") == "true" else DECODER
-  config = _tiny(target) if "tiny" in said else _smolvlm_500m(target)
+  # Beside the model's own encoder the grid of tokens is its; alone others have 6, 7, 8 or 12 cells a side.
+  config = _tiny(target, 96 if "own" in names else 168) if "tiny" in said else _smolvlm_500m(target)
   encoders = tuple(SHORT.get(name, name) for name in names)
   model = dataclasses.replace(config.model, encoders=encoders, path=said.get("base", config.model.path))
   name = f"{config.name}-{'+'.join(name.rstrip('/').rpartition('/')[2] for name in names)}"
@@ -94,8 +95,12 @@ def _smolvlm_500m(target: str) -> RunConfig:
   )
 
 
-def _tiny(target: str) -> RunConfig:
-  """Image tokens first say what they show, in words of the model; then mostly Relation, as in lora.py."""
+def _tiny(target: str, size: int) -> RunConfig:
+  """Image tokens first say what they show, in words of the model; then mostly Relation, as in lora.py.
+
+  Args:
+    size: edge of the pictures in pixels, which the grid of image tokens divides.
+  """
   kwargs = dict(consistent_rms=0.2, adam_b2=0.98)
   muon = OptimConfig("muon", learning_rate=4e-3, warmup_steps=30, kwargs=kwargs)
   train = TrainConfig(steps=400, batch_size=16, log_every=20, validate_every=300, checkpoint_every=100)
@@ -104,19 +109,19 @@ def _tiny(target: str) -> RunConfig:
   return RunConfig(
     name="eyes-tiny",
     model=ModelConfig(path="checkpoints/smolvlm-tiny"),
-    eval=EvalConfig(source=ScenesConfig(seed=1_000_000, size=1200), tiles=(1,)),
+    eval=EvalConfig(source=ScenesConfig(seed=1_000_000, size=1200, image_size=size), tiles=(1,)),
     log=LogConfig(tensorboard=False),
     stages={
       "1-connector": StageConfig(
         peft=CONNECTOR_ALONE,
-        data=_data(SkillsConfig(seed=1, turns=5), (160, 208), targets=32),
+        data=_data(SkillsConfig(seed=1, turns=5, image_size=size), (160, 208), targets=32),
         losses={"answer": LossConfig()} | words,
         optim=muon,
         train=train,
       ),
       "2-lora": StageConfig(
         peft=_lora(target),
-        data=_data(ScenesConfig(seed=11, tasks=kinds), (136, 152, 208), targets=2),
+        data=_data(ScenesConfig(seed=11, tasks=kinds, image_size=size), (136, 152, 208), targets=2),
         optim=muon,
         train=dataclasses.replace(train, steps=600),
       ),

@@ -147,3 +147,12 @@ def test_every_method_has_a_recipe():
   ):
     with pytest.raises(UserError, match=message):
       read(arg)
+
+
+@pytest.mark.parametrize(
+  ("encoder", "cells"), [("own", 8), ("own+dinov2-small", 8), ("dinov2-small", 7), ("siglip", 6)]
+)
+def test_pictures_that_image_tokens_are_to_describe_divide_into_them(encoder, cells):
+  """By tiles of 96 pixels, or the nearest that patches of 14 divide."""
+  stages = encoders.get_config(f"tiny,encoder={encoder}").stages
+  assert all(stage.data.sources["scenes"].image_size % cells == 0 for stage in stages.values())
