@@ -1,6 +1,5 @@
 """A study as a user types it: what is refused, and a small one from the first run to the last."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,6 +15,7 @@ import pytest
 from spatialvlm import cli
 from spatialvlm.config import RunConfig, StudyConfig
 from spatialvlm.study import study as study_lib
+from tests import joined
 from tests.launch import command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -210,8 +210,8 @@ def test_two_workers_share_a_study_and_one_dies(world, tmp_path):
         if line.startswith("step 30/100"):
           break
       # Held there with two checkpoints, however quick this computer is; its worker lives on, and its lease.
-      for process in children(first.pid):
-        os.kill(process, signal.SIGSTOP)
+      for process in joined.children(first.pid):
+        os.kill(int(process.name), signal.SIGSTOP)
       with begin() as second:
         said = []
         for line in second.stdout:
@@ -231,13 +231,3 @@ def test_two_workers_share_a_study_and_one_dies(world, tmp_path):
   found = json.loads((folder / "study.json").read_text())
   assert not found["failed"] and not any(cell["missing"] for cell in found["cells"].values())
   assert len([*(folder / "claims").glob("lora.seed-0.*")]) == 2
-
-
-def children(pid):
-  """Processes that `pid` began."""
-  found = []
-  for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-    with contextlib.suppress(OSError):  # one that just ended
-      number, _, rest = path.read_text().partition(" ")
-      found += [int(number)] if rest.rpartition(")")[2].split()[1] == str(pid) else []
-  return found
