@@ -67,7 +67,8 @@ def load_vlm(
     dtype: "float32" or "bfloat16".
     mesh: devices to shard the model over: a mesh, or its sizes such as `{"fsdp": 4}`.
     revision: of a hub repository.
-    attention: "xla", "blocked", "whole", or "cudnn" on a GPU in bfloat16, as of `models.execution.Execution`.
+    attention: "xla", "blocked", "whole", "cudnn" on a GPU in bfloat16, or "splash" on a TPU, as of
+      `models.execution.Execution`.
     max_tiles, longest_edge, split_images, enlarge, pixels, layout: how images are cut, as `load_processor`
       has it.
     quantize, quantize_block, quantize_double, quantize_target: keep kernels in few bits, as `ModelConfig` has

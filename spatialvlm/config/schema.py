@@ -35,7 +35,8 @@ class ModelConfig:
     from_scratch: ignore the folder's weights (it need not have any) and draw them from `seed`.
     seed: of drawn weights: all with `from_scratch`, a fresh connector with `encoders`.
     attention: how the product is computed: "xla"; "blocked", in parts that fit a cache, which "xla" takes by
-      itself where one CPU computes alone; "whole", never so; "cudnn", NVIDIA's kernels, in bfloat16.
+      itself where one CPU computes alone; "whole", never so; "cudnn", NVIDIA's kernels, in bfloat16;
+      "splash", jax's kernel for TPUs, which writes no scores out.
     scan_layers: neighbouring blocks run as a loop, so that the compiler sees one of them, for a copy of the
       weights in the program's memory (docs/scale.md); numbers agree to rounding.
     max_tiles: tile budget of an image, the global view counted; None for the checkpoint's own.

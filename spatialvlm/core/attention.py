@@ -281,6 +281,17 @@ def _cudnn_refuses(dtype: str, softcap: float | None) -> str:
   return "" if softcap is None else "cannot bound scores (attn_logit_softcapping)"
 
 
+def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
+  from spatialvlm.core import splash  # here, since Pallas takes a while to import, and TPUs alone need it
+
+  return splash.run(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)
+
+
+def _splash_refuses(dtype: str, softcap: float | None) -> str:
+  del dtype, softcap  # it takes both
+  return "" if backend.platform() == "tpu" else "needs a TPU"
+
+
 @dataclasses.dataclass(frozen=True)
 class Implementation:
   """A way to compute the product.
@@ -297,11 +308,13 @@ class Implementation:
 # "xla" computes everywhere, and takes "blocked" by itself where one CPU computes alone and the scores are too
 # many for its cache. "blocked" does so at any size and on any device, "whole" never, so that a program knows
 # neither its device nor its sizes. "cudnn": NVIDIA's kernels; heads of at most 128 there, 256 on Hopper.
+# "splash": jax's own kernel for TPUs (`core.splash`).
 IMPLEMENTATIONS: dict[str, Implementation] = {
   "xla": Implementation(_xla),
   "blocked": Implementation(_blocked),
   "whole": Implementation(_whole),
   "cudnn": Implementation(_cudnn, _cudnn_refuses),
+  "splash": Implementation(_splash, _splash_refuses),
 }
 
 

@@ -27,7 +27,7 @@ class Execution:
   """Settings of all blocks of a model.
 
   Attributes:
-    attention: a key of `core.attention.IMPLEMENTATIONS`: "xla", "blocked", "whole" or "cudnn".
+    attention: a key of `core.attention.IMPLEMENTATIONS`: "xla", "blocked", "whole", "cudnn" or "splash".
     remat: recompute activations in the backward pass instead of keeping them.
     scan: neighbouring blocks of one kind run as a loop (`core.scan`), which the compiler sees once.
   """

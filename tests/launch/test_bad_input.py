@@ -84,7 +84,7 @@ def test_an_adapter_of_another_base(world, tmp_path, refused):
     ("--workdr=x", r"Unknown command line flag 'workdr'\. Did you mean: workdir"),
     ("lora", "unexpected argument 'lora'"),
     ("--config.model.dtype=float16", "'float16' is not offered .*use float32 or bfloat16"),
-    ("--config.model.attention=flash", "attention 'flash': expected xla, blocked, whole or cudnn"),
+    ("--config.model.attention=flash", "attention 'flash': expected xla, blocked, whole, cudnn or splash"),
     ("--config.model.attention=cudnn", "attention cudnn: needs an NVIDIA GPU and dtype bfloat16; use xla"),
     ("--config.mesh.tensor=3", r"mesh data=-1, fsdp=1, tensor=3 does not fit 8 device\(s\)"),
     ("--config.train.accumulation=3", r"batch_size: 2 is not divided by 1 shards .*use a multiple of 3"),

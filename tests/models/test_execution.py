@@ -52,7 +52,8 @@ def test_blocked_attention_gives_the_numbers_of_the_whole(monkeypatch):
 @pytest.mark.parametrize(
   "attention, dtype, message",
   [
-    ("flash", "float32", "attention 'flash': expected xla, blocked, whole or cudnn"),
+    ("flash", "float32", "attention 'flash': expected xla, blocked, whole, cudnn or splash"),
+    ("splash", "bfloat16", "attention splash: needs a TPU; use xla"),
     ("cudnn", "float32", "attention cudnn: needs an NVIDIA GPU and dtype bfloat16; use xla"),
     ("cudnn", "bfloat16", "attention cudnn: needs an NVIDIA GPU"),
   ],
