@@ -11,7 +11,8 @@ of them 600 questions. In its place (docs/study.md has what came of them):
                     made wrong on purpose, wordings, and how often each question is seen
   tiny-encoders     a fresh connector before the model's own tower; `tiny-encoders,encoder=FOLDER` another
                     encoder as well, alone and beside it
-  real-data         how many conversations, on the model of real parts (`configs/real.py`)
+  real-data         how many conversations about Relation, and how many of their answers may be wrong, on the
+                    model of real parts (`configs/real.py`)
   500m-methods, 500m-data   the same of SmolVLM-500M, for one GPU; not run here
   smoke             two methods for a few steps, to see that all goes
 
@@ -198,17 +199,30 @@ def _tiny_encoders(encoder: str = "") -> StudyConfig:
 
 
 def _real_data() -> StudyConfig:
-  """Goes on from what comes with the project; what was gained is counted from there."""
-  sizes = {count: {"data.sources.scenes.size": count} for count in (100, 1000, 10_000, 100_000)}
-  scenes = ScenesConfig(seed=1_000_000, size=400, image_size=224)
+  """Relation alone, from what comes with the project on; what was gained is counted from there.
+
+  160 steps of 4 show 640 conversations of four questions once, and 40 of them 16 times.
+  """
+  size = lambda count: {"data.sources.scenes.size": count}
+  cells = crossed(
+    "real:stage=relation",
+    {"data": {"right": {}}, "questions": {count: size(count) for count in (40, 160, 640)}},
+  )
+  cells |= crossed(
+    "real:stage=relation", {"data": {"wrong-30": QUALITY["wrong-30"]}, "questions": {640: size(640)}}
+  )
+  scenes = ScenesConfig(seed=1_000_000, size=200, image_size=224, tasks={"Relation": 1.0})
   return StudyConfig(
     name="real-data",
-    cells=crossed("real:stage=more", {"questions": sizes}),
-    settings={**LEAN, **IN_ORDER, "train.batch_size": 4},
+    cells=cells,
+    control="right_640",
+    settings={**LEAN, **IN_ORDER},
     seeds=(0,),
     questions=EvalConfig(source=scenes, tiles=(1,), batch_size=16, controls=("no_image",)),
     axis="questions",
-    skills=("name", "choose", "which_box"),
+    beside={name: dataclasses.replace(scenes, size=100, shift=name) for name in ("roll", "low")},
+    skills=("name", "choose", "where"),
+    skill_count=100,
   )
 
 

@@ -106,7 +106,7 @@ def test_stages_of_the_real_parts():
   assert first.model.connector_from is None and last.model.connector_from == "runs/real/1/model"
   assert last.peft.resume_from == "runs/real/3/adapter" and read("stage=more").eval is not None
   seen = set()
-  for stage in ("1", "2", "3", "4", "5", "6", "7", "more"):
+  for stage in ("1", "2", "3", "4", "5", "6", "7", "more", "relation"):
     config = read(f"stage={stage}")
     now = {(name, source.seed) for name, source in config.data.sources.items()}
     assert not now & seen  # each stage sees pictures that none before it saw
@@ -116,7 +116,11 @@ def test_stages_of_the_real_parts():
   assert score.data.seed not in {seed for _, seed in seen} and score.adapter.startswith("checkpoints/")
   assert score.model == read("stage=4").model
   assert read("stage=4,adapter=mine").peft.resume_from == "mine"
-  assert read("stage=more").peft.resume_from == score.adapter
+  assert read("stage=more").peft.resume_from == read("stage=relation").peft.resume_from == score.adapter
+  one = read("stage=relation")
+  assert (
+    {name for c in one.data.sources.values() for name in c.tasks} == {*one.eval.source.tasks} == {"Relation"}
+  )
   for arg, message in (
     ("stage=8", "no stage '8'"),
     ("stage=score,text=/models/lm", "no stage 'score'"),

@@ -158,6 +158,11 @@ def test_other_eyes_and_adapters_are_held_against_their_own():
   study = cli.load("study:real-data", [], StudyConfig)
   (base,) = grid.bases(study, grid.expand(study, HERE, read), HERE)
   assert base.config.adapter == base.beside.adapter == "checkpoints/smolvlm-135m-dinov2s/adapter"
+  runs = {run.cell: run.config for run in grid.expand(study, HERE, read)}
+  assert {name: run.data.sources["scenes"].size for name, run in runs.items()} == {
+    "right_40": 40, "right_160": 160, "right_640": 640, "wrong-30_640": 640
+  }  # fmt: skip
+  assert {run.train.steps * run.train.batch_size for run in runs.values()} == {640}
 
 
 def test_a_grid_of_axes():
