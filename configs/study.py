@@ -201,7 +201,8 @@ def _tiny_encoders(encoder: str = "") -> StudyConfig:
 def _real_data() -> StudyConfig:
   """Relation alone, from what comes with the project on; what was gained is counted from there.
 
-  160 steps of 4 show 640 conversations of four questions once, and 40 of them 16 times.
+  160 steps of 4 show 640 conversations of four questions once, and 40 of them 16 times; `long` is three
+  times as many steps and conversations.
   """
   size = lambda count: {"data.sources.scenes.size": count}
   cells = crossed(
@@ -211,6 +212,8 @@ def _real_data() -> StudyConfig:
   cells |= crossed(
     "real:stage=relation", {"data": {"wrong-30": QUALITY["wrong-30"]}, "questions": {640: size(640)}}
   )
+  long = {"long": {"train.steps": 480}}
+  cells |= crossed("real:stage=relation", {"data": long, "questions": {1920: size(1920)}})
   scenes = ScenesConfig(seed=1_000_000, size=200, image_size=224, tasks={"Relation": 1.0})
   return StudyConfig(
     name="real-data",

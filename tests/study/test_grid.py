@@ -160,9 +160,10 @@ def test_other_eyes_and_adapters_are_held_against_their_own():
   assert base.config.adapter == base.beside.adapter == "checkpoints/smolvlm-135m-dinov2s/adapter"
   runs = {run.cell: run.config for run in grid.expand(study, HERE, read)}
   assert {name: run.data.sources["scenes"].size for name, run in runs.items()} == {
-    "right_40": 40, "right_160": 160, "right_640": 640, "wrong-30_640": 640
+    "right_40": 40, "right_160": 160, "right_640": 640, "wrong-30_640": 640,
+    "long_1920": 1920,
   }  # fmt: skip
-  assert {run.train.steps * run.train.batch_size for run in runs.values()} == {640}
+  assert {run.train.steps * run.train.batch_size for run in runs.values()} == {640, 1920}
 
 
 def test_a_grid_of_axes():
