@@ -76,6 +76,7 @@ class Cell:
   program: str = "train"
   remat: bool = False
   scan: bool = False
+  attention: str = "xla"
   data: int = -1
   fsdp: int = 1
 
@@ -84,7 +85,8 @@ class Cell:
     mesh = f" data={self.data} fsdp={self.fsdp}" if self.fsdp > 1 else ""
     remat = " remat" if self.remat else ""
     what = f"{self.program} {self.model} {self.method} {self.tiles} tiles {self.rows} rows{remat}"
-    return f"{self.topology}{mesh} {what}{' scan' * self.scan}"
+    attention = f" {self.attention}" if self.attention != "xla" else ""
+    return f"{self.topology}{mesh} {what}{attention}{' scan' * self.scan}"
 
   @property
   def config(self) -> RunConfig:
@@ -96,6 +98,7 @@ class Cell:
       max_tiles=self.tiles,
       quantize=method.get("quantize"),
       scan_layers=self.scan,
+      attention=self.attention,
     )
     peft = PeftConfig("none", full=method["full"]) if "full" in method else config.peft
     return dataclasses.replace(
@@ -121,6 +124,7 @@ def cells() -> Iterator[Cell]:
   for model, remat in (("500M", False), ("2.2B", True)):
     yield slices(model, "LoRA", 17, 8, "v5e-8", remat=remat, data=4, fsdp=2)
     yield slices(model, "full", 1, 32, "v5e-8", remat=remat, data=1, fsdp=8)
+  yield slices("500M", "LoRA", 17, 8, "v5e-8", data=4, fsdp=2, attention="splash")
   yield slices("500M", "LoRA", 1, 32, "v6e-8", data=4, fsdp=2)
   yield slices("500M", "LoRA", 1, 64, "v5p-128", data=32, fsdp=2)
   yield slices("500M", "LoRA", 1, 256, "v5e-256", data=128, fsdp=2)
@@ -281,8 +285,8 @@ def slices(done: Mapping[str, Plan]) -> tables.Table:
       "prefix": "prefill of 32 prompts",
       "decode": "32 rows a token",
     }
-    remat = ", remat" if cell.remat else ""
-    what = f"{cell.model} {cell.method}{remat}, {cell.tiles} tile{'s' * (cell.tiles > 1)}: {of[cell.program]}"
+    more = ", remat" * cell.remat + f", {cell.attention}" * (cell.attention != "xla")
+    what = f"{cell.model} {cell.method}{more}, {cell.tiles} tile{'s' * (cell.tiles > 1)}: {of[cell.program]}"
     head = [what, cell.topology + mesh + ", loop" * cell.scan]
     plan, about = found(done, cell)
     if plan:

@@ -88,3 +88,18 @@ def test_a_mesh_that_does_not_fit_a_slice_is_one_line(tmp_path):
     list(run.plan(config_of(tmp_path, data=3, fsdp=2), targets.find("v5e:2x4"), ["train"]))
   with pytest.raises(UserError, match=r"--topology=v5e:3x5: the compiler for TPU v5e refuses it"):
     list(run.plan(config_of(tmp_path), targets.find("v5e:3x5"), ["train"]))
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_whose_attention_writes_no_scores_out_on_a_slice(tmp_path):
+  """Of 1,024 tokens, 8 rows and 4 heads: 16 MB of scores a device and block."""
+  config, target = config_of(tmp_path, data=4, fsdp=2), targets.find("v5e:2x4")
+  asked = lambda attention: dataclasses.replace(
+    config, model=dataclasses.replace(config.model, attention=attention)
+  )
+  (whole,), (splash,) = (
+    run.plan(asked(attention), target, ["train"], tiles=1, tokens=1024) for attention in ("xla", "splash")
+  )
+  assert splash.fits and splash.temporaries < whole.temporaries
+  assert splash.collectives["all-gather"]["bytes"] <= 1.01 * whole.collectives["all-gather"]["bytes"]
