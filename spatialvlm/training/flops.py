@@ -37,8 +37,15 @@ def _of(equation: Any) -> float:
   parts = [_all(part) for part in _programs(equation.params)]
   if name == "cond":
     return max(parts, default=0.0)
-  times = equation.params["length"] if name == "scan" else 1
-  return times * sum(parts)
+  return _TIMES.get(name, lambda params: 1)(equation.params) * sum(parts)
+
+
+# How often an equation's programs run: turns of a loop, blocks of a kernel's grid, devices of a mesh.
+_TIMES = {
+  "scan": lambda params: params["length"],
+  "pallas_call": lambda params: math.prod(params["grid_mapping"].grid),
+  "shard_map": lambda params: params["mesh"].size,
+}
 
 
 def _product(equation: Any) -> float:

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialvlm.core import attention, splash
 from spatialvlm.core.axes import make_mesh
+from spatialvlm.training import flops
 
 RNG = np.random.default_rng(0)
 
@@ -73,3 +74,16 @@ def test_devices_compute_their_own_rows_and_heads():
 @pytest.mark.parametrize("length, block", [(64, 128), (128, 128), (192, 256), (1024, 512), (1280, 256)])
 def test_blocks_fill_a_length_up_as_little_as_can_be(length, block):
   assert splash._block(length) == block
+
+
+@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_its_products_are_counted_as_those_of_scores_written_out(sizes):
+  """Of the forward pass: backwards it makes the scores again, twice."""
+  arrays = draw(8, 256, 256, 4, 2, 16)
+  mesh = make_mesh(sizes, jax.devices()[: 8 if sizes else 1])
+  with jax.set_mesh(mesh):
+    counted = [
+      flops.count(jax.make_jaxpr(lambda q, k, v, call=call: call(q, k, v, None, None, None))(*arrays))
+      for call in (attention._whole, splash.run)
+    ]
+  assert counted[0] == counted[1] == 2 * 2 * 8 * 4 * 256 * 256 * 16
