@@ -178,6 +178,8 @@ traced.defvjp(_traced_forward, _traced_backward)
 
 # Scores (4 MB of float32) that a CPU keeps in its cache.
 _BLOCK = 1 << 20
+# Queries of a TPU kernel's smallest block: the scores of fewer (one new token of each row) are few.
+_FEW = 128
 _HIDDEN = jnp.finfo(jnp.float32).min
 
 
@@ -282,6 +284,8 @@ def _cudnn_refuses(dtype: str, softcap: float | None) -> str:
 
 
 def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
+  if q_BTNH.shape[1] < _FEW:
+    return _whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)
   from spatialvlm.core import splash  # here, since Pallas takes a while to import, and TPUs alone need it
 
   return splash.run(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)

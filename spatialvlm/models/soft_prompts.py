@@ -50,8 +50,12 @@ class Sequence:
     return jnp.zeros((B, R, R), y_BTT.dtype).at[b_B11, q_BT1, k_B1T].set(y_BTT)
 
   def home(self, index_BK: jax.Array) -> jax.Array:
-    """Where positions of the batch stand here."""
-    return index_BK if self.home_BT is None else jnp.take_along_axis(self.home_BT, index_BK, axis=1)
+    """Where positions of the batch stand here; the one behind its last token is behind all that is read."""
+    if self.home_BT is None:
+      return index_BK
+    T, behind = self.home_BT.shape[1], self.x_BTD.shape[1]
+    home_BK = jnp.take_along_axis(self.home_BT, jnp.minimum(index_BK, T - 1), axis=1)
+    return jnp.where(index_BK < T, home_BK, behind)
 
 
 class SoftTokens(nnx.Module):

@@ -87,3 +87,11 @@ def test_its_products_are_counted_as_those_of_scores_written_out(sizes):
       for call in (attention._whole, splash.run)
     ]
   assert counted[0] == counted[1] == 2 * 2 * 8 * 4 * 256 * 256 * 16
+
+
+def test_a_few_queries_are_written_out(monkeypatch):
+  called = []
+  monkeypatch.setattr(splash, "run", lambda *arguments: called.append(arguments[0].shape[1]))
+  for length in (1, 127, 128):
+    attention.attend(*draw(1, length, 130, 2, 2, 8), None, "splash")
+  assert called == [128]

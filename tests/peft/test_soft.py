@@ -196,6 +196,26 @@ def test_layers_and_logits_are_those_of_the_batch(name, more):
   assert (behind > 1e-3) == ("place" in more)  # the first token behind the image follows the soft ones
 
 
+@pytest.mark.parametrize(("name", "more"), READ)
+def test_what_comes_behind_a_full_row(name, more):
+  """The token behind the last one is a target that no position of the batch is left for."""
+  vlm, batch = softened(name, **more), two_kinds()
+  B, T = batch.tokens_BT.shape
+  full = dataclasses.replace(batch, valid_BT=jnp.ones((B, T), bool), target_index_BK=jnp.full((B, 1), T))
+  behind = lambda x, value: jnp.pad(x, ((0, 0), (0, 1)), constant_values=value)
+  longer = dataclasses.replace(
+    full,
+    tokens_BT=behind(full.tokens_BT, 0),
+    valid_BT=behind(full.valid_BT, False),
+    image_slot_BT=behind(full.image_slot_BT, -1),
+    mask_ar_BT=None if full.mask_ar_BT is None else behind(full.mask_ar_BT, True),
+  )
+  graphdef, state = nnx.split(vlm)
+  read = lambda one: jit(lambda state: nnx.merge(graphdef, state).read(one, Wants(logits=True)).logits)(state)
+  got, want = read(full), read(longer)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_packed_rows():
   """Keys and values stand before every conversation of a row; soft tokens before one, so they refuse."""
   batch = dataclasses.replace(two_kinds(), pixels_NHWC=None, image_slot_BT=None)
