@@ -1,0 +1,116 @@
+"""What a newcomer's `make train` spends on compilers, with and without programs kept between its commands.
+
+  python benchmarks/newcomer.py [--steps=3] [--questions=48]
+
+Runs the two trainings of `make train`, cut to a few steps and questions, one after the other: first with
+nothing kept anywhere, then with a fresh folder that keeps what is compiled (what a newcomer has), then with
+the same folder once more (the second `make train`). Of each: seconds in the compilers, seconds to trace, how
+many programs were compiled and how many were read, and the command's seconds of the processor. Seconds of
+compilers are of the clock; run it where nothing else runs.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILE = "/jax/core/compile/backend_compile_duration"
+TRACE = "/jax/core/compile/jaxpr_trace_duration"
+READ = "/jax/compilation_cache/cache_hits"
+RECIPES = ("lora:tiny", "lora:tiny-distance")
+
+
+def arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+  parser.add_argument("--steps", type=int, default=3)
+  parser.add_argument("--questions", type=int, default=48)
+  parser.add_argument("--child", help="used within: where one command writes what it counted")
+  return parser.parse_known_args()[0]
+
+
+def child(out: Path) -> None:
+  """One training in this process, whose compilers are listened to."""
+  import runpy
+
+  import jax
+
+  seconds, counts = {COMPILE: 0.0, TRACE: 0.0}, {COMPILE: 0, TRACE: 0, READ: 0}
+
+  def lasted(name: str, duration: float, **_) -> None:
+    if name in seconds:
+      seconds[name] += duration
+      counts[name] += 1
+
+  def happened(name: str, **_) -> None:
+    if name in counts:
+      counts[name] += 1
+
+  jax.monitoring.register_event_duration_secs_listener(lasted)
+  jax.monitoring.register_event_listener(happened)
+  sys.argv = sys.argv[sys.argv.index("--") + 1 :]
+  sys.path.insert(0, str(ROOT))
+  try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+  finally:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    found = {
+      "compilers": seconds[COMPILE],
+      "traces": seconds[TRACE],
+      "programs": counts[COMPILE],
+      "read": counts[READ],
+      "processor": used.ru_utime + used.ru_stime,
+    }
+    out.write_text(json.dumps(found))
+
+
+def one(recipe: str, args: argparse.Namespace, folder: Path, environment: dict[str, str]) -> dict[str, float]:
+  """What one command counted."""
+  number = len(list(folder.iterdir()))
+  out = folder / f"{number}.json"
+  settings = {
+    "train.steps": args.steps,
+    "eval.source.size": args.questions,
+    "eval.after": str(recipe != RECIPES[0]).lower(),  # as `make train` has it
+  }
+  said = [f"--config.{key}={value}" for key, value in settings.items()]
+  command = [sys.executable, __file__, f"--child={out}", "--", str(ROOT / "launch" / "train.py")]
+  command += [
+    f"--config={ROOT}/configs/{recipe.replace(':', '.py:')}",
+    f"--workdir={folder}/run-{number}",
+    *said,
+  ]
+  subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+  return json.loads(out.read_text())
+
+
+def main() -> None:
+  args = arguments()
+  if args.child:
+    child(Path(args.child))
+    return
+  print(
+    "| | compilers | traces | compiled or read | of these read | processor |\n|---|---:|---:|---:|---:|---:|"
+  )
+  with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as kept:
+    nothing = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    keeping = {**os.environ, "XDG_CACHE_HOME": kept}
+    for title, environment in (
+      ("nothing kept", nothing),
+      ("a newcomer's", keeping),
+      ("the second time", keeping),
+    ):
+      rows = [one(recipe, args, Path(folder), environment) for recipe in RECIPES]
+      for recipe, row in zip(
+        (*RECIPES, "both"), (*rows, {k: sum(r[k] for r in rows) for k in rows[0]}), strict=True
+      ):
+        numbers = f"{row['compilers']:.1f} s | {row['traces']:.1f} s | {row['programs']} | {row['read']}"
+        print(f"| {title}: {recipe} | {numbers} | {row['processor']:.1f} s |", flush=True)
+
+
+if __name__ == "__main__":
+  main()
