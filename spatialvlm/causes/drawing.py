@@ -169,7 +169,7 @@ def _heads(figure: Any, found: Found) -> None:
     row = found[task][name]
     values = np.array([_values(scores) for scores in row["change"]], float)
     reach = _reach(scores for model in found[task].values() for scores in model["change"])
-    rows = [f"block {i + 1}" for i in range(len(values))] if c == 0 else [""] * len(values)
+    rows = [f"block {block}" for block in row["blocks"]] if c == 0 else [""] * len(values)
     _heat(panels[r, c], values, rows, [f"{i + 1}" for i in range(values.shape[1])], reach)
     panels[r, c].set_title(f"{task}, {name}: heads out (r {row['rank_correlation']:.2f})", fontsize=8)
 

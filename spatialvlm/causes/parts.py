@@ -23,12 +23,14 @@ class Part:
     collect: (folders by model, config): what summary.json holds of it, as JSON values.
     tables: of what `collect` gave.
     asked: whether a config's tasks leave it anything to ask.
+    check: raises a UserError where a model cannot be asked as a config says, before anything is.
   """
 
   measure: Callable[[Reader, pathlib.Path, ExplainConfig, Any], None]
   collect: Callable[[Mapping[str, pathlib.Path], ExplainConfig], dict[str, Any]]
   tables: Callable[[Mapping[str, Any]], Iterator[Table]]
   asked: Callable[[tuple[str, ...]], bool] = lambda tasks: True
+  check: Callable[[Reader, ExplainConfig], None] = lambda reader, config: None
 
 
 PARTS: dict[str, Part] = {
@@ -36,6 +38,6 @@ PARTS: dict[str, Part] = {
   "edges": Part(edges.measure, edges.collect, tables.edges, edges.asked),
   "maps": Part(maps.measure, maps.collect, tables.maps),
   "layers": Part(layers.measure, layers.collect, tables.layers),
-  "heads": Part(heads.measure, heads.collect, tables.heads),
+  "heads": Part(heads.measure, heads.collect, tables.heads, check=heads.check),
   "probes": Part(present.measure, present.collect, tables.probes),
 }

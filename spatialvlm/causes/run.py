@@ -73,6 +73,8 @@ def check(config: ExplainConfig) -> None:
   for name in _COUNTS:
     if getattr(config, name) < 1:
       raise UserError(f"config.{name}: must be at least 1, got {getattr(config, name)}")
+  if len(set(config.head_blocks)) < len(config.head_blocks):
+    raise UserError(f"config.head_blocks: {config.head_blocks} must name each once")
   if config.image_size % config.grid:
     raise UserError(f"config.image_size: {config.image_size} is no multiple of config.grid, {config.grid}")
   if not cases.sighted(config.tasks) and set(config.parts) - {"heads"}:
@@ -89,6 +91,8 @@ def _run(config: ExplainConfig, folder: pathlib.Path, find: Find) -> dict[str, A
   folders: dict[str, pathlib.Path] = {}
   for name, reader in _readers(config, found):
     folders[name] = folder / "parts" / name.replace(" ", "-")
+    for part in parts:
+      PARTS[part].check(reader, config)
     for part in parts:
       PARTS[part].measure(reader, folders[name], config, _progress)
   results = {part: PARTS[part].collect(folders, config) for part in parts}

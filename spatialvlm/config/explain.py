@@ -26,6 +26,8 @@ class ExplainConfig:
     parts: what is measured.
     questions: of each task, whose regions are greyed and swapped.
     edge_questions, map_questions, layer_questions, head_questions: of each task, of the parts of these names.
+    head_blocks: blocks of the decoder, from 1 on, whose heads are taken out; empty for all. Each head is a
+      reading of every question, and a model of 30 blocks has hundreds.
     answer_questions: of each task, on whose last position probes are fitted and tested.
     scenes, validation, test: numbers of scenes that probes of features are fitted on, choose their penalties
       by, and are held against.
@@ -50,6 +52,7 @@ class ExplainConfig:
   map_questions: int = 100
   layer_questions: int = 100
   head_questions: int = 128
+  head_blocks: tuple[int, ...] = ()
   answer_questions: int = 1000
   scenes: int = 800
   validation: int = 200

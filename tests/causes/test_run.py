@@ -70,7 +70,7 @@ def test_a_benchmark_that_was_stopped_gives_what_it_would_have(tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_every_part_of_a_model_and_of_drawn_weights(tmp_path):
-  found = run(few(tasks=("Depth", "box")), tmp_path / "run")
+  found = run(few(tasks=("Depth", "box"), head_blocks=(3, 1)), tmp_path / "run")
   assert set(found) == set(PARTS) and set(found["edges"]) == {"before", "before (drawn)"}
   for task, models in found["layers"].items():
     for row in models.values():
@@ -80,4 +80,12 @@ def test_every_part_of_a_model_and_of_drawn_weights(tmp_path):
   assert back == pytest.approx(1, abs=1e-3)
   assert found["regions"]["box"]["before"]["pointing"]["value"] > 0.5
   assert len(found["probes"]["before"]["answers"]["Depth"]["layers"]) == 5
+  heads = found["heads"]["box"]["before"]
+  assert (
+    heads["blocks"] == [3, 1]
+    and len(heads["change"]) == 2
+    and {top["layer"] for top in heads["top"]} <= {1, 3}
+  )
+  # Block 1, head 4 reads the boxes' colours; it is row 1 here.
+  assert heads["top"][0]["layer"] == 1 and heads["top"][0]["head"] == 4
   assert set(found["maps"]["box"]["before"]) == {"cells", *MAPS}
