@@ -155,7 +155,12 @@ class _Rate(ProgressColumn):
     self._unit = unit
 
   def render(self, task) -> Text:
-    return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
+    return Text(f"{per_second(task.speed)} {self._unit}/s" if task.speed else "")
+
+
+def per_second(rate: float) -> str:
+  """A rate for people: one decimal, or two figures of a slow one."""
+  return f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
 def _lines(what: str, console: Console, unit: str) -> Display:
@@ -169,7 +174,7 @@ def _lines(what: str, console: Console, unit: str) -> Display:
       return
     last = now - start
     rate = (done - first) / last if last > 0 and done > first else 0.0
-    rest = f", {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s to go" if rate else ""
+    rest = f", {per_second(rate)} {unit}/s, {(total - done) / rate:.0f} s to go" if rate else ""
     console.print(f"{what}: {done}/{total}{rest}", highlight=False)
 
   def note(text: str) -> None:

@@ -87,3 +87,8 @@ def test_without_a_terminal_a_bar_of_steps_prints_lines_alone(capsys):
   bar.say("step 20: saved")
   bar.close()
   assert not bar.live and capsys.readouterr().out == "step 20: saved\n"
+
+
+@pytest.mark.parametrize("rate, said", [(0.1724, "0.17"), (0.004, "0.004"), (1.0, "1.0"), (44.66, "44.7")])
+def test_a_slow_rate_is_told_by_two_figures(rate, said):
+  assert terminal.per_second(rate) == said
