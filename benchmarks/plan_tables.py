@@ -132,6 +132,8 @@ def cells() -> Iterator[Cell]:
     for tiles, rows in ((1, 32), (17, 4)):
       for method in ("LoRA", "full"):
         yield Cell(model, method, tiles, rows, "h100")
+  for tiles, program in ((1, "prefix"), (1, "decode"), (17, "prefix"), (17, "decode")):
+    yield Cell("500M", "LoRA", tiles, 32, "h100", program)
   # What a card can train.
   for model in ("500M", "256M", "2.2B"):
     for method, remat in (("LoRA", False), ("QLoRA", False), ("full", False), ("LoRA", True), ("full", True)):
