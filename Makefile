@@ -1,6 +1,6 @@
 # Needs nothing but make and Python 3.11 or newer; every target makes what it needs.
 #   make train    trains and scores the small model that ships with the project, minutes on two cores
-#   make real     a real language model behind a real encoder, out of two Python packages; hours on two cores
+#   make real     a real language model behind a real encoder, out of two Python packages; half an hour
 #   make test     the tests;   make oracle   the comparisons with PyTorch, and slow tests;   make lint   style
 #   make full-size   those of full shapes up to 3B parameters, which need 16 GiB of memory, and trainings of minutes
 
@@ -40,7 +40,7 @@ real: $(VENV)/.installed-real
 	$(BIN)/python launch/real_parts.py --out=runs/real/parts
 	$(BIN)/python launch/evaluate.py --config=configs/real.py:score --workdir=runs/real/score
 	-$(BIN)/python -m webbrowser runs/real/score/report.html
-	$(LARGE_PAGES) $(BIN)/python launch/train.py --config=configs/real.py:stage=more --workdir=runs/real/more
+	$(LARGE_PAGES) $(BIN)/python launch/train.py --config=configs/real.py:stage=relation --workdir=runs/real/relation
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) --ignore=tests/oracle -m "not slow and not large" $(PYTEST_ARGS)
