@@ -38,16 +38,23 @@ def lines(found: Found, axis: str, name: str) -> dict[str, list[dict[str, Any]]]
 
 
 def plot(found: Found, axis: str, path: pathlib.Path) -> None:
-  """Draws them as PNG: a panel for all questions and for each kind, with intervals over questions.
+  """Writes the drawing as PNG."""
+  drawn(found, axis).savefig(path, dpi=140)
+
+
+def drawn(found: Found, axis: str) -> Any:
+  """A Matplotlib figure: a panel for all questions and for each of several kinds, with intervals.
 
   The mean of the seeds with its interval, a small dot for each of several seeds; dashed what guessing gives,
   dotted what the untrained model does.
   """
   from matplotlib.figure import Figure
-  from matplotlib.ticker import FuncFormatter
+  from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
   base = found["untrained"][next(iter(found["untrained"]))]["scores"]
-  names = [found["headline"], *(name for name in base if name.startswith("task/"))]
+  kinds = [name for name in base if name.startswith("task/")]
+  names = [found["headline"], *kinds] if len(kinds) > 1 else kinds or [found["headline"]]
+  ticks = sorted({point["at"] for points in lines(found, axis, names[0]).values() for point in points})
   figure = Figure(figsize=(1.0 + 3.1 * len(names), 3.5), layout="constrained")
   panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
   for axes, name in zip(panels, names, strict=True):
@@ -70,6 +77,8 @@ def plot(found: Found, axis: str, path: pathlib.Path) -> None:
           single = [100 * score for score in point["seeds"]]
           axes.plot([place] * len(single), single, ".", color=style["color"], ms=3, alpha=0.6)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_title("all" if name == "plain" else label(name), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
@@ -78,4 +87,4 @@ def plot(found: Found, axis: str, path: pathlib.Path) -> None:
   panels[0].set_ylabel("per cent right, with 95 % interval", fontsize=8)
   figure.supxlabel(axis, fontsize=9)
   figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-  figure.savefig(path, dpi=140)
+  return figure

@@ -120,3 +120,7 @@ def test_the_table_and_the_drawing(made):
   study._sum_up(config, runs, bases, folder, {})
   assert "Elsewhere" in (folder / "tables.md").read_text()
   assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
+  # The axis says where the points are, and no tick between.
+  panels = curves.drawn(found, "questions").axes
+  ticks = [[tick.get_text() for tick in axes.get_xticklabels(which="both")] for axes in panels]
+  assert ticks == [["100", "1,000"]] * len(panels)
