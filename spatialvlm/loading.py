@@ -23,7 +23,7 @@ from spatialvlm.hub import contents, pictures
 from spatialvlm.hub.foreign import quantised
 from spatialvlm.hub.resolve import read_json
 from spatialvlm.models.execution import Execution, apply
-from spatialvlm.models.vlm import Vlm
+from spatialvlm.models.vlm import Vlm, VlmConfig
 from spatialvlm.types import UserError
 
 
@@ -49,6 +49,10 @@ class Found:
   identity: Callable[[], dict[str, Any]]
   priors: Mapping[str, PriorConfig] = dataclasses.field(default_factory=dict)
   trained: ModelConfig | None = None
+
+  def sizes(self) -> VlmConfig:
+    """The base's config; no weights are read."""
+    return hub.read_shape(str(self.folder))
 
 
 def find(model: ModelConfig, adapter: str | None = None) -> Found:

@@ -22,6 +22,7 @@ from spatialvlm.causes.kept import Line
 from spatialvlm.causes.reader import Prompt, Reader, Row, log_odds
 from spatialvlm.config import ExplainConfig
 from spatialvlm.models.interventions import Heads, Interventions
+from spatialvlm.models.vlm import VlmConfig
 from spatialvlm.types import UserError
 
 # Heads that are named as the first.
@@ -30,11 +31,11 @@ TOP = 3
 _IMAGE, _TEXT, _LAST, _KINDS = 0, 1, 2, 3
 
 
-def check(reader: Reader, config: ExplainConfig) -> None:
+def check(name: str, model: VlmConfig, config: ExplainConfig) -> None:
   """Raises a UserError where a block is named that the model has not."""
   for block in config.head_blocks:
-    if not 1 <= block <= reader.depth:
-      raise UserError(f"config.head_blocks: no block {block}; {reader.name} has 1 to {reader.depth}")
+    if not 1 <= block <= model.text.depth:
+      raise UserError(f"config.head_blocks: no block {block}; {name} has 1 to {model.text.depth}")
 
 
 def measure(reader: Reader, folder: pathlib.Path, config: ExplainConfig, show: Any) -> None:

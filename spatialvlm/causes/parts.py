@@ -10,6 +10,7 @@ from typing import Any
 from spatialvlm.causes import edges, greyed, heads, layers, maps, present, tables
 from spatialvlm.causes.reader import Reader
 from spatialvlm.config import ExplainConfig
+from spatialvlm.models.vlm import VlmConfig
 from spatialvlm.reporting.tables import Table
 
 
@@ -23,14 +24,15 @@ class Part:
     collect: (folders by model, config): what summary.json holds of it, as JSON values.
     tables: of what `collect` gave.
     asked: whether a config's tasks leave it anything to ask.
-    check: raises a UserError where a model cannot be asked as a config says, before anything is.
+    check: (name of a model, its sizes, config): raises a UserError where it cannot be asked so; before
+      anything is loaded or written.
   """
 
   measure: Callable[[Reader, pathlib.Path, ExplainConfig, Any], None]
   collect: Callable[[Mapping[str, pathlib.Path], ExplainConfig], dict[str, Any]]
   tables: Callable[[Mapping[str, Any]], Iterator[Table]]
   asked: Callable[[tuple[str, ...]], bool] = lambda tasks: True
-  check: Callable[[Reader, ExplainConfig], None] = lambda reader, config: None
+  check: Callable[[str, VlmConfig, ExplainConfig], None] = lambda name, model, config: None
 
 
 PARTS: dict[str, Part] = {

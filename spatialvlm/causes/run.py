@@ -85,14 +85,15 @@ def _run(config: ExplainConfig, folder: pathlib.Path, find: Find) -> dict[str, A
   check(config)
   workdir.check(folder, config)
   found = {name: find(_model(config, path), None) for name, path in config.models.items()}
+  parts = [name for name in config.parts if PARTS[name].asked(config.tasks)]
+  for name, one in found.items():
+    for part in parts:
+      PARTS[part].check(name, one.sizes(), config)
   continues = workdir.claim(folder, config, {name: one.identity() for name, one in found.items()})
   print(f"{'continues' if continues else 'begins'} in {folder}: {', '.join(found)}", flush=True)
-  parts = [name for name in config.parts if PARTS[name].asked(config.tasks)]
   folders: dict[str, pathlib.Path] = {}
   for name, reader in _readers(config, found):
     folders[name] = folder / "parts" / name.replace(" ", "-")
-    for part in parts:
-      PARTS[part].check(reader, config)
     for part in parts:
       PARTS[part].measure(reader, folders[name], config, _progress)
   results = {part: PARTS[part].collect(folders, config) for part in parts}

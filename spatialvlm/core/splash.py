@@ -11,8 +11,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec as P
 
 from spatialvlm.core.axes import context_mesh, spec
@@ -34,10 +34,9 @@ def run(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap, interpret: bool = Fals
   if mesh is None or mesh.size == 1:
     return call(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
   # Queries' heads are parted as keys' are, so that each device has those that belong together.
-  names = ("batch", None, "heads", None)
-  keys = spec(names, k_BSKH.shape, mesh)
-  masks = None if mask_BTS is None else P(keys[0])
-  parted = jax.shard_map(call, mesh=mesh, in_specs=(keys, keys, keys, masks), out_specs=keys, check_vma=False)
+  keys = spec(("batch", None, "heads", None), k_BSKH.shape, mesh)
+  seen = None if mask_BTS is None else P(keys[0])
+  parted = jax.shard_map(call, mesh=mesh, in_specs=(keys, keys, keys, seen), out_specs=keys, check_vma=False)
   return parted(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
 
 
@@ -58,8 +57,10 @@ def _local(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, softcap, interpret):
   kernel = functools.partial(_kernel, _sizes(rows, columns), softcap, interpret)
   shape = (N, q_BNTH.shape[2], k_BKSH.shape[2])
   if mask_BTS is None:
-    known = np.zeros(shape, bool)
-    known[:, :, :S] = True
+    if shape[2] == S:
+      known = masks.MultiHeadMask([masks.FullMask(shape[1:])] * N)
+    else:
+      known = jnp.broadcast_to(jnp.arange(shape[2]) < S, shape)
     out_BNTH = jax.vmap(kernel(known))(q_BNTH, k_BKSH, v_BKSH)
   else:
     mask_BTS = _padded(_padded(mask_BTS, 1, rows), 2, columns)
@@ -94,7 +95,7 @@ def _sizes(rows: int, columns: int) -> splash.BlockSizes:
 
 
 def _kernel(sizes, softcap, interpret, mask):
-  """Of a mask (N, T, S) that is known while the program is made (NumPy), or of one that is data (JAX)."""
+  """Of a mask (N, T, S) that is known while the program is made, or of one that is data (a JAX array)."""
   kernel = splash.make_splash_mha(
     mask,
     block_sizes=sizes,

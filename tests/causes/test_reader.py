@@ -10,7 +10,7 @@ import pytest
 from spatialvlm import loading
 from spatialvlm.causes import cases, heads, layers, maps, one, panel, record, regions
 from spatialvlm.causes.reader import Reader, Row, log_odds
-from spatialvlm.config import ExplainConfig, ModelConfig
+from spatialvlm.config import ModelConfig
 from spatialvlm.models.interventions import Cut, Interventions
 from spatialvlm.models.outputs import Wants
 from spatialvlm.processing.processor import load_processor
@@ -148,13 +148,6 @@ def test_heads_out_of_all_cases(reader, some):
   for a, b in zip(heads.of_cases(reader, some, "mean", (2,)), means, strict=True):
     assert len(a["out"]) == 1
     np.testing.assert_allclose(a["out"][0], b["out"][1], rtol=1e-5)
-
-
-def test_blocks_that_a_model_has_not_are_refused(reader):
-  heads.check(reader, ExplainConfig(head_blocks=(2, 1)))
-  for block in (0, 3):
-    with pytest.raises(UserError, match=f"config.head_blocks: no block {block}; model has 1 to 2"):
-      heads.check(reader, ExplainConfig(head_blocks=(block,)))
 
 
 def test_the_mean_knows_nothing_of_rows_that_fill_a_batch(loaded, reader, some):

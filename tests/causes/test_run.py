@@ -41,6 +41,13 @@ def few(**more) -> ExplainConfig:
   return dataclasses.replace(cli.load("explain:tiny", [], ExplainConfig), **{**FEW, **more})
 
 
+@pytest.mark.parametrize("block", [0, 5])
+def test_blocks_that_a_model_has_not_are_refused_before_anything_is_written(block, tmp_path):
+  with pytest.raises(UserError, match=f"config.head_blocks: no block {block}; before has 1 to 4"):
+    run(few(tasks=("letters",), parts=("heads",), head_blocks=(2, block)), tmp_path / "run")
+  assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
 @pytest.mark.slow
 def test_a_benchmark_that_was_stopped_gives_what_it_would_have(tmp_path, monkeypatch):
   config = few(tasks=("box", "letters"), parts=("regions", "heads"), drawn=False)
