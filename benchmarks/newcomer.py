@@ -68,24 +68,24 @@ def child(out: Path) -> None:
     out.write_text(json.dumps(found))
 
 
-def one(recipe: str, args: argparse.Namespace, folder: Path, environment: dict[str, str]) -> dict[str, float]:
-  """What one command counted."""
-  number = len(list(folder.iterdir()))
-  out = folder / f"{number}.json"
-  settings = {
-    "train.steps": args.steps,
-    "eval.source.size": args.questions,
-    "eval.after": str(recipe != RECIPES[0]).lower(),  # as `make train` has it
-  }
-  said = [f"--config.{key}={value}" for key, value in settings.items()]
-  command = [sys.executable, __file__, f"--child={out}", "--", str(ROOT / "launch" / "train.py")]
-  command += [
-    f"--config={ROOT}/configs/{recipe.replace(':', '.py:')}",
-    f"--workdir={folder}/run-{number}",
-    *said,
-  ]
-  subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-  return json.loads(out.read_text())
+def both(args: argparse.Namespace, environment: dict[str, str]) -> list[dict[str, float]]:
+  """What each command counted; the second goes on from what the first leaves in runs/tiny."""
+  found = []
+  with tempfile.TemporaryDirectory() as folder:
+    for recipe in RECIPES:
+      name = recipe.partition(":")[2]
+      out = Path(folder) / f"{name}.json"
+      settings = {
+        "train.steps": args.steps,
+        "eval.source.size": args.questions,
+        "eval.after": str(recipe != RECIPES[0]).lower(),  # as `make train` has it
+      }
+      command = [sys.executable, __file__, f"--child={out}", "--", str(ROOT / "launch" / "train.py")]
+      command += [f"--config={ROOT}/configs/{recipe.replace(':', '.py:')}", f"--workdir=runs/{name}"]
+      command += [f"--config.{key}={value}" for key, value in settings.items()]
+      subprocess.run(command, env=environment, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+      found.append(json.loads(out.read_text()))
+  return found
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def main() -> None:
   print(
     "| | compilers | traces | compiled or read | of these read | processor |\n|---|---:|---:|---:|---:|---:|"
   )
-  with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as kept:
+  with tempfile.TemporaryDirectory() as kept:
     nothing = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     keeping = {**os.environ, "XDG_CACHE_HOME": kept}
     for title, environment in (
@@ -104,10 +104,9 @@ def main() -> None:
       ("a newcomer's", keeping),
       ("the second time", keeping),
     ):
-      rows = [one(recipe, args, Path(folder), environment) for recipe in RECIPES]
-      for recipe, row in zip(
-        (*RECIPES, "both"), (*rows, {k: sum(r[k] for r in rows) for k in rows[0]}), strict=True
-      ):
+      rows = both(args, environment)
+      rows.append({key: sum(row[key] for row in rows) for key in rows[0]})
+      for recipe, row in zip((*RECIPES, "both"), rows, strict=True):
         numbers = f"{row['compilers']:.1f} s | {row['traces']:.1f} s | {row['programs']} | {row['read']}"
         print(f"| {title}: {recipe} | {numbers} | {row['processor']:.1f} s |", flush=True)
 
