@@ -19,6 +19,8 @@ from spatialvlm.causes.cases import Case
 from spatialvlm.causes.kept import Line
 from spatialvlm.causes.reader import Reader, Row, log_odds
 from spatialvlm.config import ExplainConfig
+from spatialvlm.models.vlm import VlmConfig
+from spatialvlm.types import UserError
 
 TASK = "Depth"
 # What speaks for the first of two objects.
@@ -28,6 +30,18 @@ CUES = {
   "bigger box": "log of the first box's area over the second's",
   "centre": "how much nearer the first box's middle is to the picture's, as a share of the picture",
 }
+
+# Questions, of which each resample still holds more than there are weights to fit.
+_LEAST = 32
+
+
+def check(name: str, model: VlmConfig, config: ExplainConfig) -> None:
+  """Raises a UserError where questions are too few for each of their resamples to fix all weights."""
+  del name, model
+  if config.edge_questions < _LEAST:
+    raise UserError(
+      f"config.edge_questions: {config.edge_questions} are too few to fit {len(CUES)} cues; ask {_LEAST}"
+    )
 
 
 def asked(tasks: tuple[str, ...]) -> bool:

@@ -37,7 +37,7 @@ class Part:
 
 PARTS: dict[str, Part] = {
   "regions": Part(greyed.measure, greyed.collect, tables.regions),
-  "edges": Part(edges.measure, edges.collect, tables.edges, edges.asked),
+  "edges": Part(edges.measure, edges.collect, tables.edges, edges.asked, edges.check),
   "maps": Part(maps.measure, maps.collect, tables.maps),
   "layers": Part(layers.measure, layers.collect, tables.layers),
   "heads": Part(heads.measure, heads.collect, tables.heads, check=heads.check),

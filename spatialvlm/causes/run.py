@@ -75,6 +75,8 @@ def check(config: ExplainConfig) -> None:
       raise UserError(f"config.{name}: must be at least 1, got {getattr(config, name)}")
   if len(set(config.head_blocks)) < len(config.head_blocks):
     raise UserError(f"config.head_blocks: {config.head_blocks} must name each once")
+  if config.head_blocks and "heads" not in config.parts:
+    raise UserError("config.head_blocks: nothing reads it without 'heads' in config.parts")
   if config.image_size % config.grid:
     raise UserError(f"config.image_size: {config.image_size} is no multiple of config.grid, {config.grid}")
   if not cases.sighted(config.tasks) and set(config.parts) - {"heads"}:

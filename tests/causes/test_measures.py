@@ -170,6 +170,7 @@ def test_settings_that_cannot_work_are_refused():
     ({"parts": ("region",)}, "regions"),
     ({"tasks": ("depth",)}, "Depth"),
     ({"tasks": ()}, "must name some"),
+    ({"head_blocks": (2,), "parts": ("edges",)}, "config.head_blocks: nothing reads it without 'heads'"),
     ({"head_blocks": (2, 2)}, r"config.head_blocks: \(2, 2\) must name each once"),
     ({"questions": 0}, "at least 1"),
     ({"image_size": 100}, "no multiple"),

@@ -41,6 +41,12 @@ def few(**more) -> ExplainConfig:
   return dataclasses.replace(cli.load("explain:tiny", [], ExplainConfig), **{**FEW, **more})
 
 
+def test_too_few_questions_to_fit_cues_are_refused_before_anything_is_written(tmp_path):
+  with pytest.raises(UserError, match=r"config.edge_questions: 8 are too few to fit 4 cues; ask 32"):
+    run(few(tasks=("Depth",), parts=("edges",), edge_questions=8), tmp_path / "run")
+  assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
 @pytest.mark.parametrize("block", [0, 5])
 def test_blocks_that_a_model_has_not_are_refused_before_anything_is_written(block, tmp_path):
   with pytest.raises(UserError, match=f"config.head_blocks: no block {block}; before has 1 to 4"):
