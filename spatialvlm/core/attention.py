@@ -286,7 +286,7 @@ def _cudnn_refuses(dtype: str, softcap: float | None) -> str:
 def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
   if q_BTNH.shape[1] < _FEW:
     return _whole(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)
-  from spatialvlm.core import splash  # here, since Pallas takes a while to import, and TPUs alone need it
+  from spatialvlm.core import splash  # here: of jax.experimental, and TPUs alone need it
 
   return splash.run(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)
 
