@@ -40,7 +40,7 @@ def _tiny() -> RunConfig:
     eval=dataclasses.replace(run.eval, source=dataclasses.replace(run.eval.source, size=600)),
     stages={
       "1-answers": StageConfig(train=dataclasses.replace(train, steps=400)),
-      "2-rewards": _rewards(
+      "2-rewards": rewards(
         run,
         peft=PeftConfig("lora", target=lora.EVERY_LINEAR, options=dict(rank=16, alpha=32.0)),
         optim=OptimConfig("adamw", learning_rate=3e-4, schedule="constant", warmup_steps=10),
@@ -62,7 +62,7 @@ def _smolvlm_500m() -> RunConfig:
     train=train,
     stages={
       "1-answers": StageConfig(train=dataclasses.replace(train, steps=1000)),
-      "2-rewards": _rewards(
+      "2-rewards": rewards(
         run,
         peft=PeftConfig("lora", target=lora.EVERY_LINEAR, options=dict(rank=16, alpha=32.0)),
         optim=OptimConfig("adamw", learning_rate=1e-5, schedule="constant", warmup_steps=20),
@@ -74,14 +74,14 @@ def _smolvlm_500m() -> RunConfig:
   )
 
 
-def _rewards(
+def rewards(
   run: RunConfig, *, peft: PeftConfig, optim: OptimConfig, train: TrainConfig, kl: float, new_tokens: int
 ) -> StageConfig:
   """Groups of eight; the right answer counts most, a near number some, the form a little."""
   scenes = run.data.sources["scenes"]
   assert isinstance(scenes, ScenesConfig)
-  rewards = dict(exact=dict(weight=1.0), count=dict(weight=0.2), format=dict(weight=0.1))
-  sampled = dict(group=8, new_tokens=new_tokens, rewards=rewards)
+  weights = dict(exact=dict(weight=1.0), count=dict(weight=0.2), format=dict(weight=0.1))
+  sampled = dict(group=8, new_tokens=new_tokens, rewards=weights)
   return StageConfig(
     peft=peft,
     data=dataclasses.replace(run.data, sources={"scenes": dataclasses.replace(scenes, seed=21)}),

@@ -21,6 +21,9 @@ name. The encoder stays as it is, so that what it makes of a picture is made onc
   adapter=     from stage 3 on: what it goes on from, by default the adapter of the stage before
   connector=   of later stages: where the trained connector is, by default the one that comes with the
                project; with other parts that of your stage 1, runs/real/1/model
+  model=       of stages relation and rewards: a whole model in place of parts, connector and adapter, such as
+               what comes with the project put together (docs/inside.md, "The model of real parts")
+  method=      of stage relation, with model=: a method of configs/peft.py in place of LoRA and connector
 
 They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`. What came of stages
 2 to 7 comes with the project; it is scored, and trained further on other pictures, by
@@ -30,9 +33,11 @@ They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-I
   python launch/shifts.py --config=configs/real.py:shifts     # worlds whose looks training never showed
   python launch/train.py --config=configs/real.py:stage=more      # all four kinds
   python launch/train.py --config=configs/real.py:stage=relation  # one of them, in minutes
+  python launch/train.py --config=configs/real.py:stage=rewards   # the same, then GRPO on top
 """
 
 import dataclasses
+from collections.abc import Callable
 
 from spatialvlm.config import (
   DataConfig,
@@ -49,9 +54,11 @@ from spatialvlm.config import (
   ScenesConfig,
   ScoreConfig,
   SkillsConfig,
+  StageConfig,
   TrainConfig,
 )
 from spatialvlm.config.names import CONNECTOR, DECODER
+from spatialvlm.configs import grpo, peft
 from spatialvlm.types import UserError
 from spatialvlm.worlds.vocabulary import spoken_losses
 
@@ -59,7 +66,10 @@ TEXT, ENCODER = "runs/real/parts/SmolLM2-135M-Instruct.Q4_1.gguf", "runs/real/pa
 TRAINED = "checkpoints/smolvlm-135m-dinov2s/connector.safetensors"
 PHOTOS = "runs/real/photos"
 SCORED = ("score", "shifts", "photos")
+KEYS = ("stage", "text", "encoder", "connector", "adapter", "model", "method")
 ADAPTER = "checkpoints/smolvlm-135m-dinov2s/adapter"
+# Stages that take a whole model, and by how much methods are hotter there than at 4,000 steps of a 500M.
+WHOLE, RATE = ("relation", "rewards"), 5.0
 # 16 x 16 patches of 14 pixels, 2 x 2 of them to a token: 64 image tokens.
 SIZE, FACTOR = 224, 2
 PICTURES = 4000
@@ -84,13 +94,17 @@ def get_config(arg: str = "stage=7") -> RunConfig | EvaluateConfig:
   said = _read(arg)
   stage = said.get("stage", "4")
   made = {"1": _words, "2": _answers, "3": _talk, "4": _full, "5": _letters, "6": _kinds, "7": _choose}
-  made |= {"more": _more, "relation": _relation}
+  made |= {"more": _more, "relation": _relation, "rewards": _rewards}
   if stage not in made:
     raise UserError(f"configs/real.py: no stage {stage!r}; there are {', '.join(made)}")
   if stage == "1" and "connector" in said:
     raise UserError("configs/real.py: stage 1 trains the connector; name one in later stages")
   if stage in "12" and "adapter" in said:
     raise UserError(f"configs/real.py: stage {stage} begins with a fresh adapter; name one in later stages")
+  if "model" in said:
+    return _of_a_whole_model(made[stage], stage, said)
+  if "method" in said:
+    raise UserError("configs/real.py: method= goes on from a whole model; name it, as model=runs/real/merged")
   config = made[stage](_model(said, trained=stage != "1"))
   if "adapter" not in said:
     return config
@@ -101,13 +115,35 @@ def _read(arg: str) -> dict[str, str]:
   said = {}
   for part in filter(None, arg.split(",")):
     key, _, value = part.partition("=")
-    if key not in ("stage", "text", "encoder", "connector", "adapter") or not value:
+    if key not in KEYS or not value:
       raise UserError(
         f"configs/real.py: cannot read {part!r}; known: score, shifts or photos alone, or "
-        "stage=1|2|3|4|5|6|7|more|relation, text=PATH, encoder=PATH, connector=PATH, adapter=PATH"
+        "stage=1|2|3|4|5|6|7|more|relation|rewards, text=PATH, encoder=PATH, connector=PATH, adapter=PATH,"
+        " model=PATH, method=NAME"
       )
     said[key] = value
   return said
+
+
+def _of_a_whole_model(
+  make: Callable[[ModelConfig], RunConfig], stage: str, said: dict[str, str]
+) -> RunConfig:
+  """The adapter is a fresh one; a method's rate suits a model of this size and few steps."""
+  beside = sorted(set(said) - {"stage", "model", "method"})
+  if beside or stage not in WHOLE:
+    what = f"{beside[0]}= names a part of it" if beside else f"stage {stage} does not"
+    raise UserError(f"configs/real.py: stages {' and '.join(WHOLE)} alone take a whole model; {what}")
+  config = make(ModelConfig(path=said["model"], max_tiles=1, dtype="bfloat16"))
+  config = dataclasses.replace(config, peft=dataclasses.replace(config.peft, resume_from=None))
+  if "method" not in said:
+    return config
+  if said["method"] not in peft.METHODS or stage != "relation":
+    what = f"no method {said['method']!r}; there are {', '.join(peft.METHODS)}"
+    what = what if stage == "relation" else f"stage {stage} takes no method="
+    raise UserError(f"configs/real.py: {what}")
+  rate, method = peft.METHODS[said["method"]]
+  optim = OptimConfig("adamw", learning_rate=rate * RATE, warmup_steps=20)
+  return dataclasses.replace(config, name=f"real-relation-{said['method']}", peft=method, optim=optim)
 
 
 def _model(said: dict[str, str], trained: bool) -> ModelConfig:
@@ -274,6 +310,24 @@ def _relation(model: ModelConfig) -> RunConfig:
     train=dataclasses.replace(config.train, steps=160, validate_every=80),
     eval=dataclasses.replace(config.eval, source=asked),
   )
+
+
+def _rewards(model: ModelConfig) -> RunConfig:
+  """Relation from answers, then from rewards of what the model itself says of other worlds."""
+  config = _relation(model)
+  scenes = dataclasses.replace(config.data.sources["scenes"], turns=1)
+  alone = dataclasses.replace(config.data, sources={"scenes": scenes}, lengths=(160, 192, 256), targets=4)
+  train = dataclasses.replace(config.train, validate_every=0)
+  rewards = grpo.rewards(
+    dataclasses.replace(config, data=alone),
+    peft=_lora(),
+    optim=OptimConfig("adamw", learning_rate=3e-4, schedule="constant", warmup_steps=5),
+    train=dataclasses.replace(train, steps=40, batch_size=64),
+    kl=0.01,
+    new_tokens=4,
+  )
+  stages = {"1-answers": StageConfig(train=train), "2-rewards": rewards}
+  return dataclasses.replace(config, name="real-rewards", stages=stages)
 
 
 def _lora(before: str | None = None) -> PeftConfig:

@@ -13,6 +13,8 @@ of them 600 questions. In its place (docs/study.md has what came of them):
                     encoder as well, alone and beside it
   real-data         how many conversations about Relation, and how many of their answers may be wrong, on the
                     model of real parts (`configs/real.py`)
+  real-ways         methods, losses, rewards and replay, on the model of real parts put together
+                    (runs/real/merged; `real-ways,model=FOLDER` another folder)
   500m-methods, 500m-data   the same of SmolVLM-500M, for one GPU; not run here
   smoke             two methods for a few steps, to see that all goes
 
@@ -21,9 +23,11 @@ cell's rate: `--config.cells.ia3.settings.optim.learning_rate=0.02`.
 """
 
 import dataclasses
+from typing import Any
 
-from spatialvlm.config import CellConfig, EvalConfig, ScenesConfig, StudyConfig, crossed
-from spatialvlm.configs import peft
+from spatialvlm.config import CellConfig, EvalConfig, LossConfig, ScenesConfig, StudyConfig, crossed
+from spatialvlm.config.names import DECODER, TOWER
+from spatialvlm.configs import peft, real
 from spatialvlm.types import UserError
 
 # A study keeps checkpoints and answers; `launch/export.py --model=RUN` writes what it would have exported.
@@ -94,6 +98,10 @@ REPLAY = {
   "data.sources.talk": {"kind": "skills", "seed": 21, "weight": 0.25, "tasks": {"name": 1.0, "where": 1.0}},
 }
 BATCH = 16
+# What the model of real parts loses most of when it learns one kind.
+REAL_SKILLS = ("name", "choose", "where")
+# Recipes that take a folder, and how it is called.
+TAKES = {"tiny-encoders": "encoder", "real-ways": "model"}
 
 
 def get_config(arg: str = "tiny-methods") -> StudyConfig:
@@ -104,16 +112,21 @@ def get_config(arg: str = "tiny-methods") -> StudyConfig:
     "tiny-data": _tiny_data,
     "tiny-encoders": _tiny_encoders,
     "real-data": _real_data,
+    "real-ways": _real_ways,
     "500m-methods": _500m_methods,
     "500m-data": _500m_data,
     "smoke": _smoke,
   }
-  name, _, encoder = arg.partition(",encoder=")
+  name, _, more = arg.partition(",")
+  key, _, value = more.partition("=")
   if name not in recipes:
     raise UserError(f"configs/study.py: no recipe {name!r}; there are {', '.join(recipes)}")
-  if encoder and name != "tiny-encoders":
-    raise UserError(f"configs/study.py: cannot read {arg!r}; tiny-encoders alone takes encoder=FOLDER")
-  return recipes[name](encoder) if encoder else recipes[name]()
+  if more and (key != TAKES.get(name) or not value):
+    raise UserError(
+      f"configs/study.py: cannot read {arg!r}; tiny-encoders takes encoder=FOLDER, real-ways model=FOLDER,"
+      " the others nothing"
+    )
+  return recipes[name](value) if more else recipes[name]()
 
 
 def _tiny_methods() -> StudyConfig:
@@ -224,9 +237,48 @@ def _real_data() -> StudyConfig:
     questions=EvalConfig(source=scenes, tiles=(1,), batch_size=16, controls=("no_image",)),
     axis="questions",
     beside={name: dataclasses.replace(scenes, size=100, shift=name) for name in ("roll", "low")},
-    skills=("name", "choose", "where"),
+    skills=REAL_SKILLS,
     skill_count=100,
   )
+
+
+def _real_ways(model: str = "runs/real/merged") -> StudyConfig:
+  """Equal steps, the data of `real-data`'s 640 conversations; `answers` is its recipe and the control."""
+  recipe = f"real:stage=relation,model={model}"
+  keep = {"kind": "skills", "seed": 121, "image_size": 224, "turns": 5, "weight": 0.25}
+  keep["tasks"] = dict.fromkeys(REAL_SKILLS, 1.0)
+  words = real.spoken_losses(objects=True, **{name: weight / 4 for name, weight in real.WORDS.items()})
+  depth = {"kind": "depth_probe", "weight": 0.1, "kwargs": {"read": "decoder", "layer": 16, "detach": False}}
+  ways = {
+    "answers": {},
+    "replay": {"data.sources.scenes.weight": 0.75, "data.sources.talk": keep},
+    "base": {"losses.base": {"kind": "distil", "weight": 0.5, "kwargs": {"teacher": "base"}}},
+    "words": {f"losses.{name}": _quoted(loss) for name, loss in words.items()},
+    "depth": {"losses.depth": depth},
+    "tower": {"peft.target": f"{DECODER}|{TOWER}"},
+  }
+  cells = {name: CellConfig(recipe, settings) for name, settings in ways.items()}
+  cells["rewards"] = CellConfig(recipe.replace("relation", "rewards"))
+  for name in ("lora", "rslora", "dora", "pfeiffer", "ia3", "ln_tuning", "prefix"):
+    cells[name] = CellConfig(f"{recipe},method={name}")
+  cells["nf4"] = CellConfig(f"{recipe},method=lora", {"model.quantize": "nf4"})
+  whole = _real_data()
+  return dataclasses.replace(
+    whole,
+    name="real-ways",
+    cells=cells,
+    control="answers",
+    settings=LEAN | {"data.sources.scenes.size": 640},
+    axis="",
+    beside={},
+  )
+
+
+def _quoted(loss: LossConfig) -> dict[str, Any]:
+  """As settings: a command line reads the word none as no value."""
+  said = dataclasses.asdict(loss)
+  said["kwargs"] = {k: repr(v) if isinstance(v, str) else v for k, v in said["kwargs"].items()}
+  return said
 
 
 def _500m_methods() -> StudyConfig:

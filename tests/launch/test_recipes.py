@@ -121,8 +121,22 @@ def test_stages_of_the_real_parts():
   assert (
     {name for c in one.data.sources.values() for name in c.tasks} == {*one.eval.source.tasks} == {"Relation"}
   )
+  whole = read("stage=relation,model=/models/mine,method=ia3")
+  assert whole.model.path == "/models/mine" and not whole.model.encoders and whole.peft.method == "ia3"
+  assert whole.data == one.data and whole.optim.learning_rate == pytest.approx(2.5e-2)
+  other = read("stage=relation,model=/models/mine")
+  assert other.peft == dataclasses.replace(one.peft, resume_from=None) and other.optim == one.optim
+  twice = read("stage=rewards")
+  assert twice.peft.resume_from == score.adapter and not twice.stages["2-rewards"].peft.resume_from
+  (asked,) = twice.stages["2-rewards"].data.sources.values()
+  assert asked.turns == 1 and asked.seed not in {seed for _, seed in seen}
   for arg, message in (
     ("stage=8", "no stage '8'"),
+    ("stage=7,model=a", "stages relation and rewards alone take a whole model; stage 7 does not"),
+    ("stage=relation,model=a,text=b", "text= names a part of it"),
+    ("stage=relation,method=ia3", "goes on from a whole model"),
+    ("stage=relation,model=a,method=ia4", "no method 'ia4'; there are lora"),
+    ("stage=rewards,model=a,method=ia3", "stage rewards takes no method="),
     ("stage=score,text=/models/lm", "no stage 'score'"),
     ("score,text=/models/lm", "cannot read 'score'; known: score, shifts or photos alone"),
     ("stage=2,adapter=mine", "begins with a fresh adapter"),

@@ -193,7 +193,13 @@ def test_the_grids_of_data():
   asked = run.beside.asked["roll"]
   assert asked.model.path == "study/runs/right_400/seed-0" and asked.data.shift == "roll"
   assert not asked.score.controls and run.config.eval.controls == ("no_image",)
-  for arg in ("500m-data", "500m-methods", "real-data", "tiny-encoders,encoder=/models/dinov2.x"):
+  for arg in (
+    "500m-data",
+    "500m-methods",
+    "real-data",
+    "real-ways",
+    "tiny-encoders,encoder=/models/dinov2.x",
+  ):
     runs = grid.expand(cli.load(f"study:{arg}", [], StudyConfig), HERE, read)
     assert len({run.cell for run in runs}) > 2
   assert runs[2].config.model.encoders == ("own", "/models/dinov2.x") and runs[2].cell == "own+dinov2px"
