@@ -30,7 +30,7 @@ class Run:
 
   Attributes:
     vlm: the model that is evaluated, adapters attached.
-    step: of `training.step.make_train_step`.
+    step: of `training.step.train_step_of`.
   """
 
   config: RunConfig
@@ -65,10 +65,10 @@ def describe(config: RunConfig, mesh: Mesh) -> Run:
   heads = nnx.eval_shape(lambda: objectives.make_heads(terms, model, config.seed))
   split = state_lib.Split(vlm, peft.trainable_filter(vlm, config.peft), mesh, heads)
   objectives.check_reach(terms, [n for n in split.params if not state_lib.is_head(n)], model)
-  rate = optim.schedule(config.optim, config.train.steps)
+  rate = optim.schedule(config.optim, optim.span(config.optim, config.train.steps))
   tx = optim.make_optimizer(config.optim, rate, split.params)
   state = state_lib.abstract_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
-  step = step_lib.train_step_of(config, split, tx, terms, rate)
+  step = step_lib.train_step_of(config, split, terms)
   return Run(config, mesh, model, split, state, terms, step)
 
 

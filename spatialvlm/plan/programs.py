@@ -112,7 +112,8 @@ def train(run: Run, shapes: Shapes) -> Traced:
   cut = lambda x: (parts, x.shape[0] // parts, *x.shape[1:]) if parts > 1 else x.shape
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(cut(x), x.dtype, sharding=sharding), batch)
   places = (step_lib.state_shardings(run.state), None)
-  programs = step_lib.Programs(run.step, run.mesh, donate=True, out_shardings=places)
+  span = jax.ShapeDtypeStruct((2,), jnp.float32, sharding=NamedSharding(run.mesh, PartitionSpec()))
+  programs = step_lib.Programs(run.step, run.mesh, donate=True, out_shardings=places, given=(span,))
   groups = {"weights": run.split.frozen, "trained": _weights(run), "optimizer": _moments(run), "batch": batch}
   return Traced(programs.traced(run.state, run.split.frozen, batch), groups, rows=shapes.batch)
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from spatialvlm.config import RunConfig
 from spatialvlm.data import batch as batch_lib
 from spatialvlm.data.tile_keys import TILE_KEY
-from spatialvlm.training import guards
+from spatialvlm.training import guards, optim
 from spatialvlm.training import step as step_lib
 from spatialvlm.training.checkpoint import VALIDATION, Checkpoints, cost
 from spatialvlm.training.clock import Clock
@@ -43,7 +43,7 @@ class Parts:
   """What the loop turns.
 
   Attributes:
-    train_step, loss_step: functions of `step.make_train_step` and `step.make_loss_step`.
+    train_step, loss_step: functions of `step.train_step_of` and `step.make_loss_step`.
     frozen: the arrays that are not trained.
     extra: the arrays of `Batch.extra` that go to the devices; the others are left behind.
     vision: makes features of a batch's pixels, where the vision tower is frozen; None where it is not.
@@ -182,6 +182,7 @@ class _Loop:
       parts.mesh,
       donate=True,
       out_shardings=(shardings, None),
+      given=(step_lib.everywhere(optim.span(config.optim, config.train.steps), parts.mesh),),
     )
     self.loss_programs = step_lib.Programs(parts.loss_step, parts.mesh, donate=False, out_shardings=None)
     # (step, figures on the devices, shares of positions, ids) of steps whose figures were not fetched yet

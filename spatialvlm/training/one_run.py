@@ -124,7 +124,7 @@ def _train(
   }
   vision = frozen_vision.make(config.train, split, terms, memory, numbers, handover, own_eyes)
   del base, model, heads, others
-  rate = optim.schedule(config.optim, config.train.steps)
+  rate = optim.schedule(config.optim, optim.span(config.optim, config.train.steps))
   tx = optim.make_optimizer(config.optim, rate, split.params)
   fresh = state_lib.init_state(split.params, tx, ema=bool(config.optim.ema), mesh=mesh)
   wanted = objectives.of_phases(terms)
@@ -146,7 +146,7 @@ def _train(
     say(note)
   start.keep(config, split, fresh, workdir)
   scores.before(fresh)
-  train_step = step_lib.train_step_of(config, split, tx, terms, rate, averaged)
+  train_step = step_lib.train_step_of(config, split, terms, averaged)
   parts = Parts(
     mesh=mesh,
     train_step=train_step,

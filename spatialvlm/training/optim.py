@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import contrib
 
@@ -19,10 +20,23 @@ from spatialvlm.types import UserError
 Schedule = Callable[[Any], jax.Array]
 
 
-def schedule(config: OptimConfig, steps: int) -> Schedule:
-  """Learning rate of step 0, 1, ...: a linear warm-up to the peak, then what `config.schedule` names.
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """How a schedule falls.
 
-  The first step has a rate of `learning_rate / warmup_steps`, not zero; the last ends the decay. `steps` is
+  Attributes:
+    decay: `(config, steps) -> n`: the fall takes the last n of so many steps.
+    at: `(done, config) -> factor` of the peak, where a share `done` of the fall is over.
+  """
+
+  decay: Callable[[OptimConfig, int], int]
+  at: Callable[[jax.Array, OptimConfig], Any]
+
+
+def span(config: OptimConfig, steps: int) -> np.ndarray:
+  """(2,) float32: the step at which the rate begins to fall, and how many steps that takes.
+
+  A step's program takes it as an argument, so that runs of other lengths need no other program. `steps` is
   the length of the run, which `config.schedule_steps` overrides where it is not 0.
 
   Raises:
@@ -32,33 +46,44 @@ def schedule(config: OptimConfig, steps: int) -> Schedule:
     raise UserError(
       f"config.optim.schedule: unknown {config.schedule!r}; {nearest(config.schedule, SCHEDULES)}"
     )
-  shape, steps = SCHEDULES[config.schedule], config.schedule_steps or steps
+  steps = config.schedule_steps or steps
+  decay = SCHEDULES[config.schedule].decay(config, steps)
+  return np.asarray([steps - decay, max(decay, 1)], np.float32)
+
+
+def schedule(config: OptimConfig, span: Any) -> Schedule:
+  """Learning rate of step 0, 1, ...: a linear warm-up to the peak, then what `config.schedule` names.
+
+  The first step has a rate of `learning_rate / warmup_steps`, not zero; the last ends the decay.
+
+  Args:
+    span: what `span` returns, or a traced array of the same.
+  """
+  shape = SCHEDULES[config.schedule]
 
   def rate(step):
     step = jnp.asarray(step, jnp.float32)
     warm = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
-    return jnp.float32(config.learning_rate) * warm * shape(step, config, steps)
+    done = jnp.clip((step - span[0]) / span[1], 0, 1)
+    return jnp.float32(config.learning_rate) * warm * shape.at(done, config)
 
   return rate
 
 
-def _cosine(step, config: OptimConfig, steps: int):
-  done = jnp.clip((step - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0, 1)
+def _cosine(done, config: OptimConfig):
   return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done))
 
 
-def _wsd(step, config: OptimConfig, steps: int):
-  """Warm-up, stable, decay (Hu et al., MiniCPM, arXiv 2404.06395), with a linear decay."""
-  decay = max(round(config.decay_fraction * steps), 1)
-  done = jnp.clip((step - (steps - decay)) / decay, 0, 1)
+def _linear(done, config: OptimConfig):
   return 1 - (1 - config.final_fraction) * done
 
 
-def _constant(step, config: OptimConfig, steps: int):
-  return 1.0
-
-
-SCHEDULES = {"cosine": _cosine, "wsd": _wsd, "constant": _constant}
+SCHEDULES = {
+  "cosine": Shape(lambda config, steps: steps - config.warmup_steps, _cosine),
+  # Warm-up, stable, decay (Hu et al., MiniCPM, arXiv 2404.06395), with a linear decay.
+  "wsd": Shape(lambda config, steps: max(round(config.decay_fraction * steps), 1), _linear),
+  "constant": Shape(lambda config, steps: 0, lambda done, config: 1.0),
+}
 
 
 @dataclasses.dataclass(frozen=True)

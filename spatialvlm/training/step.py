@@ -15,34 +15,42 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from spatialvlm.config import RunConfig
 from spatialvlm.core import axes
 from spatialvlm.peft import seed_dropout
-from spatialvlm.training import flops
+from spatialvlm.training import flops, optim
 from spatialvlm.training.objectives import Models, Terms, asks_of, wants_of
 from spatialvlm.training.state import Params, Split, TrainState, is_head, weights
 from spatialvlm.types import Batch
 
-StepFn = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]
+StepFn = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 def train_step_of(
-  config: RunConfig,
-  split: Split,
-  tx: optax.GradientTransformation,
-  terms: Terms,
-  rate: Callable[[Any], jax.Array],
-  averaged: frozenset[str] = frozenset(),
+  config: RunConfig, split: Split, terms: Terms, averaged: frozenset[str] = frozenset()
 ) -> StepFn:
-  """The step of a run's config; a run takes it and a plan compiles it. Arguments are `make_train_step`'s."""
-  return make_train_step(
-    split,
-    tx,
-    terms,
-    seed=config.seed,
-    accumulation=config.train.accumulation,
-    clip_norm=config.optim.clip_norm,
-    ema=config.optim.ema,
-    averaged=averaged,
-    rate=rate,
-  )
+  """The step of a run's config, `(state, frozen, batch, span) -> (state, metrics)`.
+
+  A run takes it and a plan compiles it. `span` is that of the run's schedule (`optim.span`), (2,) float32: an
+  argument, so that runs of other lengths share their programs; left out, it is compiled in. What is not
+  named here is `make_train_step`'s.
+  """
+
+  def step(state: TrainState, frozen: Params, batch: Batch, span: jax.Array | None = None):
+    rate = optim.schedule(
+      config.optim, optim.span(config.optim, config.train.steps) if span is None else span
+    )
+    own = make_train_step(
+      split,
+      optim.make_optimizer(config.optim, rate, state.params),
+      terms,
+      seed=config.seed,
+      accumulation=config.train.accumulation,
+      clip_norm=config.optim.clip_norm,
+      ema=config.optim.ema,
+      averaged=averaged,
+      rate=rate,
+    )
+    return own(state, frozen, batch)
+
+  return step
 
 
 def make_train_step(
@@ -206,7 +214,11 @@ class Program:
 class Programs:
   """Compiles a step once per batch shape, ahead of time, and counts what it compiles."""
 
-  def __init__(self, function: Callable, mesh: Mesh, *, donate: bool, out_shardings: Any):
+  def __init__(
+    self, function: Callable, mesh: Mesh, *, donate: bool, out_shardings: Any, given: tuple[Any, ...] = ()
+  ):
+    """`given`: further arguments of the function, the same at every call; `everywhere` puts them in place."""
+    self._given = given
     self._jit = jax.jit(function, donate_argnums=(0,) if donate else (), out_shardings=out_shardings)
     self._mesh = mesh
     self._made: dict[Any, Program] = {}
@@ -225,13 +237,14 @@ class Programs:
       compiled = traced.lower().compile()
     seconds = time.perf_counter() - started
     counted = flops.count(traced.jaxpr)
-    self._made[shape] = Program(compiled, counted, program_bytes(compiled), seconds)
+    run = (lambda *args: compiled(*args, *self._given)) if self._given else compiled
+    self._made[shape] = Program(run, counted, program_bytes(compiled), seconds)
     return self._made[shape], True
 
   def traced(self, state: TrainState, frozen: Params, batch: Batch) -> jax.stages.Traced:
     """The step as it would be compiled for these arrays, or for what describes them."""
     with jax.set_mesh(self._mesh):
-      return self._jit.trace(state, frozen, batch)
+      return self._jit.trace(state, frozen, batch, *self._given)
 
 
 def state_shardings(state: TrainState) -> TrainState:
@@ -242,6 +255,11 @@ def state_shardings(state: TrainState) -> TrainState:
 def abstract(state: TrainState) -> TrainState:
   """Shapes, types and shardings of a state, without its arrays."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def everywhere(array: Any, mesh: Mesh) -> jax.Array:
+  """A small array as every device has it whole."""
+  return jax.device_put(array, NamedSharding(mesh, PartitionSpec()))
 
 
 def batch_sharding(mesh: Mesh, accumulation: int = 1) -> NamedSharding:

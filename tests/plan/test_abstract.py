@@ -75,7 +75,9 @@ def test_a_run_has_what_is_described(folder, tmp_path, more):
   config = dataclasses.replace(config, peft=peft.completed(config.peft))
   vlm = start.build_model(config, mesh, tmp_path, loading.load_base(config.model, mesh))
   split = state_lib.Split(vlm, peft.trainable_filter(vlm, config.peft), mesh)
-  tx = optim.make_optimizer(config.optim, optim.schedule(config.optim, 10), split.params)
+  tx = optim.make_optimizer(
+    config.optim, optim.schedule(config.optim, optim.span(config.optim, 10)), split.params
+  )
   state = state_lib.init_state(split.params, tx, ema=False, mesh=mesh)
   assert said(run.split.frozen) == said(split.frozen)
   assert said(run.state) == said(state)

@@ -43,9 +43,9 @@ def make_parts(
   others = others() if others else {}
   meshes = {name: axes.spread_anew(mesh, spread) for name in others} if spread else {}
   split = state_lib.Split(TinyVlm(), trainable, mesh, heads, others, meshes)
-  rate = optim.schedule(config.optim, config.train.steps)
+  rate = optim.schedule(config.optim, optim.span(config.optim, config.train.steps))
   tx = optim.make_optimizer(config.optim, rate, split.params)
-  train_step = step_lib.train_step_of(config, split, tx, terms, rate)
+  train_step = step_lib.train_step_of(config, split, terms)
   parts = Parts(
     mesh=mesh,
     train_step=train_step,

@@ -109,9 +109,9 @@ def test_nan_stops_and_names_step_and_examples(tmp_path):
   parts, state = make_parts(config)
   poisoned = parts.train_step
 
-  def step(state, frozen, batch):
+  def step(state, frozen, batch, span):
     # The loss of step 5 alone is NaN, though its gradient is not: nothing but the loss can tell.
-    new, metrics = poisoned(state, frozen, batch)
+    new, metrics = poisoned(state, frozen, batch, span)
     return new, metrics | {"loss": jax.numpy.where(state.step == 4, jax.numpy.nan, metrics["loss"])}
 
   parts = dataclasses.replace(parts, train_step=step)

@@ -101,7 +101,7 @@ def test_others_are_asked_and_never_trained():
   split = state_lib.Split(fakes.TinyVlm(), fakes.trainable, mesh, others={"teacher": teacher})
   assert not any("others" in name for name in split.params)
   assert {n for n in split.frozen if n.startswith("others.teacher.")} >= {"others.teacher.up.kernel"}
-  rate = optim_lib.schedule(make_config().optim, 8)
+  rate = optim_lib.schedule(make_config().optim, optim_lib.span(make_config().optim, 8))
   tx = optim_lib.make_optimizer(make_config().optim, rate, split.params)
   state = state_lib.init_state(split.params, tx, ema=False, mesh=mesh)
   step = jax.jit(step_lib.make_train_step(split, tx, {"teacher": (1.0, Teacher())}))

@@ -33,7 +33,7 @@ def split():
 def test_every_optimizer_goes_downhill_with_its_state_beside_the_parameters(split, name):
   rate = {"prodigy": 1.0, "sgd": 0.3, "adagrad": 0.3, "sm3": 0.3, "schedule_free_sgd": 1.0, "adopt": 0.05}
   config = OptimConfig(name=name, learning_rate=rate.get(name, 0.02), warmup_steps=1, schedule="constant")
-  tx = optim.make_optimizer(config, optim.schedule(config, 30), split.params)
+  tx = optim.make_optimizer(config, optim.schedule(config, optim.span(config, 30)), split.params)
   state = state_lib.init_state(split.params, tx, ema=False, mesh=split.mesh)
   loss = lambda params: sum(jnp.square(p - 0.1).mean() for p in params.values())
 
@@ -52,23 +52,24 @@ def test_every_optimizer_goes_downhill_with_its_state_beside_the_parameters(spli
 
 def test_schedules():
   cosine = OptimConfig(learning_rate=2.0, schedule="cosine", warmup_steps=4, final_fraction=0.1)
-  rates = [float(optim.schedule(cosine, 12)(s)) for s in range(13)]
+  rates = [float(optim.schedule(cosine, optim.span(cosine, 12))(s)) for s in range(13)]
   np.testing.assert_allclose(rates[:4], [0.5, 1.0, 1.5, 2.0], rtol=1e-6)
   theirs = optax.cosine_decay_schedule(2.0, 8, alpha=0.1)
   np.testing.assert_allclose(rates[4:], [float(theirs(s)) for s in range(9)], rtol=1e-5)
   wsd = OptimConfig(learning_rate=1.0, schedule="wsd", warmup_steps=2, decay_fraction=0.4)
-  rates = [float(optim.schedule(wsd, 10)(s)) for s in range(11)]
+  rates = [float(optim.schedule(wsd, optim.span(wsd, 10))(s)) for s in range(11)]
   np.testing.assert_allclose(rates, [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0], atol=1e-6)
   constant = OptimConfig(learning_rate=0.3, schedule="constant", warmup_steps=0)
-  assert float(optim.schedule(constant, 10)(9)) == pytest.approx(0.3)
+  assert float(optim.schedule(constant, optim.span(constant, 10))(9)) == pytest.approx(0.3)
   with pytest.raises(UserError, match="did you mean 'cosine'"):
-    optim.schedule(OptimConfig(schedule="cosin"), 10)
+    optim.span(OptimConfig(schedule="cosin"), 10)
 
 
 def test_a_schedule_longer_than_the_run_ends_it_before_the_decay_is_done():
   long, cut = OptimConfig(schedule="cosine"), OptimConfig(schedule="cosine", schedule_steps=100)
   for step in (0, 9, 25, 49):
-    assert float(optim.schedule(cut, 50)(step)) == float(optim.schedule(long, 100)(step))
+    rates = [optim.schedule(one, optim.span(one, n))(step) for one, n in ((cut, 50), (long, 100))]
+    assert float(rates[0]) == float(rates[1])
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "adafactor", "schedule_free_adamw"])
@@ -81,7 +82,7 @@ def test_only_what_the_mask_names_decays(split, name):
     weight_decay=0.1,
     weight_decay_mask=r"up\..*",
   )
-  tx = optim.make_optimizer(config, optim.schedule(config, 10), split.params)
+  tx = optim.make_optimizer(config, optim.schedule(config, optim.span(config, 10)), split.params)
   params = {k: v + 1.0 for k, v in split.params.items()}
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(zeros, tx.init(params), params)
@@ -101,7 +102,7 @@ def test_decay_of_matrices_and_bad_masks(split):
 
 
 def test_arguments_by_name(split):
-  rate = optim.schedule(OptimConfig(), 10)
+  rate = optim.schedule(OptimConfig(), optim.span(OptimConfig(), 10))
   config = OptimConfig(name="muon", kwargs={"ns_steps": 3.0, "beta": 0.9})
   optim.make_optimizer(config, rate, split.params)
   with pytest.raises(UserError, match="did you mean 'b2'"):
@@ -112,7 +113,7 @@ def test_arguments_by_name(split):
 
 def test_schedule_free_is_evaluated_at_its_average(split):
   config = OptimConfig(name="schedule_free_adamw", learning_rate=0.1, warmup_steps=0, schedule="constant")
-  tx = optim.make_optimizer(config, optim.schedule(config, 10), split.params)
+  tx = optim.make_optimizer(config, optim.schedule(config, optim.span(config, 10)), split.params)
   state = state_lib.init_state(split.params, tx, ema=False, mesh=split.mesh)
   grads = jax.tree.map(jnp.ones_like, state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -139,7 +140,7 @@ def test_groups_have_rates_of_their_own(name):
 
   def after(config, params, keys):
     params = {key: params[key] for key in keys}
-    tx = optim.make_optimizer(config, optim.schedule(config, 3), params)
+    tx = optim.make_optimizer(config, optim.schedule(config, optim.span(config, 3)), params)
     state = tx.init(params)
     for grad in grads:
       updates, state = tx.update({key: grad[key] for key in keys}, state, params)
@@ -167,5 +168,7 @@ def test_groups_have_rates_of_their_own(name):
 def test_groups_that_cannot_be(groups, name, words):
   config = OptimConfig(name=name, groups=groups)
   with pytest.raises(UserError) as caught:
-    optim.make_optimizer(config, optim.schedule(config, 3), {"a.lora_b": jnp.zeros((2, 2))})
+    optim.make_optimizer(
+      config, optim.schedule(config, optim.span(config, 3)), {"a.lora_b": jnp.zeros((2, 2))}
+    )
   assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -39,7 +39,7 @@ def one_device():
   model = fakes.TinyVlm()
   mesh = axes.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   split = state_lib.Split(model, fakes.trainable, mesh)
-  rate = optim.schedule(config.optim, config.train.steps)
+  rate = optim.schedule(config.optim, optim.span(config.optim, config.train.steps))
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.0))
   params, opt_state, found = split.params, tx.init(split.params), []
 
@@ -96,6 +96,28 @@ def test_sharded_parameters_take_their_share_of_memory_only():
   _, state, _ = losses_of(make_config(mesh=MeshConfig(data=1, fsdp=8)), steps=1)
   kernel = state.params["up.kernel"]
   assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+
+
+def test_runs_of_other_lengths_share_their_programs():
+  """And each goes by its own schedule."""
+  of = lambda n, name: make_config(steps=n, optim={"schedule": name, "warmup_steps": 2})
+  for name in optim.SCHEDULES:
+    texts, rates = [], []
+    for config in (of(9, name), of(30, name)):
+      parts, state = make_parts(config)
+      span = step_lib.everywhere(optim.span(config.optim, config.train.steps), parts.mesh)
+      places = (step_lib.state_shardings(state), None)
+      programs = step_lib.Programs(
+        parts.train_step, parts.mesh, donate=True, out_shardings=places, given=(span,)
+      )
+      batch = step_lib.to_devices(parts.stream.batch(0)[0], parts.mesh)
+      texts.append(programs.traced(state, parts.frozen, batch).lower().as_text())
+      for _ in range(9):
+        state, metrics = programs.get(state, parts.frozen, batch)[0].run(state, parts.frozen, batch)
+      own = jax.jit(optim.schedule(config.optim, optim.span(config.optim, config.train.steps)))
+      assert float(metrics["learning_rate"]) == pytest.approx(float(own(8)), rel=1e-5)
+      rates.append(float(metrics["learning_rate"]))
+    assert texts[0] == texts[1] and (rates[0] != rates[1]) == (name != "constant"), name
 
 
 def test_frozen_stays_and_old_state_is_donated():
