@@ -1,12 +1,12 @@
 """What a newcomer's `make train` spends on compilers, with and without programs kept between its commands.
 
-  python benchmarks/newcomer.py [--steps=3] [--questions=48]
+  python benchmarks/newcomer.py [--steps=20] [--questions=48]
 
-Runs the two trainings of `make train`, cut to a few steps and questions, one after the other: first with
-nothing kept anywhere, then with a fresh folder that keeps what is compiled (what a newcomer has), then with
-the same folder once more (the second `make train`). Of each: seconds in the compilers, seconds to trace, how
-many programs were compiled and how many were read, and the command's seconds of the processor. Seconds of
-compilers are of the clock; run it where nothing else runs.
+Runs the two trainings of `make train`, cut to a few questions and to so many steps that batches of both
+lengths come, one after the other: first with nothing kept anywhere, then with a fresh folder that keeps what
+is compiled (what a newcomer has), then with the same folder once more (the second `make train`). Of each:
+seconds in the compilers, seconds to trace, how many programs were compiled and how many were read, and the
+command's seconds of the processor. Seconds of compilers are of the clock; run it where nothing else runs.
 """
 
 import argparse
@@ -27,7 +27,7 @@ RECIPES = ("lora:tiny", "lora:tiny-distance")
 
 def arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-  parser.add_argument("--steps", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=20)
   parser.add_argument("--questions", type=int, default=48)
   parser.add_argument("--child", help="used within: where one command writes what it counted")
   return parser.parse_known_args()[0]

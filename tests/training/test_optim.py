@@ -101,6 +101,29 @@ def test_decay_of_matrices_and_bad_masks(split):
     optim.decay_mask("(", split.params)
 
 
+@pytest.mark.parametrize("steps", [3, 5])
+def test_muon_in_a_loop_is_optax_s_own(split, steps):
+  """Same updates, and a state of the same shapes, so that older runs can be continued."""
+  config = OptimConfig(
+    name="muon", schedule="constant", learning_rate=0.02, kwargs={"ns_steps": float(steps)}
+  )
+  rate = optim.schedule(config, optim.span(config, 10))
+  matrix = lambda name: optax.contrib.MuonDimensionNumbers() if name.endswith("kernel") else None
+  dims = lambda params: {name: matrix(name) for name in params} if isinstance(params, dict) else params
+  theirs = optax.contrib.muon(rate, ns_steps=steps, muon_weight_dimension_numbers=dims)
+  params, found = split.params, []
+  for tx in (theirs, optim.make_optimizer(config, rate, params)):
+    state, moved = tx.init(params), params
+    for _ in range(3):
+      updates, state = jax.jit(tx.update)(jax.tree.map(jnp.cos, moved), state, moved)
+      moved = optax.apply_updates(moved, updates)
+    found.append((moved, [leaf.shape for leaf in jax.tree.leaves(state)]))
+  assert found[0][1] == found[1][1]
+  for name, value in found[0][0].items():
+    np.testing.assert_allclose(found[1][0][name], value, rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(value) - np.asarray(params[name])).max() > 1e-3
+
+
 def test_arguments_by_name(split):
   rate = optim.schedule(OptimConfig(), optim.span(OptimConfig(), 10))
   config = OptimConfig(name="muon", kwargs={"ns_steps": 3.0, "beta": 0.9})
