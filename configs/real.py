@@ -22,7 +22,7 @@ name. The encoder stays as it is, so that what it makes of a picture is made onc
   connector=   of later stages: where the trained connector is, by default the one that comes with the
                project; with other parts that of your stage 1, runs/real/1/model
   model=       of stages relation and rewards: a whole model in place of parts, connector and adapter, such as
-               what comes with the project put together (docs/inside.md, "The model of real parts")
+               what comes with the project, by launch/real_parts.py --merged=runs/real/merged
   method=      of stage relation, with model=: a method of configs/peft.py in place of LoRA and connector
 
 They are separated by commas: `real.py:stage=1,text=HuggingFaceTB/SmolLM2-135M-Instruct`. What came of stages
@@ -104,7 +104,7 @@ def get_config(arg: str = "stage=7") -> RunConfig | EvaluateConfig:
   if "model" in said:
     return _of_a_whole_model(made[stage], stage, said)
   if "method" in said:
-    raise UserError("configs/real.py: method= goes on from a whole model; name it, as model=runs/real/merged")
+    raise UserError("configs/real.py: method= goes on from a whole model; name it, as model=FOLDER")
   config = made[stage](_model(said, trained=stage != "1"))
   if "adapter" not in said:
     return config
