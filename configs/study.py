@@ -23,11 +23,10 @@ cell's rate: `--config.cells.ia3.settings.optim.learning_rate=0.02`.
 """
 
 import dataclasses
-from typing import Any
 
-from spatialvlm.config import CellConfig, EvalConfig, LossConfig, ScenesConfig, StudyConfig, crossed
+from spatialvlm.config import CellConfig, EvalConfig, ScenesConfig, StudyConfig, crossed
 from spatialvlm.config.names import DECODER, TOWER
-from spatialvlm.configs import peft, real
+from spatialvlm.configs import peft
 from spatialvlm.types import UserError
 
 # A study keeps checkpoints and answers; `launch/export.py --model=RUN` writes what it would have exported.
@@ -247,19 +246,19 @@ def _real_ways(model: str = "runs/real/merged") -> StudyConfig:
   recipe = f"real:stage=relation,model={model}"
   keep = {"kind": "skills", "seed": 121, "image_size": 224, "turns": 5, "weight": 0.25}
   keep["tasks"] = dict.fromkeys(REAL_SKILLS, 1.0)
-  words = real.spoken_losses(objects=True, **{name: weight / 4 for name, weight in real.WORDS.items()})
   depth = {"kind": "depth_probe", "weight": 0.1, "kwargs": {"read": "decoder", "layer": 16, "detach": False}}
+  heat = {"detach": False, "upsample": 2, "decoder_layers": (16,)}
   ways = {
     "answers": {},
     "replay": {"data.sources.scenes.weight": 0.75, "data.sources.talk": keep},
     "base": {"losses.base": {"kind": "distil", "weight": 0.5, "kwargs": {"teacher": "base"}}},
-    "words": {f"losses.{name}": _quoted(loss) for name, loss in words.items()},
     "depth": {"losses.depth": depth},
+    "map": {"losses.map": {"kind": "dense_depth", "weight": 0.1, "kwargs": heat}},
     "tower": {"peft.target": f"{DECODER}|{TOWER}"},
   }
   cells = {name: CellConfig(recipe, settings) for name, settings in ways.items()}
   cells["rewards"] = CellConfig(recipe.replace("relation", "rewards"))
-  for name in ("lora", "rslora", "dora", "pfeiffer", "ia3", "ln_tuning", "prefix"):
+  for name in ("lora", "ia3", "pfeiffer", "prefix", "ln_tuning", "rslora", "dora"):
     cells[name] = CellConfig(f"{recipe},method={name}")
   cells["nf4"] = CellConfig(f"{recipe},method=lora", {"model.quantize": "nf4"})
   whole = _real_data()
@@ -272,13 +271,6 @@ def _real_ways(model: str = "runs/real/merged") -> StudyConfig:
     axis="",
     beside={},
   )
-
-
-def _quoted(loss: LossConfig) -> dict[str, Any]:
-  """As settings: a command line reads the word none as no value."""
-  said = dataclasses.asdict(loss)
-  said["kwargs"] = {k: repr(v) if isinstance(v, str) else v for k, v in said["kwargs"].items()}
-  return said
 
 
 def _500m_methods() -> StudyConfig:
