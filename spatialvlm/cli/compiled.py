@@ -11,6 +11,9 @@ import tempfile
 from spatialvlm import caches
 
 FOLDER, LIMIT = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
+LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+# JAX's own second leaves out most programs of a small model's evaluator.
+LEAST_SECONDS = 0.3
 # Least recently used programs go first. A program is about 1 to 20 MB.
 MOST_BYTES = 2 << 30
 
@@ -40,6 +43,8 @@ def keep() -> pathlib.Path | None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   if LIMIT not in os.environ:
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+  if LEAST not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
   return folder
 
 

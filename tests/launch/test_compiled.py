@@ -8,7 +8,6 @@ from spatialvlm.cli import compiled
 
 PROGRAM = """
 import jax
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 from spatialvlm.cli import compiled
 print(compiled.keep(), flush=True)
 hits = []
@@ -19,6 +18,7 @@ print(hits.count("/jax/compilation_cache/cache_hits"))
 
 
 def run(**variables):
+  variables = {compiled.LEAST: "0"} | variables
   unset = (compiled.FOLDER, compiled.LIMIT, "JAX_ENABLE_COMPILATION_CACHE")
   env = {key: value for key, value in os.environ.items() if key not in unset}
   done = subprocess.run(
@@ -34,6 +34,17 @@ def test_a_second_process_reads_what_the_first_compiled(tmp_path):
   assert os.listdir(folder)
   again, result, hits = run(XDG_CACHE_HOME=str(tmp_path))
   assert again == folder and result == "7" and int(hits) >= 1
+
+
+def test_programs_of_a_third_of_a_second_are_kept_unless_the_user_says_another_time():
+  say = "import jax; from spatialvlm.cli import compiled; compiled.keep()"
+  say += "; print(jax.config.jax_persistent_cache_min_compile_time_secs)"
+  for said, expected in (({}, compiled.LEAST_SECONDS), ({compiled.LEAST: "7"}, 7.0)):
+    env = {name: value for name, value in os.environ.items() if name not in (compiled.FOLDER, compiled.LEAST)}
+    done = subprocess.run(
+      [sys.executable, "-c", say], env=env | said, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) == expected
 
 
 def test_a_folder_that_cannot_be_written_turns_it_off(tmp_path):
