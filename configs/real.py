@@ -322,7 +322,7 @@ def _rewards(model: ModelConfig) -> RunConfig:
     dataclasses.replace(config, data=alone),
     peft=_lora(),
     optim=OptimConfig("adamw", learning_rate=3e-4, schedule="constant", warmup_steps=5),
-    train=dataclasses.replace(train, steps=40, batch_size=64),
+    train=dataclasses.replace(train, steps=20, batch_size=64),
     kl=0.01,
     new_tokens=4,
   )

@@ -30,6 +30,9 @@ from spatialvlm.types import UserError
 VALIDATION = "validation"
 # Bytes that a checkpoint takes beside its arrays.
 HEADROOM = 1 << 20
+# Of an array that several devices hold whole, each writes its part from so many bytes on: cutting one costs a
+# program for each shape and part, more than it saves in small ones.
+_SHARED_BYTES = 16 << 20
 
 
 def cost(measured: float, by: str) -> float:
@@ -95,7 +98,9 @@ class Checkpoints:
     step = int(state.step)
     if step in self.steps:
       return
-    with _saving(self.folder):
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = _SHARED_BYTES
+    with _saving(self.folder), context:
       # Orbax waits as well, but only after it has put the new save's parts in the place of those at work.
       self._orbax.wait()
       _check_space(self.folder, state)
