@@ -99,7 +99,7 @@ def _tiny() -> RunConfig:
     peft=PeftConfig(
       "lora", target=EVERY_LINEAR, full=r"model\.connector\..*", options=dict(rank=16, alpha=32.0)
     ),
-    data=_data(mixed, (136, 152)),
+    data=_data(mixed, (136, 144, 152)),
     optim=OptimConfig("muon", learning_rate=4e-3, warmup_steps=30, kwargs=muon),
     train=TrainConfig(steps=1000, batch_size=16, log_every=50, validate_every=500, checkpoint_every=250),
     mesh=MeshConfig(cpu_devices=2),
